@@ -1,0 +1,134 @@
+"""What headers cannot say of a model: which names are layers, vocabulary rows, ties, or may be missing.
+
+The data are ``families/*.json``, one file a family, chosen by the config's ``model_type``. A family's entries go
+before those of ``default.json``, which is all that Llama, Mistral, Mixtral, Qwen and Gemma need. Names are matched
+by shell patterns (`fnmatch`), since checkpoints of one family differ in their prefixes.
+"""
+
+import functools
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from importlib import resources
+from typing import Any, Literal
+
+Section = Literal["before", "layer", "after"]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One family's data; every string that is matched with tensor names is a shell pattern."""
+
+    layer_counts: tuple[tuple[str, tuple[str, ...]], ...]  # (stack, dotted config keys that count its layers)
+    layer_lists: tuple[str, ...]  # config keys with one entry a layer
+    layer_index_lists: tuple[str, ...]  # config keys with indices of layers
+    vocabulary: tuple[str, ...]  # tensors with one row a token
+    ties: tuple[tuple[str, str], ...]  # (tensor, the tensor that it equals where embeddings are tied)
+    optional: tuple[str, ...]  # buffers that some checkpoints store and others compute
+    before: tuple[str, ...]  # tensors outside the layers that are used before them
+    after: tuple[str, ...]  # exceptions from `before`
+
+
+def choose_family(config: Mapping[str, Any]) -> Family:
+    """Return the family of the config's ``model_type``, the default one for a type that no file names."""
+    return _families().get(str(config.get("model_type")), _families()[""])
+
+
+def split_layer(name: str) -> tuple[str, int, str] | None:
+    """Return stack, layer and the rest of a tensor's name; None for a name outside the layers.
+
+    The stack is what comes before the first component that is a number; experts are numbered later.
+
+    >>> split_layer("model.layers.12.mlp.experts.3.up_proj.weight")
+    ('model.layers', 12, 'mlp.experts.3.up_proj.weight')
+    >>> split_layer("lm_head.weight")
+    """
+    parts = name.split(".")
+    for at, part in enumerate(parts):
+        if part.isascii() and part.isdigit() and str(int(part)) == part:
+            return ".".join(parts[:at]), int(part), ".".join(parts[at + 1 :])
+    return None
+
+
+def join_layer(stack: str, layer: int, rest: str) -> str:
+    """Return the name that `split_layer` takes apart.
+
+    >>> join_layer("h", 3, "ln_1.weight"), join_layer("", 0, "weight")
+    ('h.3.ln_1.weight', '0.weight')
+    """
+    return ".".join(part for part in (stack, str(layer), rest) if part)
+
+
+def layer_stacks(names: Iterable[str]) -> Mapping[str, tuple[int, ...]]:
+    """Return the layers of each stack, ascending; stacks in the order of their names.
+
+    >>> layer_stacks(["h.1.b", "h.0.a", "h.0.b", "wte.weight"])
+    {'h': (0, 1)}
+    """
+    found: dict[str, set[int]] = defaultdict(set)
+    for name in names:
+        if split := split_layer(name):
+            found[split[0]].add(split[1])
+    return {stack: tuple(sorted(found[stack])) for stack in sorted(found)}
+
+
+def section(name: str, family: Family) -> Section:
+    """Say whether a tensor belongs to a layer (of any stack), or is used before or after the layers."""
+    if split_layer(name):
+        return "layer"
+    return "before" if _matches(name, family.before) and not _matches(name, family.after) else "after"
+
+
+def is_vocabulary(name: str, family: Family) -> bool:
+    """Say whether a tensor may have one row a token; whether it has, its shape and the config tell."""
+    return _matches(name, family.vocabulary)
+
+
+def is_optional(name: str, family: Family) -> bool:
+    """Say whether a model may lack a tensor that another model of its kind stores."""
+    return _matches(name, family.optional)
+
+
+def find_tie(name: str, names: Collection[str], family: Family) -> str | None:
+    """Return the one of `names` that stands for tensor `name` where embeddings are tied.
+
+    None where there is none, or where several could be meant.
+    """
+    for tied, source in family.ties:
+        if fnmatchcase(name, tied):
+            found = [other for other in names if _may_tie(other, name, source)]
+            if len(found) == 1:
+                return found[0]
+    return None
+
+
+def _may_tie(other: str, name: str, pattern: str) -> bool:
+    return other != name and fnmatchcase(other, pattern) and split_layer(other) is None
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+@functools.cache
+def _families() -> Mapping[str, Family]:
+    """Every family by ``model_type``; the default under the empty string."""
+    folder = resources.files(__package__) / "families"
+    files = {path.name: json.loads(path.read_text("utf-8")) for path in folder.iterdir()}
+    default = files.pop("default.json")
+    found = {"": _make_family({}, default)}
+    for data in files.values():
+        found |= dict.fromkeys(data["model_types"], _make_family(data, default))
+    return found
+
+
+def _make_family(data: Mapping[str, Any], default: Mapping[str, Any]) -> Family:
+    return Family(
+        **{field.name: _freeze([*data.get(field.name, ()), *default[field.name]]) for field in fields(Family)}
+    )
+
+
+def _freeze(value: Any) -> Any:
+    return tuple(_freeze(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,76 @@
+"""Every error that mergemill raises on purpose.
+
+::
+
+    MergemillError                 exit  what went wrong
+    ├── InputError                    2  what the user gave; found before anything is written
+    │   ├── RecipeError                  the YAML: where, what, what would be right
+    │   ├── CheckpointError              a stored model
+    │   │   ├── HeaderError              a safetensors file that breaks the format
+    │   │   └── IndexFileError           a model.safetensors.index.json that does not fit its shards
+    │   ├── PlanError                    recipe and checkpoints do not go together
+    │   └── OutputError                  the output folder holds something else, or cannot be written
+    └── RunError                      1  the work itself
+        ├── SourceChanged                an input is no longer what the plan saw
+        ├── StorageError                 reading or writing failed: disk full, file gone, permission
+        ├── MergeError                   the tensors themselves cannot be merged
+        └── VerifyError                  an output that does not match its receipts
+
+A message says where, what is wrong and what would be right, in one line.
+"""
+
+
+class MergemillError(Exception):
+    """Base of everything here; `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class InputError(MergemillError):
+    """The recipe, its inputs or the output's place are wrong; nothing has been written."""
+
+    exit_code = 2
+
+
+class RecipeError(InputError):
+    """The recipe is not valid: the message begins with ``file:line:``."""
+
+
+class CheckpointError(InputError):
+    """A model cannot be opened or is not whole."""
+
+
+class HeaderError(CheckpointError):
+    """A safetensors file breaks the format."""
+
+
+class IndexFileError(CheckpointError):
+    """An index names shards or tensors that are not there."""
+
+
+class PlanError(InputError):
+    """The recipe and the checkpoints do not go together."""
+
+
+class OutputError(InputError):
+    """The output's place holds something else, or cannot be written."""
+
+
+class RunError(MergemillError):
+    """A merge that began could not go on; it can be resumed."""
+
+
+class SourceChanged(RunError):
+    """An input differs from what the plan was made from."""
+
+
+class StorageError(RunError):
+    """Reading or writing failed."""
+
+
+class MergeError(RunError):
+    """The values of the tensors do not allow the merge."""
+
+
+class VerifyError(RunError):
+    """An output does not match its receipts or its plan."""

@@ -1,0 +1,200 @@
+"""What a merge method is: one decorated function whose signature is the whole contract.
+
+Its positional parameters come from a closed set and say what it is given for each slab, flat and in the dtype of
+the accumulation (float32; float64 where an input is):
+
+==============  =====================================================================================
+`models`        the inputs, a list of tensors ``[n]`` in the recipe's order
+`deltas`        instead of `models`: their differences to the base, without the base itself
+`base`          the base model's tensor ``[n]``
+`statistics`    what the function given to the decorator as `statistics` returned for the whole tensor
+`place`         where the slab lies (`Place`): the whole tensor's name and shape, the slab's first element
+==============  =====================================================================================
+
+Its keyword-only parameters are the recipe's parameters; a trailing underscore keeps Python's words free (`lambda_`).
+`PerModel[float]` is one value for each tensor of `models` or `deltas`. Defaults stand where they are read.
+
+The slabs are copies made for this call: a method overwrites them freely, and returns one of them or a new tensor.
+The models themselves are never touched.
+"""
+
+import inspect
+import keyword
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from torch import Tensor
+
+from mergemill.engine.tensors.kernels import Rounds
+from mergemill.engine.tensors.place import Place
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Tensor])
+
+PER_MODEL = "per model"
+PerModel = Annotated[Sequence[T], PER_MODEL]
+
+Reads = Literal["element", "gram", "rank", "sums"]
+BaseRole = Literal["none", "required", "first of two"]
+GIVEN = ("models", "deltas", "base", "statistics", "place")
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """The closed range of a number; either end may be open."""
+
+    least: float | None = None
+    most: float | None = None
+
+    def __str__(self) -> str:
+        if self.most is None:
+            return f"at least {self.least:g}"
+        return f"at most {self.most:g}" if self.least is None else f"from {self.least:g} to {self.most:g}"
+
+    def holds(self, value: float) -> bool:
+        """Whether `value` lies in the range."""
+        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+
+
+Density = Annotated[float, Within(0, 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of a method, as the signature declares it."""
+
+    name: str  # in a recipe
+    argument: str  # in Python
+    kind: type  # float, int or bool
+    per_model: bool
+    required: bool
+    default: Any
+    within: Within | None
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A merge method and what its signature and decorator say about it."""
+
+    name: str
+    function: Callable[..., Tensor]
+    reads: Reads
+    base: BaseRole
+    parameters: tuple[Parameter, ...]
+    given: tuple[str, ...]  # which of the closed set it takes, in its order
+    least_inputs: int  # models beside the base; with "first of two", the base counts
+    most_inputs: int | None
+    statistics: Callable[..., Rounds] | None
+    most_rounds: int
+    extra_slabs: int
+    extra_bytes: int
+    check: Callable[..., str | None] | None  # given the settings, what is wrong with them
+
+    @property
+    def takes_deltas(self) -> bool:
+        """Whether the method is given task vectors."""
+        return "deltas" in self.given
+
+    @property
+    def title(self) -> str:
+        """The first line of the method's file."""
+        return (inspect.getmodule(self.function).__doc__ or self.name).strip().splitlines()[0]  # type: ignore[union-attr]
+
+    @property
+    def source(self) -> str:
+        """Paper and equation, from the method's file."""
+        text = inspect.getmodule(self.function).__doc__ or ""  # type: ignore[union-attr]
+        return " ".join(text.partition("Source:")[2].split("\n\n")[0].split())
+
+    def start(self, place: Place, settings: Mapping[str, Any], dtype: str) -> Rounds | None:
+        """Begin the statistics with what they name of `place`, `dtype` and the settings; None where there are none."""
+        if self.statistics is None:
+            return None
+        known = {"place": place, "dtype": dtype, **self._arguments(settings)}
+        return self.statistics(**{name: known[name] for name in inspect.signature(self.statistics).parameters})
+
+    def combine(
+        self,
+        tensors: list[Tensor],
+        base: Tensor | None,
+        statistics: Any,
+        place: Place,
+        settings: Mapping[str, Any],
+    ) -> Tensor:
+        """Call the method on one slab."""
+        known = {"models": tensors, "deltas": tensors, "base": base, "statistics": statistics, "place": place}
+        return self.function(*(known[name] for name in self.given), **self._arguments(settings))
+
+    def _arguments(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {parameter.argument: settings[parameter.name] for parameter in self.parameters}
+
+
+def merge_method(
+    *,
+    reads: Reads,
+    base: BaseRole = "none",
+    inputs: tuple[int, int | None] = (1, None),
+    statistics: Callable[..., Rounds] | None = None,
+    rounds: int = 0,
+    extra_slabs: int = 4,
+    extra_bytes: int = 0,
+    check: Callable[..., str | None] | None = None,
+) -> Callable[[F], F]:
+    """Declare a function to be a merge method; the function itself stays as it is.
+
+    `reads` says what must be seen before the first element can be merged; `statistics` is the generator function
+    that gathers it (see `mergemill.engine.tensors.kernels`) in at most `rounds` rounds. `extra_slabs` is the number
+    of slabs that method and statistics allocate at most at once, counted as float64; `extra_bytes` what the
+    statistics hold for each input. `check` is given the settings and returns what is wrong with them.
+    """
+
+    def declare(function: F) -> F:
+        given, parameters = _read_signature(function)
+        function.method = Method(  # type: ignore[attr-defined]
+            name=function.__name__,
+            function=function,
+            reads=reads,
+            base=base,
+            parameters=parameters,
+            given=given,
+            least_inputs=inputs[0],
+            most_inputs=inputs[1],
+            statistics=statistics,
+            most_rounds=rounds,
+            extra_slabs=extra_slabs,
+            extra_bytes=extra_bytes,
+            check=check,
+        )
+        return function
+
+    return declare
+
+
+def _read_signature(function: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[Parameter, ...]]:
+    hints = get_type_hints(function, include_extras=True)
+    given: list[str] = []
+    parameters: list[Parameter] = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            parameters.append(_read_parameter(name, hints[name], parameter.default))
+        elif name in GIVEN:
+            given.append(name)
+        else:
+            raise TypeError(f"{function.__name__}: unknown input {name!r}; a method takes {', '.join(GIVEN)}")
+    return tuple(given), tuple(parameters)
+
+
+def _read_parameter(argument: str, hint: Any, default: Any) -> Parameter:
+    per_model = get_origin(hint) is Annotated and PER_MODEL in hint.__metadata__
+    if per_model:
+        (hint,) = get_args(get_args(hint)[0])
+    within = None
+    if get_origin(hint) is Annotated:
+        within = next((mark for mark in hint.__metadata__ if isinstance(mark, Within)), None)
+        hint = get_args(hint)[0]
+    stripped = argument.removesuffix("_")
+    name = stripped if keyword.iskeyword(stripped) else argument
+    required = default is inspect.Parameter.empty
+    optional = [kind for kind in get_args(hint) if kind is not type(None)]
+    return Parameter(name, argument, optional[0] if optional else hint, per_model, required, None if required else default, within)

@@ -1,0 +1,31 @@
+"""DARE-TIES: drop elements of the task vectors at random, rescale, elect a sign, merge what agrees.
+
+Source: Yu et al., "Language models are super mario", arXiv:2311.03099, section 3.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from mergemill.engine.methods.contract import Density, PerModel, merge_method
+from mergemill.engine.methods.drop import drop_at_random, kept_norms
+from mergemill.engine.methods.task_vectors import add_agreeing_deltas
+from mergemill.engine.tensors.place import Place
+
+
+@merge_method(reads="sums", base="required", statistics=kept_norms, rounds=1)
+def dare_ties(
+    base: Tensor,
+    deltas: list[Tensor],
+    statistics: Sequence[float],
+    place: Place,
+    *,
+    weight: PerModel[float],
+    density: PerModel[Density] = 1.0,
+    normalize: bool = False,
+    rescale: bool = True,
+    lambda_: float = 1.0,
+) -> Tensor:
+    """Return the base plus the thinned task vectors where their sign is the elected one. Shapes: all ``[n]``."""
+    drop_at_random(deltas, density, statistics, place)
+    return add_agreeing_deltas(base, deltas, weight, lambda_=lambda_, normalize=normalize)

@@ -1,0 +1,28 @@
+"""Linear: the weighted sum of the models, or their weighted average.
+
+Source: Wortsman et al., "Model soups", arXiv:2203.05482, section 2.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from mergemill.engine.methods.contract import PerModel, merge_method
+
+
+def _weights_cancel(*, weight: Sequence[float], normalize: bool) -> str | None:
+    if normalize and abs(sum(weight)) < 1e-8:
+        return f"the weights {', '.join(f'{w:g}' for w in weight)} sum to zero; with normalize they must not"
+    return None
+
+
+@merge_method(reads="element", check=_weights_cancel)
+def linear(models: list[Tensor], *, weight: PerModel[float], normalize: bool = True) -> Tensor:
+    """Return ``sum(weight[i] * models[i])``, divided by ``sum(weight)`` with `normalize`.
+
+    Shapes: every model ``[n]``; the result ``[n]``.
+    """
+    result = models[0].mul_(weight[0])
+    for model, w in zip(models[1:], weight[1:], strict=True):
+        result.add_(model.mul_(w))
+    return result.div_(sum(weight)) if normalize else result

@@ -1,0 +1,22 @@
+"""Task arithmetic: the base plus the weighted sum of the task vectors.
+
+Source: Ilharco et al., "Editing models with task arithmetic", arXiv:2212.04089, section 2.
+"""
+
+from torch import Tensor
+
+from mergemill.engine.methods.contract import PerModel, merge_method
+from mergemill.engine.methods.task_vectors import add_deltas
+
+
+@merge_method(reads="element", base="required")
+def task_arithmetic(
+    base: Tensor,
+    deltas: list[Tensor],
+    *,
+    weight: PerModel[float],
+    normalize: bool = False,
+    lambda_: float = 1.0,
+) -> Tensor:
+    """Return ``base + lambda · sum(weight[i] · deltas[i])``. Shapes: all ``[n]``."""
+    return add_deltas(base, deltas, weight, lambda_=lambda_, normalize=normalize)

@@ -1,0 +1,69 @@
+"""What the task-vector methods share: rescaling what was kept, electing signs, summing, normalising, adding back.
+
+Source: Ilharco et al., arXiv:2212.04089 (task arithmetic); Yadav et al., arXiv:2306.01708 (sign consensus).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mergemill.engine.tensors.exact import ExactSum, sum_blocks
+
+_NOTHING = 1e-7  # an L1 norm under this is not rescaled
+_NO_WEIGHT = 1e-8
+
+
+def sum_absolute(delta: Tensor) -> ExactSum:
+    """Return the L1 norm of a flat slab."""
+    return sum_blocks(delta.abs().to(torch.float64))
+
+
+def rescale_factor(whole: float, kept: float) -> float:
+    """Return what restores the L1 norm of a task vector of which only a part was kept."""
+    return 1.0 if whole < _NOTHING or kept < _NOTHING else whole / kept
+
+
+def add_deltas(
+    base: Tensor, deltas: Sequence[Tensor], weight: Sequence[float], *, lambda_: float, normalize: bool
+) -> Tensor:
+    """Return ``base + lambda · sum(weight[i] · deltas[i])``, the sum divided by ``sum(weight)`` with `normalize`.
+
+    Shapes: all ``[n]``. `base` and `deltas` are overwritten.
+    """
+    total = deltas[0].mul_(weight[0])
+    for delta, w in zip(deltas[1:], weight[1:], strict=True):
+        total.add_(delta.mul_(w))
+    if normalize and abs(sum(weight)) >= _NO_WEIGHT:
+        total.div_(sum(weight))
+    return base.add_(total.mul_(lambda_))
+
+
+def add_agreeing_deltas(
+    base: Tensor, deltas: Sequence[Tensor], weight: Sequence[float], *, lambda_: float, normalize: bool
+) -> Tensor:
+    """Return ``base + lambda · sum(weight[i] · deltas[i])`` over the elements whose sign is the elected one.
+
+    Elected is the sign of the sum of all weighted deltas, 0 counting as plus. With `normalize` each element is
+    divided by the sum of the weights that went into it. Shapes: all ``[n]``. `base` and `deltas` are overwritten.
+    """
+    sign = _elect_sign(deltas, weight)
+    total, divisor, agrees = (torch.zeros_like(base), torch.zeros_like(base), torch.empty_like(base))
+    for delta, w in zip(deltas, weight, strict=True):
+        torch.mul(delta, sign, out=agrees)
+        torch.gt(agrees, 0, out=agrees)
+        total.add_(delta.mul_(agrees))
+        if normalize:
+            divisor.add_(agrees.mul_(w))
+    if normalize:
+        divisor.add_(torch.eq(divisor, 0, out=agrees))
+        total.div_(divisor)
+    return base.add_(total.mul_(lambda_))
+
+
+def _elect_sign(deltas: Sequence[Tensor], weight: Sequence[float]) -> Tensor:
+    """Weight the deltas in place and return +1 or -1 for each element."""
+    total = deltas[0].mul_(weight[0]).clone()
+    for delta, w in zip(deltas[1:], weight[1:], strict=True):
+        total.add_(delta.mul_(w))
+    return torch.ge(total, 0, out=total).mul_(2).sub_(1)

@@ -1,0 +1,31 @@
+"""TIES: trim each task vector to its largest elements, elect a sign, merge what agrees.
+
+Source: Yadav et al., "TIES-Merging: resolving interference when merging models", arXiv:2306.01708, algorithm 1.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from mergemill.engine.methods.contract import Density, PerModel, merge_method
+from mergemill.engine.methods.task_vectors import add_agreeing_deltas
+from mergemill.engine.methods.trim import TRIM_BYTES, TRIM_ROUNDS, Trim, apply_trims, trim_to_largest
+from mergemill.engine.tensors.place import Place
+
+
+@merge_method(reads="rank", base="required", statistics=trim_to_largest, rounds=TRIM_ROUNDS, extra_bytes=TRIM_BYTES)
+def ties(
+    base: Tensor,
+    deltas: list[Tensor],
+    statistics: Sequence[Trim],
+    place: Place,
+    *,
+    weight: PerModel[float],
+    density: PerModel[Density] = 1.0,
+    normalize: bool = True,
+    lambda_: float = 1.0,
+    rescale: bool = False,
+) -> Tensor:
+    """Return the base plus the trimmed task vectors where their sign is the elected one. Shapes: all ``[n]``."""
+    apply_trims(deltas, statistics, place)
+    return add_agreeing_deltas(base, deltas, weight, lambda_=lambda_, normalize=normalize)

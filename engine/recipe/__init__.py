@@ -1,0 +1,52 @@
+"""Recipes: YAML to frozen values, strictly. Reads nothing but the recipe file itself."""
+
+from mergemill.engine.recipe.leaves import CHAT_TEMPLATES, DtypeName
+from mergemill.engine.recipe.parsing import load_recipe, parse_recipe
+from mergemill.engine.recipe.references import ModelRef
+from mergemill.engine.recipe.settings import Condition, Parameters, Scalar, Setting
+from mergemill.engine.recipe.values import (
+    ModelEntry,
+    Module,
+    Modules,
+    Recipe,
+    Slice,
+    Source,
+    recipe_schema,
+    recipe_to_json,
+)
+from mergemill.engine.recipe.vocabulary import (
+    ModelRow,
+    Token,
+    Tokenizer,
+    TokenizerSource,
+    Tokens,
+    TokenSource,
+    ZeroRow,
+)
+
+__all__ = [
+    "CHAT_TEMPLATES",
+    "Condition",
+    "DtypeName",
+    "ModelEntry",
+    "ModelRef",
+    "ModelRow",
+    "Module",
+    "Modules",
+    "Parameters",
+    "Recipe",
+    "Scalar",
+    "Setting",
+    "Slice",
+    "Source",
+    "Token",
+    "TokenSource",
+    "Tokenizer",
+    "TokenizerSource",
+    "Tokens",
+    "ZeroRow",
+    "load_recipe",
+    "parse_recipe",
+    "recipe_schema",
+    "recipe_to_json",
+]

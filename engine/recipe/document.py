@@ -1,0 +1,163 @@
+"""YAML text to plain data, with the line of every value. YAML 1.1 as PyYAML reads it safely, but stricter.
+
+A key given twice is an error (PyYAML keeps the last), keys are always text (``no:`` is the token "no"), ``1e-5`` is a
+number as in YAML 1.2 and JSON (PyYAML takes it for text), and dates stay text. Anchors, aliases and merge keys work.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from mergemill.engine.errors import RecipeError
+from mergemill.engine.recipe.faults import Loc, shorten
+
+MOST_VALUES = 200_000  # aliases of aliases can unfold a few lines into billions
+
+_CORE = "tag:yaml.org,2002:"
+_FLOAT = re.compile(r"[-+]?(?:[0-9]+|[0-9]*\.[0-9]+|[0-9]+\.)[eE][-+]?[0-9]+$")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """The one document of a file."""
+
+    data: Any
+    """Mappings, lists and scalars."""
+    lines: dict[Loc, int]
+    """The line of every key and item, counted from 1; the path ``()`` is the document's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    loader: yaml.SafeLoader
+    name: str
+    lines: dict[Loc, int] = field(default_factory=dict)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with the scalars of YAML 1.2 where 1.1 surprises."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, rule) for tag, rule in rules if tag not in (f"{_CORE}timestamp", f"{_CORE}value")]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(f"{_CORE}float", _FLOAT, list("-+.0123456789"))
+
+
+def read_document(text: str, *, name: str) -> Document:
+    """Return the data of the YAML `text`; `RecipeError` with ``name:line:`` where it is not one document."""
+    loader = _make_loader(text, name=name)
+    try:
+        root = _compose_only(loader, name=name)
+        reader = _Reader(loader, name)
+        reader.lines[()] = root.start_mark.line + 1
+        return Document(_read_node(reader, root, ()), reader.lines)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise _error(name, mark.line if mark else 0, f"not valid YAML: {shorten(error.problem)}") from None
+    except RecursionError:
+        raise _error(name, 0, "nested too deeply, or an anchor that contains itself") from None
+    finally:
+        loader.dispose()
+
+
+def _make_loader(text: str, *, name: str) -> yaml.SafeLoader:
+    try:
+        return _Loader(text)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position)
+        raise _error(name, line, f"not valid YAML: character {error.character!r} is not allowed") from None
+
+
+def _compose_only(loader: yaml.SafeLoader, *, name: str) -> yaml.Node:
+    root = loader.get_node() if loader.check_node() else None
+    if root is None or (root.tag == f"{_CORE}null" and not root.value):
+        raise _error(name, 0, "the recipe is empty; it needs merge_method and one of models, slices, modules")
+    if loader.check_node():
+        line = loader.get_node().start_mark.line
+        raise _error(name, line, "a second document begins here; a recipe file holds one")
+    return root
+
+
+def _read_node(reader: _Reader, node: yaml.Node, path: Loc) -> Any:
+    if len(reader.lines) > MOST_VALUES:
+        raise _error(reader.name, node.start_mark.line, f"the recipe holds more than {MOST_VALUES} values")
+    if isinstance(node, yaml.MappingNode) and node.tag == f"{_CORE}map":
+        return _read_mapping(reader, node, path)
+    if isinstance(node, yaml.SequenceNode) and node.tag == f"{_CORE}seq":
+        return _read_sequence(reader, node, path)
+    if isinstance(node, yaml.ScalarNode):
+        return _read_scalar(reader, node)
+    raise _error(reader.name, node.start_mark.line, f"the YAML tag '{shorten(node.tag)}' has no meaning here")
+
+
+def _read_mapping(reader: _Reader, node: yaml.MappingNode, path: Loc) -> dict[str, Any]:
+    data = {}
+    for key, (key_node, value_node) in _find_pairs(reader, node).items():
+        reader.lines[(*path, key)] = key_node.start_mark.line + 1
+        data[key] = _read_node(reader, value_node, (*path, key))
+    return data
+
+
+def _read_sequence(reader: _Reader, node: yaml.SequenceNode, path: Loc) -> list[Any]:
+    data = []
+    for place, item in enumerate(node.value):
+        reader.lines[(*path, place)] = item.start_mark.line + 1
+        data.append(_read_node(reader, item, (*path, place)))
+    return data
+
+
+def _read_scalar(reader: _Reader, node: yaml.ScalarNode) -> Any:
+    try:
+        return reader.loader.construct_object(node)
+    except ValueError:
+        words = f"'{shorten(node.value)}' cannot be read as {node.tag.removeprefix(_CORE)}"
+        raise _error(reader.name, node.start_mark.line, words) from None
+
+
+Pairs = dict[str, tuple[yaml.Node, yaml.Node]]
+
+
+def _find_pairs(reader: _Reader, node: yaml.MappingNode) -> Pairs:
+    """Return the mapping's key and value nodes: merged ones first, its own over them."""
+    own: Pairs = {}
+    merged: Pairs = {}
+    for key_node, value_node in node.value:
+        if key_node.tag == f"{_CORE}merge":
+            merged = _find_merged(reader, value_node) | merged
+        else:
+            _add_own(reader, own, key_node, value_node)
+    return merged | own
+
+
+def _add_own(reader: _Reader, own: Pairs, key_node: yaml.Node, value_node: yaml.Node) -> None:
+    line = key_node.start_mark.line
+    if not isinstance(key_node, yaml.ScalarNode):
+        raise _error(reader.name, line, "a key must be text, not a list or a mapping")
+    key = key_node.value
+    if key in own:
+        first = own[key][0].start_mark.line + 1
+        raise _error(reader.name, line, f"the key '{shorten(key)}' is already given in line {first}")
+    own[key] = (key_node, value_node)
+
+
+def _find_merged(reader: _Reader, node: yaml.Node) -> Pairs:
+    """Return what ``<<: *a`` or ``<<: [*a, *b]`` brings; of several, the first that has a key gives it."""
+    merged: Pairs = {}
+    for part in _list_merged(node):
+        if not isinstance(part, yaml.MappingNode):
+            raise _error(reader.name, part.start_mark.line, "'<<' takes a mapping, or a list of mappings")
+        merged = _find_pairs(reader, part) | merged
+    return merged
+
+
+def _list_merged(node: yaml.Node) -> Iterator[yaml.Node]:
+    yield from node.value if isinstance(node, yaml.SequenceNode) else [node]
+
+
+def _error(name: str, line: int, words: str) -> RecipeError:
+    return RecipeError(f"{name}:{line + 1}: {words}")

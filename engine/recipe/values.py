@@ -1,0 +1,200 @@
+"""A recipe as a frozen value: what is merged, how, and with which settings."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
+
+from mergemill.engine.recipe.faults import make_faults, make_sentence
+from mergemill.engine.recipe.leaves import (
+    LayerRange,
+    OptionalChatTemplate,
+    OptionalDtype,
+    Text,
+    check_items,
+)
+from mergemill.engine.recipe.references import ModelRef
+from mergemill.engine.recipe.settings import Parameters
+from mergemill.engine.recipe.shapes import FrozenMap, Value
+from mergemill.engine.recipe.vocabulary import Tokenizer
+
+SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+class ModelEntry(Value):
+    """A whole model among those that are merged."""
+
+    called: ClassVar[str] = "an item of models"
+
+    model: ModelRef
+    """The model."""
+    parameters: Parameters = Parameters()
+    """Settings of this model."""
+
+
+class Source(Value):
+    """Some layers of one model, as an input of a slice."""
+
+    called: ClassVar[str] = "a source"
+
+    model: ModelRef
+    """The model that the layers are taken from."""
+    layer_range: LayerRange
+    """The first layer, and the one after the last: [from, to)."""
+    parameters: Parameters = Parameters()
+    """Settings of this source."""
+
+    @property
+    def layers(self) -> int:
+        """How many layers this source gives."""
+        return self.layer_range[1] - self.layer_range[0]
+
+
+class Slice(Value):
+    """Layers of the output: as many as each of its sources gives."""
+
+    called: ClassVar[str] = "a slice"
+
+    sources: Annotated[tuple[Source, ...], BeforeValidator(check_items), Field(min_length=1)]
+    """The inputs that are merged; all have the same number of layers."""
+    base_model: ModelRef | None = None
+    """The base of this slice, instead of the recipe's."""
+    parameters: Parameters = Parameters()
+    """Settings of this slice."""
+
+    @property
+    def layers(self) -> int:
+        """How many layers of the output this slice makes."""
+        return self.sources[0].layers
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> "Slice":
+        faults = [
+            (
+                ("sources", place, "layer_range"),
+                make_sentence(
+                    f"layer_range {list(source.layer_range)} has {source.layers} layers,"
+                    f" but the slice's first source has {self.layers}"
+                ),
+            )
+            for place, source in enumerate(self.sources)
+            if source.layers != self.layers
+        ]
+        if faults:
+            raise make_faults(faults)
+        return self
+
+
+OptionalModels = Annotated[tuple[ModelEntry, ...] | None, BeforeValidator(check_items)]
+OptionalSlices = Annotated[tuple[Slice, ...] | None, BeforeValidator(check_items)]
+
+
+class Module(Value):
+    """One named stack of layers of a model that has several; exactly one of `models` and `slices`."""
+
+    called: ClassVar[str] = "a module"
+    one_of: ClassVar[tuple[str, ...]] = ("models", "slices")
+
+    models: OptionalModels = None
+    """Whole stacks that are merged."""
+    slices: OptionalSlices = None
+    """The layers of the output's stack, slice after slice."""
+    parameters: Parameters = Parameters()
+    """Settings of this module."""
+
+
+class Modules(FrozenMap[Module]):
+    """Stacks of layers by name, in the order written."""
+
+    __slots__ = ()
+
+    holds: ClassVar[Any] = Module
+
+
+def _check_modules(value: object) -> object:
+    if isinstance(value, Mapping) and not value:
+        raise make_sentence("'modules' is an empty mapping and needs at least one module")
+    return value
+
+
+class Recipe(Value):
+    """A model merge; exactly one of `models`, `slices` and `modules` says what is merged.
+
+    Two recipes are equal where their canonical forms (`recipe_to_json`) are: `text` and `name` do not count.
+    """
+
+    called: ClassVar[str] = "a recipe"
+    one_of: ClassVar[tuple[str, ...]] = ("models", "slices", "modules")
+
+    merge_method: Text
+    """The name of the merge method."""
+    base_model: ModelRef | None = None
+    """The model that task vectors are taken from; also the donor of config and tokenizer."""
+    models: OptionalModels = None
+    """Whole models that are merged."""
+    slices: OptionalSlices = None
+    """The output's layers, slice after slice."""
+    modules: Annotated[Modules | None, BeforeValidator(_check_modules)] = None
+    """Models or slices for each named stack of layers."""
+    parameters: Parameters = Parameters()
+    """Settings that hold everywhere."""
+    dtype: OptionalDtype = None
+    """The dtype of the merge, and of the output where `out_dtype` says nothing else."""
+    out_dtype: OptionalDtype = None
+    """The dtype that is written."""
+    tokenizer: Tokenizer | None = None
+    """How the vocabulary is made; not together with `tokenizer_source`."""
+    chat_template: OptionalChatTemplate = None
+    """`auto`, a built-in name (alpaca, chatml, llama3, mistral, exaone), or a Jinja template."""
+    text: Annotated[SkipJsonSchema[str], Field(exclude=True, repr=False)] = ""
+    """The recipe file's text as it was read; empty for a recipe made in Python."""
+    name: Annotated[SkipJsonSchema[str], Field(exclude=True, repr=False)] = ""
+    """The name that messages give the file."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_tokenizer_source(cls, data: Any) -> Any:
+        """Write ``tokenizer_source: x`` as ``tokenizer: {source: x}``, so that one field says it."""
+        if not isinstance(data, Mapping) or "tokenizer_source" not in data:
+            return data
+        rest = {key: value for key, value in data.items() if key != "tokenizer_source"}
+        if data["tokenizer_source"] is None:
+            return rest
+        if rest.get("tokenizer") is not None:
+            later = [key for key in data if key in ("tokenizer", "tokenizer_source")][-1]
+            words = "a recipe has at most one of tokenizer and tokenizer_source; both are here"
+            raise make_faults([((later,), make_sentence(words))])
+        return rest | {"tokenizer": {"source": data["tokenizer_source"]}}
+
+    @classmethod
+    def known_keys(cls) -> list[str]:
+        """Return the keys that a user may write."""
+        return [*super().known_keys(), "tokenizer_source"]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Recipe) and self._canonical() == other._canonical()
+
+    def __hash__(self) -> int:
+        return hash(self._canonical())
+
+    def _canonical(self) -> str:
+        return self.model_dump_json(exclude_none=True)
+
+
+def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
+    """Return the canonical form: JSON values that parse to an equal recipe and are the same for equal recipes."""
+    return recipe.model_dump(mode="json", exclude_none=True)
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON schema of the recipe language, for editors that check and complete from it."""
+    schema = Recipe.model_json_schema()
+    source = schema["$defs"]["Tokenizer"]["properties"]["source"]
+    short = {
+        **source,
+        "description": "The short form of `tokenizer: {source: …}`: `union`, `base`, or a model.",
+    }
+    short.pop("default", None)
+    schema["properties"]["tokenizer_source"] = short
+    return {"$schema": SCHEMA_DIALECT, **schema, "oneOf": [{"required": [name]} for name in Recipe.one_of]}

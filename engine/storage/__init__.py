@@ -1,0 +1,1 @@
+"""Bytes by range from where they are stored, and positioned writes to where they shall be."""

@@ -1,0 +1,83 @@
+"""Sums that come out the same to the bit, whatever the slabs, the workers and their order.
+
+Inside a block of 65,536 elements the order of additions is fixed here (64 rows of 1,024 lanes added one after the
+other, then 32 rows of 32), with plain float64 additions only: no library's own reduction, whose order follows the
+width of the machine's vector registers. Block sums are then added as integers, exactly, so their order is free.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mergemill.engine.tensors.slabs import BLOCK
+
+# float64 values are integers times 2**-1074; 53 more bits keep every shift below non-negative.
+_SHIFT = 1074 + 53
+
+
+@dataclass(frozen=True, slots=True)
+class ExactSum:
+    """A sum of float64 values without rounding; `float()` rounds it once."""
+
+    scaled: int = 0  # the sum of the finite values, times 2**1127
+    stray: float = 0.0  # the sum of the infinities and NaNs
+
+    def __add__(self, other: "ExactSum") -> "ExactSum":
+        return ExactSum(self.scaled + other.scaled, self.stray + other.stray)
+
+    def __float__(self) -> float:
+        if self.stray:
+            return self.stray
+        try:
+            return self.scaled / (1 << _SHIFT)
+        except OverflowError:
+            return math.copysign(math.inf, self.scaled)
+
+
+def exact(value: float) -> ExactSum:
+    """Return `value` as a sum of one.
+
+    >>> float(exact(1e300) + exact(1.0) + exact(-1e300))
+    1.0
+    """
+    if not math.isfinite(value):
+        return ExactSum(0, value)
+    mantissa, exponent = math.frexp(value)
+    return ExactSum(int(mantissa * (1 << 53)) << (exponent - 53 + _SHIFT), 0.0)
+
+
+def sum_blocks(values: Tensor) -> ExactSum:
+    """Return the sum of a flat float64 tensor that begins at a multiple of `BLOCK` in its own tensor."""
+    flat = values.numpy()
+    whole = len(flat) // BLOCK * BLOCK
+    total = _sum_whole_blocks(flat[:whole])
+    if whole == len(flat):
+        return total
+    padded = np.zeros(BLOCK)
+    padded[: len(flat) - whole] = flat[whole:]
+    return total + _sum_whole_blocks(padded)
+
+
+def _sum_whole_blocks(flat: np.ndarray[Any, np.dtype[np.float64]]) -> ExactSum:
+    # Along any axis but the last, numpy adds whole rows one after the other: a fixed order on every machine.
+    with np.errstate(all="ignore"):
+        lanes = np.add.reduce(flat.reshape(-1, 64, 1024), axis=1)
+        lanes = np.add.reduce(lanes.reshape(-1, 32, 32), axis=1)
+    return reduce(ExactSum.__add__, (exact(_add_lanes(block)) for block in lanes), ExactSum())
+
+
+def _add_lanes(lanes: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+    try:
+        return math.fsum(lanes)
+    except (OverflowError, ValueError):  # infinities of both signs, or a sum beyond float64
+        return float(sum(lanes.tolist()))
+
+
+def sum_products(left: Tensor, right: Tensor, scratch: Tensor) -> ExactSum:
+    """Return the inner product of two flat float64 tensors; `scratch`, of their shape, is overwritten."""
+    return sum_blocks(torch.mul(left, right, out=scratch))

@@ -1,0 +1,88 @@
+"""What an expression asks of a merge method, and how a method's statistics advance round by round.
+
+Statistics are a generator: it yields a function that gathers something additive from each slab, is sent the total
+over the whole tensor, and so on, until it returns what the kernel needs. Given the totals of the rounds so far, any
+process can replay it, so a round may run on one worker and the next on another.
+"""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from mergemill.engine.tensors.exact import ExactSum
+from mergemill.engine.tensors.place import Place
+
+# What a round gathers; partial results of slabs are added, component by component, exactly.
+Partial = tuple[Any, ...]
+Gather = Callable[[Sequence[Tensor], Place], Partial]
+Rounds = Generator[Gather, Partial, Any]
+
+
+class Kernel(Protocol):
+    """A merge method, as the expressions see it."""
+
+    @property
+    def name(self) -> str:
+        """The method's name in a recipe."""
+
+    @property
+    def takes_deltas(self) -> bool:
+        """Whether it is given differences to the base instead of the models."""
+
+    @property
+    def most_rounds(self) -> int:
+        """How many rounds of statistics it may ask for."""
+
+    @property
+    def extra_slabs(self) -> int:
+        """How many float64 slabs it may allocate at once beside its inputs."""
+
+    @property
+    def extra_bytes(self) -> int:
+        """What its statistics may hold, for each input, whatever the slab."""
+
+    def start(self, place: Place, settings: Mapping[str, Any], dtype: str) -> Rounds | None:
+        """Begin its statistics; None where it has none."""
+
+    def combine(
+        self,
+        tensors: list[Tensor],
+        base: Tensor | None,
+        statistics: Any,
+        place: Place,
+        settings: Mapping[str, Any],
+    ) -> Tensor:
+        """Return the merged slab; `tensors` and `base` may be overwritten."""
+
+
+def advance(
+    kernel: Kernel, place: Place, settings: Mapping[str, Any], dtype: str, totals: Sequence[Partial]
+) -> tuple[Gather | None, Any]:
+    """Replay a kernel's statistics up to the round after `totals`: what to gather next, or the statistics at last."""
+    rounds = kernel.start(place, settings, dtype)
+    if rounds is None:
+        return None, None
+    try:
+        gather = next(rounds)
+        for total in totals:
+            gather = rounds.send(total)
+    except StopIteration as finished:
+        return None, finished.value
+    return gather, None
+
+
+def add_partials(left: Partial, right: Partial) -> Partial:
+    """Return the component-wise sum; an empty partial is zero."""
+    if not left or not right:
+        return left or right
+    return tuple(_add(a, b) for a, b in zip(left, right, strict=True))
+
+
+def _add(left: Any, right: Any) -> Any:
+    if isinstance(left, tuple):
+        return add_partials(left, right)
+    if isinstance(left, ExactSum | int | np.ndarray):
+        return left + right
+    raise TypeError(f"a partial result holds a {type(left).__name__}; give integers, arrays of them, ExactSum or tuples")

@@ -1,0 +1,24 @@
+"""Where in the output a slab lies: what position-keyed random numbers and ties are decided by."""
+
+import math
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The output tensor that is being made, and the slab's first element in it."""
+
+    tensor: str  # name in the output
+    shape: tuple[int, ...]  # of the whole tensor
+    seed: int  # of the recipe's random numbers
+    models: tuple[int, ...]  # each input's place in the recipe, in the order of the inputs
+    start: int = 0  # element; a multiple of BLOCK
+
+    @property
+    def size(self) -> int:
+        """The number of elements of the whole tensor."""
+        return math.prod(self.shape)
+
+    def at(self, start: int) -> "Place":
+        """Return the place of the slab that begins at element `start`."""
+        return replace(self, start=start)

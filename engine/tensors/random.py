@@ -1,0 +1,78 @@
+"""Random numbers keyed by position: (seed, model's place in the recipe, output tensor, element), never by execution order.
+
+Each block of 65,536 elements gets two 32-bit keys from BLAKE2b; inside the block, element j's number is an integer hash
+of j and the keys. The hash is Chris Wellons' "lowbias32" family (multiply, xor, shift; constants of the
+hash-prospector project, public domain), applied twice with a key before each. Only 32-bit integer operations, so every
+machine and device gives the same bits.
+"""
+
+import functools
+import hashlib
+
+import torch
+from torch import Tensor
+
+from mergemill.engine.tensors.place import Place
+from mergemill.engine.tensors.slabs import BLOCK
+
+_FIRST, _SECOND = 0x21F0AAAD, 0xD35A2D97
+
+
+def keep_with_probability(place: Place, model: int, probability: float, out: Tensor) -> Tensor:
+    """Fill `out` with 1 where an element is kept, with `probability`, else 0.
+
+    `out` is a flat floating slab that begins at ``place.start``; `model` is the input's place in the recipe.
+    """
+    limit = min(int(probability * 2**32), 2**32 - 1) - 2**31
+    bits, scratch = torch.empty(BLOCK, dtype=torch.int32), torch.empty(BLOCK, dtype=torch.int32)
+    for start in range(0, len(out), BLOCK):
+        block = out[start : start + BLOCK]
+        _fill_bits(place, model, (place.start + start) // BLOCK, bits, scratch)
+        torch.lt(bits[: len(block)], limit, out=block)
+    return out
+
+
+def random_bits(place: Place, model: int, block: int) -> Tensor:
+    """Return the 65,536 uniform int32 of one block."""
+    bits, scratch = torch.empty(BLOCK, dtype=torch.int32), torch.empty(BLOCK, dtype=torch.int32)
+    _fill_bits(place, model, block, bits, scratch)
+    return bits
+
+
+def _fill_bits(place: Place, model: int, block: int, bits: Tensor, scratch: Tensor) -> None:
+    first, second = _block_keys(place.seed, model, place.tensor, block)
+    torch.bitwise_xor(_mixed_counters(), first, out=bits)
+    _xor_shifted(bits, 16, scratch)
+    bits.mul_(_signed(_FIRST)).add_(second)
+    _xor_shifted(bits, 15, scratch)
+    bits.mul_(_signed(_SECOND))
+    _xor_shifted(bits, 15, scratch)
+
+
+def _block_keys(seed: int, model: int, tensor: str, block: int) -> tuple[int, int]:
+    digest = hashlib.blake2b(f"{seed}\0{model}\0{block}\0{tensor}".encode(), digest_size=8).digest()
+    return (
+        int.from_bytes(digest[:4], "little", signed=True),
+        int.from_bytes(digest[4:], "little", signed=True),
+    )
+
+
+@functools.cache
+def _mixed_counters() -> Tensor:
+    counters = torch.arange(BLOCK, dtype=torch.int32)
+    scratch = torch.empty_like(counters)
+    for shift, factor in ((16, _FIRST), (15, _SECOND)):
+        _xor_shifted(counters, shift, scratch)
+        counters.mul_(_signed(factor))
+    _xor_shifted(counters, 15, scratch)
+    return counters
+
+
+def _xor_shifted(bits: Tensor, shift: int, scratch: Tensor) -> None:
+    torch.bitwise_right_shift(bits, shift, out=scratch)
+    scratch.bitwise_and_((1 << (32 - shift)) - 1)  # torch shifts in the sign; a hash must not
+    bits.bitwise_xor_(scratch)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 32) if value >= 1 << 31 else value

@@ -1,0 +1,70 @@
+"""The memory of one task: an arena of bytes that slabs and read buffers are taken from, and given back to, all at once."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from mergemill.engine.storage.ranges import Pin, read_into
+from mergemill.engine.tensors.dtypes import TORCH_DTYPES
+
+_ALIGN = 64  # bytes; a cache line, and a multiple of every dtype's size
+
+
+def aligned(size_bytes: int) -> int:
+    """Return `size_bytes` rounded up to what a slab takes of the arena."""
+    return -(-size_bytes // _ALIGN) * _ALIGN
+
+
+class Workspace:
+    """Hands out flat tensors that lie in `arena`, a flat uint8 tensor, and never allocates.
+
+    What is taken for a slab is gone at the next `next_slab`; with `keep`, the bytes that were read stay until the
+    workspace is dropped, so that a second pass over the same inputs reads nothing.
+    """
+
+    def __init__(self, arena: Tensor, *, keep: bool = False) -> None:
+        self._arena = arena
+        self._raw = memoryview(arena.numpy())
+        self._keep = keep
+        self._kept: dict[tuple[str, int], Tensor] = {}
+        self._low = 0  # slabs grow up from here
+        self._high = len(arena)  # kept reads grow down from here
+        self.read_bytes = 0  # read from storage so far
+
+    def next_slab(self) -> None:
+        """Give back what the last slab took."""
+        self._low = 0
+
+    def take(self, shape: tuple[int, ...], dtype: str) -> Tensor:
+        """Return an uninitialised tensor that lives until the next slab."""
+        kind = TORCH_DTYPES[dtype]
+        size_bytes = math.prod(shape) * kind.itemsize
+        start = self._low
+        self._low += aligned(size_bytes)
+        if self._low > self._high:
+            raise MemoryError(f"a slab needs {self._low} bytes of a workspace of {self._high}")
+        return self._arena[start : start + size_bytes].view(kind).view(shape)
+
+    def read(self, pin: Pin, offset_bytes: int, size_bytes: int) -> Tensor:
+        """Return a range of a stored file as flat uint8; the caller does not change it."""
+        key = (pin.url, offset_bytes)
+        found = self._kept.get(key)
+        if found is not None and len(found) == size_bytes:
+            return found
+        start = self._take_kept(size_bytes) if self._keep else self._take_low(size_bytes)
+        read_into(pin, offset_bytes, self._raw[start : start + size_bytes])
+        self.read_bytes += size_bytes
+        data = self._arena[start : start + size_bytes]
+        if self._keep:
+            self._kept[key] = data
+        return data
+
+    def _take_low(self, size_bytes: int) -> int:
+        start = self._low
+        self._low += aligned(size_bytes)
+        return start
+
+    def _take_kept(self, size_bytes: int) -> int:
+        self._high -= aligned(size_bytes)
+        return self._high
