@@ -211,8 +211,9 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def read_arrays(folder: Path) -> dict[str, npt.NDArray[np.float64]]:
-    """Return every tensor of a checkpoint as float64, for the oracle."""
-    return {name: tensor.double().numpy() for name, tensor in read_tensors(folder).items()}
+    """Return every floating tensor of a checkpoint as float64, for the oracle."""
+    tensors = read_tensors(folder)
+    return {name: t.double().numpy() for name, t in tensors.items() if t.is_floating_point()}
 
 
 def write_tokenizer(folder: Path, *, size: int, added: Sequence[str] = ()) -> None:

@@ -6,37 +6,41 @@ The package ships the weights as a Q4_1 GGUF file; transformers dequantises it. 
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPT = "The capital of France is"
 
-HARBOUR = """The harbour wakes before the town. While the lamps still burn along the quay, the boats go out one by
-one, and the gulls follow them past the lighthouse as far as the open water. An old man mends his nets beside the
-steps. He says that the sea keeps a ledger, and that whoever takes more than a share in spring will pay for it in
-the autumn gales. At noon the wind turns to the west and the fishermen come home. They set their baskets on the
-stones, the buyers call their prices, and the cats of the street sit down in a row to wait for what falls."""
+HARBOUR = """\
+The harbour wakes before the town. While the lamps still burn along the quay, the boats go out one by
+one, and the gulls follow them past the lighthouse as far as the open water. An old man mends his nets
+beside the steps. He says that the sea keeps a ledger, and that whoever takes more than a share in spring
+will pay for it in the autumn gales. At noon the wind turns to the west and the fishermen come home. They
+set their baskets on the stones, the buyers call their prices, and the cats of the street sit down in a
+row to wait for what falls."""
 
-GARDEN = """To grow beans, choose a bed that has sun from morning until late afternoon. Dig the soil as deep as the
-spade, take out every stone, and work in a barrow of old compost. When the last frost is over, sow the seeds two
-fingers deep and a hand apart, and water them in. A bean climbs, so give it a pole before it asks for one. Pick the
-pods while they are thin: the more you pick, the more will come. Leave the last of them to dry on the plant, shell
-them when they rattle, and keep them in a paper bag for the coming year."""
+GARDEN = """\
+To grow beans, choose a bed that has sun from morning until late afternoon. Dig the soil as deep as the
+spade, take out every stone, and work in a barrow of old compost. When the last frost is over, sow the
+seeds two fingers deep and a hand apart, and water them in. A bean climbs, so give it a pole before it
+asks for one. Pick the pods while they are thin: the more you pick, the more will come. Leave the last of
+them to dry on the plant, shell them when they rattle, and keep them in a paper bag for the coming year."""
 
 
 def make_smollm2(folder: Path) -> Path:
-    """Write SmolLM2-135M-Instruct, dequantised, as a bfloat16 safetensors checkpoint, and return its folder."""
+    """Write SmolLM2-135M-Instruct, dequantised, as a bfloat16 safetensors checkpoint; return `folder`."""
     source = find_gguf()
     config = AutoConfig.from_pretrained(source, gguf_file=GGUF)
-    model = AutoModelForCausalLM.from_config(config)
-    tensors = load_gguf_checkpoint(str(source / GGUF), return_tensors=True, model_to_load=model)["tensors"]
-    lacking = model.load_state_dict(tensors, strict=False)
+    model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    loaded = load_gguf_checkpoint(str(source / GGUF), return_tensors=True, model_to_load=model)  # type: ignore[no-untyped-call]
+    lacking = model.load_state_dict(loaded["tensors"], strict=False)
     if lacking.unexpected_keys or lacking.missing_keys not in ([], ["lm_head.weight"]):
         raise ValueError(f"{GGUF}: its names do not fit the model: {lacking}")
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(folder)
     return folder
 
@@ -50,7 +54,7 @@ def find_gguf() -> Path:
 
 
 def make_variant(
-    source: Path, folder: Path, text: str, *, steps: int = 24, learning_rate: float = 1e-5, seed: int = 0
+    source: Path, folder: Path, text: str, *, steps: int = 16, learning_rate: float = 5e-5, seed: int = 0
 ) -> Path:
     """Write `source` after `steps` AdamW steps on windows of `text`, as bfloat16, and return its folder."""
     generator = torch.Generator().manual_seed(seed)
@@ -65,7 +69,7 @@ def make_variant(
         optimizer.zero_grad()
         model(input_ids=window, labels=window).loss.backward()
         optimizer.step()
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -73,7 +77,7 @@ def make_variant(
 def continue_text(folder: Path, prompt: str = PROMPT, *, new_tokens: int = 8) -> str:
     """Return the greedy continuation of `prompt` by the checkpoint in `folder`."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     inputs = tokenizer(prompt, return_tensors="pt")
     with torch.inference_mode():
         output = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)

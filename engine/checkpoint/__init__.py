@@ -1,1 +1,74 @@
+"""What is stored: headers, index, config, tokenizer files; opening a model without its weights."""
 
+from mergemill.engine.checkpoint.card import common_license, hub_names, make_card
+from mergemill.engine.checkpoint.checkpoint import Checkpoint, StoredTensor, open_checkpoint, read_file
+from mergemill.engine.checkpoint.config import (
+    CONFIG_DTYPES,
+    Changes,
+    LayerCount,
+    dtype_changes,
+    find_layer_count,
+    layer_changes,
+    make_config,
+    tie_changes,
+    vocabulary_changes,
+)
+from mergemill.engine.checkpoint.family import (
+    Family,
+    Section,
+    choose_family,
+    find_tie,
+    is_optional,
+    is_vocabulary,
+    join_layer,
+    layer_stacks,
+    section,
+    split_layer,
+)
+from mergemill.engine.checkpoint.folder import copied_files, read_vocabulary, same_tokenizer
+from mergemill.engine.checkpoint.header import Header, parse_header, read_header
+from mergemill.engine.checkpoint.index import INDEX_NAME, check_index, parse_index
+from mergemill.engine.checkpoint.layout import DTYPE_BITS, TensorInfo, file_order, make_header, make_offsets
+
+__all__ = [
+    "CONFIG_DTYPES",
+    "DTYPE_BITS",
+    "INDEX_NAME",
+    "Changes",
+    "Checkpoint",
+    "Family",
+    "Header",
+    "LayerCount",
+    "Section",
+    "StoredTensor",
+    "TensorInfo",
+    "check_index",
+    "choose_family",
+    "common_license",
+    "copied_files",
+    "dtype_changes",
+    "file_order",
+    "find_layer_count",
+    "find_tie",
+    "hub_names",
+    "is_optional",
+    "is_vocabulary",
+    "join_layer",
+    "layer_changes",
+    "layer_stacks",
+    "make_card",
+    "make_config",
+    "make_header",
+    "make_offsets",
+    "open_checkpoint",
+    "parse_header",
+    "parse_index",
+    "read_file",
+    "read_header",
+    "read_vocabulary",
+    "same_tokenizer",
+    "section",
+    "split_layer",
+    "tie_changes",
+    "vocabulary_changes",
+]

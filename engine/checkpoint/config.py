@@ -1,16 +1,173 @@
 """``config.json``: the donor's, with only what the merge changed.
 
 The config is edited as a JSON value, never rewritten through a library's classes: keys that nobody here knows
-stay, in their order. Changes are a map from the path of a key, ``("text_config", "num_hidden_layers")``, to its
-new value; those of several functions are joined with ``|``.
+stay, in their order. Changes are a map from the path of a key, ``("text_config", "num_hidden_layers")``, to
+its new value; those of several functions are joined with ``|``.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeAlias
 
-from mergemill.engine.checkpoint.families import Family
+from mergemill.engine.checkpoint.family import Family
 from mergemill.engine.errors import CheckpointError
 
-type Path = tuple[str, ...]
+KeyPath: TypeAlias = tuple[str, ...]
+Changes: TypeAlias = dict[KeyPath, Any]
+
+CONFIG_DTYPES: Mapping[str, str] = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+}  # safetensors' names of the dtypes that a config may name, and the config's
+
+# A list as long as a stack of fewer layers may well be something else (token ids, sections of a rope).
+_FEWEST_TELLING_LAYERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCount:
+    """Where a config says how many layers a stack has."""
+
+    path: KeyPath  # of the key in the config
+    count: int  # layers
+
+
+def parse_config(text: bytes, *, where: str) -> Mapping[str, Any]:
+    """Parse a ``config.json``; `CheckpointError` unless it is a JSON object."""
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where}: is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{where}: is not a JSON object")
+    return config
+
+
+def make_config(config_text: bytes, changes: Mapping[KeyPath, Any]) -> bytes:
+    """Return the config with `changes`: the same bytes where nothing changes, else 2-space indent."""
+    config = json.loads(config_text)
+    if all(_holds(config, path, value) for path, value in changes.items()):
+        return config_text
+    for path, value in changes.items():
+        _set_key(config, path, value)
+    text = json.dumps(config, indent=2, ensure_ascii=config_text.isascii())
+    return text.encode() + b"\n" * config_text.endswith(b"\n")
+
+
+def find_layer_count(config: Mapping[str, Any], family: Family, stack: str) -> LayerCount | None:
+    """Return where the config counts the layers of `stack` (a name from `layer_stacks`), if it does.
+
+    Some models store more layers than they count: those that predict later tokens.
+    """
+    for pattern, keys in family.layer_counts:
+        if fnmatchcase(stack, pattern):
+            found = (LayerCount(path, _get_key(config, path)) for path in _split_keys(keys))
+            # The first pattern that matches decides: an encoder's count is no stand-in for a decoder's.
+            return next((count for count in found if type(count.count) is int), None)
+    return None
+
+
+def layer_changes(
+    config: Mapping[str, Any], family: Family, stack: str, source_layers: Sequence[int]
+) -> Changes:
+    """Return what changes when the layers of `stack` become the donor's `source_layers`, in that order.
+
+    The layer count, lists with one entry a layer, and lists of layer indices, all beside the count. Nothing
+    where the config does not count the stack. Raises `CheckpointError` for a layer that a list does not have.
+    """
+    found = find_layer_count(config, family, stack)
+    if found is None or list(source_layers) == list(range(found.count)):
+        return {}
+    beside = _get_key(config, found.path[:-1])
+    changes: Changes = {found.path: len(source_layers)}
+    for key, value in beside.items():
+        path = (*found.path[:-1], key)
+        if _is_index_list(key, value, family):
+            changes[path] = [new for new, old in enumerate(source_layers) if old in value]
+        elif _is_layer_list(key, value, found.count, family):
+            changes[path] = _pick_layers(value, source_layers, path)
+    return changes
+
+
+def dtype_changes(config: Mapping[str, Any], dtype: str) -> Changes:
+    """Return what changes when the tensors become `dtype`, by the config's name: ``bfloat16``.
+
+    Each ``torch_dtype`` or ``dtype`` that is there, also in ``text_config``; else a new ``dtype``.
+    """
+    paths = [path for path in _places(config, "torch_dtype", "dtype") if _get_key(config, path) is not None]
+    return {
+        path: dtype
+        for path in paths or [("dtype",)]
+        if str(_get_key(config, path)).removeprefix("torch.") != dtype
+    }
+
+
+def tie_changes(config: Mapping[str, Any], *, tied: bool) -> Changes:
+    """Return what changes when the output head is, or no longer is, the input embedding."""
+    return _replace(config, "tie_word_embeddings", tied)
+
+
+def vocabulary_changes(config: Mapping[str, Any], size: int) -> Changes:
+    """Return what changes when the vocabulary has `size` rows, padding included."""
+    return _replace(config, "vocab_size", size)
+
+
+def _replace(config: Mapping[str, Any], key: str, value: Any) -> Changes:
+    paths = list(_places(config, key)) or [(key,)]
+    return {path: value for path in paths if not _holds(config, path, value)}
+
+
+def _places(config: Mapping[str, Any], *keys: str) -> Iterator[KeyPath]:
+    for key in keys:
+        for path in ((key,), ("text_config", key)):
+            inner = _get_key(config, path[:-1])
+            if isinstance(inner, dict) and key in inner:
+                yield path
+
+
+def _split_keys(keys: Iterable[str]) -> Iterator[KeyPath]:
+    return (tuple(key.split(".")) for key in keys)
+
+
+def _get_key(config: Any, path: KeyPath) -> Any:
+    for key in path:
+        config = config.get(key) if isinstance(config, dict) else None
+    return config
+
+
+def _holds(config: Mapping[str, Any], path: KeyPath, value: Any) -> bool:
+    found = _get_key(config, path)
+    return type(found) is type(value) and bool(found == value)
+
+
+def _set_key(config: dict[str, Any], path: KeyPath, value: Any) -> None:
+    for key in path[:-1]:
+        config = config.setdefault(key, {})
+    config[path[-1]] = value
+
+
+def _is_index_list(key: str, value: Any, family: Family) -> bool:
+    return key in family.layer_index_lists and isinstance(value, list)
+
+
+def _is_layer_list(key: str, value: Any, count: int, family: Family) -> bool:
+    if not isinstance(value, list | str):
+        return False
+    if key in family.layer_lists:
+        return True
+    return isinstance(value, list) and len(value) == count >= _FEWEST_TELLING_LAYERS
+
+
+def _pick_layers(value: list[Any] | str, source_layers: Sequence[int], path: KeyPath) -> list[Any] | str:
+    if not value:  # an empty list stands for the default of every layer
+        return value
+    if (last := max(source_layers, default=0)) >= len(value):
+        raise CheckpointError(
+            f"config.json: {'.'.join(path)} has {len(value)} entries, none for layer {last}"
+        )
+    picked = [value[layer] for layer in source_layers]
+    return "".join(picked) if isinstance(value, str) else picked

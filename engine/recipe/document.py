@@ -1,7 +1,8 @@
 """YAML text to plain data, with the line of every value. YAML 1.1 as PyYAML reads it safely, but stricter.
 
-A key given twice is an error (PyYAML keeps the last), keys are always text (``no:`` is the token "no"), ``1e-5`` is a
-number as in YAML 1.2 and JSON (PyYAML takes it for text), and dates stay text. Anchors, aliases and merge keys work.
+A key given twice is an error (PyYAML keeps the last), keys are always text (``no:`` is the token "no"),
+``1e-5`` is a number as in YAML 1.2 and JSON (PyYAML takes it for text), and dates stay text. Anchors, aliases
+and merge keys work.
 """
 
 import re
@@ -74,13 +75,16 @@ def _make_loader(text: str, *, name: str) -> yaml.SafeLoader:
 
 
 def _compose_only(loader: yaml.SafeLoader, *, name: str) -> yaml.Node:
-    root = loader.get_node() if loader.check_node() else None
+    root = _compose_next(loader)
     if root is None or (root.tag == f"{_CORE}null" and not root.value):
         raise _error(name, 0, "the recipe is empty; it needs merge_method and one of models, slices, modules")
-    if loader.check_node():
-        line = loader.get_node().start_mark.line
-        raise _error(name, line, "a second document begins here; a recipe file holds one")
+    if second := _compose_next(loader):
+        raise _error(name, second.start_mark.line, "a second document begins here; a recipe file holds one")
     return root
+
+
+def _compose_next(loader: yaml.SafeLoader) -> yaml.Node | None:
+    return loader.get_node() if loader.check_node() else None
 
 
 def _read_node(reader: _Reader, node: yaml.Node, path: Loc) -> Any:
@@ -113,10 +117,16 @@ def _read_sequence(reader: _Reader, node: yaml.SequenceNode, path: Loc) -> list[
 
 def _read_scalar(reader: _Reader, node: yaml.ScalarNode) -> Any:
     try:
-        return reader.loader.construct_object(node)
+        value = reader.loader.construct_object(node)
+        return _join_surrogates(value) if isinstance(value, str) else value
     except ValueError:
         words = f"'{shorten(node.value)}' cannot be read as {node.tag.removeprefix(_CORE)}"
         raise _error(reader.name, node.start_mark.line, words) from None
+
+
+def _join_surrogates(text: str) -> str:
+    r"""Return `text` with pairs such as ``\ud83d\ude00``, which JSON writes, as the characters they mean."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16")
 
 
 Pairs = dict[str, tuple[yaml.Node, yaml.Node]]
@@ -138,11 +148,18 @@ def _add_own(reader: _Reader, own: Pairs, key_node: yaml.Node, value_node: yaml.
     line = key_node.start_mark.line
     if not isinstance(key_node, yaml.ScalarNode):
         raise _error(reader.name, line, "a key must be text, not a list or a mapping")
-    key = key_node.value
+    key = _read_key(reader, key_node)
     if key in own:
         first = own[key][0].start_mark.line + 1
         raise _error(reader.name, line, f"the key '{shorten(key)}' is already given in line {first}")
     own[key] = (key_node, value_node)
+
+
+def _read_key(reader: _Reader, node: yaml.ScalarNode) -> str:
+    try:
+        return _join_surrogates(node.value)
+    except ValueError:
+        raise _error(reader.name, node.start_mark.line, "a key holds half a surrogate pair") from None
 
 
 def _find_merged(reader: _Reader, node: yaml.Node) -> Pairs:

@@ -1,8 +1,8 @@
 """How a recipe's faults are said: plain sentences that pydantic carries to the place where they belong.
 
-pydantic keeps the path of every value that it checks (``("models", 0, "parameters", "weight")``); the validators of
-this room add the words. A *predicate* ("must be text, not the number 3") gets the key put before it, a *sentence*
-stands alone. No message of pydantic's own is meant to reach a user.
+pydantic keeps the path of every value that it checks (``("models", 0, "parameters", "weight")``); the
+validators of this room add the words. A *predicate* ("must be text, not the number 3") gets the key put
+before it, a *sentence* stands alone. No message of pydantic's own is meant to reach a user.
 """
 
 import difflib
@@ -48,7 +48,7 @@ def _name_place(loc: Loc) -> str:
     if not keys:
         return "the recipe"
     items = [f" item {int(part) + 1}" for part in loc[keys[-1] + 1 :]]
-    return f"'{loc[keys[-1]]}'" + "".join(items)
+    return f"'{shorten(loc[keys[-1]])}'" + "".join(items)
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -60,7 +60,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
     'known here: dtype, models'
     """
     known = list(known)
-    near = difflib.get_close_matches(word, known, n=1)
+    near = difflib.get_close_matches(word.lower(), known, n=1)
     return f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
 
 
@@ -68,14 +68,16 @@ def describe(value: object) -> str:
     """Return what a YAML value is, in a user's words.
 
     >>> describe(True), describe(3), describe("a"), describe([1]), describe(None)
-    ('the boolean true', 'the number 3', "the text 'a'", 'a list', 'empty')
+    ('the boolean true', 'the number 3', "the text 'a'", 'a list', 'nothing')
     """
     if value is None:
-        return "empty"
+        return "nothing"
     if isinstance(value, bool):
         return f"the boolean {str(value).lower()}"
+    if isinstance(value, int) and abs(value) >= 1 << 64:
+        return f"a number of {value.bit_length()} bits"  # Python refuses to print the longest
     if isinstance(value, int | float):
-        return f"the number {shorten(value)}"
+        return f"the number {value}"
     if isinstance(value, str):
         return f"the text '{shorten(value)}'"
     return "a mapping" if isinstance(value, Mapping) else "a list" if _is_list(value) else "binary data"
@@ -83,9 +85,7 @@ def describe(value: object) -> str:
 
 def shorten(value: object) -> str:
     """Return `value` as a message repeats it: on one line, cut where it is long."""
-    if isinstance(value, int) and abs(value) >= 1 << 64:
-        return f"of {value.bit_length()} bits"  # Python refuses to print the longest
-    words = " ".join(str(value).split())
+    words = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(value).split()))
     return words if len(words) <= _SHOWN else words[:_SHOWN] + "…"
 
 

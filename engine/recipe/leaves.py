@@ -1,4 +1,4 @@
-"""The single values of a recipe: texts, booleans, counts, dtypes, chat templates, layer ranges, lists of things.
+"""The single values of a recipe: texts, booleans, counts, dtypes, chat templates, layer ranges, lists.
 
 Each is a type with the check that says its fault in plain words. A check returns what it is given, or the one
 spelling that stands for it.
@@ -6,7 +6,7 @@ spelling that stands for it.
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import BeforeValidator, Field, PlainValidator
+from pydantic import BeforeValidator, Field
 
 from mergemill.engine.recipe.faults import describe, make_predicate, shorten, suggest
 
@@ -52,12 +52,12 @@ def _check_count(value: object, *, least: int) -> object:
     if isinstance(value, bool) or not isinstance(value, int):
         raise make_predicate(f"must be a whole number, not {describe(value)}")
     if not least <= value < 1 << 31:
-        raise make_predicate(f"must be from {least} to {(1 << 31) - 1}, not {shorten(value)}")
+        raise make_predicate(f"must be from {least} to {(1 << 31) - 1}, not {describe(value)}")
     return value
 
 
 def _check_dtype(value: object) -> object:
-    """Return the one name of a dtype for any of its spellings; a leading ``torch.`` and case do not matter."""
+    """Return a dtype's one name for any of its spellings; case and a leading ``torch.`` do not matter."""
     if value is None:
         return value
     if not isinstance(value, str):
@@ -90,13 +90,11 @@ def _check_layer_range(value: object) -> tuple[int, int]:
     if len(value) != 2:
         raise make_predicate(f"{wanted}; here are {len(value)}")
     for end in value:
-        if isinstance(end, bool) or not isinstance(end, int):
+        if isinstance(end, bool) or not isinstance(end, int) or abs(end) >= 1 << 31:
             raise make_predicate(f"{wanted}, not {describe(end)}")
     first, stop = value
-    if not 0 <= first < stop < 1 << 31:
-        raise make_predicate(
-            f"is [{shorten(first)}, {shorten(stop)}] and must be [from, to] with 0 <= from < to"
-        )
+    if not 0 <= first < stop:
+        raise make_predicate(f"is [{first}, {stop}] and must be [from, to] with 0 <= from < to")
     return first, stop
 
 
@@ -119,5 +117,5 @@ OptionalTokenId = Annotated[int | None, BeforeValidator(lambda value: _check_cou
 OptionalDtype = Annotated[DtypeName | None, BeforeValidator(_check_dtype)]
 OptionalChatTemplate = Annotated[str | None, BeforeValidator(_check_chat_template)]
 LayerRange = Annotated[
-    tuple[int, int], PlainValidator(_check_layer_range, json_schema_input_type=tuple[int, int])
+    tuple[int, int], BeforeValidator(_check_layer_range, json_schema_input_type=tuple[int, int])
 ]

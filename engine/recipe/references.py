@@ -3,10 +3,10 @@
 This room touches no storage, so what is a path and what a revision is decided by the text alone:
 
 * A ``+`` after the scheme of a URL separates the LoRA; a second one is an error.
-* What follows the last ``@`` is the revision if it holds no ``/``, or begins with ``refs/`` as on the Hub. The user
-  part of a URL (``s3://key@bucket``) is none.
-* Local paths that show themselves to be local (they begin with ``/``, ``.``, ``~`` or ``file://``) have no revisions:
-  their ``@`` is part of the name.
+* What follows the last ``@`` is the revision if it holds no ``/``, or begins with ``refs/`` as on the Hub.
+  The user part of a URL (``s3://key@bucket``) is none.
+* Local paths that show themselves to be local (they begin with ``/``, ``.``, ``~`` or ``file://``) have no
+  revisions: their ``@`` is part of the name.
 * In the mapping form ``{path: …, revision: …}`` a path is literal, so any path can be written there.
 """
 

@@ -1,8 +1,8 @@
-"""The settings of a merge as written: numbers, booleans, texts, gradients, conditions. Nothing is resolved here.
+"""The settings of a merge as written: numbers, booleans, texts, gradients, conditions, unresolved.
 
-A gradient is a tuple of scalars of one sort, never empty. Conditions are a tuple of `Condition`, never empty, also
-where the recipe writes a single one without a list. So a setting is one of three: a scalar, a tuple whose items are
-scalars, a tuple whose items are conditions.
+A gradient is a tuple of scalars of one sort, never empty. Conditions are a tuple of `Condition`, never empty,
+also where the recipe writes a single one without a list. So a setting is one of three: a scalar, a tuple
+whose items are scalars, a tuple whose items are conditions.
 """
 
 import math
@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, PlainValidator, TypeAdapter
+from pydantic import BeforeValidator, Field, TypeAdapter
 
-from mergemill.engine.recipe.faults import describe, make_faults, make_predicate
+from mergemill.engine.recipe.faults import describe, make_faults, make_predicate, shorten
 from mergemill.engine.recipe.shapes import FrozenMap, Value
 
 Scalar = bool | int | float | str
@@ -50,7 +50,7 @@ def _check_gradient(items: list[Any] | tuple[Any, ...]) -> tuple[Scalar, ...]:
         if _sort_of(item) != _sort_of(items[0]):
             words = f"is {describe(item)}, but item 1 is {describe(items[0])}; a gradient holds one sort"
             raise make_faults([((place,), make_predicate(words))])
-    return TypeAdapter(tuple[_CheckedScalar, ...]).validate_python(tuple(items))
+    return _GRADIENT.validate_python(items)
 
 
 def _sort_of(item: object) -> str | None:
@@ -71,7 +71,7 @@ def _check_filter(value: object) -> object:
         try:
             re.compile(value.removeprefix(_REGEX))
         except (re.error, OverflowError, RecursionError) as error:
-            raise make_predicate(f"is '{value}', not a valid regular expression: {error}") from None
+            raise make_predicate(f"is '{shorten(value)}', not a valid regular expression: {error}") from None
     return value
 
 
@@ -82,18 +82,19 @@ def _check_condition_value(value: object) -> Scalar | tuple[Scalar, ...]:
     return _check_plain(value)
 
 
-_CheckedScalar = Annotated[Scalar, PlainValidator(_check_scalar, json_schema_input_type=Scalar)]
+_CheckedScalar = Annotated[Scalar, BeforeValidator(_check_scalar, json_schema_input_type=Scalar)]
+_GRADIENT = TypeAdapter(tuple[_CheckedScalar, ...])
 
 
 class Condition(Value):
-    """A value that holds for the tensors whose names pass a filter; of several, the first that matches holds."""
+    """A value for the tensors whose names pass a filter; of several the first that matches holds."""
 
     called: ClassVar[str] = "a condition"
 
     filter: Annotated[str | None, BeforeValidator(_check_filter)] = None
-    """A part of the output tensor's name, or `re:` and a regular expression; absent or `*` matches every name."""
+    """A part of the output tensor's name, or `re:` and a regular expression; absent or `*` matches all."""
     value: Annotated[
-        Scalar | Gradient, PlainValidator(_check_condition_value, json_schema_input_type=Scalar | Gradient)
+        Scalar | Gradient, BeforeValidator(_check_condition_value, json_schema_input_type=Scalar | Gradient)
     ]
     """A number, boolean or text, or a gradient over the layers."""
 
@@ -107,6 +108,7 @@ class Condition(Value):
 
 
 Conditions = Annotated[tuple[Condition, ...], Field(min_length=1)]
+_CONDITIONS = TypeAdapter(tuple[Condition, ...])
 
 
 def _check_setting(value: object) -> Scalar | tuple[Scalar, ...] | tuple[Condition, ...]:
@@ -125,12 +127,12 @@ def _check_conditions(items: list[Any] | tuple[Any, ...]) -> tuple[Condition, ..
     ]
     if faults:
         raise make_faults(faults)
-    return TypeAdapter(tuple[Condition, ...]).validate_python(tuple(items))
+    return _CONDITIONS.validate_python(items)
 
 
 Setting = Annotated[
     Scalar | Gradient | Conditions,
-    PlainValidator(_check_setting, json_schema_input_type=Scalar | Gradient | Condition | Conditions),
+    BeforeValidator(_check_setting, json_schema_input_type=Scalar | Gradient | Condition | Conditions),
 ]
 
 

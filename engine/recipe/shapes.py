@@ -1,4 +1,4 @@
-"""What every mapping of the language has in common: known keys, needed keys, keys of which exactly one may stand.
+"""What every mapping of the language has in common: known keys, needed keys, keys that exclude each other.
 
 `Value` is the base of the frozen models, `FrozenMap` the base of mappings whose keys are the user's own.
 """
@@ -77,7 +77,7 @@ class Value(BaseModel):
 
 
 class FrozenMap(Mapping[str, V]):
-    """An immutable mapping from the user's names to values, in the order written; equal only in the same order."""
+    """An immutable mapping from the user's names to values, in the order written (equality sees it)."""
 
     __slots__ = ("_items",)
 

@@ -183,7 +183,7 @@ class Recipe(Value):
 
 
 def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
-    """Return the canonical form: JSON values that parse to an equal recipe and are the same for equal recipes."""
+    """Return the canonical form: JSON that parses to an equal recipe and is the same for equal recipes."""
     return recipe.model_dump(mode="json", exclude_none=True)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import PlainValidator
+from pydantic import BeforeValidator
 
 from mergemill.engine.recipe.faults import describe, make_faults, make_predicate, shorten, suggest
 from mergemill.engine.recipe.leaves import Flag, OptionalCount, OptionalText, OptionalTokenId
@@ -68,7 +68,7 @@ class Token(Value):
 
     source: Annotated[
         TokenSource | None,
-        PlainValidator(_check_token_source, json_schema_input_type=TokenSource | None),
+        BeforeValidator(_check_token_source, json_schema_input_type=TokenSource | None),
     ] = None
     """A model (its row of this token), `{kind: zero}`, or `{kind: model_token, model, token | token_id}`."""
     force: Flag = False
@@ -90,7 +90,7 @@ class Tokenizer(Value):
 
     source: Annotated[
         TokenizerSource,
-        PlainValidator(_check_tokenizer_source, json_schema_input_type=TokenizerSource | None),
+        BeforeValidator(_check_tokenizer_source, json_schema_input_type=TokenizerSource | None),
     ] = "union"
     """`union`, `base`, or a model."""
     tokens: Tokens = Tokens()

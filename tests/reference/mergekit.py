@@ -1,6 +1,6 @@
 """Runs mergekit 0.1.5 in its own environment, as the reference that merges are compared with.
 
-The environment is made from `requirements.txt` beside this file; `MERGEMILL_MERGEKIT_PYTHON` names its python.
+`requirements.txt` beside this file makes the environment; `MERGEMILL_MERGEKIT_PYTHON` names its python.
 mergekit is LGPL: it is run, never imported or copied.
 """
 
@@ -43,7 +43,7 @@ def find_skip_reason() -> str | None:
 
 
 def run_mergekit(recipe: str, folder: Path, *, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Merge by `recipe` into `folder` and return the output's tensors; raise `MergekitError` where it fails."""
+    """Merge by `recipe` into `folder`, return the output's tensors, or raise `MergekitError`."""
     result = run_mergekit_batch([Job(recipe, folder, seed)])[0]
     if isinstance(result, MergekitError):
         raise result
@@ -64,7 +64,7 @@ def run_mergekit_batch(jobs: Sequence[Job]) -> list[dict[str, torch.Tensor] | Me
 
 
 def read_result(job: Job, output: str) -> dict[str, torch.Tensor] | MergekitError:
-    """Return the tensors of a finished job, or the error it left; `output` explains a run that never began."""
+    """Return the tensors of a finished job, or its error; `output` explains a run that never began."""
     error = job.folder.with_name(job.folder.name + ".error")
     if error.is_file():
         return MergekitError(error.read_text(encoding="utf-8"))

@@ -18,9 +18,9 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_P
 sys.path.remove(str(Path(__file__).parent))  # or the mergekit.py beside this file would be the one imported
 
 import yaml
-from mergekit.config import MergeConfiguration
-from mergekit.merge import run_merge
-from mergekit.options import MergeOptions
+from mergekit.config import MergeConfiguration  # type: ignore[import-not-found]
+from mergekit.merge import run_merge  # type: ignore[import-not-found]
+from mergekit.options import MergeOptions  # type: ignore[import-not-found]
 
 
 def main() -> int:
@@ -40,7 +40,8 @@ def main() -> int:
     else:
         parser.error("give a recipe and an output folder, or --batch")
     logging.disable(logging.WARNING)
-    return int(any([run_job(job, asked.shard_params) for job in jobs]))
+    failed = sum(run_job(job, asked.shard_params) for job in jobs)
+    return int(failed > 0)
 
 
 def run_job(job: dict[str, Any], shard_params: int) -> bool:

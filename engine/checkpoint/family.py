@@ -1,8 +1,8 @@
 """What headers cannot say of a model: which names are layers, vocabulary rows, ties, or may be missing.
 
-The data are ``families/*.json``, one file a family, chosen by the config's ``model_type``. A family's entries go
-before those of ``default.json``, which is all that Llama, Mistral, Mixtral, Qwen and Gemma need. Names are matched
-by shell patterns (`fnmatch`), since checkpoints of one family differ in their prefixes.
+The data are ``families/*.json``, one file a family, chosen by the config's ``model_type``. A family's
+entries go before those of ``default.json``, which is all that Llama, Mistral, Mixtral, Qwen and Gemma need.
+Names are matched by shell patterns (`fnmatch`), since checkpoints of one family differ in their prefixes.
 """
 
 import functools
@@ -21,7 +21,7 @@ Section = Literal["before", "layer", "after"]
 class Family:
     """One family's data; every string that is matched with tensor names is a shell pattern."""
 
-    layer_counts: tuple[tuple[str, tuple[str, ...]], ...]  # (stack, dotted config keys that count its layers)
+    layer_counts: tuple[tuple[str, tuple[str, ...]], ...]  # (stack, config keys that count it, if any do)
     layer_lists: tuple[str, ...]  # config keys with one entry a layer
     layer_index_lists: tuple[str, ...]  # config keys with indices of layers
     vocabulary: tuple[str, ...]  # tensors with one row a token

@@ -1,0 +1,114 @@
+"""The model card: ``README.md`` with the front matter that the Hub reads.
+
+Format: https://huggingface.co/docs/hub/model-cards (YAML between two lines of ``---``).
+Only what is stored beside the inputs is looked at; the network never is.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mergemill.engine.checkpoint.checkpoint import HUB_NAME, Checkpoint, read_file
+
+_ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
+_LICENSE_KEYS = ("license", "license_name", "license_link")
+
+
+def make_card(
+    *,
+    title: str,
+    method_title: str,
+    method_source: str,
+    models: Sequence[str],
+    recipe_text: str,
+    dtypes: Sequence[str],
+    tensor_count: int,
+    parameter_count: int,
+    license_fields: Mapping[str, str],
+) -> str:
+    """Return the text of a ``README.md`` for a merge.
+
+    models: as the recipe writes them, base first; those that are Hub names go into ``base_model``.
+    method_source: one line; an ``arXiv:`` number in it becomes a link. license_fields: see `common_license`.
+    """
+    front = yaml.safe_dump(_make_front(models, license_fields), sort_keys=False, allow_unicode=True)
+    body = [
+        f"# {title}",
+        "A merge of models, made with mergemill.",
+        f"## Method\n\n**{method_title}.** {_link_papers(method_source)}".rstrip(),
+        "## Models\n\n" + "\n".join(f"* {_mention(model)}" for model in models),
+        f"## Tensors\n\n{tensor_count:,} tensors, {parameter_count:,} parameters, {', '.join(dtypes)}.",
+        f"## Recipe\n\n{_fence(recipe_text)}",
+    ]
+    return f"---\n{front}---\n\n" + "\n\n".join(body) + "\n"
+
+
+def hub_names(models: Iterable[str]) -> tuple[str, ...]:
+    """Return those of `models` that name repositories of the Hub: no folder here, no path, no revision.
+
+    >>> hub_names(["org/base", "org/tuned@main", "./org/local", "s3://bucket/model", "org/base"])
+    ('org/base', 'org/tuned')
+    """
+    names = (re.split("[@+]", model)[0] for model in models)
+    return tuple(
+        dict.fromkeys(name for name in names if HUB_NAME.fullmatch(name) and not Path(name).exists())
+    )
+
+
+def common_license(checkpoints: Sequence[Checkpoint]) -> Mapping[str, str]:
+    """Return the licence fields of the inputs' own cards where all agree; else nothing."""
+    found = [_read_license(checkpoint) for checkpoint in checkpoints]
+    return found[0] if found and all(fields == found[0] for fields in found) else {}
+
+
+def parse_front_matter(text: str) -> Mapping[str, Any]:
+    """Return the front matter of a card; empty where there is none, or where it is not YAML."""
+    match = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", text, re.DOTALL | re.MULTILINE)
+    try:
+        found = yaml.safe_load(match[1]) if match else {}
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date of no calendar
+        return {}  # another author's card: all it could have given is a licence to repeat
+    return found if isinstance(found, dict) else {}
+
+
+def _read_license(checkpoint: Checkpoint) -> Mapping[str, str]:
+    if "README.md" not in checkpoint.files:
+        return {}
+    front = parse_front_matter(read_file(checkpoint, "README.md").decode(errors="replace"))
+    fields = {key: front[key] for key in _LICENSE_KEYS if isinstance(front.get(key), str)}
+    return fields if "license" in fields else {}
+
+
+def _make_front(models: Sequence[str], license_fields: Mapping[str, str]) -> dict[str, Any]:
+    bases = {"base_model": list(names)} if (names := hub_names(models)) else {}
+    return {
+        **bases,
+        "base_model_relation": "merge",
+        "library_name": "transformers",
+        "tags": ["merge", "mergemill"],
+        **license_fields,
+    }
+
+
+def _link_papers(source: str) -> str:
+    """Turn the numbers of papers into links.
+
+    >>> _link_papers("Ilharco et al., arXiv:2212.04089, eq. 1.")
+    'Ilharco et al., [arXiv:2212.04089](https://arxiv.org/abs/2212.04089), eq. 1.'
+    """
+    return _ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", source)
+
+
+def _mention(model: str) -> str:
+    name = next(iter(hub_names([model])), None)
+    return f"[{model}](https://huggingface.co/{name})" if name else f"`{model}`"
+
+
+def _fence(recipe_text: str) -> str:
+    # A recipe may hold a fence of its own, in a chat template: the outer one must be longer.
+    longest = max((len(run) for run in re.findall("`{3,}", recipe_text)), default=2)
+    fence = "`" * (longest + 1)
+    return f"{fence}yaml\n{recipe_text.rstrip()}\n{fence}"

@@ -1,0 +1,130 @@
+"""The small files of a model's folder: which of them an output copies, and whether tokenizers agree."""
+
+import json
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from mergemill.engine.checkpoint.checkpoint import TEMPLATES_FOLDER, Checkpoint, read_file
+from mergemill.engine.errors import CheckpointError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",  # sentencepiece: tokenizer.model, spiece.model, …
+    "*.tiktoken",
+    "tekken.json",
+)
+COPIED_FILES = (
+    *TOKENIZER_FILES,
+    "chat_template.jinja",
+    "chat_template.json",
+    f"{TEMPLATES_FOLDER}/*.jinja",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+)
+
+# Files that are a whole vocabulary, in a form that is compared byte by byte.
+_OPAQUE_VOCABULARIES = ("*.model", "*.tiktoken", "tekken.json", "vocab.txt")
+
+
+def copied_files(files: Iterable[str]) -> tuple[str, ...]:
+    """Return those of a donor's `files` that an output copies byte for byte.
+
+    >>> copied_files(["README.md", "config.json", "spiece.model", "tokenizer.json", "training_args.bin"])
+    ('spiece.model', 'tokenizer.json')
+    """
+    return tuple(name for name in files if _matches(name, COPIED_FILES))
+
+
+def same_tokenizer(a: Checkpoint, b: Checkpoint) -> bool:
+    """Say whether two models give every token the same id; so do two without any tokenizer.
+
+    Merges, normalizers and templates do not count: they do not move the rows of an embedding. False where the
+    two store their vocabularies in forms that cannot be compared. Raises `CheckpointError` for broken files.
+    """
+    if _same_file(a, b, "tokenizer.json"):
+        return True
+    first, second = read_vocabulary(a), read_vocabulary(b)
+    if first is not None and second is not None:
+        return first == second
+    opaque = _read_opaque(a)
+    # None for both means no opaque vocabulary at all: then equal only where there is no other either.
+    return opaque == _read_opaque(b) and (opaque is not None or first is second)
+
+
+def read_vocabulary(checkpoint: Checkpoint) -> Mapping[str, int] | None:
+    """Return the id of each token, added tokens included; None where no JSON file lists them."""
+    if "tokenizer.json" in checkpoint.files:
+        return _parse_tokenizer(_read_json(checkpoint, "tokenizer.json"), f"{checkpoint.path}/tokenizer.json")
+    if "vocab.json" in checkpoint.files:
+        return _read_object(checkpoint, "vocab.json") | _read_added(checkpoint)
+    return None
+
+
+def _parse_tokenizer(tokenizer: Any, where: str) -> dict[str, int]:
+    try:
+        vocabulary = tokenizer["model"]["vocab"]
+        if isinstance(vocabulary, list):  # Unigram: [token, score], the id is the place
+            vocabulary = {token: number for number, (token, _) in enumerate(vocabulary)}
+        added = tokenizer.get("added_tokens") or ()
+        return dict(vocabulary) | {token["content"]: token["id"] for token in added}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{where}: has no model.vocab, or added_tokens that are none: {error}"
+        ) from error
+
+
+def _read_added(checkpoint: Checkpoint) -> dict[str, Any]:
+    added: dict[str, Any] = {}
+    if "added_tokens.json" in checkpoint.files:
+        added |= _read_object(checkpoint, "added_tokens.json")
+    if "tokenizer_config.json" in checkpoint.files:
+        added |= _parse_decoder(_read_object(checkpoint, "tokenizer_config.json"), checkpoint.path)
+    return added
+
+
+def _parse_decoder(config: Mapping[str, Any], where: str) -> dict[str, int]:
+    decoder = config.get("added_tokens_decoder") or {}
+    try:
+        return {token["content"]: int(number) for number, token in decoder.items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{where}/tokenizer_config.json: added_tokens_decoder is not a map from ids to tokens: {error}"
+        ) from error
+
+
+def _read_object(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    found = _read_json(checkpoint, name)
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{checkpoint.path}/{name}: is not a JSON object")
+    return found
+
+
+def _read_json(checkpoint: Checkpoint, name: str) -> Any:
+    try:
+        return json.loads(read_file(checkpoint, name))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{checkpoint.path}/{name}: is not JSON: {error}") from error
+
+
+def _same_file(a: Checkpoint, b: Checkpoint, name: str) -> bool:
+    return name in a.files and name in b.files and read_file(a, name) == read_file(b, name)
+
+
+def _read_opaque(checkpoint: Checkpoint) -> tuple[Mapping[str, bytes], Mapping[str, Any]] | None:
+    names = [name for name in checkpoint.files if _matches(name, _OPAQUE_VOCABULARIES)]
+    if not names:
+        return None
+    return {name: read_file(checkpoint, name) for name in names}, _read_added(checkpoint)
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

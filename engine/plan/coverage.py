@@ -1,0 +1,79 @@
+"""The ledger: every tensor of every input is merged, copied, or dropped by a named rule; anything else is an error."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mergemill.engine.checkpoint.checkpoint import Checkpoint
+from mergemill.engine.checkpoint.family import Family, section, split_layer
+from mergemill.engine.errors import PlanError
+from mergemill.engine.plan.slots import Stack
+from mergemill.engine.plan.values import SourceUse
+
+Use = Literal["merged", "copied"]
+
+LAYER_UNUSED = "layer outside every slice"
+BEFORE_UNUSED = "before the layers, which come from the first slice"
+AFTER_UNUSED = "after the layers, which come from the last slice"
+OPTIONAL_UNUSED = "buffer that the base model does not store"
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What happens to each input tensor, filled while the plan is made."""
+
+    _fate: dict[tuple[str, str], str] = field(default_factory=dict)  # (model, tensor) -> merged, copied or a rule
+
+    def use(self, model: str, tensor: str, how: Use) -> None:
+        """Note that an output tensor reads this one; merging counts before copying."""
+        if self._fate.get((model, tensor)) != "merged":
+            self._fate[model, tensor] = how
+
+    def drop(self, model: str, tensor: str, rule: str) -> None:
+        """Note that nothing reads this one, by a named rule."""
+        self._fate.setdefault((model, tensor), rule)
+
+    def close(
+        self, checkpoints: Mapping[str, Checkpoint], stacks: Iterable[Stack], family: Family
+    ) -> tuple[SourceUse, ...]:
+        """Drop what no slice wants; `PlanError` names a tensor that nothing accounts for."""
+        wanted = _wanted_layers(stacks)
+        ends = {str(source.model) for stack in stacks for source in stack.stretches[0].sources}
+        tails = {str(source.model) for stack in stacks for source in stack.stretches[-1].sources}
+        for model, checkpoint in checkpoints.items():
+            for name in checkpoint.tensors:
+                if (model, name) not in self._fate:
+                    rule = _rule(model, name, wanted, ends, tails, family)
+                    if rule is None:
+                        raise PlanError(f"{model}: tensor {name} would be lost: nothing merges, copies or drops it")
+                    self.drop(model, name, rule)
+        return tuple(self._summarise(model, checkpoint) for model, checkpoint in checkpoints.items())
+
+    def _summarise(self, model: str, checkpoint: Checkpoint) -> SourceUse:
+        fates = {name: self._fate[model, name] for name in checkpoint.tensors}
+        counts = Counter(fates.values())
+        read = sum(checkpoint.tensors[name].nbytes for name, fate in fates.items() if fate in ("merged", "copied"))
+        merged, copied = counts.pop("merged", 0), counts.pop("copied", 0)
+        return SourceUse(model, checkpoint.path, len(fates), merged, copied, dict(sorted(counts.items())), read)
+
+
+def _wanted_layers(stacks: Iterable[Stack]) -> set[tuple[str, str, int]]:
+    return {
+        (str(source.model), stack.name, layer)
+        for stack in stacks
+        for stretch in stack.stretches
+        for source in stretch.sources
+        for layer in range(*source.layer_range)
+    }
+
+
+def _rule(
+    model: str, name: str, wanted: set[tuple[str, str, int]], ends: set[str], tails: set[str], family: Family
+) -> str | None:
+    split = split_layer(name)
+    if split is not None:
+        return None if (model, split[0], split[1]) in wanted else LAYER_UNUSED
+    if section(name, family) == "before":
+        return None if model in ends else BEFORE_UNUSED
+    return None if model in tails else AFTER_UNUSED

@@ -1,0 +1,52 @@
+"""The plan's digest: sha256 over everything that the output's bytes depend on, and over the cut into parts.
+
+Workers, memory and slabs are not in it: a merge may be resumed with others.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from mergemill.engine.plan.values import OutputTensor, Part, Shard, SmallFile
+from mergemill.engine.recipe import Recipe, recipe_to_json
+
+
+def engine_version() -> str:
+    """Return the version that goes into digests: another one may give other bytes."""
+    return version("mergemill")
+
+
+def make_digest(
+    recipe: Recipe,
+    seed: int,
+    tensors: Sequence[OutputTensor],
+    shards: Sequence[Shard],
+    parts: Sequence[Part],
+    files: Sequence[SmallFile],
+) -> str:
+    """Return the digest as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        digest.update(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
+        digest.update(b"\n")
+
+    add(["mergemill", engine_version(), recipe_to_json(recipe), seed])
+    for tensor in tensors:
+        add([tensor.name, tensor.dtype, tensor.expression.describe()])
+    for shard in shards:
+        add([shard.name, hashlib.sha256(shard.header).hexdigest(), shard.size_bytes])
+    for part in parts:
+        add([part.shard, part.start_bytes, part.stop_bytes])
+    for file in files:
+        add([file.name, _content(file)])
+    return digest.hexdigest()
+
+
+def _content(file: SmallFile) -> Any:
+    if file.data is not None:
+        return hashlib.sha256(file.data).hexdigest()
+    assert file.copied is not None
+    return [file.copied.url, file.copied.size_bytes, file.copied.stamp]

@@ -1,0 +1,169 @@
+"""Filling a slot: from candidates to the expression of one output tensor."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mergemill.engine.checkpoint.checkpoint import StoredTensor
+from mergemill.engine.checkpoint.family import Family, find_tie, is_optional, is_vocabulary
+from mergemill.engine.errors import PlanError
+from mergemill.engine.methods.contract import Method
+from mergemill.engine.plan.coverage import OPTIONAL_UNUSED, Ledger
+from mergemill.engine.plan.settings import resolve_settings
+from mergemill.engine.plan.slots import Candidate, Checkpoints, Slot
+from mergemill.engine.plan.values import OutputTensor
+from mergemill.engine.tensors.dtypes import TORCH_DTYPES, compute_dtype, is_mergeable, promote
+from mergemill.engine.tensors.expressions import Agreed, Expression, Merged, Stored
+from mergemill.engine.tensors.place import Place
+
+
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """What filling needs to know beside the slot."""
+
+    checkpoints: Checkpoints
+    family: Family
+    method: Method
+    dtype: str | None  # to write; None: what the inputs promote to
+    wide: bool  # whether to accumulate in float64 whatever the inputs
+    seed: int
+    where: str  # the recipe's name, for errors
+
+
+Found = tuple[Candidate, StoredTensor]
+
+
+def fill_slot(slot: Slot, filling: Filling, ledger: Ledger) -> OutputTensor | None:
+    """Return the output tensor of `slot` and enter its inputs into the ledger; None where a rule drops them."""
+    found = _find(slot, filling)
+    if not found:
+        return None
+    if filling.method.base == "required" and _is_buffer_without_base(slot, found, filling):
+        for candidate, stored in found:
+            ledger.drop(candidate.model, stored.name, OPTIONAL_UNUSED)
+        return None
+    _check_shapes(slot, found, filling)
+    expression, dtype = _make_expression(slot, found, filling)
+    how = "merged" if isinstance(expression, Merged) else "copied"
+    for candidate, stored in found:
+        ledger.use(candidate.model, stored.name, how)
+    return OutputTensor(slot.site.tensor, dtype, expression)
+
+
+def _find(slot: Slot, filling: Filling) -> list[Found]:
+    """Return the candidates that exist; a tied tensor stands for a missing one; `PlanError` where some lack it."""
+    found, missing = [], []
+    for candidate in slot.candidates:
+        tensors = filling.checkpoints[candidate.model].tensors
+        name = candidate.tensor if candidate.tensor in tensors else find_tie(candidate.tensor, tensors, filling.family)
+        if name is None:
+            missing.append(candidate.model)
+        else:
+            found.append((candidate, tensors[name]))
+    if found and missing and not is_optional(slot.site.tensor, filling.family):
+        has = ", ".join(candidate.model for candidate, _ in found)
+        raise PlanError(
+            f"{filling.where}: tensor {slot.site.tensor} is in {has} but not in {', '.join(missing)}; "
+            f"only models with the same tensors can be merged"
+        )
+    return found
+
+
+def _is_buffer_without_base(slot: Slot, found: Sequence[Found], filling: Filling) -> bool:
+    return is_optional(slot.site.tensor, filling.family) and slot.base not in {c.model for c, _ in found}
+
+
+def _check_shapes(slot: Slot, found: Sequence[Found], filling: Filling) -> None:
+    (_, first), *others = found
+    for candidate, stored in others:
+        if stored.shape == first.shape:
+            continue
+        hint = "models with equal vocabularies are needed" if is_vocabulary(stored.name, filling.family) else ""
+        raise PlanError(
+            f"{filling.where}: tensor {slot.site.tensor}: {found[0][0].model} has shape {list(first.shape)}, "
+            f"{candidate.model} {list(stored.shape)}; {hint or 'shapes must match'}"
+        )
+
+
+def _make_expression(slot: Slot, found: Sequence[Found], filling: Filling) -> tuple[Expression, str]:
+    dtypes = [stored.dtype for _, stored in found]
+    unknown = next((dtype for dtype in dtypes if dtype not in TORCH_DTYPES), None)
+    if unknown is not None:
+        raise PlanError(f"{filling.where}: tensor {slot.site.tensor}: dtype {unknown} cannot be merged or copied yet")
+    if all(is_mergeable(dtype) for dtype in dtypes):
+        dtype = filling.dtype or promote(dtypes)
+        return _merge(slot, found, filling, [*dtypes, *(["F64"] if filling.wide else [])]), dtype
+    if len(set(dtypes)) > 1:
+        raise PlanError(
+            f"{filling.where}: tensor {slot.site.tensor} is stored as {', '.join(dtypes)}; "
+            f"a buffer that is not floating must have one dtype in all models"
+        )
+    models = tuple(candidate.model for candidate, _ in found)
+    return Agreed(slot.site.tensor, tuple(_stored(stored) for _, stored in found), models), dtypes[0]
+
+
+def _merge(slot: Slot, found: Sequence[Found], filling: Filling, dtypes: Sequence[str]) -> Expression:
+    base, inputs = _split_base(slot, found, filling)
+    settings = resolve_settings(
+        filling.method,
+        slot.site,
+        [(candidate.model, candidate.parameters) for candidate, _ in inputs],
+        where=filling.where,
+    )
+    if _copies(filling.method, settings):
+        return _stored(inputs[0][1])
+    stored = [*base, *inputs]
+    place = Place(slot.site.tensor, inputs[0][1].shape, filling.seed, tuple(candidate.place for candidate, _ in inputs))
+    sources = tuple(_stored(tensor) for _, tensor in stored)
+    return Merged(filling.method, sources, bool(base), settings, place, compute_dtype(dtypes))
+
+
+def _copies(method: Method, settings: Mapping[str, object]) -> bool:
+    """Whether the method gives its one input unchanged, so that stored bytes can be copied."""
+    return method.name == "passthrough" and settings["scale"] == (None,)
+
+
+def _split_base(slot: Slot, found: Sequence[Found], filling: Filling) -> tuple[list[Found], list[Found]]:
+    """Return the base and the other inputs, as the method takes them; `PlanError` where they do not suit it."""
+    method = filling.method
+    bases = [(candidate, stored) for candidate, stored in found if candidate.model == slot.base]
+    if method.base != "none" and not bases:
+        _raise_without_base(slot, filling)
+    others = [(candidate, stored) for candidate, stored in found if candidate.model != slot.base]
+    if method.base == "first of two":
+        inputs: list[Found] = [*bases, *others]
+        bases = []
+    else:
+        inputs = others if method.base == "required" else list(found)
+        bases = bases[:1] if method.base == "required" else []
+    _check_count(slot, inputs, filling)
+    return bases, inputs
+
+
+def _raise_without_base(slot: Slot, filling: Filling) -> None:
+    method = filling.method.name
+    if slot.base is None:
+        raise PlanError(f"{filling.where}: {method} needs 'base_model'")
+    raise PlanError(
+        f"{filling.where}: {method} needs the base model {slot.base} among the sources of the slice that makes "
+        f"{slot.site.tensor}; which of its layers would otherwise be a guess"
+    )
+
+
+def _check_count(slot: Slot, inputs: Sequence[Found], filling: Filling) -> None:
+    method = filling.method
+    least, most = method.least_inputs, method.most_inputs
+    if least <= len(inputs) and (most is None or len(inputs) <= most):
+        return
+    wanted = f"exactly {least}" if most == least else f"at least {least}" if most is None else f"{least} to {most}"
+    beside = " beside the base model" if method.base == "required" else ""
+    names = ", ".join(candidate.model for candidate, _ in inputs) or "none"
+    raise PlanError(
+        f"{filling.where}: {method.name} takes {wanted} model{'s' if wanted[-1] != '1' else ''}{beside}; "
+        f"tensor {slot.site.tensor} has {len(inputs)}: {names}"
+    )
+
+
+def _stored(tensor: StoredTensor) -> Stored:
+    return Stored(tensor.file, tensor.offset_bytes, tensor.dtype, tensor.shape)
+
+

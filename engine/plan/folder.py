@@ -1,0 +1,104 @@
+"""The small files of the output: config, tokenizer, generation config, model card, recipe, and at last the index."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from mergemill.engine.checkpoint.card import common_license, make_card
+from mergemill.engine.checkpoint.checkpoint import CONFIG_NAME, Checkpoint
+from mergemill.engine.checkpoint.config import CONFIG_DTYPES, Changes, dtype_changes, layer_changes, make_config, tie_changes
+from mergemill.engine.checkpoint.family import Family, find_tie
+from mergemill.engine.checkpoint.folder import copied_files
+from mergemill.engine.checkpoint.index import INDEX_NAME
+from mergemill.engine.methods.contract import Method
+from mergemill.engine.plan.slots import Stack
+from mergemill.engine.plan.values import OutputTensor, Shard, SmallFile
+from mergemill.engine.recipe import Recipe
+from mergemill.engine.storage.ranges import pin_file
+from mergemill.engine.tensors.dtypes import item_bytes
+
+CARD_NAME = "README.md"
+RECIPE_NAME = "recipe.yml"
+
+
+def make_files(
+    recipe: Recipe,
+    method: Method,
+    donor: Checkpoint,
+    checkpoints: Mapping[str, Checkpoint],
+    family: Family,
+    stacks: Sequence[Stack],
+    tensors: Sequence[OutputTensor],
+    shards: Sequence[Shard],
+) -> tuple[SmallFile, ...]:
+    """Return the files in the order in which they are written; the index is the last."""
+    made = {RECIPE_NAME: recipe_text(recipe).encode(), CARD_NAME: _card(recipe, method, checkpoints, tensors).encode()}
+    if donor.config_text:
+        made[CONFIG_NAME] = make_config(donor.config_text, _config_changes(donor, family, stacks, tensors))
+    copied = [SmallFile(name, None, pin_file(f"{donor.path}/{name}")) for name in copied_files(donor.files)]
+    files = [SmallFile(name, data, None) for name, data in sorted(made.items())]
+    return (*copied, *files, SmallFile(INDEX_NAME, make_index(shards, tensors).encode(), None))
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """Return the recipe as its file had it, or as JSON, which is YAML too, where it came from Python."""
+    return recipe.text or json.dumps(recipe.model_dump(mode="json", exclude_none=True), indent=2) + "\n"
+
+
+def make_index(shards: Sequence[Shard], tensors: Sequence[OutputTensor]) -> str:
+    """Return ``model.safetensors.index.json`` as transformers writes it."""
+    weight_map = {name: shard.name for shard in shards for name in shard.tensors}
+    total = sum(_size(tensor) * item_bytes(tensor.dtype) for tensor in tensors)
+    parameters = sum(_size(tensor) for tensor in tensors)
+    index = {"metadata": {"total_parameters": parameters, "total_size": total}, "weight_map": weight_map}
+    return json.dumps(index, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _config_changes(
+    donor: Checkpoint, family: Family, stacks: Sequence[Stack], tensors: Sequence[OutputTensor]
+) -> Changes:
+    changes: Changes = {}
+    for stack in stacks:
+        changes |= layer_changes(donor.config, family, stack.name, stack.donor_layers(donor.ref))
+    dtype = CONFIG_DTYPES.get(_main_dtype(tensors))
+    if dtype is not None:
+        changes |= dtype_changes(donor.config, dtype)
+    if any(_was_tied(tensor.name, donor, family) for tensor in tensors):
+        changes |= tie_changes(donor.config, tied=False)
+    return changes
+
+
+def _main_dtype(tensors: Sequence[OutputTensor]) -> str:
+    """The dtype in which most of the bytes are written."""
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        sizes[tensor.dtype] += _size(tensor) * item_bytes(tensor.dtype)
+    return max(sizes, key=lambda dtype: (sizes[dtype], dtype), default="")
+
+
+def _was_tied(name: str, donor: Checkpoint, family: Family) -> bool:
+    """Whether the output stores a tensor for which the donor used another one."""
+    return name not in donor.tensors and find_tie(name, donor.tensors, family) is not None
+
+
+def _card(
+    recipe: Recipe, method: Method, checkpoints: Mapping[str, Checkpoint], tensors: Sequence[OutputTensor]
+) -> str:
+    names = list(checkpoints)
+    title = " + ".join(name.rstrip("/").rsplit("/", 1)[-1] for name in names)
+    return make_card(
+        title=f"{title} ({method.name})",
+        method_title=method.title.removesuffix("."),
+        method_source=method.source,
+        models=names,
+        recipe_text=recipe_text(recipe),
+        dtypes=sorted({tensor.dtype for tensor in tensors}),
+        tensor_count=len(tensors),
+        parameter_count=sum(_size(tensor) for tensor in tensors),
+        license_fields=common_license(list(checkpoints.values())),
+    )
+
+
+def _size(tensor: OutputTensor) -> int:
+    return math.prod(tensor.expression.shape)

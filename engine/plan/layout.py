@@ -1,0 +1,117 @@
+"""The layout: which tensor lies in which shard, at which byte, and how shards are cut into parts.
+
+Nothing here depends on the cluster or on memory, so a merge can be resumed with other workers.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from mergemill.engine.checkpoint.layout import TensorInfo, file_order, make_header
+from mergemill.engine.plan.sizes import parse_size
+from mergemill.engine.plan.values import OutputTensor, Part, Piece, Shard
+from mergemill.engine.tensors.dtypes import item_bytes
+from mergemill.engine.tensors.slabs import cut_evenly
+
+PART_BYTES = 128 << 20  # the most that a part is cut to
+LEAST_PART_BYTES = 4 << 20
+PARTS = 64  # parts of a merge too small for full ones, so that a few cores are busy to the end
+METADATA = {"format": "pt"}
+_NUMBER = re.compile(r"(\d+)")
+
+
+def natural_order(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Return a key that sorts ``layers.2`` before ``layers.10``.
+
+    >>> sorted(["h.10.a", "h.9.b", "e"], key=natural_order)
+    ['e', 'h.9.b', 'h.10.a']
+    """
+    return tuple((1, int(word), word) if word.isdigit() else (0, 0, word) for word in _NUMBER.split(name))
+
+
+def make_layout(
+    tensors: Sequence[OutputTensor], shard_size: str | int
+) -> tuple[tuple[Shard, ...], tuple[Part, ...]]:
+    """Return the shards, and the parts of all shards in order; `tensors` are in the order of the model."""
+    groups = [_in_file_order(group) for group in _group(tensors, shard_size)]
+    shards = tuple(_make_shard(group, i, len(groups)) for i, group in enumerate(groups))
+    part_bytes = choose_part_bytes(sum(shard.size_bytes for shard in shards))
+    parts: list[Part] = []
+    for i, (group, shard) in enumerate(zip(groups, shards, strict=True)):
+        parts.extend(_cut_shard(group, len(shard.header), i, part_bytes, len(parts)))
+    return shards, tuple(parts)
+
+
+def choose_part_bytes(total_bytes: int) -> int:
+    """Return the size that parts are cut to.
+
+    >>> choose_part_bytes(10**6) >> 20, choose_part_bytes(2 * 10**9) >> 20, choose_part_bytes(10**12) >> 20
+    (4, 29, 128)
+    """
+    return min(PART_BYTES, max(LEAST_PART_BYTES, total_bytes // PARTS))
+
+
+def _group(tensors: Iterable[OutputTensor], shard_size: str | int) -> list[list[OutputTensor]]:
+    """Fill shards one after the other; with ``tensor`` each tensor is a shard."""
+    most = 0 if shard_size == "tensor" else parse_size(shard_size, what="--shard-size")
+    groups: list[list[OutputTensor]] = []
+    filled = 0
+    for tensor in tensors:
+        size_bytes = _info(tensor).nbytes
+        if not groups or filled + size_bytes > most:
+            groups.append([])
+            filled = 0
+        groups[-1].append(tensor)
+        filled += size_bytes
+    return groups
+
+
+def _info(tensor: OutputTensor) -> TensorInfo:
+    return TensorInfo(tensor.name, tensor.dtype, tensor.expression.shape)
+
+
+def _in_file_order(group: Sequence[OutputTensor]) -> list[OutputTensor]:
+    by_name = {tensor.name: tensor for tensor in group}
+    return [by_name[info.name] for info in file_order(_info(tensor) for tensor in group)]
+
+
+def _make_shard(group: Sequence[OutputTensor], i: int, count: int) -> Shard:
+    infos = [_info(tensor) for tensor in group]
+    header = make_header(infos, METADATA)
+    size_bytes = len(header) + sum(info.nbytes for info in infos)
+    name = f"model-{i + 1:05d}-of-{count:05d}.safetensors"
+    return Shard(name, header, size_bytes, tuple(info.name for info in infos))
+
+
+def _cut_shard(
+    group: Sequence[OutputTensor], start_bytes: int, shard: int, part_bytes: int, first: int
+) -> Iterator[Part]:
+    """Glue pieces until a part is full; a tensor larger than a part is cut evenly."""
+    held: list[Piece] = []
+    for piece in _cut_tensors(group, start_bytes, part_bytes):
+        if held and _end(piece) - held[0].offset_bytes > part_bytes:
+            yield _make_part(held, shard, first)
+            first, held = first + 1, []
+        held.append(piece)
+    if held:
+        yield _make_part(held, shard, first)
+
+
+def _cut_tensors(group: Sequence[OutputTensor], offset_bytes: int, part_bytes: int) -> Iterator[Piece]:
+    for tensor in group:
+        item = item_bytes(tensor.dtype)
+        size = math.prod(tensor.expression.shape)
+        if size == 0:
+            continue  # no bytes to write; the header says all there is
+        spans = cut_evenly(size, part_bytes // item)
+        for span in spans:
+            yield Piece(tensor, span, offset_bytes + span.start * item, len(spans) == 1)
+        offset_bytes += size * item
+
+
+def _end(piece: Piece) -> int:
+    return piece.offset_bytes + piece.span.size * item_bytes(piece.tensor.dtype)
+
+
+def _make_part(pieces: Sequence[Piece], shard: int, number: int) -> Part:
+    return Part(number, shard, pieces[0].offset_bytes, _end(pieces[-1]), tuple(pieces))

@@ -1,0 +1,144 @@
+"""Making a plan: recipe × checkpoints → plan. Seconds, a few megabytes, headers only."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from mergemill.engine.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from mergemill.engine.checkpoint.family import choose_family
+from mergemill.engine.checkpoint.folder import same_tokenizer
+from mergemill.engine.errors import PlanError
+from mergemill.engine.methods.catalogue import get_method
+from mergemill.engine.plan.coverage import Ledger
+from mergemill.engine.plan.digest import make_digest
+from mergemill.engine.plan.fill import Filling, fill_slot
+from mergemill.engine.plan.folder import make_files
+from mergemill.engine.plan.layout import make_layout
+from mergemill.engine.plan.settings import warn_of_unused
+from mergemill.engine.plan.slots import Stack, iter_slots, make_stacks
+from mergemill.engine.plan.values import OutputTensor, Plan
+from mergemill.engine.recipe import ModelEntry, ModelRef, Parameters, Recipe, Slice
+from mergemill.engine.storage.ranges import Pin
+from mergemill.engine.tensors.dtypes import RECIPE_DTYPES
+from mergemill.engine.tensors.expressions import Expression
+from mergemill.engine.tensors.slabs import Span
+
+SHARD_SIZE = "5GB"
+
+
+def make_plan(recipe: Recipe, *, seed: int = 0, shard_size: str | int = SHARD_SIZE) -> Plan:
+    """Plan the merge that `recipe` describes, from the headers of its models.
+
+    seed: of the random methods' masks. shard_size: the most bytes of an output file, or ``"tensor"`` for one file a
+    tensor. Raises `InputError` for everything that is wrong with the recipe or its inputs.
+    """
+    where = recipe.name or "recipe"
+    refs = list_models(recipe)
+    _check_runnable(recipe, refs, where)
+    method = get_method(recipe.merge_method)
+    checkpoints = {name: open_checkpoint(name) for name in refs}
+    donor = checkpoints[str(recipe.base_model) if recipe.base_model else next(iter(refs))]
+    _check_vocabularies(recipe, donor, checkpoints, where)
+    family = choose_family(donor.config)
+    stacks = make_stacks(recipe, checkpoints)
+    dtype = recipe.out_dtype or recipe.dtype
+    filling = Filling(
+        checkpoints,
+        family,
+        method,
+        RECIPE_DTYPES[dtype] if dtype else None,
+        "float64" in (recipe.dtype, recipe.out_dtype),
+        seed,
+        where,
+    )
+    ledger = Ledger()
+    filled = (fill_slot(slot, filling, ledger) for slot in iter_slots(stacks, checkpoints, family))
+    tensors = [tensor for tensor in filled if tensor is not None]
+    sources = ledger.close(checkpoints, stacks, family)
+    shards, parts = make_layout(tensors, shard_size)
+    files = make_files(recipe, method, donor, checkpoints, family, stacks, tensors, shards)
+    return Plan(
+        digest=make_digest(recipe, seed, tensors, shards, parts, files),
+        recipe=recipe,
+        seed=seed,
+        shard_size=str(shard_size),
+        shards=shards,
+        parts=parts,
+        files=files,
+        sources=sources,
+        pins=_pins(tensors),
+        warnings=tuple(warn_of_unused(method, _scopes(stacks), where=where)),
+    )
+
+
+def list_models(recipe: Recipe) -> Mapping[str, ModelRef]:
+    """Return the recipe's models by their references as text, in its order; an unlisted base model is the last."""
+    refs = [*_entries(recipe.models), *_sources(recipe.slices)]
+    for module in (recipe.modules or {}).values():
+        refs += [*_entries(module.models), *_sources(module.slices)]
+    if recipe.base_model is not None:
+        refs.append(recipe.base_model)
+    return {str(ref): ref for ref in refs}
+
+
+def _entries(models: Sequence[ModelEntry] | None) -> Iterator[ModelRef]:
+    return (entry.model for entry in models or ())
+
+
+def _sources(slices: Sequence[Slice] | None) -> Iterator[ModelRef]:
+    for part in slices or ():
+        yield from (source.model for source in part.sources)
+        if part.base_model is not None:
+            yield part.base_model
+
+
+def _check_runnable(recipe: Recipe, refs: Mapping[str, ModelRef], where: str) -> None:
+    """Refuse what the language has and the engine cannot do yet."""
+    for ref in refs.values():
+        if ref.lora is not None:
+            raise PlanError(f"{where}: {ref}: adapters cannot be merged yet; merge the LoRA into its model first")
+        if ref.revision is not None:
+            raise PlanError(f"{where}: {ref}: revisions cannot be read yet; give the folder of a downloaded model")
+        if ref.override_architecture is not None:
+            raise PlanError(f"{where}: {ref}: override_architecture cannot be followed yet; leave it out")
+    if recipe.chat_template is not None:
+        raise PlanError(f"{where}: chat_template cannot be written yet; leave it out and the donor's is copied")
+    if recipe.tokenizer is not None and (recipe.tokenizer.tokens or recipe.tokenizer.pad_to_multiple_of):
+        raise PlanError(f"{where}: tokenizer: vocabularies cannot be changed yet; leave out tokens and pad_to_multiple_of")
+
+
+def _check_vocabularies(
+    recipe: Recipe, donor: Checkpoint, checkpoints: Mapping[str, Checkpoint], where: str
+) -> None:
+    """With a tokenizer setting, equal vocabularies need no work; different ones cannot be joined yet."""
+    if recipe.tokenizer is None:
+        return
+    source = recipe.tokenizer.source
+    if isinstance(source, ModelRef) and str(source) != donor.ref:
+        raise PlanError(
+            f"{where}: tokenizer files of another model than the donor ({donor.ref}) cannot be copied yet; "
+            f"write tokenizer_source: base, or make {source} the base_model"
+        )
+    first, *others = checkpoints.values()
+    for other in others:
+        if not same_tokenizer(first, other):
+            raise PlanError(
+                f"{where}: {first.ref} and {other.ref} have different vocabularies, which cannot be joined yet; "
+                f"only models with the same tokenizer can be merged"
+            )
+
+
+def _scopes(stacks: Sequence[Stack]) -> list[Parameters]:
+    return [
+        scope
+        for stack in stacks
+        for stretch in stack.stretches
+        for scope in (*stretch.scopes, *(source.parameters for source in stretch.sources))
+    ]
+
+
+def _pins(tensors: Sequence[OutputTensor]) -> tuple[Pin, ...]:
+    """Every file that the tensors read, in order."""
+    return tuple(sorted({pin for tensor in tensors for pin in _files(tensor.expression)}, key=lambda pin: pin.url))
+
+
+def _files(expression: Expression) -> Iterator[Pin]:
+    return (read.pin for read in expression.reads(Span(0, 0)))

@@ -1,0 +1,63 @@
+"""Projected memory: what a part will take of a worker, known before it runs.
+
+A part streams: slab after slab, its inputs' bytes, their float32 copies, what the kernel allocates beside them, and
+the encoded output. Where a method needs statistics and the inputs of a whole tensor fit as well, they are kept, so
+that its passes read them once.
+"""
+
+import math
+from collections.abc import Sequence
+
+from mergemill.engine.errors import PlanError
+from mergemill.engine.plan.sizes import format_size
+from mergemill.engine.plan.values import Part, Piece
+from mergemill.engine.tensors.dtypes import item_bytes
+from mergemill.engine.tensors.expressions import Merged
+from mergemill.engine.tensors.slabs import SLAB
+from mergemill.engine.tensors.workspace import aligned
+
+
+def stream_bytes(part: Part) -> int:
+    """Return an upper bound of what the part takes when nothing is kept between passes."""
+    return max((_slab_bytes(piece) for piece in part.pieces), default=0)
+
+
+def keep_bytes(piece: Piece) -> int:
+    """Return an upper bound of what one piece takes when its inputs are kept from the first pass to the last."""
+    kept = sum(aligned(read.size_bytes) + _slab_ends(piece) for read in piece.tensor.expression.reads(piece.span))
+    return _slab_bytes(piece) + kept
+
+
+def needs_passes(piece: Piece) -> bool:
+    """Whether the piece's inputs are wanted more than once."""
+    expression = piece.tensor.expression
+    return isinstance(expression, Merged) and expression.rounds() > 0
+
+
+def task_bytes(part: Part, memory_bytes: int) -> int:
+    """Return what the part's task asks the memory gate for: with its inputs kept as far as `memory_bytes` allow."""
+    kept = [keep_bytes(piece) for piece in part.pieces if piece.whole and needs_passes(piece)]
+    return max([stream_bytes(part), *(size for size in kept if size <= memory_bytes)])
+
+
+def check_memory(parts: Sequence[Part], memory_bytes: int) -> None:
+    """Raise `PlanError` with the number that would do where a part cannot run in `memory_bytes`."""
+    worst = max(parts, key=stream_bytes, default=None)
+    if worst is not None and stream_bytes(worst) > memory_bytes:
+        tensor = max(worst.pieces, key=_slab_bytes).tensor.name
+        raise PlanError(
+            f"--memory {format_size(memory_bytes)} is too little: tensor {tensor} needs "
+            f"{stream_bytes(worst)} bytes ({format_size(stream_bytes(worst))}) a worker"
+        )
+
+
+def _slab_bytes(piece: Piece) -> int:
+    elements = min(SLAB, piece.span.size)
+    expression = piece.tensor.expression
+    dtype = expression.dtype if isinstance(expression, Merged) else piece.tensor.dtype
+    return expression.slab_bytes(elements, dtype) + aligned(elements * item_bytes(piece.tensor.dtype))
+
+
+def _slab_ends(piece: Piece) -> int:
+    """What aligning each slab's kept bytes can add."""
+    return 64 * math.ceil(piece.span.size / SLAB)

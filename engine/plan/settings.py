@@ -1,0 +1,115 @@
+"""Settings: which value a method's parameter has for one tensor and one model.
+
+Precedence, the first that gives a value: the source (for a parameter per model), the slice, the module, the
+recipe, the method's default. A list of conditions of which none matches gives none.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mergemill.engine.errors import PlanError
+from mergemill.engine.methods.contract import Method, Parameter
+from mergemill.engine.recipe import Condition, Parameters, Setting
+
+_HARMLESS = {"int8_mask"}  # published recipes of sparse methods carry it; masks are never stored here
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where settings are looked up for one output tensor."""
+
+    tensor: str  # the output's name, which filters match
+    t: float  # place in the slice's layers: 0 the first, 1 the last; 0 outside the layers
+    scopes: tuple[Parameters, ...]  # slice, module, recipe: the nearest first
+
+
+def resolve_settings(
+    method: Method, site: Site, models: Sequence[tuple[str, Parameters]], *, where: str
+) -> Mapping[str, Any]:
+    """Return the method's settings for one tensor; `models` are the inputs' names and own parameters.
+
+    A parameter per model is a tuple with one value for each of `models`. Raises `PlanError` for a missing value or
+    one out of its range.
+    """
+    settings = {
+        parameter.name: tuple(
+            _resolve(parameter, site, (own, *site.scopes), f" of model {model}", where) for model, own in models
+        )
+        if parameter.per_model
+        else _resolve(parameter, site, site.scopes, "", where)
+        for parameter in method.parameters
+    }
+    arguments = {parameter.argument: settings[parameter.name] for parameter in method.parameters}
+    _check_together(method, site, arguments, where)
+    return settings
+
+
+def _check_together(method: Method, site: Site, arguments: Mapping[str, Any], where: str) -> None:
+    if method.check is None:
+        return
+    names = method.check.__kwdefaults__ or {}
+    wanted = {name: arguments[name] for name in method.check.__annotations__ if name in arguments} | names
+    if fault := method.check(**wanted):
+        raise PlanError(f"{where}: tensor {site.tensor}: {fault}")
+
+
+def _resolve(parameter: Parameter, site: Site, scopes: Sequence[Parameters], of: str, where: str) -> Any:
+    for scope in scopes:
+        value = evaluate(scope.get(parameter.name), site)
+        if value is not None:
+            return _check(parameter, value, f"{where}: parameter {parameter.name!r}{of} for tensor {site.tensor}")
+    if parameter.required:
+        raise PlanError(
+            f"{where}: parameter {parameter.name!r}{of} has no value for tensor {site.tensor}; "
+            f"set it beside the model, or under 'parameters'"
+        )
+    return parameter.default
+
+
+def evaluate(setting: Setting | None, site: Site) -> Any:
+    """Return a setting's value at `site`; None where no condition matches.
+
+    >>> evaluate((0.0, 1.0, 0.0), Site("x", 0.25, ()))
+    0.5
+    """
+    if not isinstance(setting, tuple):
+        return setting
+    if isinstance(setting[0], Condition):
+        matching = (item.value for item in setting if isinstance(item, Condition) and item.matches(site.tensor))
+        return evaluate(next(matching, None), site)
+    return _interpolate(setting, site.t)
+
+
+def _interpolate(gradient: Sequence[Any], t: float) -> Any:
+    at = t * (len(gradient) - 1)
+    left = min(math.floor(at), len(gradient) - 1)
+    right = min(left + 1, len(gradient) - 1)
+    if isinstance(gradient[left], bool | str):
+        return gradient[left]
+    share = at - left
+    return (1 - share) * gradient[left] + share * gradient[right]
+
+
+def _check(parameter: Parameter, value: Any, where: str) -> Any:
+    if parameter.kind is bool:
+        if isinstance(value, bool):
+            return value
+        raise PlanError(f"{where} is {value!r}; it must be true or false")
+    if isinstance(value, bool | str) or not math.isfinite(value):
+        raise PlanError(f"{where} is {value!r}; it must be a number")
+    if parameter.kind is int and value != int(value):
+        raise PlanError(f"{where} is {value!r}; it must be a whole number")
+    if parameter.within is not None and not parameter.within.holds(value):
+        raise PlanError(f"{where} is {value:g}; it must be {parameter.within}")
+    return parameter.kind(value)
+
+
+def warn_of_unused(method: Method, parameters: Sequence[Parameters], *, where: str) -> list[str]:
+    """Return a warning for each parameter that is set somewhere and that the method does not take."""
+    known = {parameter.name for parameter in method.parameters}
+    if "density" in known:
+        known |= _HARMLESS
+    unused = sorted({name for scope in parameters for name in scope if name not in known})
+    return [f"{where}: {method.name} takes no parameter {name!r}; it does nothing here" for name in unused]

@@ -1,0 +1,234 @@
+"""Slots: every tensor that the output could have, and which stored tensors of which models would fill it.
+
+The recipe's `models`, `slices` and `modules` all become stretches of layers; a slot is one tensor name of a
+stretch, or one outside the layers.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from mergemill.engine.checkpoint.checkpoint import Checkpoint
+from mergemill.engine.checkpoint.family import Family, join_layer, layer_stacks, section, split_layer
+from mergemill.engine.errors import PlanError
+from mergemill.engine.plan.layout import natural_order
+from mergemill.engine.plan.settings import Site
+from mergemill.engine.recipe import ModelEntry, ModelRef, Parameters, Recipe, Slice, Source
+
+Checkpoints = Mapping[str, Checkpoint]  # by the model's reference as text, in the recipe's order
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model's tensor that a slot would take, if the model has it."""
+
+    model: str  # the reference as text
+    tensor: str  # the name in the model
+    parameters: Parameters  # of the source
+    place: int  # of the source among those of its slice
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A tensor of the output and its candidates, in the recipe's order."""
+
+    site: Site
+    candidates: tuple[Candidate, ...]
+    base: str | None  # the base model that holds here
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A slice with its sources' models, all of one stack."""
+
+    sources: tuple[Source, ...]
+    base: str | None
+    scopes: tuple[Parameters, ...]  # slice, module, recipe
+
+    @property
+    def layers(self) -> int:
+        """How many layers of the output it makes."""
+        return self.sources[0].layers
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """One stack of layers of the output."""
+
+    name: str  # "model.layers"; what stands before the layer's number
+    stretches: tuple[Stretch, ...]
+
+    @property
+    def layers(self) -> int:
+        """How many layers the output's stack has."""
+        return sum(stretch.layers for stretch in self.stretches)
+
+    def donor_layers(self, donor: str) -> tuple[int, ...]:
+        """Return for each layer of the output the donor's layer, or the first source's where the donor has no part."""
+        layers: list[int] = []
+        for stretch in self.stretches:
+            source = next((source for source in stretch.sources if str(source.model) == donor), stretch.sources[0])
+            layers.extend(range(*source.layer_range))
+        return tuple(layers)
+
+
+def make_stacks(recipe: Recipe, checkpoints: Checkpoints) -> tuple[Stack, ...]:
+    """Return the output's stacks of layers, by name."""
+    stacks = {name: layer_stacks(checkpoint.tensors) for name, checkpoint in checkpoints.items()}
+    models, slices, scopes = _open_module(recipe)
+    base = None if recipe.base_model is None else str(recipe.base_model)
+    if models is not None:
+        entries = _with_base(models, recipe.base_model)
+        names = sorted({stack for found in stacks.values() for stack in found})
+        return tuple(Stack(name, (_whole(entries, name, stacks, base, scopes, recipe),)) for name in names)
+    stack = _only_stack(stacks, recipe)
+    stretches = tuple(_make_stretch(part, stack, stacks, base, scopes, recipe) for part in slices or ())
+    return (Stack(stack, stretches),)
+
+
+def iter_slots(stacks: Sequence[Stack], checkpoints: Checkpoints, family: Family) -> Iterator[Slot]:
+    """Yield the output's slots in the order of the model: before the layers, the layers, after them."""
+    outside = {
+        model: {name: section(name, family) for name in checkpoint.tensors if split_layer(name) is None}
+        for model, checkpoint in checkpoints.items()
+    }
+    first, last = _ends(stacks, checkpoints)
+    yield from _outside_slots(first, outside, "before")
+    for stack in stacks:
+        yield from _layer_slots(stack, checkpoints)
+    yield from _outside_slots(last, outside, "after")
+
+
+def _open_module(
+    recipe: Recipe,
+) -> tuple[tuple[ModelEntry, ...] | None, tuple[Slice, ...] | None, tuple[Parameters, ...]]:
+    if recipe.modules is None:
+        return recipe.models, recipe.slices, (recipe.parameters,)
+    if list(recipe.modules) != ["default"]:
+        raise PlanError(f"{_name(recipe)}: modules other than 'default' cannot be merged yet; it has {', '.join(recipe.modules)}")
+    module = recipe.modules["default"]
+    return module.models, module.slices, (module.parameters, recipe.parameters)
+
+
+def _with_base(models: Sequence[ModelEntry], base: ModelRef | None) -> tuple[ModelEntry, ...]:
+    """A base that is not listed joins as one more source."""
+    listed = {str(entry.model) for entry in models}
+    return (*models, *([] if base is None or str(base) in listed else [ModelEntry(model=base)]))
+
+
+def _whole(
+    entries: Sequence[ModelEntry],
+    stack: str,
+    stacks: Mapping[str, Mapping[str, tuple[int, ...]]],
+    base: str | None,
+    scopes: tuple[Parameters, ...],
+    recipe: Recipe,
+) -> Stretch:
+    counts = {str(entry.model): _count_layers(str(entry.model), stack, stacks, recipe) for entry in entries}
+    if len(set(counts.values())) > 1:
+        found = ", ".join(f"{model} has {count}" for model, count in counts.items())
+        raise PlanError(
+            f"{_name(recipe)}: the models have different numbers of layers in {stack!r}: {found}; "
+            f"say with 'slices' which layers go together"
+        )
+    sources = tuple(
+        Source(model=entry.model, layer_range=(0, counts[str(entry.model)]), parameters=entry.parameters)
+        for entry in entries
+    )
+    return Stretch(sources, base, (Parameters(), *scopes))
+
+
+def _make_stretch(
+    part: Slice,
+    stack: str,
+    stacks: Mapping[str, Mapping[str, tuple[int, ...]]],
+    base: str | None,
+    scopes: tuple[Parameters, ...],
+    recipe: Recipe,
+) -> Stretch:
+    for source in part.sources:
+        count = _count_layers(str(source.model), stack, stacks, recipe)
+        if source.layer_range[1] > count:
+            raise PlanError(
+                f"{_name(recipe)}: layer_range {list(source.layer_range)} of {source.model}: "
+                f"it has {count} layers, 0 to {count - 1}"
+            )
+    own = base if part.base_model is None else str(part.base_model)
+    return Stretch(part.sources, own, (part.parameters, *scopes))
+
+
+def _count_layers(
+    model: str, stack: str, stacks: Mapping[str, Mapping[str, tuple[int, ...]]], recipe: Recipe
+) -> int:
+    layers = stacks[model].get(stack, ())
+    if not layers:
+        raise PlanError(f"{_name(recipe)}: {model} has no layers called '{stack}.…'; it has {_list(stacks[model])}")
+    if layers != tuple(range(len(layers))):
+        missing = sorted(set(range(layers[-1])) - set(layers))
+        raise PlanError(f"{_name(recipe)}: {model} lacks layer {missing[0]} of '{stack}.…', which goes up to {layers[-1]}")
+    return len(layers)
+
+
+def _only_stack(stacks: Mapping[str, Mapping[str, tuple[int, ...]]], recipe: Recipe) -> str:
+    names = sorted({name for found in stacks.values() for name in found})
+    if len(names) == 1:
+        return names[0]
+    raise PlanError(
+        f"{_name(recipe)}: 'slices' needs models with one stack of layers; these have {', '.join(names) or 'none'}"
+    )
+
+
+def _layer_slots(stack: Stack, checkpoints: Checkpoints) -> Iterator[Slot]:
+    rests = _rests_by_layer(stack.name, checkpoints)
+    offset = 0
+    for stretch in stack.stretches:
+        for i in range(stretch.layers):
+            t = i / (stretch.layers - 1) if stretch.layers > 1 else 1.0
+            layers = [(source, source.layer_range[0] + i) for source in stretch.sources]
+            names = {rest for source, layer in layers for rest in rests[str(source.model)].get(layer, ())}
+            for rest in sorted(names, key=natural_order):
+                candidates = tuple(
+                    Candidate(str(source.model), join_layer(stack.name, layer, rest), source.parameters, place)
+                    for place, (source, layer) in enumerate(layers)
+                )
+                site = Site(join_layer(stack.name, offset + i, rest), t, stretch.scopes)
+                yield Slot(site, candidates, stretch.base)
+        offset += stretch.layers
+
+
+def _rests_by_layer(stack: str, checkpoints: Checkpoints) -> Mapping[str, Mapping[int, list[str]]]:
+    found: dict[str, dict[int, list[str]]] = {model: {} for model in checkpoints}
+    for model, checkpoint in checkpoints.items():
+        for name in checkpoint.tensors:
+            split = split_layer(name)
+            if split is not None and split[0] == stack:
+                found[model].setdefault(split[1], []).append(split[2])
+    return found
+
+
+def _ends(stacks: Sequence[Stack], checkpoints: Checkpoints) -> tuple[Stretch, Stretch]:
+    """The stretches that the tensors before and after the layers come from."""
+    if not stacks:
+        raise PlanError(f"no layers found in {_list(checkpoints)}; expected tensors called '….0.…'")
+    return stacks[0].stretches[0], stacks[0].stretches[-1]
+
+
+def _outside_slots(
+    stretch: Stretch, outside: Mapping[str, Mapping[str, str]], where: str
+) -> Iterator[Slot]:
+    models = [str(source.model) for source in stretch.sources]
+    # Also names that only other models store: a tied model has no head of its own, but its embedding stands for it.
+    names = {name for tensors in outside.values() for name, found in tensors.items() if found == where}
+    for name in sorted(names, key=natural_order):
+        candidates = tuple(
+            Candidate(model, name, source.parameters, place)
+            for place, (model, source) in enumerate(zip(models, stretch.sources, strict=True))
+        )
+        yield Slot(Site(name, 0.0, stretch.scopes), candidates, stretch.base)
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def _name(recipe: Recipe) -> str:
+    return recipe.name or "recipe"

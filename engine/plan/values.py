@@ -1,0 +1,107 @@
+"""The plan as a value: for every byte of the output, which bytes of which inputs it needs and which formula joins them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mergemill.engine.recipe import Recipe
+from mergemill.engine.storage.ranges import Pin
+from mergemill.engine.tensors.expressions import Expression
+from mergemill.engine.tensors.slabs import Span
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """One tensor of the output and what it is made of."""
+
+    name: str
+    dtype: str  # as written
+    expression: Expression
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some elements of one output tensor, and where their bytes go."""
+
+    tensor: OutputTensor
+    span: Span  # elements
+    offset_bytes: int  # in the shard's file
+    whole: bool  # whether the span is the whole tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The unit of work, retry, progress and resume: a contiguous range of one shard."""
+
+    number: int  # in the plan
+    shard: int  # index of the shard
+    start_bytes: int  # in the shard's file
+    stop_bytes: int
+    pieces: tuple[Piece, ...]  # in the order of their bytes, without holes
+
+    @property
+    def size_bytes(self) -> int:
+        """What the part writes."""
+        return self.stop_bytes - self.start_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One safetensors file of the output."""
+
+    name: str
+    header: bytes  # everything before the data
+    size_bytes: int  # of the whole file
+    tensors: tuple[str, ...]  # in the order of their data
+
+
+@dataclass(frozen=True, slots=True)
+class SmallFile:
+    """A file beside the shards: made here (`data`) or copied byte for byte (`copied`)."""
+
+    name: str
+    data: bytes | None
+    copied: Pin | None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceUse:
+    """What a merge takes from one model."""
+
+    model: str  # as the recipe writes it
+    path: str
+    tensors: int  # stored in the model
+    merged: int  # of those: read by a method
+    copied: int  # of those: copied as they are
+    dropped: Mapping[str, int]  # of those: not used, by the rule that says so
+    read_bytes: int  # when every input is read once
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A merge that is ready to run."""
+
+    digest: str  # sha256 over all that the output's bytes depend on, and the cut into parts
+    recipe: Recipe
+    seed: int
+    shard_size: str  # as given: bytes or "tensor"
+    shards: tuple[Shard, ...]
+    parts: tuple[Part, ...]
+    files: tuple[SmallFile, ...]  # in the order in which they are written; the index is the last
+    sources: tuple[SourceUse, ...]
+    pins: tuple[Pin, ...]  # every file that is read
+    warnings: tuple[str, ...]
+
+    @property
+    def write_bytes(self) -> int:
+        """The size of all shards."""
+        return sum(shard.size_bytes for shard in self.shards)
+
+    @property
+    def read_bytes(self) -> int:
+        """What is read of all sources when every input is read once."""
+        return sum(source.read_bytes for source in self.sources)
+
+    @property
+    def tensors(self) -> int:
+        """The number of output tensors."""
+        return sum(len(shard.tensors) for shard in self.shards)

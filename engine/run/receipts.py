@@ -1,0 +1,73 @@
+"""Receipts of finished parts, and the journal that keeps them."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mergemill.engine.errors import StorageError
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a task returns once its part is written: under 1 kB, and all that a resume needs."""
+
+    part: int  # number in the plan
+    shard: str
+    start_bytes: int  # in the shard's file
+    stop_bytes: int
+    checksum: str  # xxh3_128 of the range, 32 hexadecimal digits
+    read_bytes: int  # read from the sources, second reads included
+    seconds: float  # of the task, waiting for memory excluded
+
+
+class Journal:
+    """An append-only file of receipts, one JSON object a line; a torn last line counts as none."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> Iterator[Receipt]:
+        """Yield the receipts in the order in which they were written."""
+        for line in self._lines():
+            if "part" in line:
+                yield Receipt(**line)
+
+    def is_committed(self) -> bool:
+        """Whether the merge was finished."""
+        return any(line.get("committed") for line in self._lines())
+
+    def append(self, receipt: Receipt) -> None:
+        """Add a receipt."""
+        self._append(asdict(receipt))
+
+    def append_commit(self) -> None:
+        """Note that the output is whole."""
+        self._append({"committed": True})
+
+    def _append(self, line: dict[str, object]) -> None:
+        try:
+            # A torn line of a driver that was killed must not swallow this one: begin on a line of its own.
+            start = "" if self._ends_whole() else "\n"
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(start + json.dumps(line) + "\n")
+        except OSError as error:
+            raise StorageError(f"{self._path}: writing a receipt failed: {error.strerror}") from error
+
+    def _ends_whole(self) -> bool:
+        if not self._path.exists() or self._path.stat().st_size == 0:
+            return True
+        with open(self._path, "rb") as file:
+            file.seek(-1, 2)
+            return file.read() == b"\n"
+
+    def _lines(self) -> Iterator[dict[str, object]]:
+        if not self._path.exists():
+            return
+        for text in self._path.read_text("utf-8").splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if isinstance(line, dict):
+                yield line

@@ -1,0 +1,91 @@
+"""``plan.json``: what an output is, or will be, made from, kept beside it so that it can be resumed and verified."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from mergemill.engine.errors import OutputError
+from mergemill.engine.plan.digest import engine_version
+from mergemill.engine.plan.values import Plan, SmallFile
+from mergemill.engine.recipe import recipe_to_json
+from mergemill.engine.storage.ranges import check_pin
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A plan without its expressions."""
+
+    digest: str
+    version: str  # of mergemill
+    recipe: Mapping[str, Any]  # canonical
+    recipe_text: str
+    recipe_name: str
+    seed: int
+    shard_size: str
+    sources: Mapping[str, Sequence[Any]]  # path -> [bytes, stamp]
+    shards: Mapping[str, Mapping[str, Any]]  # name -> header (as text), size_bytes
+    parts: Sequence[Sequence[Any]]  # [shard name, start byte, stop byte]
+    files: Mapping[str, str]  # small files, the index last: name -> xxh3_128
+
+    def to_json(self) -> bytes:
+        """Return the bytes of ``plan.json``."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False).encode() + b"\n"
+
+    def describe_difference(self, other: "Record") -> str:
+        """Say in which respects two records differ."""
+        names = {
+            "recipe": "the recipe",
+            "seed": "the seed",
+            "shard_size": "the shard size",
+            "sources": "the sources' sizes or times",
+            "version": "the version of mergemill",
+            "parts": "the layout",
+            "files": "the donor's small files",
+        }
+        different = [words for name, words in names.items() if getattr(self, name) != getattr(other, name)]
+        return ", ".join(different) or "its plan"
+
+
+def make_record(plan: Plan) -> Record:
+    """Return the record of a plan."""
+    return Record(
+        digest=plan.digest,
+        version=engine_version(),
+        recipe=recipe_to_json(plan.recipe),
+        recipe_text=plan.recipe.text,
+        recipe_name=plan.recipe.name,
+        seed=plan.seed,
+        shard_size=plan.shard_size,
+        sources={pin.url: [pin.size_bytes, pin.stamp] for pin in plan.pins},
+        shards={
+            shard.name: {"size_bytes": shard.size_bytes, "header": shard.header[8:].decode()} for shard in plan.shards
+        },
+        parts=[[plan.shards[part.shard].name, part.start_bytes, part.stop_bytes] for part in plan.parts],
+        files={file.name: checksum(read_small(file)) for file in plan.files},
+    )
+
+
+def read_small(file: SmallFile) -> bytes:
+    """Return the content of a small file: made by the plan, or the donor's, unchanged since the plan."""
+    if file.data is not None:
+        return file.data
+    assert file.copied is not None
+    check_pin(file.copied)
+    return Path(file.copied.url).read_bytes()
+
+
+def checksum(data: bytes) -> str:
+    """Return the xxh3_128 of `data` as 32 hexadecimal digits."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def read_record(path: Path) -> Record:
+    """Read a ``plan.json``; `OutputError` where it is none."""
+    try:
+        return Record(**json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise OutputError(f"{path}: is not a plan that this version of mergemill wrote: {error}") from error

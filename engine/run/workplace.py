@@ -1,0 +1,88 @@
+"""What a worker process lends to its tasks: memory within a promise, first come first served, as reused arenas.
+
+The gate holds on any cluster, whatever flags its workers were started with: a task asks for its projected bytes
+before it reads, and waits while the tasks before it hold too much. A task that asks for little does not overtake one
+that asks for much, or the large one would wait for ever.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mergemill.engine.errors import RunError
+
+_STEP = 1 << 20  # bytes; arenas are whole multiples, so that they fit the next task as well
+
+
+class Workplace:
+    """Memory for the tasks of one process: at most `memory_bytes`, shared by `threads` tasks at a time."""
+
+    def __init__(self, memory_bytes: int, threads: int) -> None:
+        self.memory_bytes = memory_bytes
+        self.threads = threads
+        self.stopping = False  # set when the worker goes: tasks then end at their next slab
+        self.peak_bytes = 0  # the most that was ever lent at once
+        self._lent_bytes = 0
+        self._free: list[Tensor] = []
+        self._queue: deque[object] = deque()
+        self._changed = threading.Condition()
+
+    @property
+    def share_bytes(self) -> int:
+        """What each of the tasks may take without keeping another from running."""
+        return self.memory_bytes // self.threads
+
+    @contextmanager
+    def lend(self, size_bytes: int) -> Iterator[Tensor]:
+        """Lend a flat uint8 tensor of at least `size_bytes`, once it is this task's turn and the memory is there."""
+        # As a whole number of steps, but never beyond the promise.
+        size_bytes = max(size_bytes, min(-(-size_bytes // _STEP) * _STEP, self.memory_bytes))
+        if size_bytes > self.memory_bytes:
+            raise RunError(f"a task needs {size_bytes} bytes and this worker was promised {self.memory_bytes}")
+        arena = self._enter(size_bytes)
+        try:
+            yield arena
+        finally:
+            self._leave(arena)
+
+    def check_going(self) -> None:
+        """Raise `RunError` when the worker is being stopped."""
+        if self.stopping:
+            raise RunError("the worker is being stopped")
+
+    def _enter(self, size_bytes: int) -> Tensor:
+        ticket = object()
+        with self._changed:
+            self._queue.append(ticket)
+            self._changed.wait_for(lambda: self._queue[0] is ticket and self._fits(size_bytes))
+            self._queue.popleft()
+            arena = self._take_arena(size_bytes)
+            self._lent_bytes += len(arena)
+            self.peak_bytes = max(self.peak_bytes, self._lent_bytes)
+            self._changed.notify_all()
+        return arena
+
+    def _leave(self, arena: Tensor) -> None:
+        with self._changed:
+            self._lent_bytes -= len(arena)
+            self._free.append(arena)
+            self._changed.notify_all()
+
+    def _fits(self, size_bytes: int) -> bool:
+        return self._lent_bytes + size_bytes <= self.memory_bytes
+
+    def _take_arena(self, size_bytes: int) -> Tensor:
+        """Reuse the smallest free arena that fits; else drop free ones until a new one fits the promise."""
+        self._free.sort(key=len)
+        for i, arena in enumerate(self._free):
+            if len(arena) >= size_bytes and self._fits(len(arena)):
+                return self._free.pop(i)
+        while self._free and self._lent_bytes + sum(map(len, self._free)) + size_bytes > self.memory_bytes:
+            self._free.pop()
+        # numpy asks the kernel for huge pages, torch does not.
+        return torch.from_numpy(np.empty(size_bytes, np.uint8))

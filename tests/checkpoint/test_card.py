@@ -1,0 +1,103 @@
+"""The model card: front matter that the Hub reads, and a recipe that can be copied out of it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from mergemill.engine.checkpoint import common_license, hub_names, make_card, open_checkpoint
+from mergemill.engine.checkpoint.card import parse_front_matter
+
+RECIPE = "merge_method: ties\nmodels:\n- model: org/a\n"
+CARD = {
+    "title": "my-merge",
+    "method_title": "TIES",
+    "method_source": 'Yadav et al., "TIES-Merging", arXiv:2306.01708.',
+    "models": ["org/base", "./local", "org/tuned@main"],
+    "recipe_text": RECIPE,
+    "dtypes": ["BF16"],
+    "tensor_count": 291,
+    "parameter_count": 8030261248,
+    "license_fields": {"license": "apache-2.0"},
+}
+
+
+def make(**changes: object) -> str:
+    return make_card(**(CARD | changes))
+
+
+def write_readme(folder: Path, text: str | None):
+    folder.mkdir()
+    save_file({"w": torch.zeros(1)}, folder / "model.safetensors")
+    if text is not None:
+        (folder / "README.md").write_text(text)
+    return open_checkpoint(str(folder))
+
+
+def test_front_matter_is_what_the_hub_reads():
+    assert parse_front_matter(make()) == {
+        "base_model": ["org/base", "org/tuned"],
+        "base_model_relation": "merge",
+        "library_name": "transformers",
+        "tags": ["merge", "mergemill"],
+        "license": "apache-2.0",
+    }
+
+
+def test_without_hub_models_or_licence_the_keys_are_absent():
+    front = parse_front_matter(make(models=["/a", "s3://b/c"], license_fields={}))
+    assert list(front) == ["base_model_relation", "library_name", "tags"]
+
+
+def test_body_names_method_models_numbers_and_recipe():
+    body = make().split("---\n", 2)[2]
+    assert "# my-merge\n" in body
+    assert "[arXiv:2306.01708](https://arxiv.org/abs/2306.01708)" in body
+    assert "* [org/base](https://huggingface.co/org/base)\n* `./local`\n" in body
+    assert "291 tensors, 8,030,261,248 parameters, BF16." in body
+    assert f"```yaml\n{RECIPE}```\n" in body
+
+
+def test_recipe_with_a_fence_does_not_end_its_block():
+    assert "````yaml\n```\nx\n````\n" in make(recipe_text="```\nx\n")
+
+
+def test_local_folder_is_no_hub_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "local").mkdir(parents=True)
+    assert hub_names(["org/local", "org/there", "a/b/c", "name", "../x"]) == ("org/there",)
+
+
+MIT = "---\nlicense: mit\n---\n# x\n"
+
+
+@pytest.mark.parametrize(
+    ("cards", "expected"),
+    [
+        ([MIT, MIT], {"license": "mit"}),
+        ([MIT, "---\nlicense: apache-2.0\n---\n"], {}),
+        ([MIT, None], {}),
+        ([MIT, "# no front matter\n"], {}),
+        ([MIT, "---\nlicense: [\n---\n"], {}),
+        ([MIT, "---\n- license\n---\n"], {}),
+        ([MIT, "---\ndate: 2026-99-99\n---\n"], {}),
+        ([MIT, "---\r\nlicense: mit\r\n---\r\ntext"], {"license": "mit"}),
+        (
+            ["---\nlicense: other\nlicense_name: llama3\n---\n"] * 2,
+            {"license": "other", "license_name": "llama3"},
+        ),
+        (["---\nlicense: other\nlicense_name: a\n---\n", "---\nlicense: other\nlicense_name: b\n---\n"], {}),
+        ([], {}),
+    ],
+)
+def test_licence_is_kept_where_all_inputs_agree(tmp_path, cards, expected):
+    checkpoints = [write_readme(tmp_path / str(number), card) for number, card in enumerate(cards)]
+    assert common_license(checkpoints) == expected
+
+
+def test_front_matter_of_a_card_is_safe_yaml():
+    card = make(license_fields={"license": "other", "license_name": "a: b # c"})
+    front = card.split("---\n")[1]
+    assert yaml.safe_load(front)["license_name"] == "a: b # c"

@@ -1,0 +1,248 @@
+"""Opening: every layout that is stored, and one clear line for everything that is no model."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mergemill.engine.checkpoint import INDEX_NAME, open_checkpoint, read_file
+from mergemill.engine.errors import CheckpointError, HeaderError, IndexFileError
+from mergemill.engine.storage.ranges import read_into
+
+TENSORS = {
+    "model.layers.0.w": torch.arange(6, dtype=torch.float32).reshape(2, 3),
+    "model.layers.10.w": torch.ones(4, dtype=torch.bfloat16),
+    "model.layers.2.w": torch.tensor(7, dtype=torch.int64),
+    "empty": torch.zeros(0, 5),
+}
+
+
+def write_sharded(folder: Path, shards: int = 2) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    weight_map = {}
+    for number in range(shards):
+        part = dict(list(TENSORS.items())[number::shards])
+        name = f"model-{number + 1:05}-of-{shards:05}.safetensors"
+        save_file(part, folder / name)
+        weight_map |= dict.fromkeys(part, name)
+    (folder / INDEX_NAME).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+def write_single(folder: Path, name: str = "model.safetensors") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(TENSORS, folder / name)
+    return folder
+
+
+def assert_holds_tensors(checkpoint):
+    assert list(checkpoint.tensors) == sorted(TENSORS)
+    for name, stored in checkpoint.tensors.items():
+        buffer = bytearray(stored.nbytes)
+        read_into(stored.file, stored.offset_bytes, memoryview(buffer))
+        expected = TENSORS[name]
+        assert stored.name == name
+        assert stored.shape == tuple(expected.shape)
+        assert bytes(buffer) == bytes(expected.reshape(-1).view(torch.uint8).tolist())
+
+
+def message_of(ref: str | Path) -> str:
+    with pytest.raises(CheckpointError) as refusal:
+        open_checkpoint(str(ref))
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4])
+def test_shards_are_one_checkpoint(tmp_path, shards):
+    assert_holds_tensors(open_checkpoint(str(write_sharded(tmp_path, shards))))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "consolidated.safetensors"])
+def test_single_file_is_a_checkpoint(tmp_path, name):
+    assert_holds_tensors(open_checkpoint(str(write_single(tmp_path, name))))
+
+
+def test_model_safetensors_is_the_model_among_other_files(tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "consolidated.safetensors")
+    assert_holds_tensors(open_checkpoint(str(write_single(tmp_path))))
+
+
+def test_path_of_a_file_opens_that_file_without_config(tmp_path):
+    (write_single(tmp_path) / "config.json").write_text('{"a": 1}')
+    checkpoint = open_checkpoint(str(tmp_path / "model.safetensors"))
+    assert_holds_tensors(checkpoint)
+    assert (checkpoint.config, checkpoint.config_text, checkpoint.files) == ({}, b"", ())
+    assert checkpoint.path == str(tmp_path)
+
+
+def test_file_url_and_home_folder_are_local(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = write_single(tmp_path / "a model")
+    for ref in (folder.as_uri(), "~/a model"):
+        checkpoint = open_checkpoint(ref)
+        assert (checkpoint.ref, checkpoint.path) == (ref, str(folder))
+
+
+def test_relative_path_is_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_single(tmp_path / "org" / "name")
+    checkpoint = open_checkpoint("org/name")
+    assert (checkpoint.ref, checkpoint.path) == ("org/name", str(tmp_path / "org" / "name"))
+
+
+def test_links_of_the_hub_cache_are_followed(tmp_path):
+    snapshot = write_sharded(tmp_path / "snapshots" / "abc")
+    (tmp_path / "blobs").mkdir()
+    for path in sorted(snapshot.iterdir()):
+        blob = tmp_path / "blobs" / f"{path.name}.blob"
+        path.rename(blob)
+        path.symlink_to(os.path.relpath(blob, snapshot))
+    assert_holds_tensors(open_checkpoint(str(snapshot)))
+
+
+def test_config_is_kept_as_stored(tmp_path):
+    text = b'{"x_unknown":  [1],\n"model_type": "llama"}'
+    (write_single(tmp_path) / "config.json").write_bytes(text)
+    checkpoint = open_checkpoint(str(tmp_path))
+    assert checkpoint.config == {"x_unknown": [1], "model_type": "llama"}
+    assert checkpoint.config_text == text
+
+
+def test_small_files_are_listed_and_weights_are_not(tmp_path):
+    write_sharded(tmp_path)
+    names = ["README.md", "config.json", "tokenizer.json", "additional_chat_templates/tool.jinja"]
+    others = ["pytorch_model.bin", "a.gguf", "pytorch_model.bin.index.json", ".gitattributes", "sub/x.json"]
+    for name in names + others:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    checkpoint = open_checkpoint(str(tmp_path))
+    assert checkpoint.files == tuple(sorted(names))
+    assert read_file(checkpoint, "README.md") == b"{}"
+    with pytest.raises(CheckpointError, match=r"has no file '../x'"):
+        read_file(checkpoint, "../x")
+
+
+def test_checkpoint_can_be_pickled(tmp_path):
+    checkpoint = open_checkpoint(str(write_sharded(tmp_path)))
+    assert pickle.loads(pickle.dumps(checkpoint)) == checkpoint
+
+
+def test_hub_name_that_is_no_folder_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message_of("org/name-7B") == (
+        "org/name-7B: no such folder, and the Hub cannot be read yet; "
+        "download it first: hf download org/name-7B --local-dir org/name-7B"
+    )
+
+
+@pytest.mark.parametrize(
+    ("ref", "message"),
+    [
+        ("s3://bucket/model", "s3://bucket/model: s3:// cannot be read yet; copy it to a local folder"),
+        ("hf://org/name", "hf://org/name: hf:// cannot be read yet; copy it to a local folder"),
+        ("/no/such/folder", "/no/such/folder: no such file or folder"),
+        ("~nobody-at-all/x", "~nobody-at-all/x: no such file or folder"),
+        ("x" * 999, f"{'x' * 999}: cannot be read: File name too long"),
+        ("file:///no/such", "file:///no/such: no such file or folder"),
+    ],
+)
+def test_place_that_cannot_be_read_is_named(ref, message):
+    assert message_of(ref) == message
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "has no safetensors file"),
+        (["config.json"], "has no safetensors file"),
+        (["training_args.bin"], "has no safetensors file"),
+        (
+            ["pytorch_model.bin"],
+            "has pytorch_model.bin but no safetensors file; convert it to safetensors first",
+        ),
+        (
+            ["consolidated.00.pth", "params.json"],
+            "has consolidated.00.pth but no safetensors file; convert it to safetensors first",
+        ),
+        (["m-Q4_K_M.gguf"], "has m-Q4_K_M.gguf but no safetensors file; convert it to safetensors first"),
+        (["a.safetensors", "b.safetensors"], f"has 2 safetensors files and no {INDEX_NAME}"),
+        (
+            ["adapter_model.safetensors", "adapter_config.json"],
+            "is a LoRA adapter, not a model; write it as <model>+m",
+        ),
+    ],
+)
+def test_folder_without_a_model_says_what_it_has(tmp_path, names, message):
+    (tmp_path / "m").mkdir()
+    for name in names:
+        (tmp_path / "m" / name).write_bytes(b"")
+    assert message_of(tmp_path / "m") == f"{tmp_path}/m: {message}"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("m.gguf", "is not a safetensors file; convert it to safetensors first"),
+        ("m.yml", "is neither a folder nor a safetensors file"),
+    ],
+)
+def test_file_that_is_no_safetensors_says_so(tmp_path, name, message):
+    (tmp_path / name).write_bytes(b"")
+    assert message_of(tmp_path / name) == f"{tmp_path / name}: {message}"
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff", b"[" * 100_000])
+def test_config_that_is_not_json_is_an_error(tmp_path, text):
+    (write_single(tmp_path) / "config.json").write_bytes(text)
+    assert message_of(tmp_path).startswith(f"{tmp_path}/config.json: is not JSON: ")
+
+
+def test_config_that_is_no_object_is_an_error(tmp_path):
+    (write_single(tmp_path) / "config.json").write_text("[]")
+    assert message_of(tmp_path) == f"{tmp_path}/config.json: is not a JSON object"
+
+
+def test_missing_shard_is_an_error(tmp_path):
+    (write_sharded(tmp_path) / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(IndexFileError) as refusal:
+        open_checkpoint(str(tmp_path))
+    assert str(refusal.value) == (
+        f"{tmp_path}/{INDEX_NAME}: shard 'model-00002-of-00002.safetensors' of 2 not there; "
+        "is the download complete?"
+    )
+
+
+def test_truncated_shard_is_named_as_the_user_knows_it(tmp_path):
+    blob = tmp_path / "blob"
+    shard = write_sharded(tmp_path / "m") / "model-00001-of-00002.safetensors"
+    blob.write_bytes(shard.read_bytes()[:-1])
+    shard.unlink()
+    shard.symlink_to(blob)
+    with pytest.raises(HeaderError, match=r"model-00001-of-00002\.safetensors: cut short: 32 bytes of data"):
+        open_checkpoint(str(tmp_path / "m"))
+
+
+def test_tensor_in_two_shards_is_an_error(tmp_path):
+    first = write_sharded(tmp_path) / "model-00001-of-00002.safetensors"
+    save_file(TENSORS, first)
+    with pytest.raises(IndexFileError, match="is in two shards"):
+        open_checkpoint(str(tmp_path))
+
+
+def test_index_beside_a_whole_model_is_ambiguous(tmp_path):
+    write_single(write_sharded(tmp_path))
+    assert message_of(tmp_path).endswith(
+        "does not name model.safetensors, which is beside it; remove one of them"
+    )
+
+
+def test_index_of_one_file_is_no_conflict(tmp_path):
+    weight_map = dict.fromkeys(TENSORS, "model.safetensors")
+    (write_single(tmp_path) / INDEX_NAME).write_text(json.dumps({"weight_map": weight_map}))
+    assert_holds_tensors(open_checkpoint(str(tmp_path)))
+    assert load_file(tmp_path / "model.safetensors").keys() == TENSORS.keys()

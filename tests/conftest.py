@@ -1,0 +1,33 @@
+"""Fixtures that several rooms share."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from reference.mergekit import find_skip_reason, run_mergekit
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct as a bfloat16 checkpoint; takes half a minute. Not to be changed."""
+    from smollm2 import make_smollm2
+
+    return make_smollm2(tmp_path_factory.mktemp("smollm2") / "instruct")
+
+
+@pytest.fixture(scope="session")
+def smollm2_variants(smollm2: Path) -> tuple[Path, Path]:
+    """Two fine-tunes of `smollm2`; takes a minute. Not to be changed."""
+    from smollm2 import GARDEN, HARBOUR, make_variant
+
+    harbour = make_variant(smollm2, smollm2.with_name("harbour"), HARBOUR)
+    return harbour, make_variant(smollm2, smollm2.with_name("garden"), GARDEN, seed=1)
+
+
+@pytest.fixture
+def mergekit() -> Callable[..., dict[str, torch.Tensor]]:
+    """`run_mergekit`, or a skip that says what is missing."""
+    if reason := find_skip_reason():
+        pytest.skip(reason)
+    return run_mergekit
