@@ -280,7 +280,8 @@ def expected(
     """
     merged: dict[str, Array] = {}
     for name, at, t, pieces in iterate_outputs(find_slices(recipe, load), load):
-        merged[name] = merge_tensor(recipe["merge_method"], name, at, pieces, t, mask, np.dtype(delta_dtype))
+        values = merge_tensor(recipe["merge_method"], name, at, pieces, t, mask, np.dtype(delta_dtype))
+        merged[name] = np.asarray(values)
     return merged
 
 

@@ -36,9 +36,14 @@ class TensorInfo:
     shape: tuple[int, ...]  # elements along each axis; () is a scalar
 
     @property
+    def elements(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
         """Size of the data in bytes."""
-        return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
+        return self.elements * DTYPE_BITS[self.dtype] // 8
 
 
 def file_order(tensors: Iterable[TensorInfo]) -> tuple[TensorInfo, ...]:

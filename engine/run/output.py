@@ -103,8 +103,9 @@ def commit_output(output: Output, plan: Plan) -> None:
     output.journal.append_commit()
 
 
-def abort_output(folder: Path) -> int:
-    """Remove what an unfinished merge left in `folder`; returns the bytes freed. Nothing else is touched."""
+def abort_output(out: str | Path) -> int:
+    """Remove what an unfinished merge left in the folder `out`; returns the bytes freed. Nothing else is touched."""
+    folder = Path(out)
     output = Output(folder)
     if not output.state.is_dir():
         raise OutputError(f"{folder}: holds no unfinished merge; there is nothing to abort")

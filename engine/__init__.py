@@ -1,0 +1,38 @@
+"""mergemill's engine: plan a merge from headers, run it out of core on Dask, verify what came out.
+
+>>> from mergemill.engine import load_recipe, make_plan, run  # doctest: +SKIP
+>>> run(make_plan(load_recipe("recipe.yml")), "out")  # doctest: +SKIP
+"""
+
+from mergemill.engine.errors import MergemillError
+from mergemill.engine.methods.catalogue import find_methods
+from mergemill.engine.methods.contract import merge_method
+from mergemill.engine.plan.describe import describe_plan
+from mergemill.engine.plan.make import make_plan
+from mergemill.engine.plan.sizes import format_size
+from mergemill.engine.recipe import load_recipe, recipe_schema
+from mergemill.engine.run.drive import run
+from mergemill.engine.run.events import Committed, PartFinished, Started
+from mergemill.engine.run.inspect import inspect
+from mergemill.engine.run.merge import merge
+from mergemill.engine.run.output import abort_output as abort
+from mergemill.engine.run.verify import verify
+
+__all__ = [
+    "Committed",
+    "MergemillError",
+    "PartFinished",
+    "Started",
+    "abort",
+    "describe_plan",
+    "find_methods",
+    "format_size",
+    "inspect",
+    "load_recipe",
+    "make_plan",
+    "merge",
+    "merge_method",
+    "recipe_schema",
+    "run",
+    "verify",
+]

@@ -1,0 +1,53 @@
+"""What a run tells its caller while it goes on; the engine itself never prints."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mergemill.engine.run.receipts import Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Workers are there and the first parts are on their way."""
+
+    out: str
+    digest: str
+    workers: int
+    threads: int  # of each worker
+    memory_bytes: int  # promised to each worker
+    dashboard: str  # address of the Dask dashboard
+    parts: int  # of the plan
+    resumed_parts: int  # finished by an earlier run; they are only checked
+    write_bytes: int  # of all parts
+
+
+@dataclass(frozen=True, slots=True)
+class PartFinished:
+    """A part is written."""
+
+    receipt: Receipt
+    kept: bool  # it was finished by an earlier run and is as its receipt says
+    parts_done: int
+    done_bytes: int  # written by all parts so far
+    read_bytes: int  # read from the sources so far
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The output is a checkpoint now."""
+
+    out: str
+    digest: str
+    parts: int
+    redone_parts: int  # merged in this run
+    write_bytes: int  # of all shards
+    read_bytes: int  # from the sources in this run
+    seconds: float  # of this run
+
+
+Event = Started | PartFinished | Committed
+OnEvent = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """Do nothing with an event."""

@@ -1,0 +1,68 @@
+"""What a folder holds: a checkpoint, a finished merge or an unfinished one, from headers and receipts alone."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergemill.engine.checkpoint.checkpoint import open_checkpoint
+from mergemill.engine.checkpoint.family import layer_stacks
+from mergemill.engine.checkpoint.layout import TensorInfo
+from mergemill.engine.run.output import Output
+from mergemill.engine.run.record import read_record
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """A model folder in numbers."""
+
+    path: str
+    kind: str  # "checkpoint", or "merge" for a folder that mergemill wrote
+    state: str  # of a merge: "finished", or "unfinished: 3 of 64 parts"
+    digest: str  # of a merge's plan
+    model_type: str  # of config.json; "" where it says none
+    tensors: tuple[TensorInfo, ...]  # by name; none while a merge is unfinished
+    dtypes: Mapping[str, int]  # bytes stored in each
+    layers: Mapping[str, int]  # layers of each stack
+    shards: int  # files
+
+    @property
+    def parameters(self) -> int:
+        """The number of elements of all tensors."""
+        return sum(tensor.elements for tensor in self.tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all tensors."""
+        return sum(self.dtypes.values())
+
+
+def inspect(path: str | Path) -> Inspection:
+    """Look at the model or the merge in the folder `path`; `CheckpointError` where there is neither."""
+    output = Output(Path(path))
+    if not output.record_path.exists():
+        return _inspect_checkpoint(str(path), "checkpoint", "", "")
+    record = read_record(output.record_path)
+    if output.journal.is_committed():
+        return _inspect_checkpoint(str(path), "merge", "finished", record.digest)
+    done = len({receipt.part for receipt in output.journal.read()})
+    state = f"unfinished: {done} of {len(record.parts)} parts"
+    return Inspection(str(path), "merge", state, record.digest, "", (), {}, {}, len(record.shards))
+
+
+def _inspect_checkpoint(path: str, kind: str, state: str, digest: str) -> Inspection:
+    checkpoint = open_checkpoint(path)
+    dtypes: Counter[str] = Counter()
+    for tensor in checkpoint.tensors.values():
+        dtypes[tensor.dtype] += tensor.nbytes
+    return Inspection(
+        path=path,
+        kind=kind,
+        state=state,
+        digest=digest,
+        model_type=str(checkpoint.config.get("model_type", "")),
+        tensors=tuple(TensorInfo(t.name, t.dtype, t.shape) for t in checkpoint.tensors.values()),
+        dtypes=dict(sorted(dtypes.items())),
+        layers={stack: len(layers) for stack, layers in layer_stacks(checkpoint.tensors).items()},
+        shards=len({tensor.file.url for tensor in checkpoint.tensors.values()}),
+    )

@@ -1,0 +1,28 @@
+"""From a recipe file to a checkpoint in one call."""
+
+from pathlib import Path
+
+from mergemill.engine.plan.make import SHARD_SIZE, make_plan
+from mergemill.engine.recipe import Recipe, load_recipe
+from mergemill.engine.run.drive import MEMORY, run
+from mergemill.engine.run.events import Committed, OnEvent, ignore
+
+
+def merge(
+    recipe: Recipe | str | Path,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    shard_size: str | int = SHARD_SIZE,
+    workers: int | None = None,
+    threads: int | None = None,
+    memory: str | int = MEMORY,
+    on_event: OnEvent = ignore,
+) -> Committed:
+    """Merge what `recipe` (a value, or the path of a YAML file) describes into the folder `out`.
+
+    The parameters are those of `make_plan` and `run`, and so are the errors.
+    """
+    value = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    plan = make_plan(value, seed=seed, shard_size=shard_size)
+    return run(plan, out, workers=workers, threads=threads, memory=memory, on_event=on_event)

@@ -1,0 +1,148 @@
+"""Verifying a finished merge: its shards against their receipts, its headers and files against the plan, its sums anew."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergemill.engine.errors import OutputError, VerifyError
+from mergemill.engine.plan.make import make_plan
+from mergemill.engine.plan.values import Part, Piece, Plan
+from mergemill.engine.recipe import Recipe, parse_recipe
+from mergemill.engine.run.graph import iter_cut_tensors
+from mergemill.engine.run.output import Output
+from mergemill.engine.run.receipts import Receipt
+from mergemill.engine.run.record import Record, checksum, read_record
+from mergemill.engine.run.task import checksum_range, gather_piece, merge_part
+from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.tensors.expressions import Merged
+from mergemill.engine.tensors.kernels import Partial, add_partials
+
+MEMORY_BYTES = 1 << 30  # for verifying
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What was found to be right."""
+
+    out: str
+    digest: str  # of the plan
+    shards: int
+    parts: int
+    files: int  # small files
+    bytes: int  # checksummed
+    replayed: int  # parts merged again from the sources
+
+
+def verify(out: str | Path, *, replay: int = 0) -> Verified:
+    """Check the finished merge in `out`; with `replay`, also merge that many parts again and compare.
+
+    Raises `VerifyError` for the first thing that is not as it was written, and `OutputError` where `out` holds no
+    merge. Replaying needs the sources as they were.
+    """
+    output = Output(Path(out))
+    record = _open_record(output)
+    receipts = {(receipt.shard, receipt.start_bytes): receipt for receipt in output.journal.read()}
+    workplace = Workplace(MEMORY_BYTES, 1)
+    for name in record.shards:
+        _check_shard(output.finished(name), record, name)
+    for shard, start_bytes, stop_bytes in record.parts:
+        _check_part(output.finished(shard), receipts.get((shard, start_bytes)), stop_bytes, workplace)
+    for name, expected in record.files.items():
+        _check_file(output.folder / name, expected)
+    replayed = _replay(record, receipts, replay, workplace) if replay else 0
+    return Verified(
+        out=str(out),
+        digest=record.digest,
+        shards=len(record.shards),
+        parts=len(record.parts),
+        files=len(record.files),
+        bytes=sum(stop - start for _, start, stop in record.parts),
+        replayed=replayed,
+    )
+
+
+def _open_record(output: Output) -> Record:
+    if not output.record_path.exists():
+        raise OutputError(f"{output.folder}: holds no merge that mergemill wrote; there is no {output.record_path}")
+    record = read_record(output.record_path)
+    if not output.journal.is_committed():
+        done = len({receipt.part for receipt in output.journal.read()})
+        raise VerifyError(
+            f"{output.folder}: is unfinished: {done} of {len(record.parts)} parts; run the same merge again to resume"
+        )
+    return record
+
+
+def _check_shard(path: Path, record: Record, name: str) -> None:
+    expected = record.shards[name]
+    if not path.is_file():
+        raise VerifyError(f"{path}: is gone; remove the folder and merge again")
+    size_bytes = path.stat().st_size
+    if size_bytes != expected["size_bytes"]:
+        raise VerifyError(f"{path}: has {size_bytes} bytes; {expected['size_bytes']} were written")
+    header = expected["header"].encode()
+    with open(path, "rb") as file:
+        found = file.read(8 + len(header))
+    if found != len(header).to_bytes(8, "little") + header:
+        raise VerifyError(f"{path}: its header is not the one that was planned")
+
+
+def _check_part(path: Path, receipt: Receipt | None, stop_bytes: int, workplace: Workplace) -> None:
+    if receipt is None or receipt.stop_bytes != stop_bytes:
+        raise VerifyError(f"{path}: the journal lacks the receipt of a part that ends at byte {stop_bytes}")
+    found = checksum_range(path, receipt.start_bytes, receipt.stop_bytes, workplace)
+    if found != receipt.checksum:
+        raise VerifyError(
+            f"{path}: bytes {receipt.start_bytes} to {receipt.stop_bytes} changed since they were written: "
+            f"checksum {found}, receipt {receipt.checksum}"
+        )
+
+
+def _check_file(path: Path, expected: str) -> None:
+    if not path.is_file():
+        raise VerifyError(f"{path}: is gone; it was written with the merge")
+    if checksum(path.read_bytes()) != expected:
+        raise VerifyError(f"{path}: changed since it was written")
+
+
+def _replay(record: Record, receipts: Mapping[tuple[str, int], Receipt], count: int, workplace: Workplace) -> int:
+    plan = make_plan(_read_recipe(record), seed=record.seed, shard_size=record.shard_size)
+    if plan.digest != record.digest:
+        raise VerifyError(f"{record.recipe_name or 'recipe'}: gives another plan now; the sources or the version changed")
+    chosen = _spread(plan, count)
+    totals = {name: _gather_totals(pieces, workplace) for name, pieces in iter_cut_tensors(plan, chosen)}
+    for part in chosen:
+        shard = plan.shards[part.shard].name
+        found = merge_part(part, shard, _discard, totals, workplace).checksum
+        if found != receipts[shard, part.start_bytes].checksum:
+            raise VerifyError(f"{shard}: merging bytes {part.start_bytes} to {part.stop_bytes} again gives other bytes")
+    return len(chosen)
+
+
+def _read_recipe(record: Record) -> Recipe:
+    if record.recipe_text:
+        return parse_recipe(record.recipe_text, name=record.recipe_name)
+    return Recipe.model_validate(dict(record.recipe))
+
+
+def _spread(plan: Plan, count: int) -> tuple[Part, ...]:
+    """Choose `count` parts evenly over the plan."""
+    total = len(plan.parts)
+    count = min(count, total)
+    return tuple(plan.parts[i * total // count] for i in range(count))
+
+
+def _gather_totals(pieces: list[Piece], workplace: Workplace) -> list[Partial]:
+    expression = pieces[0].tensor.expression
+    assert isinstance(expression, Merged)
+    totals: list[Partial] = []
+    for _ in range(expression.rounds()):
+        total: Partial = ()
+        for piece in pieces:
+            total = add_partials(total, gather_piece(piece, totals, workplace))
+        totals.append(total)
+    return totals
+
+
+def _discard(offset_bytes: int, data: memoryview) -> None:
+    """Take bytes of a replayed part, of which only the checksum is wanted."""
