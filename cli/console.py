@@ -1,0 +1,169 @@
+"""All that reaches the terminal: lines, tables, JSON, progress and errors.
+
+Results go to stdout; progress, warnings and errors to stderr. Colours and bars are for terminals only (and NO_COLOR
+is respected); elsewhere the same words come as plain lines.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+Advance = Callable[[int, int], None]  # bytes done, parts done
+
+DEBUG = "MERGEMILL_DEBUG"
+QUIET_S, SILENCE_S = 2.0, 30.0  # between two plain lines of progress: at least, at most
+STEP = 0.1  # of the whole: reason enough for a line
+WIDE = 10_000  # columns: where nobody watches, no line is cut
+
+
+def say(text: str = "") -> None:
+    """Write a line of the result."""
+    sys.stdout.write(text + "\n")
+
+
+def say_json(value: object, *, indent: int | None = 2) -> None:
+    """Write a result, or with ``indent=None`` an event of one line, as JSON."""
+    sys.stdout.write(json.dumps(value, indent=indent, ensure_ascii=False, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """Write a line about the work to stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def say_table(rows: Sequence[Sequence[str]], *, heads: Sequence[str] = (), right: Sequence[int] = ()) -> None:
+    """Write rows of text as a table; the columns `right` are aligned to the right."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console() if sys.stdout.isatty() else Console(width=WIDE, color_system=None)
+    table = Table(box=None, show_header=bool(heads), pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in range(max(map(len, rows), default=len(heads))):
+        head = heads[column] if heads else ""
+        table.add_column(head, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    with console.capture() as captured:
+        console.print(table)
+    sys.stdout.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
+
+
+@contextmanager
+def open_progress(total_bytes: int, parts: int) -> Iterator[Advance]:
+    """Show how far the work is, from here to the end of the block: a bar on a terminal, else a line now and then."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    watched = sys.stderr.isatty() and not console.is_dumb_terminal
+    if not watched:
+        yield make_lines(total_bytes, parts)
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    bar = Progress(
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TextColumn("{task.fields[parts]}"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+    )
+    with bar:
+        task = bar.add_task("", total=total_bytes, parts=f"0/{parts} parts")
+        yield lambda done_bytes, done: bar.update(task, completed=done_bytes, parts=f"{done}/{parts} parts")
+
+
+def make_lines(total_bytes: int, parts: int, clock: Callable[[], float] = time.monotonic) -> Advance:
+    """Return progress as plain lines: one each tenth of the whole or half minute, never two within two seconds."""
+    from mergemill.engine import format_size
+
+    started = said = clock()
+    said_bytes = 0
+
+    def advance(done_bytes: int, done: int) -> None:
+        nonlocal said, said_bytes
+        now = clock()
+        if now - said < QUIET_S or (done_bytes - said_bytes < STEP * total_bytes and now - said < SILENCE_S):
+            return
+        said, said_bytes = now, done_bytes
+        rate = done_bytes / (now - started)
+        left_s = (total_bytes - done_bytes) / rate if rate else 0
+        note(
+            f"{done_bytes / max(total_bytes, 1):4.0%}  {format_size(done_bytes)} of {format_size(total_bytes)}, "
+            f"{format_size(rate)}/s, {done} of {parts} parts, {left_s:.0f} s left"
+        )
+
+    return advance
+
+
+def show_error(error: BaseException) -> None:
+    """Write an error as one line, or as a traceback with ``MERGEMILL_DEBUG=1``."""
+    if os.environ.get(DEBUG):
+        traceback.print_exception(error)
+    note(f"mergemill: error: {explain(error)}")
+
+
+def show_stop(message: str) -> None:
+    """Write that the work was stopped, and how to go on."""
+    note(f"mergemill: {message}")
+
+
+def explain(error: BaseException) -> str:
+    """Return one line that says what went wrong; what nobody foresaw asks to be reported."""
+    if not is_expected(error):
+        unforeseen = f"{type(error).__name__}: {error}"
+        return f"{_one_line(unforeseen)}; this is a fault of mergemill: please report what {DEBUG}=1 shows"
+    format_usage = getattr(error, "format_message", None)  # of Typer's own errors
+    if format_usage is None:
+        return _one_line(str(error))
+    context = getattr(error, "ctx", None)
+    hint = f"; see: {context.command_path} --help" if context else ""
+    return _one_line(format_usage()).removesuffix(".") + hint
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether the error was raised on purpose: it knows its exit code."""
+    return isinstance(getattr(error, "exit_code", None), int)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split("\n"))
+
+
+def error_event(error: BaseException) -> dict[str, Any]:
+    """Return an error as an event of ``--json``."""
+    return {"event": "error", "message": explain(error), "exit_code": getattr(error, "exit_code", 1)}
+
+
+def silence_libraries() -> None:
+    """Keep logs and warnings of libraries off the terminal for the rest of the process."""
+    if not os.environ.get(DEBUG):
+        logging.disable(logging.CRITICAL)
+        warnings.simplefilter("ignore")
+
+
+def flush() -> None:
+    """Write out what is still held back, so that a closed pipe is found here and not at the interpreter's end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def close_broken_pipe() -> None:
+    """Nobody reads stdout any more: let the rest go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def restore_terminal() -> None:
+    """Show the cursor again, which a bar hides."""
+    if sys.stderr.isatty():
+        os.write(sys.stderr.fileno(), b"\x1b[?25h\n")

@@ -1,0 +1,143 @@
+"""``mergemill merge``: from a recipe to a checkpoint, with progress, to be stopped and resumed."""
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mergemill.cli import console
+from mergemill.cli.options import MEMORY, SHARD_SIZE, Json, Memory, Recipe, Seed, ShardSize
+from mergemill.cli.plan import plan_lines
+from mergemill.cli.signals import Interrupted
+
+if TYPE_CHECKING:
+    from mergemill.engine import Committed, PartFinished, Started
+
+    OnEvent = Callable[[Started | PartFinished | Committed], None]
+
+EVENTS = {"Started": "started", "PartFinished": "part", "Committed": "committed"}
+
+OutArgument = Annotated[str, typer.Argument(metavar="OUT", help="New, empty, or the same merge unfinished: resumed.")]
+Workers = Annotated[int | None, typer.Option(min=0, metavar="N", help="Processes; 0: threads of this one. Chosen by size.")]
+Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Of each worker. Chosen: 1 a process, else 1 a core.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON event a line.")]
+
+
+def merge(
+    context: typer.Context,
+    recipe: Recipe,
+    out: OutArgument,
+    workers: Workers = None,
+    threads: Threads = None,
+    memory: Memory = MEMORY,
+    shard_size: ShardSize = SHARD_SIZE,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    json: JsonLines = False,
+) -> None:
+    """Merge models as a recipe says, or resume that.
+
+    Example: mergemill merge recipe.yml merged --memory 2GiB
+    """
+    with ExitStack() as stack:
+        if json:
+            stack.enter_context(_errors_as_events())
+        watch = Watch(stack, quiet=quiet, json=json)
+        stack.enter_context(_say_how_to_resume(watch, context.obj or sys.argv[1:]))
+        from mergemill.engine import describe_plan, load_recipe, make_plan, run
+
+        plan = make_plan(load_recipe(recipe), seed=seed, shard_size=shard_size)
+        watch.show_plan(describe_plan(plan, memory=memory))
+        run(plan, out, workers=workers, threads=threads, memory=memory, on_event=watch)
+
+
+class Watch:
+    """Shows a merge as it goes on: to a person, to a program, or only its errors."""
+
+    def __init__(self, stack: ExitStack, *, quiet: bool, json: bool) -> None:
+        self._stack = stack  # closes the progress
+        self._quiet = quiet
+        self._json = json
+        self._advance: console.Advance | None = None
+        self.done = self.parts = 0  # parts
+
+    def show_plan(self, numbers: Mapping[str, Any]) -> None:
+        """Show the plan, before anything is written."""
+        if self._json:
+            console.say_json({"event": "plan", **numbers}, indent=None)
+        elif not self._quiet:
+            for line in plan_lines(numbers):
+                console.note(line)
+
+    def __call__(self, event: "Started | PartFinished | Committed") -> None:
+        """Show an event of the engine."""
+        from mergemill.engine import PartFinished, Started
+
+        if isinstance(event, Started):
+            self.parts = event.parts
+        elif isinstance(event, PartFinished):
+            self.done = event.parts_done
+        if self._json:
+            console.say_json({"event": EVENTS[type(event).__name__], **asdict(event)}, indent=None)
+        elif not self._quiet:
+            self._show(event)
+
+    def _show(self, event: "Started | PartFinished | Committed") -> None:
+        from mergemill.engine import PartFinished, Started
+
+        if isinstance(event, Started):
+            for line in start_lines(event):
+                console.note(line)
+            self._advance = self._stack.enter_context(console.open_progress(event.write_bytes, event.parts))
+        elif isinstance(event, PartFinished):
+            assert self._advance is not None
+            self._advance(event.done_bytes, event.parts_done)
+        else:
+            self._stack.close()
+            console.say(describe_commit(event))
+
+
+def start_lines(event: "Started") -> Iterator[str]:
+    """Yield who works, and what of the work is done already."""
+    from mergemill.engine import format_size
+
+    workers = f"{event.workers} worker{'s' * (event.workers != 1)}"
+    threads = f"{event.threads} thread{'s' * (event.threads != 1)} each"
+    yield f"{workers}, {threads}, {format_size(event.memory_bytes)} each; dashboard at {event.dashboard}"
+    if event.resumed_parts:
+        yield f"resuming: {event.resumed_parts} of {event.parts} parts are done and are only checked"
+
+
+def describe_commit(event: "Committed") -> str:
+    """Return the result of a merge in one line."""
+    from mergemill.engine import format_size
+
+    if event.parts and not event.redone_parts and not event.seconds:
+        return f"{event.out}: this merge is finished already; check it with: mergemill verify {shlex.quote(event.out)}"
+    rate = f", {format_size(event.write_bytes / event.seconds)}/s" if event.redone_parts == event.parts else ""
+    return f"{event.out}: {format_size(event.write_bytes)} in {event.parts} parts, {event.seconds:.1f} s{rate}"
+
+
+@contextmanager
+def _say_how_to_resume(watch: Watch, arguments: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except Interrupted as stop:
+        progress = f" after {watch.done} of {watch.parts} parts" if watch.parts else " before the first part"
+        command = shlex.join(["mergemill", *arguments])
+        raise stop.at(f"{progress}; go on with: {command}") from None
+
+
+@contextmanager
+def _errors_as_events() -> Iterator[None]:
+    try:
+        yield
+    except (Exception, Interrupted) as error:
+        if not isinstance(error, BrokenPipeError):
+            console.say_json(console.error_event(error), indent=None)
+        raise

@@ -1,0 +1,15 @@
+"""Arguments and options that several commands share."""
+
+from typing import Annotated
+
+import typer
+
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="The YAML file that says what is merged, and how.")]
+Out = Annotated[str, typer.Argument(metavar="OUT", help="The folder of the merge.")]
+Memory = Annotated[str, typer.Option(metavar="SIZE", help="Promised to each worker, such as 512MiB or 4GiB.")]
+ShardSize = Annotated[str, typer.Option(metavar="SIZE", help="Most bytes of an output file, or 'tensor': one each.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="Of the random methods' masks.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+MEMORY = "1GiB"
+SHARD_SIZE = "5GB"

@@ -1,0 +1,30 @@
+"""``mergemill verify``: whether a finished merge is still what was written."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from mergemill.cli import console
+from mergemill.cli.options import Json, Out
+
+Replay = Annotated[int, typer.Option(min=0, metavar="K", help="Merge K parts again from the models, and compare.")]
+
+
+def verify(out: Out, replay: Replay = 0, json: Json = False) -> None:
+    """Check a finished merge against its receipts.
+
+    Example: mergemill verify merged --replay 3
+    """
+    from mergemill.engine import format_size
+    from mergemill.engine import verify as verify_merge
+
+    verified = verify_merge(out, replay=replay)
+    if json:
+        console.say_json(asdict(verified))
+        return
+    replayed = f", {verified.replayed} merged again" if replay else ""
+    console.say(
+        f"{verified.out}: as it was written: {format_size(verified.bytes)} in {verified.shards} shards, "
+        f"{verified.parts} parts{replayed}, {verified.files} small files"
+    )
