@@ -1,7 +1,7 @@
 """All that reaches the terminal: lines, tables, JSON, progress and errors.
 
-Results go to stdout; progress, warnings and errors to stderr. Colours and bars are for terminals only (and NO_COLOR
-is respected); elsewhere the same words come as plain lines.
+Results go to stdout; progress, warnings and errors to stderr. Colours and bars are for terminals only (and
+NO_COLOR is respected); elsewhere the same words come as plain lines.
 """
 
 import json
@@ -28,6 +28,15 @@ def say(text: str = "") -> None:
     sys.stdout.write(text + "\n")
 
 
+def count(number: int, noun: str) -> str:
+    """Return a number of things.
+
+    >>> count(1, "part"), count(2000, "part")
+    ('1 part', '2,000 parts')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def say_json(value: object, *, indent: int | None = 2) -> None:
     """Write a result, or with ``indent=None`` an event of one line, as JSON."""
     sys.stdout.write(json.dumps(value, indent=indent, ensure_ascii=False, default=str) + "\n")
@@ -47,7 +56,7 @@ def say_table(rows: Sequence[Sequence[str]], *, heads: Sequence[str] = (), right
     from rich.text import Text
 
     console = Console() if sys.stdout.isatty() else Console(width=WIDE, color_system=None)
-    table = Table(box=None, show_header=bool(heads), pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, show_header=bool(heads), pad_edge=False, padding=(0, 2, 0, 0))
     for column in range(max(map(len, rows), default=len(heads))):
         head = heads[column] if heads else ""
         table.add_column(head, justify="right" if column in right else "left", overflow="fold")
@@ -60,7 +69,7 @@ def say_table(rows: Sequence[Sequence[str]], *, heads: Sequence[str] = (), right
 
 @contextmanager
 def open_progress(total_bytes: int, parts: int) -> Iterator[Advance]:
-    """Show how far the work is, from here to the end of the block: a bar on a terminal, else a line now and then."""
+    """Show how far the work is while the block lasts: a bar on a terminal, else a line now and then."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -68,14 +77,14 @@ def open_progress(total_bytes: int, parts: int) -> Iterator[Advance]:
     if not watched:
         yield make_lines(total_bytes, parts)
         return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich import progress
 
-    bar = Progress(
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TextColumn("{task.fields[parts]}"),
-        TimeRemainingColumn(compact=True),
+    bar = progress.Progress(
+        progress.BarColumn(),
+        progress.DownloadColumn(binary_units=True),
+        progress.TransferSpeedColumn(),
+        progress.TextColumn("{task.fields[parts]}"),
+        progress.TimeRemainingColumn(compact=True),
         console=console,
     )
     with bar:
@@ -84,7 +93,7 @@ def open_progress(total_bytes: int, parts: int) -> Iterator[Advance]:
 
 
 def make_lines(total_bytes: int, parts: int, clock: Callable[[], float] = time.monotonic) -> Advance:
-    """Return progress as plain lines: one each tenth of the whole or half minute, never two within two seconds."""
+    """Return progress as plain lines: each tenth of the whole or half minute, but two seconds apart."""
     from mergemill.engine import format_size
 
     started = said = clock()
@@ -98,10 +107,9 @@ def make_lines(total_bytes: int, parts: int, clock: Callable[[], float] = time.m
         said, said_bytes = now, done_bytes
         rate = done_bytes / (now - started)
         left_s = (total_bytes - done_bytes) / rate if rate else 0
-        note(
-            f"{done_bytes / max(total_bytes, 1):4.0%}  {format_size(done_bytes)} of {format_size(total_bytes)}, "
-            f"{format_size(rate)}/s, {done} of {parts} parts, {left_s:.0f} s left"
-        )
+        share = done_bytes / max(total_bytes, 1)
+        sizes = f"{format_size(done_bytes)} of {format_size(total_bytes)}, {format_size(rate)}/s"
+        note(f"{share:4.0%}  {sizes}, {done} of {parts} parts, {left_s:.0f} s left")
 
     return advance
 
@@ -153,7 +161,7 @@ def silence_libraries() -> None:
 
 
 def flush() -> None:
-    """Write out what is still held back, so that a closed pipe is found here and not at the interpreter's end."""
+    """Write out what is held back, so that a closed pipe is found here and not at the interpreter's end."""
     sys.stdout.flush()
     sys.stderr.flush()
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Folder = Annotated[Path, typer.Argument(metavar="[FOLDER]", help="New or empty.")]
 
 MARK = "# mergemill demo"
+ELSEWHERE = "choose another place: mergemill demo other-folder"
 VARIANTS = ("variant-a", "variant-b")
 VOCABULARY, HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS = 4096, 128, 384, 6, 4, 2
 NOISE = 0.01  # standard deviation of what a variant adds to the base
@@ -53,11 +54,11 @@ def demo(folder: Folder = Path("mergemill-demo")) -> None:
 def _check_folder(folder: Path) -> None:
     """Refuse a folder that holds anything but this demo."""
     if folder.exists() and not folder.is_dir():
-        raise typer.BadParameter(f"{folder} is a file; choose another place: mergemill demo other-folder")
+        raise typer.BadParameter(f"{folder} is a file; {ELSEWHERE}")
     recipe = folder / "recipe.yml"
     ours = recipe.is_file() and recipe.read_bytes().startswith(MARK.encode())
     if folder.exists() and any(folder.iterdir()) and not ours:
-        raise typer.BadParameter(f"{folder} holds other files; choose another place: mergemill demo other-folder")
+        raise typer.BadParameter(f"{folder} holds other files; {ELSEWHERE}")
 
 
 def _write_recipe(folder: Path) -> None:
@@ -106,7 +107,7 @@ def _shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _write_model(folder: Path, tensors: "Mapping[str, Tensor]") -> None:
-    """Write a checkpoint in bfloat16, the weights last and at once: a demo that was stopped can be run again."""
+    """Write a checkpoint in bfloat16, the weights last and at once: a stopped demo can be run again."""
     import torch
     from safetensors.torch import save_file
 
@@ -116,7 +117,8 @@ def _write_model(folder: Path, tensors: "Mapping[str, Tensor]") -> None:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(make_config(), indent=2) + "\n", encoding="utf-8")
     unfinished = weights.with_suffix(".tmp")
-    save_file({name: t.to(torch.bfloat16) for name, t in tensors.items()}, unfinished, metadata={"format": "pt"})
+    stored = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
+    save_file(stored, unfinished, metadata={"format": "pt"})
     unfinished.replace(weights)
 
 
@@ -144,8 +146,8 @@ def story(folder: Path, tensors: "Mapping[str, Tensor]", committed: "Committed")
     recipe, merged = shlex.quote(str(folder / "recipe.yml")), shlex.quote(str(folder / "merged"))
     if committed.redone_parts:
         millions = sum(tensor.numel() for tensor in tensors.values()) / 1e6
-        yield f"Made three Llama checkpoints of {millions:.1f} million parameters in {folder}: a base and two variants."
-        yield f"Merged the variants into the base with TIES, as {recipe} says: {committed.parts} parts, {committed.seconds:.1f} s."
+        yield f"Made three Llama models of {millions:.1f} M parameters in {folder}: a base, two variants."
+        yield f"Merged the variants into the base with TIES, as {recipe} says, in {committed.seconds:.1f} s."
         yield f"Verified {merged}: every byte is as it was written."
     else:
         other = shlex.quote(f"{folder}-2")

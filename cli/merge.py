@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mergemill.cli import console
-from mergemill.cli.options import MEMORY, SHARD_SIZE, Json, Memory, Recipe, Seed, ShardSize
+from mergemill.cli.options import MEMORY, SHARD_SIZE, Memory, Recipe, Seed, ShardSize
 from mergemill.cli.plan import plan_lines
-from mergemill.cli.signals import Interrupted
+from mergemill.cli.signals import Interrupted, hold_back, let_through, raise_interrupts
 
 if TYPE_CHECKING:
     from mergemill.engine import Committed, PartFinished, Started
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 EVENTS = {"Started": "started", "PartFinished": "part", "Committed": "committed"}
 
-OutArgument = Annotated[str, typer.Argument(metavar="OUT", help="New, empty, or the same merge unfinished: resumed.")]
-Workers = Annotated[int | None, typer.Option(min=0, metavar="N", help="Processes; 0: threads of this one. Chosen by size.")]
-Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Of each worker. Chosen: 1 a process, else 1 a core.")]
+NewOut = Annotated[str, typer.Argument(metavar="OUT", help="A folder: new, empty, or this merge unfinished.")]
+Workers = Annotated[int | None, typer.Option(min=0, metavar="N", help="Processes; 0: threads of this one.")]
+Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads of each worker.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON event a line.")]
 
@@ -31,7 +31,7 @@ JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON event a 
 def merge(
     context: typer.Context,
     recipe: Recipe,
-    out: OutArgument,
+    out: NewOut,
     workers: Workers = None,
     threads: Threads = None,
     memory: Memory = MEMORY,
@@ -47,13 +47,13 @@ def merge(
     with ExitStack() as stack:
         if json:
             stack.enter_context(_errors_as_events())
-        watch = Watch(stack, quiet=quiet, json=json)
-        stack.enter_context(_say_how_to_resume(watch, context.obj or sys.argv[1:]))
         from mergemill.engine import describe_plan, load_recipe, make_plan, run
 
         plan = make_plan(load_recipe(recipe), seed=seed, shard_size=shard_size)
+        watch = Watch(stack, quiet=quiet, json=json)
         watch.show_plan(describe_plan(plan, memory=memory))
-        run(plan, out, workers=workers, threads=threads, memory=memory, on_event=watch)
+        with _say_how_to_resume(watch, context.obj or sys.argv[1:]), raise_interrupts(), hold_back():
+            run(plan, out, workers=workers, threads=threads, memory=memory, on_event=watch)
 
 
 class Watch:
@@ -80,6 +80,7 @@ class Watch:
 
         if isinstance(event, Started):
             self.parts = event.parts
+            let_through()
         elif isinstance(event, PartFinished):
             self.done = event.parts_done
         if self._json:
@@ -106,9 +107,8 @@ def start_lines(event: "Started") -> Iterator[str]:
     """Yield who works, and what of the work is done already."""
     from mergemill.engine import format_size
 
-    workers = f"{event.workers} worker{'s' * (event.workers != 1)}"
-    threads = f"{event.threads} thread{'s' * (event.threads != 1)} each"
-    yield f"{workers}, {threads}, {format_size(event.memory_bytes)} each; dashboard at {event.dashboard}"
+    workers, threads = console.count(event.workers, "worker"), console.count(event.threads, "thread")
+    yield f"{workers} of {threads} and {format_size(event.memory_bytes)}; dashboard: {event.dashboard}"
     if event.resumed_parts:
         yield f"resuming: {event.resumed_parts} of {event.parts} parts are done and are only checked"
 
@@ -117,10 +117,12 @@ def describe_commit(event: "Committed") -> str:
     """Return the result of a merge in one line."""
     from mergemill.engine import format_size
 
-    if event.parts and not event.redone_parts and not event.seconds:
-        return f"{event.out}: this merge is finished already; check it with: mergemill verify {shlex.quote(event.out)}"
-    rate = f", {format_size(event.write_bytes / event.seconds)}/s" if event.redone_parts == event.parts else ""
-    return f"{event.out}: {format_size(event.write_bytes)} in {event.parts} parts, {event.seconds:.1f} s{rate}"
+    check = f"check it with: mergemill verify {shlex.quote(event.out)}"
+    if not event.redone_parts and not event.seconds:
+        return f"{event.out}: this merge is finished already; {check}"
+    parts = console.count(event.parts, "part")
+    redone = f" ({event.redone_parts:,} in this run)" if event.redone_parts < event.parts else ""
+    return f"{event.out}: {format_size(event.write_bytes)} in {parts}{redone}, {event.seconds:.1f} s; {check}"
 
 
 @contextmanager
@@ -130,7 +132,7 @@ def _say_how_to_resume(watch: Watch, arguments: list[str]) -> Iterator[None]:
     except Interrupted as stop:
         progress = f" after {watch.done} of {watch.parts} parts" if watch.parts else " before the first part"
         command = shlex.join(["mergemill", *arguments])
-        raise stop.at(f"{progress}; go on with: {command}") from None
+        raise Interrupted(stop.number, f"{stop}{progress}; go on with: {command}") from None
 
 
 @contextmanager

@@ -49,7 +49,8 @@ def _show_one(method: "Method", *, json: bool) -> None:
         return
     console.say(method.title)
     console.say()
-    console.say_table([("models", describe_inputs(method)), ("reads", method.reads), ("source", method.source or "none")])
+    facts = {"models": describe_inputs(method), "reads": method.reads, "source": method.source or "none"}
+    console.say_table(list(facts.items()))
     if method.parameters:
         console.say()
         console.say_table([tuple(_parameter_row(parameter)) for parameter in method.parameters], heads=HEADS)

@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
-Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="The YAML file that says what is merged, and how.")]
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="The YAML file that says what to merge.")]
 Out = Annotated[str, typer.Argument(metavar="OUT", help="The folder of the merge.")]
 Memory = Annotated[str, typer.Option(metavar="SIZE", help="Promised to each worker, such as 512MiB or 4GiB.")]
-ShardSize = Annotated[str, typer.Option(metavar="SIZE", help="Most bytes of an output file, or 'tensor': one each.")]
+ShardSize = Annotated[str, typer.Option(metavar="SIZE", help="Most bytes of an output file, or 'tensor'.")]
 Seed = Annotated[int, typer.Option(metavar="N", help="Of the random methods' masks.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 

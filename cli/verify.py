@@ -8,7 +8,7 @@ import typer
 from mergemill.cli import console
 from mergemill.cli.options import Json, Out
 
-Replay = Annotated[int, typer.Option(min=0, metavar="K", help="Merge K parts again from the models, and compare.")]
+Replay = Annotated[int, typer.Option(min=0, metavar="K", help="Merge K parts again, and compare.")]
 
 
 def verify(out: Out, replay: Replay = 0, json: Json = False) -> None:
@@ -23,8 +23,7 @@ def verify(out: Out, replay: Replay = 0, json: Json = False) -> None:
     if json:
         console.say_json(asdict(verified))
         return
-    replayed = f", {verified.replayed} merged again" if replay else ""
-    console.say(
-        f"{verified.out}: as it was written: {format_size(verified.bytes)} in {verified.shards} shards, "
-        f"{verified.parts} parts{replayed}, {verified.files} small files"
-    )
+    counts = {"shard": verified.shards, "part": verified.parts, "small file": verified.files}
+    found = [format_size(verified.bytes), *(console.count(number, noun) for noun, number in counts.items())]
+    replayed = f"; {console.count(verified.replayed, 'part')} merged again" if replay else ""
+    console.say(f"{verified.out}: as it was written: {', '.join(found)}{replayed}")

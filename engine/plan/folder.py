@@ -59,7 +59,7 @@ def _config_changes(
     donor: Checkpoint, family: Family, stacks: Sequence[Stack], tensors: Sequence[OutputTensor]
 ) -> Changes:
     changes: Changes = {}
-    for stack in stacks:
+    for stack in (stack for stack in stacks if not stack.whole):
         changes |= layer_changes(donor.config, family, stack.name, stack.donor_layers(donor.ref))
     dtype = CONFIG_DTYPES.get(_main_dtype(tensors))
     if dtype is not None:

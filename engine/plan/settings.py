@@ -97,13 +97,23 @@ def _check(parameter: Parameter, value: Any, where: str) -> Any:
         if isinstance(value, bool):
             return value
         raise PlanError(f"{where} is {value!r}; it must be true or false")
-    if isinstance(value, bool | str) or not math.isfinite(value):
+    if isinstance(value, bool) or (number := _parse_number(value)) is None:
         raise PlanError(f"{where} is {value!r}; it must be a number")
+    value = number
     if parameter.kind is int and value != int(value):
         raise PlanError(f"{where} is {value!r}; it must be a whole number")
     if parameter.within is not None and not parameter.within.holds(value):
         raise PlanError(f"{where} is {value:g}; it must be {parameter.within}")
     return parameter.kind(value)
+
+
+def _parse_number(value: float | str) -> float | None:
+    """Return a finite number, also one that the recipe has in quotes, as mergekit takes it."""
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def warn_of_unused(method: Method, parameters: Sequence[Parameters], *, where: str) -> list[str]:

@@ -56,6 +56,7 @@ class Stack:
 
     name: str  # "model.layers"; what stands before the layer's number
     stretches: tuple[Stretch, ...]
+    whole: bool  # whether it is the models' own stack, layer by layer
 
     @property
     def layers(self) -> int:
@@ -79,10 +80,10 @@ def make_stacks(recipe: Recipe, checkpoints: Checkpoints) -> tuple[Stack, ...]:
     if models is not None:
         entries = _with_base(models, recipe.base_model)
         names = sorted({stack for found in stacks.values() for stack in found})
-        return tuple(Stack(name, (_whole(entries, name, stacks, base, scopes, recipe),)) for name in names)
+        return tuple(Stack(name, (_whole(entries, name, stacks, base, scopes, recipe),), True) for name in names)
     stack = _only_stack(stacks, recipe)
     stretches = tuple(_make_stretch(part, stack, stacks, base, scopes, recipe) for part in slices or ())
-    return (Stack(stack, stretches),)
+    return (Stack(stack, stretches, False),)
 
 
 def iter_slots(stacks: Sequence[Stack], checkpoints: Checkpoints, family: Family) -> Iterator[Slot]:
@@ -162,10 +163,8 @@ def _count_layers(
     layers = stacks[model].get(stack, ())
     if not layers:
         raise PlanError(f"{_name(recipe)}: {model} has no layers called '{stack}.…'; it has {_list(stacks[model])}")
-    if layers != tuple(range(len(layers))):
-        missing = sorted(set(range(layers[-1])) - set(layers))
-        raise PlanError(f"{_name(recipe)}: {model} lacks layer {missing[0]} of '{stack}.…', which goes up to {layers[-1]}")
-    return len(layers)
+    # Not every number need be there: of a small stack like a projector only some have weights.
+    return layers[-1] + 1
 
 
 def _only_stack(stacks: Mapping[str, Mapping[str, tuple[int, ...]]], recipe: Recipe) -> str:
@@ -185,6 +184,8 @@ def _layer_slots(stack: Stack, checkpoints: Checkpoints) -> Iterator[Slot]:
             t = i / (stretch.layers - 1) if stretch.layers > 1 else 1.0
             layers = [(source, source.layer_range[0] + i) for source in stretch.sources]
             names = {rest for source, layer in layers for rest in rests[str(source.model)].get(layer, ())}
+            if not names and not stack.whole:
+                raise PlanError(f"{layers[0][0].model} has no tensors in layer {layers[0][1]} of '{stack.name}.…'")
             for rest in sorted(names, key=natural_order):
                 candidates = tuple(
                     Candidate(str(source.model), join_layer(stack.name, layer, rest), source.parameters, place)

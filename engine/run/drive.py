@@ -15,7 +15,7 @@ from mergemill.engine.plan.values import Plan
 from mergemill.engine.run.cluster import Workers, open_cluster
 from mergemill.engine.run.events import Committed, OnEvent, PartFinished, Started, ignore
 from mergemill.engine.run.graph import make_tasks
-from mergemill.engine.run.output import Output, commit_output, find_shard, open_output, start_output
+from mergemill.engine.run.output import Output, check_same, commit_output, find_shard, open_output, start_output
 from mergemill.engine.run.receipts import Receipt
 from mergemill.engine.storage.ranges import check_pin
 from mergemill.engine.tensors.slabs import SLAB
@@ -59,6 +59,7 @@ def run(
     check_memory(plan.parts, chosen.memory_bytes)
     output = open_output(Path(out), plan)
     with output.locked():
+        check_same(output, plan)  # again: another driver may just have been here
         if output.journal.is_committed():
             return _finish_again(output, plan, on_event)
         for pin in plan.pins:

@@ -9,12 +9,14 @@ import fcntl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from mergemill.engine.errors import OutputError, StorageError
 from mergemill.engine.plan.values import Plan, Shard
 from mergemill.engine.run.receipts import Journal, Receipt
 from mergemill.engine.run.record import Record, checksum, make_record, read_record, read_small
 from mergemill.engine.storage.positioned import (
+    beside_path,
     check_space,
     create_positioned,
     make_folder,
@@ -47,7 +49,7 @@ class Output:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the output for this process; `OutputError` while another one does."""
-        with open(self.state / "lock", "w") as file:
+        with _open_lock(self.state / "lock") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -61,20 +63,29 @@ def open_output(folder: Path, plan: Plan) -> Output:
     if not output.record_path.exists():
         _check_free(folder)
     make_folder(output.state)
-    if output.record_path.exists():
-        _check_same(folder, read_record(output.record_path), make_record(plan))
+    check_same(output, plan)
     return output
+
+
+def check_same(output: Output, plan: Plan) -> None:
+    """Raise `OutputError` where the output belongs to another merge."""
+    if output.record_path.exists():
+        _check_same(output.folder, read_record(output.record_path), make_record(plan))
 
 
 def start_output(output: Output, plan: Plan) -> Mapping[int, Receipt]:
     """Create what is missing of the plan's record and shards; returns the receipts that can still be trusted."""
     if not output.record_path.exists():
         write_file(output.record_path, make_record(plan).to_json())
-    missing = [shard for shard in plan.shards if not _is_there(output, shard, plan.digest)]
-    check_space(output.state, sum(shard.size_bytes for shard in missing))
-    for shard in missing:
-        create_positioned(output.unfinished(shard.name, plan.digest), shard.size_bytes, shard.header)
-    lost = {shard.name for shard in missing}
+    paths = {shard.name: output.unfinished(shard.name, plan.digest) for shard in plan.shards}
+    unfinished = [shard for shard in plan.shards if paths[shard.name].exists() or not _is_finished(output, shard)]
+    lost = {shard.name for shard in unfinished if not _has_size(paths[shard.name], shard.size_bytes)}
+    for shard in unfinished:
+        _check_absent(output.finished(shard.name))
+    check_space(output.state, sum(_lacking_bytes(paths[shard.name], shard.size_bytes) for shard in unfinished))
+    for shard in unfinished:
+        # Also where the file is there: parts have receipts, but a header lost in a power cut has none.
+        create_positioned(paths[shard.name], shard.size_bytes, shard.header)
     numbers = {(part.start_bytes, plan.shards[part.shard].name): part for part in plan.parts}
     return {
         receipt.part: receipt
@@ -84,9 +95,9 @@ def start_output(output: Output, plan: Plan) -> Mapping[int, Receipt]:
 
 
 def find_shard(output: Output, shard_name: str, digest: str) -> Path:
-    """Return where the shard lies now: renamed already by an interrupted commit, or still unfinished."""
-    finished = output.finished(shard_name)
-    return finished if finished.exists() else output.unfinished(shard_name, digest)
+    """Return where a started shard lies now: unfinished, or renamed already by an interrupted commit."""
+    unfinished = output.unfinished(shard_name, digest)
+    return unfinished if unfinished.exists() else output.finished(shard_name)
 
 
 def commit_output(output: Output, plan: Plan) -> None:
@@ -96,6 +107,7 @@ def commit_output(output: Output, plan: Plan) -> None:
         if unfinished.exists():
             with open_positioned(unfinished) as writer:
                 writer.sync()
+            _check_absent(output.finished(shard.name))
             rename_file(unfinished, output.finished(shard.name))
     sync_folder(output.folder)
     for file in plan.files:
@@ -143,9 +155,42 @@ def _check_same(folder: Path, held: Record, wanted: Record) -> None:
     )
 
 
-def _is_there(output: Output, shard: Shard, digest: str) -> bool:
-    path = find_shard(output, shard.name, digest)
-    return path.exists() and path.stat().st_size == shard.size_bytes
+def _open_lock(path: Path) -> TextIO:
+    try:
+        return open(path, "w")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}; choose a folder that you can write") from error
+
+
+def _is_finished(output: Output, shard: Shard) -> bool:
+    """Whether an interrupted commit has renamed the shard already; a file of the user's has another header."""
+    path = output.finished(shard.name)
+    return _has_size(path, shard.size_bytes) and _begins_with(path, shard.header)
+
+
+def _has_size(path: Path, size_bytes: int) -> bool:
+    return path.is_file() and path.stat().st_size == size_bytes
+
+
+def _begins_with(path: Path, header: bytes) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(header)) == header
+
+
+def _lacking_bytes(path: Path, size_bytes: int) -> int:
+    """What the disk must still give for a file of `size_bytes`, which may be there with holes."""
+    held_bytes = path.stat().st_blocks * 512 if path.exists() else 0
+    return max(0, size_bytes - held_bytes)
+
+
+def _check_absent(path: Path) -> None:
+    """A file that somebody else put where a shard belongs is not overwritten."""
+    if path.exists():
+        raise _appeared(path)
+
+
+def _appeared(path: Path) -> OutputError:
+    return OutputError(f"{path}: appeared while the merge ran; move it away and run the merge again to finish")
 
 
 def _write_small(path: Path, data: bytes) -> None:
@@ -153,17 +198,25 @@ def _write_small(path: Path, data: bytes) -> None:
     if path.exists():
         if path.read_bytes() == data:
             return
-        raise OutputError(f"{path}: appeared while the merge ran; move it away and run the merge again to finish")
+        raise _appeared(path)
     write_file(path, data)
 
 
 def _list_left(output: Output, record: Record | None) -> list[Path]:
-    left = [path for path in sorted(output.state.iterdir()) if path.is_file()]
+    """List what is ours, the record last: an abort that is interrupted can be repeated."""
+    left: list[Path] = []
     if record is not None:
-        # An interrupted commit has renamed some of these; the index, which is written last, is not there yet.
-        left += [path for name in record.shards if (path := output.folder / name).is_file()]
-        left += [path for name, sum_ in record.files.items() if _holds(path := output.folder / name, sum_)]
-    return left
+        # An interrupted commit has put some of these into the output: the index first, so that no loader finds it.
+        for name, sum_ in reversed(record.files.items()):
+            path = output.folder / name
+            left += [path] if _holds(path, sum_) else []
+            left += [beside] if (beside := beside_path(path)).is_file() else []
+        for name, shard in record.shards.items():
+            path, text = output.folder / name, shard["header"].encode()
+            header = len(text).to_bytes(8, "little") + text
+            left += [path] if _has_size(path, shard["size_bytes"]) and _begins_with(path, header) else []
+    state = sorted(path for path in output.state.iterdir() if path.is_file())
+    return left + sorted(state, key=lambda path: path == output.record_path)
 
 
 def _holds(path: Path, expected: str) -> bool:
@@ -177,5 +230,3 @@ def _remove_empty(folder: Path) -> None:
         if not folder.exists() or any(folder.iterdir()):
             return
         raise StorageError(f"{folder}: removing it failed: {error.strerror}") from error
-
-

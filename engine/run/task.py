@@ -17,7 +17,7 @@ from mergemill.engine.plan.values import Part, Piece
 from mergemill.engine.run.receipts import Receipt
 from mergemill.engine.run.workplace import Workplace
 from mergemill.engine.storage.positioned import open_positioned
-from mergemill.engine.storage.ranges import read_ahead
+from mergemill.engine.storage.ranges import check_pin, read_ahead
 from mergemill.engine.tensors.dtypes import item_bytes
 from mergemill.engine.tensors.expressions import Agreed, Expression, Merged, Stored
 from mergemill.engine.tensors.kernels import Gather, Partial, add_partials
@@ -58,6 +58,7 @@ def merge_part(
                 checksum.update(data)
                 sink(piece.offset_bytes + (span.start - piece.span.start) * item_bytes(piece.tensor.dtype), data)
             read_bytes += work.read_bytes
+        _check_sources(part)
         seconds = time.perf_counter() - started
     return Receipt(
         part.number, shard, part.start_bytes, part.stop_bytes, checksum.hexdigest(), read_bytes, round(seconds, 6)
@@ -95,6 +96,12 @@ def checksum_range(path: Path, start_bytes: int, stop_bytes: int, workplace: Wor
             checksum.update(buffer[:got])
             left -= got
     return checksum.hexdigest()
+
+
+def _check_sources(part: Part) -> None:
+    """No receipt for what was read from a file that changed meanwhile; descriptors are compared when opened only."""
+    for pin in {read.pin for piece in part.pieces for read in piece.tensor.expression.reads(piece.span)}:
+        check_pin(pin)
 
 
 def _find_statistics(piece: Piece, totals: Totals, work: Workspace, workplace: Workplace, slab: int) -> Any:

@@ -61,10 +61,10 @@ class Workplace:
             self._queue.append(ticket)
             self._changed.wait_for(lambda: self._queue[0] is ticket and self._fits(size_bytes))
             self._queue.popleft()
+            self._changed.notify_all()  # also where no arena can be had: the next in line has its turn
             arena = self._take_arena(size_bytes)
             self._lent_bytes += len(arena)
             self.peak_bytes = max(self.peak_bytes, self._lent_bytes)
-            self._changed.notify_all()
         return arena
 
     def _leave(self, arena: Tensor) -> None:

@@ -58,7 +58,7 @@ def open_positioned(path: Path) -> Iterator[PositionedWriter]:
 
 def write_file(path: Path, data: bytes) -> None:
     """Write a small file so that it is there either whole or not at all: beside it, synced, renamed."""
-    beside = path.with_name(f".{path.name}.tmp")
+    beside = beside_path(path)
     with _explained(path, "writing"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, "wb") as file:
@@ -67,6 +67,11 @@ def write_file(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         beside.replace(path)
     sync_folder(path.parent)
+
+
+def beside_path(path: Path) -> Path:
+    """Return where `write_file` writes what it renames to `path`."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 def rename_file(path: Path, target: Path) -> None:

@@ -63,7 +63,9 @@ def read_into(pin: Pin, offset_bytes: int, buffer: memoryview) -> None:
 def read_ahead(pin: Pin, offset_bytes: int, size_bytes: int) -> None:
     """Ask the kernel to fetch a range that will be read soon; returns at once."""
     if size_bytes > 0:
-        os.posix_fadvise(_open_pinned(pin).number, offset_bytes, size_bytes, os.POSIX_FADV_WILLNEED)
+        # Held by name: of two threads that open a file at once one gets a descriptor that is not kept for later.
+        descriptor = _open_pinned(pin)
+        os.posix_fadvise(descriptor.number, offset_bytes, size_bytes, os.POSIX_FADV_WILLNEED)
 
 
 def close_all() -> None:

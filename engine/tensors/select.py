@@ -117,17 +117,20 @@ def _counting(digits: _Digits, level: int, prefixes: Sequence[int | None]) -> Co
     def count(tensors: Sequence[Tensor], place: Place) -> tuple[Component, ...]:
         bins = 1 << digits.width(level)
         return tuple(
-            0 if prefix is None else _count_digit(digits.bits(x.abs_()), digits.shift(level), bins, prefix)
+            0 if prefix is None else _count_digit(digits.bits(x.abs_()), digits.shift(level), bins, prefix, first=level == 0)
             for x, prefix in zip(tensors, prefixes, strict=True)
         )
 
     return count
 
 
-def _count_digit(bits: Tensor, shift: int, bins: int, prefix: int) -> Counts:
+def _count_digit(bits: Tensor, shift: int, bins: int, prefix: int, *, first: bool) -> Counts:
     """Count one digit of the elements whose higher digits are `prefix`; the others fall into two outer bins."""
+    if first:
+        counts: Counts = torch.bincount(bits >> shift, minlength=bins).numpy()
+        return counts
     digit = (bits - (prefix * bins << shift)).bitwise_right_shift_(shift).clamp_(-1, bins).add_(1)
-    counts: Counts = torch.bincount(digit, minlength=bins + 2).numpy()
+    counts = torch.bincount(digit, minlength=bins + 2).numpy()
     return counts[1:-1]
 
 
@@ -143,9 +146,9 @@ def _counting_ties(thresholds: Sequence[float | None]) -> CountSlab:
 
 def _count_ties(magnitude: Tensor, threshold: float, place: Place) -> Counts:
     counts = np.zeros(-(-place.size // BLOCK), np.int64)
-    first = place.start // BLOCK
-    for i, block in enumerate(magnitude.split(BLOCK)):
-        counts[first + i] = int(torch.eq(block, threshold, out=torch.empty_like(block)).sum())
+    equal = torch.eq(magnitude, threshold, out=torch.empty_like(magnitude))
+    here = [int(block.sum()) for block in equal.split(BLOCK)]  # exact: a block's count fits a float32
+    counts[place.start // BLOCK :][: len(here)] = here
     return counts
 
 

@@ -1,0 +1,49 @@
+"""The commands, put together."""
+
+from typing import Annotated
+
+import typer
+
+from mergemill.cli import abort, console, demo, inspect, merge, methods, plan, schema, verify
+
+app = typer.Typer(
+    name="mergemill",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (
+    merge.merge,
+    plan.plan,
+    verify.verify,
+    inspect.inspect,
+    methods.methods,
+    schema.schema,
+    abort.abort,
+    demo.demo,
+):
+    app.command()(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        console.say(f"mergemill {version('mergemill')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def mergemill(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version.")
+    ] = False,
+) -> None:
+    """Merge models that outgrow one machine: out of core, on Dask, exact to the byte.
+
+    Example: mergemill demo
+    """
+    if context.invoked_subcommand is None:
+        console.note(context.get_help())
+        raise typer.Exit(2)
