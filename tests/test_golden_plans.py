@@ -1,7 +1,7 @@
 """The plan of every recipe in ``configs/recipes`` is a golden file: a refactor must not change it.
 
-A golden says what is made of what, not where it lies on this disk. Where a change is meant, write them anew and
-read the difference before you commit it::
+A golden says what is made of what, not where it lies on this disk. Where a change is meant, write them anew
+and read the difference before you commit it::
 
     MERGEMILL_WRITE_GOLDENS=1 pytest tests/test_golden_plans.py
     git diff tests/golden
@@ -32,7 +32,14 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with every model that the recipes name."""
     folder = tmp_path_factory.mktemp("zoo")
     models = folder / "models"
-    sizes: dict[str, Any] = {"layers": 8, "hidden": 16, "heads": 2, "kv_heads": 1, "intermediate": 32, "vocab": 64}
+    sizes: dict[str, Any] = {
+        "layers": 8,
+        "hidden": 16,
+        "heads": 2,
+        "kv_heads": 1,
+        "intermediate": 32,
+        "vocab": 64,
+    }
     base = write_llama(models / "base", seed=1, **sizes)
     write_llama(models / "chat", seed=2, near=base, **sizes)
     write_llama(models / "code", seed=3, near=base, shards=3, **sizes)
@@ -46,7 +53,9 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_plan_of_a_published_recipe_is_its_golden(path: Path, zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_of_a_published_recipe_is_its_golden(
+    path: Path, zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(zoo)
     plan = make_plan(load_recipe(path), shard_size=SHARD_SIZE)
     found = json.dumps(describe(plan, path), indent=1, ensure_ascii=False) + "\n"

@@ -10,6 +10,7 @@ from mergemill.engine.checkpoint.config import (
     find_layer_count,
     layer_changes,
     make_config,
+    says_tied,
     tie_changes,
     vocabulary_changes,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "read_header",
     "read_vocabulary",
     "same_tokenizer",
+    "says_tied",
     "section",
     "split_layer",
     "tie_changes",

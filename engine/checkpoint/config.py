@@ -106,6 +106,12 @@ def dtype_changes(config: Mapping[str, Any], dtype: str) -> Changes:
     }
 
 
+def says_tied(config: Mapping[str, Any]) -> bool | None:
+    """Return whether the config says that the output head is the input embedding; None where it says nothing."""
+    found = next((_get_key(config, path) for path in _places(config, "tie_word_embeddings")), None)
+    return found if isinstance(found, bool) else None
+
+
 def tie_changes(config: Mapping[str, Any], *, tied: bool) -> Changes:
     """Return what changes when the output head is, or no longer is, the input embedding."""
     return _replace(config, "tie_word_embeddings", tied)

@@ -102,6 +102,8 @@ def _make_expression(slot: Slot, found: Sequence[Found], filling: Filling) -> tu
 
 
 def _merge(slot: Slot, found: Sequence[Found], filling: Filling, dtypes: Sequence[str]) -> Expression:
+    if filling.method.base != "none" and len(found) == 1 < len(slot.candidates):
+        return _stored(found[0][1])  # an optional buffer that one model stores: nothing to merge it with
     base, inputs = _split_base(slot, found, filling)
     settings = resolve_settings(
         filling.method,
@@ -128,13 +130,18 @@ def _split_base(slot: Slot, found: Sequence[Found], filling: Filling) -> tuple[l
     bases = [(candidate, stored) for candidate, stored in found if candidate.model == slot.base]
     if method.base != "none" and not bases:
         _raise_without_base(slot, filling)
+    if method.base == "required" and len(bases) > 1:
+        raise PlanError(
+            f"{filling.where}: the base model {slot.base} is {len(bases)} of the sources of the slice that makes "
+            f"{slot.site.tensor}; {method.name} needs it once, or which of them is the base would be a guess"
+        )
     others = [(candidate, stored) for candidate, stored in found if candidate.model != slot.base]
     if method.base == "first of two":
         inputs: list[Found] = [*bases, *others]
         bases = []
     else:
         inputs = others if method.base == "required" else list(found)
-        bases = bases[:1] if method.base == "required" else []
+        bases = bases if method.base == "required" else []
     _check_count(slot, inputs, filling)
     return bases, inputs
 

@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 
 from mergemill.engine.checkpoint.card import common_license, make_card
 from mergemill.engine.checkpoint.checkpoint import CONFIG_NAME, Checkpoint
-from mergemill.engine.checkpoint.config import CONFIG_DTYPES, Changes, dtype_changes, layer_changes, make_config, tie_changes
+from mergemill.engine.checkpoint.config import (
+    CONFIG_DTYPES,
+    Changes,
+    dtype_changes,
+    layer_changes,
+    make_config,
+    says_tied,
+    tie_changes,
+)
 from mergemill.engine.checkpoint.family import Family, find_tie
 from mergemill.engine.checkpoint.folder import copied_files
 from mergemill.engine.checkpoint.index import INDEX_NAME
@@ -35,7 +43,7 @@ def make_files(
     """Return the files in the order in which they are written; the index is the last."""
     made = {RECIPE_NAME: recipe_text(recipe).encode(), CARD_NAME: _card(recipe, method, checkpoints, tensors).encode()}
     if donor.config_text:
-        made[CONFIG_NAME] = make_config(donor.config_text, _config_changes(donor, family, stacks, tensors))
+        made[CONFIG_NAME] = make_config(donor.config_text, _config_changes(donor, checkpoints, family, stacks, tensors))
     copied = [SmallFile(name, None, pin_file(f"{donor.path}/{name}")) for name in copied_files(donor.files)]
     files = [SmallFile(name, data, None) for name, data in sorted(made.items())]
     return (*copied, *files, SmallFile(INDEX_NAME, make_index(shards, tensors).encode(), None))
@@ -56,7 +64,11 @@ def make_index(shards: Sequence[Shard], tensors: Sequence[OutputTensor]) -> str:
 
 
 def _config_changes(
-    donor: Checkpoint, family: Family, stacks: Sequence[Stack], tensors: Sequence[OutputTensor]
+    donor: Checkpoint,
+    checkpoints: Mapping[str, Checkpoint],
+    family: Family,
+    stacks: Sequence[Stack],
+    tensors: Sequence[OutputTensor],
 ) -> Changes:
     changes: Changes = {}
     for stack in (stack for stack in stacks if not stack.whole):
@@ -64,7 +76,7 @@ def _config_changes(
     dtype = CONFIG_DTYPES.get(_main_dtype(tensors))
     if dtype is not None:
         changes |= dtype_changes(donor.config, dtype)
-    if any(_was_tied(tensor.name, donor, family) for tensor in tensors):
+    if any(_was_tied(tensor.name, donor, checkpoints, family) for tensor in tensors):
         changes |= tie_changes(donor.config, tied=False)
     return changes
 
@@ -77,9 +89,15 @@ def _main_dtype(tensors: Sequence[OutputTensor]) -> str:
     return max(sizes, key=lambda dtype: (sizes[dtype], dtype), default="")
 
 
-def _was_tied(name: str, donor: Checkpoint, family: Family) -> bool:
+def _was_tied(name: str, donor: Checkpoint, checkpoints: Mapping[str, Checkpoint], family: Family) -> bool:
     """Whether the output stores a tensor for which the donor used another one."""
-    return name not in donor.tensors and find_tie(name, donor.tensors, family) is not None
+    if find_tie(name, donor.tensors, family) is None:
+        return False
+    if name not in donor.tensors:
+        return True
+    # A tied donor may store a copy of its embedding as the head; loaders then use the embedding alone.
+    heads = [checkpoint for checkpoint in checkpoints.values() if name in checkpoint.tensors]
+    return says_tied(donor.config) is True and any(says_tied(head.config) is False for head in heads)
 
 
 def _card(

@@ -36,7 +36,7 @@ class ExactSum:
         try:
             return self.scaled / (1 << _SHIFT)
         except OverflowError:
-            return math.copysign(math.inf, self.scaled)
+            return math.inf if self.scaled > 0 else -math.inf
 
 
 def exact(value: float) -> ExactSum:

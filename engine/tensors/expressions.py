@@ -160,6 +160,8 @@ class Merged:
 
     def advance(self, totals: Sequence[Partial]) -> tuple[Gather | None, Any]:
         """Return what the next round gathers from each slab (None: nothing more), and the statistics when all are known."""
+        if not self.place.size:
+            return None, None  # of no elements nothing can be known, nor need be
         return advance(self.kernel, self.place, self.settings, self.dtype, totals)
 
     def rounds(self) -> int:

@@ -29,7 +29,7 @@ class Workspace:
         self._keep = keep
         self._kept: dict[tuple[str, int], Tensor] = {}
         self._low = 0  # slabs grow up from here
-        self._high = len(arena)  # kept reads grow down from here
+        self._high = len(arena) // _ALIGN * _ALIGN  # kept reads grow down from here
         self.read_bytes = 0  # read from storage so far
 
     def next_slab(self) -> None:
@@ -40,10 +40,7 @@ class Workspace:
         """Return an uninitialised tensor that lives until the next slab."""
         kind = TORCH_DTYPES[dtype]
         size_bytes = math.prod(shape) * kind.itemsize
-        start = self._low
-        self._low += aligned(size_bytes)
-        if self._low > self._high:
-            raise MemoryError(f"a slab needs {self._low} bytes of a workspace of {self._high}")
+        start = self._take_low(size_bytes)
         return self._arena[start : start + size_bytes].view(kind).view(shape)
 
     def read(self, pin: Pin, offset_bytes: int, size_bytes: int) -> Tensor:
@@ -62,9 +59,15 @@ class Workspace:
 
     def _take_low(self, size_bytes: int) -> int:
         start = self._low
+        self._check_room(aligned(size_bytes))
         self._low += aligned(size_bytes)
         return start
 
     def _take_kept(self, size_bytes: int) -> int:
+        self._check_room(aligned(size_bytes))
         self._high -= aligned(size_bytes)
         return self._high
+
+    def _check_room(self, size_bytes: int) -> None:
+        if self._low + size_bytes > self._high:
+            raise MemoryError(f"a slab needs {self._low + size_bytes} bytes of a workspace of {self._high}")

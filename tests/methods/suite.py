@@ -1,7 +1,7 @@
-"""One suite for all merge methods: how each is called and what must come out (`ENTRIES`), and a harness (`Mill`).
+"""One suite for all methods: how each is called, what must come out (`ENTRIES`), and a harness (`Mill`).
 
-The harness runs a method as a worker does: stored bytes, `Merged`, rounds of statistics, `merge_part`. No pytest here,
-so that a script can use it as well.
+The harness runs a method as a worker does: stored bytes, `Merged`, rounds of statistics, `merge_part`.
+No pytest here, so that a script can use it as well.
 """
 
 import itertools
@@ -38,7 +38,7 @@ Settings = Mapping[str, Any]
 NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
-# ---------------------------------------------------------------------------------------- what a method is given
+# ------------------------------------------------------------------------------------- what a method is given
 @dataclass(frozen=True, slots=True)
 class Task:
     """One merge of one tensor."""
@@ -72,7 +72,7 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """How the suite calls one method. `variants` are settings for `models` models; what is not set has its default."""
+    """How the suite calls one method; `variants` are settings for `models` models."""
 
     models: int
     variants: tuple[Settings, ...]  # the first is the one that most tests use
@@ -125,24 +125,27 @@ def make_task(
 def make_values(
     shape: Sequence[int], *, dtype: torch.dtype = torch.float32, count: int = 4, seed: int = 1
 ) -> list[Tensor]:
-    """Return `count` tensors as of a base and its fine-tunes: close to each other, heavy-tailed differences."""
+    """Return `count` tensors as of a base and its fine-tunes: close together, heavy-tailed differences."""
     stream = np.random.default_rng([seed, *shape])
     base = stream.standard_normal(shape)
     others = [base + 0.1 * stream.standard_t(4, shape) for _ in range(count - 1)]
     return [torch.from_numpy(np.asarray(values)).to(dtype) for values in (base, *others)]
 
 
-# -------------------------------------------------------------------------------------------------- the harness
+# ------------------------------------------------------------------------------------------------ the harness
 class Roomy(Workplace):
-    """Lends one arena that is large enough for any slab, full of NaN: what is used unwritten shows."""
+    """Lends `room_bytes`, enough for slabs of any size, full of NaN: what is used unwritten shows."""
 
     def __init__(self, memory_bytes: int) -> None:
         super().__init__(memory_bytes, 1)
-        self._arena = torch.empty(28 << 20, dtype=torch.uint8)
+        self.room_bytes = 0
+        self._arena = torch.empty(0, dtype=torch.uint8)
 
     @contextmanager
     def lend(self, size_bytes: int) -> Iterator[Tensor]:
-        yield self._arena.fill_(0xFF)
+        if len(self._arena) < self.room_bytes:
+            self._arena = torch.empty(self.room_bytes, dtype=torch.uint8)
+        yield self._arena[: self.room_bytes].fill_(0xFF)
 
 
 class Mill:
@@ -180,10 +183,19 @@ class Mill:
         return self.run(self.express(task), out=out, slab=slab, parts=parts, keep=keep)
 
     def run(
-        self, expression: Merged, *, out: str | None = None, slab: int = SLAB, parts: int = 1, keep: bool = True
+        self,
+        expression: Merged,
+        *,
+        out: str | None = None,
+        slab: int = SLAB,
+        parts: int = 1,
+        keep: bool = True,
     ) -> Tensor:
-        """Return what the expression's parts write, each gathered and merged by itself where there are several."""
+        """Return what the expression's parts write, each gathered and merged by itself."""
         workplace = self._keeping if keep else self._streaming
+        # Every input as stored and decoded, and the result; and what aligning them adds.
+        slots, item = 2 * len(expression.inputs) + 2, item_bytes(expression.dtype)
+        workplace.room_bytes = slots * (expression.place.size * item + 1024)
         tensor = OutputTensor(expression.place.tensor, out or expression.dtype, expression)
         pieces = cut_pieces(tensor, parts)
         totals: list[Partial] = []
@@ -203,7 +215,11 @@ class Mill:
             part = Part(number, 0, piece.offset_bytes, piece.offset_bytes + size, (pickled(piece),))
             merge_part(part, "shard", sink, {tensor.name: totals} if totals else {}, workplace, slab)
         kind = TORCH_DTYPES[tensor.dtype]
-        return torch.frombuffer(data, dtype=kind).view(expression.shape) if data else torch.empty(expression.shape, dtype=kind)
+        return (
+            torch.frombuffer(data, dtype=kind).view(expression.shape)
+            if data
+            else torch.empty(expression.shape, dtype=kind)
+        )
 
 
 def cut_pieces(tensor: OutputTensor, parts: int) -> list[Piece]:
@@ -224,7 +240,7 @@ def bits_of(tensor: Tensor) -> bytes:
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
-# -------------------------------------------------------------------------------------------------- the oracles
+# ------------------------------------------------------------------------------------------------ the oracles
 def as_arrays(task: Task) -> list[Array]:
     """Return the task's inputs as float64."""
     return [np.asarray(tensor.double().numpy()) for tensor in task.inputs]
@@ -263,13 +279,17 @@ def take_arguments(settings: Settings, *left_out: str) -> dict[str, Any]:
 
 
 def expect_task_arithmetic(task: Task) -> Expected:
-    return certain(oracles.task_arithmetic(as_arrays(task)[0], make_deltas(task), **take_arguments(task.settings)))
+    return certain(
+        oracles.task_arithmetic(as_arrays(task)[0], make_deltas(task), **take_arguments(task.settings))
+    )
 
 
 def expect_ties(task: Task) -> Expected:
     deltas = make_deltas(task)
     values = oracles.ties(as_arrays(task)[0], deltas, **take_arguments(task.settings))
-    masks = [oracles.find_largest(x, share) for x, share in zip(deltas, task.settings["density"], strict=True)]
+    masks = [
+        oracles.find_largest(x, share) for x, share in zip(deltas, task.settings["density"], strict=True)
+    ]
     return Expected(values, doubt_signs(task, deltas, masks))
 
 
@@ -283,7 +303,9 @@ def make_masks(task: Task) -> list[Bools]:
 
 def expect_dare_linear(task: Task) -> Expected:
     arguments = take_arguments(task.settings, "density")
-    return certain(oracles.dare_linear(as_arrays(task)[0], make_deltas(task), masks=make_masks(task), **arguments))
+    return certain(
+        oracles.dare_linear(as_arrays(task)[0], make_deltas(task), masks=make_masks(task), **arguments)
+    )
 
 
 def expect_dare_ties(task: Task) -> Expected:
@@ -296,16 +318,30 @@ def doubt_signs(task: Task, deltas: Sequence[Array], masks: Sequence[Bools]) -> 
     """Return where the weighted deltas cancel but for rounding, so that the elected sign is anybody's."""
     sparse = oracles.sparsify(deltas, masks, rescale=task.settings["rescale"])
     weighted = np.array([w * x for w, x in zip(task.settings["weight"], sparse, strict=True)])
-    return np.asarray((np.abs(weighted.sum(0)) < 1e-6 * np.abs(weighted).sum(0)) & (np.abs(weighted).sum(0) > 0))
+    return np.asarray(
+        (np.abs(weighted.sum(0)) < 1e-6 * np.abs(weighted).sum(0)) & (np.abs(weighted).sum(0) > 0)
+    )
 
 
-# ---------------------------------------------------------------------------------------------------- the table
+# -------------------------------------------------------------------------------------------------- the table
 WEIGHTS = (1.0, 0.6, 0.3)
 SPARSE = (
     {"weight": WEIGHTS, "density": (0.5, 0.3, 0.9), "rescale": True, "normalize": True},
     {"weight": WEIGHTS, "density": (0.3, 0.3, 0.3), "rescale": False, "normalize": False},
-    {"weight": (1.0, -0.5, 0.3), "density": (0.5, 0.5, 0.5), "rescale": True, "normalize": False, "lambda": 0.7},
-    {"weight": (0.0, 1.0, -2.0), "density": (0.3, 1.0, 0.5), "rescale": False, "normalize": True, "lambda": -1.3},
+    {
+        "weight": (1.0, -0.5, 0.3),
+        "density": (0.5, 0.5, 0.5),
+        "rescale": True,
+        "normalize": False,
+        "lambda": 0.7,
+    },
+    {
+        "weight": (0.0, 1.0, -2.0),
+        "density": (0.3, 1.0, 0.5),
+        "rescale": False,
+        "normalize": True,
+        "lambda": -1.3,
+    },
     {"weight": WEIGHTS, "density": (0.0, 1.0, 0.5), "rescale": True, "normalize": True},
     {"weight": WEIGHTS, "density": (0.0, 0.0, 0.0)},
     {"weight": WEIGHTS, "density": (1.0, 1.0, 1.0)},
@@ -346,8 +382,8 @@ ENTRIES: dict[str, Entry] = {
     "task_arithmetic": Entry(
         models=3,
         variants=(
-            {"weight": WEIGHTS, "normalize": True},
             {"weight": WEIGHTS, "normalize": False, "lambda": 0.7},
+            {"weight": WEIGHTS, "normalize": True},
             {"weight": (1.0, -0.5, 0.0), "normalize": True, "lambda": -0.5},
             {"weight": (1.0, -0.5, -0.5), "normalize": True},
             {"weight": (0.0, 0.0, 0.0), "normalize": True},

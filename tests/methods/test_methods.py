@@ -50,7 +50,7 @@ def mill(tmp_path_factory: pytest.TempPathFactory) -> Mill:
 
 
 def check_close(result: Tensor, task: Task, *, relative: float, steps: float = 0.0) -> None:
-    """Compare with the oracle: within `relative` of the largest value and `steps` half units in the last place."""
+    """Compare with the oracle: within `relative` of the largest value and `steps` halves of its last place."""
     expected = find_entry(task.method).oracle(task)
     assert tuple(result.shape) == expected.values.shape
     assert np.mean(expected.doubtful) < 1e-2
@@ -75,11 +75,13 @@ def test_every_method_has_an_entry_in_the_suite(name: str) -> None:
 
 
 def test_a_method_without_an_entry_is_asked_for_one() -> None:
-    with pytest.raises(AssertionError, match=r"'newest' is not in ENTRIES of tests/methods/suite\.py; add an entry"):
+    with pytest.raises(
+        AssertionError, match=r"'newest' is not in ENTRIES of tests/methods/suite\.py; add an entry"
+    ):
         find_entry("newest")
 
 
-# ---------------------------------------------------------------------------------------------- what must come out
+# ----------------------------------------------------------------------------------------- what must come out
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
 def test_agrees_with_the_oracle(mill: Mill, name: str, variant: Settings) -> None:
     task = make_task(name, make_values((257, 513)), variant)
@@ -143,9 +145,15 @@ EXTREMES = {
     "denormals": [torch.tensor([1e-45, -3e-45, 0.0, 1e-39])],
     "huge": [torch.tensor([HUGE, -HUGE, 0.5 * HUGE]), torch.tensor([-HUGE, HUGE])],
     "huge and tiny": [torch.tensor([HUGE, 1e-45, 0.0]), torch.tensor([-1e-45, HUGE])],
-    "float16": [torch.tensor([65504, -65504, 6e-8, 0, -6e-8]).half(), torch.tensor([-65504, 65504, 0]).half()],
+    "float16": [
+        torch.tensor([65504, -65504, 6e-8, 0, -6e-8]).half(),
+        torch.tensor([-65504, 65504, 0]).half(),
+    ],
     "one input zero": [torch.zeros(1), torch.tensor([1.0, -1.0])],
-    "float64": [torch.tensor([1e200, -1e200, 5e-324]).double(), torch.tensor([-1e200, 0.0]).double()],
+    "float64": [
+        torch.tensor([1e200, -1e200, 5e-324], dtype=torch.float64),
+        torch.tensor([-1e200, 0.0], dtype=torch.float64),
+    ],
 }
 
 
@@ -162,7 +170,9 @@ def test_finite_from_finite(mill: Mill, name: str, variant: Settings, extreme: s
     assert torch.isfinite(mill.merge(task)).all()
 
 
-@pytest.mark.parametrize("extreme", ["zeros", "constants", "other constants", "huge", "float16", "one input zero"])
+@pytest.mark.parametrize(
+    "extreme", ["zeros", "constants", "other constants", "huge", "float16", "one input zero"]
+)
 @pytest.mark.parametrize("name", METHODS)
 def test_agrees_with_the_oracle_on_extremes(mill: Mill, name: str, extreme: str) -> None:
     task = make_task(name, spread(EXTREMES[extreme]))
@@ -187,7 +197,8 @@ def test_permuting_the_models_changes_nothing(mill: Mill, name: str) -> None:
     turned = (*models[1:], models[0])
     parameters = {parameter.name: parameter for parameter in get_method(name).parameters}
     settings = {
-        key: (*value[1:], value[0]) if parameters[key].per_model else value for key, value in task.settings.items()
+        key: (*value[1:], value[0]) if parameters[key].per_model else value
+        for key, value in task.settings.items()
     }
     permuted = dataclasses.replace(task, inputs=(*base, *turned), settings=settings)
     left, right = mill.merge(task).double(), mill.merge(permuted).double()
@@ -195,7 +206,7 @@ def test_permuting_the_models_changes_nothing(mill: Mill, name: str) -> None:
     assert ((left - right).abs() <= ROUNDING * left.abs().max()).logical_or(doubtful).all()
 
 
-# ------------------------------------------------------------------------------------ the same bits, however it is run
+# --------------------------------------------------------------------------- the same bits, however it is run
 @pytest.mark.parametrize("name", METHODS)
 def test_inputs_are_not_changed(mill: Mill, name: str) -> None:
     expression = mill.express(make_task(name, make_values((2 * BLOCK,))))
@@ -259,7 +270,7 @@ def test_threads_of_torch_change_nothing(mill: Mill, name: str) -> None:
     assert len(results) == 1
 
 
-# ------------------------------------------------------------------------------------------------ random methods
+# --------------------------------------------------------------------------------------------- random methods
 @pytest.mark.parametrize("name", METHODS)
 def test_seed_tensor_and_place_matter_to_random_methods_alone(mill: Mill, name: str) -> None:
     task = make_task(name, make_values((100, 100)))
@@ -272,7 +283,9 @@ def test_seed_tensor_and_place_matter_to_random_methods_alone(mill: Mill, name: 
     assert same == [not find_entry(name).random] * 3
 
 
-def find_mask(mill: Mill, name: str, density: float, *, size: int = 3 * BLOCK + 5, place: int = 1, **other: object) -> Tensor:
+def find_mask(
+    mill: Mill, name: str, density: float, *, size: int = 3 * BLOCK + 5, place: int = 1, **other: object
+) -> Tensor:
     """Return, as 0 and 1, what a random method keeps of a task vector of ones."""
     given = {"weight": (1.0,), "density": (density,), "rescale": False, "normalize": False}
     settings = fill_settings(get_method(name), given, 1)
@@ -287,7 +300,9 @@ def test_as_many_stay_as_the_density_says(mill: Mill, name: str, density: float)
     spread = sqrt(len(mask) * density * (1 - density))
     assert abs(float(mask.double().sum()) - len(mask) * density) < SIGMAS * spread
     for block in mask.split(BLOCK)[:3]:
-        assert abs(float(block.double().sum()) - BLOCK * density) < SIGMAS * sqrt(BLOCK * density * (1 - density))
+        assert abs(float(block.double().sum()) - BLOCK * density) < SIGMAS * sqrt(
+            BLOCK * density * (1 - density)
+        )
 
 
 @pytest.mark.parametrize("density", [0.1, 0.5])
@@ -319,7 +334,9 @@ def test_two_models_of_one_merge_have_masks_of_their_own(mill: Mill, name: str) 
     inputs = (torch.zeros(size), torch.ones(size), torch.ones(size))
     result = mill.merge(Task(name, inputs, fill_settings(get_method(name), given, 2)))
     counts = np.bincount(result.int().numpy(), minlength=4)
-    assert float(((counts - size / 4) ** 2 / (size / 4)).sum()) < 21.1, counts  # chi-square, 3 degrees, p = 1e-4
+    assert float(((counts - size / 4) ** 2 / (size / 4)).sum()) < 21.1, (
+        counts
+    )  # chi-square, 3 degrees, p = 1e-4
 
 
 @pytest.mark.parametrize("density", [0.1, 0.5, 0.9])
@@ -339,7 +356,7 @@ def test_what_is_kept_is_scaled_by_the_ratio_of_l1_norms(mill: Mill, name: str, 
     assert abs(result.mean() - delta.mean()) < error, "the mean is preserved"
 
 
-# ----------------------------------------------------------------------------------------------------- sign election
+# ---------------------------------------------------------------------------------------------- sign election
 @pytest.mark.parametrize("name", [name for name in ("ties", "dare_ties") if name in METHODS])
 def test_an_elected_sign_of_zero_counts_as_plus(mill: Mill, name: str) -> None:
     inputs = (torch.tensor([10.0, 10.0]), torch.tensor([12.0, 8.0]), torch.tensor([8.0, 12.0]))
@@ -368,5 +385,7 @@ def test_the_oracle_of_every_method_reads_every_input() -> None:
         assert len(as_arrays(task)) == len(task.inputs)
         for i, tensor in enumerate(task.inputs):
             inputs = (*task.inputs[:i], tensor * 1.5 + 1, *task.inputs[i + 1 :])
-            assert not np.allclose(find_entry(name).oracle(dataclasses.replace(task, inputs=inputs)).values, expected)
+            assert not np.allclose(
+                find_entry(name).oracle(dataclasses.replace(task, inputs=inputs)).values, expected
+            )
         assert prod(expected.shape) == 400

@@ -1,4 +1,4 @@
-"""Checkpoints that are headers only (their data is a hole in a sparse file), and plans of them as plain values."""
+"""Checkpoints that are headers only, their data a hole in a sparse file, and plans of them as plain data."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Which elements a random method keeps: a second implementation in NumPy, written from the words of engine/tensors/random.py."""
+"""Which elements a random method keeps: a second implementation in NumPy, from the words of the engine's."""
 
 import hashlib
 
@@ -28,9 +28,7 @@ def hash_twice(words: Words, key: np.uint32) -> Words:
     return words ^ (words >> np.uint32(15))
 
 
-def random_mask(
-    size: int, density: float, *, seed: int, model: int, tensor: str
-) -> npt.NDArray[np.bool_]:
+def random_mask(size: int, density: float, *, seed: int, model: int, tensor: str) -> npt.NDArray[np.bool_]:
     """Return which of `size` elements stay; ends of the range are whole."""
     if density <= 0 or density >= 1:
         return np.full(size, density >= 1)

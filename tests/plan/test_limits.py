@@ -1,0 +1,84 @@
+"""What the language has and the engine cannot do yet: one clear line at planning, before a weight is read."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plan.sketches import config, llama, plan_of, write_sketch
+
+from mergemill.engine.errors import CheckpointError, PlanError
+
+WEIGHT = {"parameters": {"weight": 1}}
+PAIR = [{"model": "a"}, {"model": "b"}]
+
+
+@pytest.fixture(autouse=True)
+def _models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        write_sketch(tmp_path / name, llama(), config=config(), tokenizer=True)
+
+
+def test_the_recipe_that_the_others_differ_from_can_be_planned() -> None:
+    assert plan_of({"merge_method": "linear", "models": PAIR, **WEIGHT}).tensors == len(llama())
+
+
+LIMITS: dict[str, tuple[dict[str, Any], str]] = {
+    "lora": ({"models": [{"model": "a+b"}]}, "a+b: adapters cannot be merged yet"),
+    "revision": ({"models": [{"model": "a@main"}]}, "a@main: revisions cannot be read yet"),
+    "base revision": ({"models": PAIR, "base_model": "a@v2"}, "a@v2: revisions cannot be read yet"),
+    "architecture": (
+        {"models": [{"model": {"model": "a", "override_architecture": "X"}}]},
+        "override_architecture cannot be followed yet",
+    ),
+    "template": ({"models": PAIR, "chat_template": "chatml"}, "chat_template cannot be written yet"),
+    "tokens": (
+        {"models": PAIR, "tokenizer": {"tokens": {"<x>": {"source": "a"}}}},
+        "vocabularies cannot be changed",
+    ),
+    "padding": ({"models": PAIR, "tokenizer": {"pad_to_multiple_of": 8}}, "vocabularies cannot be changed"),
+    "other tokenizer": ({"models": PAIR, "tokenizer_source": "b"}, "another model than the donor (a)"),
+    "modules": ({"modules": {"text": {"models": PAIR}}}, "modules other than 'default' cannot be merged yet"),
+    "stranger method": ({"models": PAIR, "merge_method": "karchr"}, "unknown merge_method 'karchr'"),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_what_cannot_run_yet_is_one_line(name: str) -> None:
+    recipe, words = LIMITS[name]
+    with pytest.raises(PlanError, match=re.escape(words)) as caught:
+        plan_of({"merge_method": "linear", **WEIGHT, **recipe})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["union", "base", "a"])
+def test_a_tokenizer_source_that_needs_no_work_is_no_limit(source: str) -> None:
+    recipe = {"merge_method": "linear", "models": PAIR, "tokenizer_source": source, **WEIGHT}
+    assert plan_of(recipe).tensors == len(llama())
+
+
+@pytest.mark.parametrize("source", ["union", "base"])
+def test_vocabularies_that_differ_cannot_be_joined_yet(source: str) -> None:
+    text = Path("b/tokenizer.json").read_text()
+    Path("b/tokenizer.json").write_text(text.replace('"</s>"', '"</S>"'))
+    with pytest.raises(PlanError, match="a and b have different vocabularies, which cannot be joined yet"):
+        plan_of({"merge_method": "linear", "models": PAIR, "tokenizer_source": source, **WEIGHT})
+
+
+PLACES = {
+    "s3://bucket/model": "s3:// cannot be read yet",
+    "hf://org/name": "hf:// cannot be read yet",
+    "gs://bucket/model": "gs:// cannot be read yet",
+    "org/name": "no such folder, and the Hub cannot be read yet",
+    "./nowhere": "no such file or folder",
+    "~nobody-at-all/model": "no such file or folder",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_model_that_cannot_be_read_yet_is_one_line(place: str) -> None:
+    with pytest.raises(CheckpointError, match=re.escape(PLACES[place])) as caught:
+        plan_of({"merge_method": "linear", "models": [{"model": "a"}, {"model": place}], **WEIGHT})
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(place)

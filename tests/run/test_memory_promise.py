@@ -1,0 +1,139 @@
+"""What workers take stays within what they were promised: a 2 GB embedding under 512 MiB, measured by the kernel.
+
+The tensors beside the embedding are as large as parts get, so that threads keep their inputs between two passes and
+fill the promise.
+"""
+
+import json
+import shutil
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from models import make_config, write_json
+
+from mergemill.engine import PartFinished, Started, make_plan, run
+from mergemill.engine.plan.memory import task_bytes
+from mergemill.engine.plan.values import Plan
+from mergemill.engine.recipe import parse_recipe
+from mergemill.engine.run.events import Event
+
+VOCAB, HIDDEN, WIDE = 262_144, 4096, 4224  # 2 GiB of bfloat16; the others 33 MiB each
+LAYERS = 8
+MEMORY = 512 << 20
+WORKERS, THREADS = 2, 4
+DISK_BYTES = 12 << 30
+
+LINES = {
+    "linear": "models: [{model: {A}, parameters: {weight: 0.3}}, {model: {B}, parameters: {weight: 0.7}}]",
+    "slerp": "base_model: {base}\nmodels: [{model: {base}}, {model: {A}}]\nparameters: {t: 0.4}",
+    "task_arithmetic": "base_model: {base}\nmodels: [{model: {A}}, {model: {B}}]\nparameters: {weight: 0.5}",
+    "ties": "base_model: {base}\nmodels: [{model: {A}}, {model: {B}}]\n"
+    "parameters: {weight: 0.5, density: 0.3, rescale: true}",
+    "dare_linear": "base_model: {base}\nmodels: [{model: {A}}, {model: {B}}]\n"
+    "parameters: {weight: 0.5, density: 0.5}",
+    "dare_ties": "base_model: {base}\nmodels: [{model: {A}}, {model: {B}}]\n"
+    "parameters: {weight: 0.5, density: 0.5}",
+    "passthrough": "models: [{model: {A}}]",
+}
+
+
+def write_large(folder: Path, seed: int) -> None:
+    """Write a model whose values repeat every 64 MiB: random enough for masks and ranks, and quickly made."""
+    folder.mkdir(parents=True)
+    shapes = {"model.embed_tokens.weight": (VOCAB, HIDDEN)}
+    shapes |= {f"model.layers.{i}.mlp.up_proj.weight": (WIDE, HIDDEN) for i in range(LAYERS)}
+    shapes |= {f"model.layers.{i}.input_layernorm.weight": (HIDDEN,) for i in range(LAYERS)}
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        size = 2 * torch.Size(shape).numel()
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    torch.manual_seed(seed)
+    block = (0.02 * torch.randn(1 << 25)).bfloat16().view(torch.uint8).numpy()
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for start in range(0, offset, len(block)):
+            file.write(memoryview(block)[: offset - start])
+    config = make_config(
+        layers=LAYERS,
+        hidden=HIDDEN,
+        heads=32,
+        kv_heads=32,
+        intermediate=WIDE,
+        vocab=VOCAB,
+        tied=True,
+        dtype="bfloat16",
+    )
+    write_json(folder / "config.json", config)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Three models with a 2 GiB embedding each; removed afterwards."""
+    folder = tmp_path_factory.mktemp("large")
+    if shutil.disk_usage(folder).free < DISK_BYTES:
+        pytest.skip(f"needs {DISK_BYTES >> 30} GiB of disk in {folder}")
+    for seed, name in enumerate(("base", "A", "B")):
+        write_large(folder / name, seed)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def make_large_plan(method: str, folder: Path) -> Plan:
+    lines = LINES[method]
+    for name in ("base", "A", "B"):
+        lines = lines.replace(f"{{{name}}}", str(folder / name))
+    return make_plan(parse_recipe(f"merge_method: {method}\n{lines}\n", name="large.yml"))
+
+
+def peak_bytes(pid: int) -> int:
+    """Return the most memory that a process ever had resident."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (found,) = (line for line in lines if line.startswith("VmHWM:"))
+    return int(found.split()[1]) << 10
+
+
+class Watch:
+    """Reads each worker's peak: before the first task, and after each part."""
+
+    def __init__(self) -> None:
+        self.base: dict[int, int] = {}
+        self.peak: dict[int, int] = {}
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Started):
+            children = psutil.Process().children(recursive=True)
+            pids = [p.pid for p in children if any("spawn_main" in word for word in p.cmdline())]
+            self.base = {pid: peak_bytes(pid) for pid in pids}
+        if isinstance(event, PartFinished):
+            self.peak = {pid: peak_bytes(pid) for pid in self.base}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", LINES)
+def test_a_worker_takes_no_more_than_it_was_promised(
+    method: str, large: Path, tmp_path: Path
+) -> None:
+    plan = make_large_plan(method, large)
+    embedding = sum(part.size_bytes for part in plan.parts if "embed" in part.pieces[0].tensor.name)
+    assert embedding >= 2 << 30
+    watch = Watch()
+    out = tmp_path / "out"
+    committed = run(plan, out, workers=WORKERS, threads=THREADS, memory=MEMORY, on_event=watch)
+    shutil.rmtree(out)
+    assert len(watch.base) == WORKERS
+    taken = [watch.peak[pid] - watch.base[pid] for pid in watch.base]
+    projected = max(task_bytes(part, MEMORY // THREADS) for part in plan.parts)
+    base = [size >> 20 for size in watch.base.values()]
+    print(  # noqa: T201 - shown by pytest -s
+        f"\n{method}: base {base} MiB, taken beside it {[size >> 20 for size in taken]} MiB of {MEMORY >> 20}, "
+        f"projected {THREADS} x {projected / 2**20:.1f} MiB, {committed.seconds:.0f} s"
+    )
+    assert max(taken) <= MEMORY
+    assert THREADS * projected <= MEMORY

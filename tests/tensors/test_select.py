@@ -1,0 +1,129 @@
+"""Exactly the m largest magnitudes are selected, as a stable sort does."""
+
+from collections.abc import Sequence
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mergemill.engine.tensors import select
+from mergemill.engine.tensors.kernels import Partial, add_partials
+from mergemill.engine.tensors.place import Place
+from mergemill.engine.tensors.select import SELECT_ROUNDS, Cut, mark_largest, select_largest
+from mergemill.engine.tensors.slabs import BLOCK
+
+
+def find_cuts(inputs: Sequence[Tensor], wanted: Sequence[int | None], *, slab: int) -> tuple[Cut | None, ...]:
+    """Drive the rounds over slabs; the slabs' partial sums are added from the last to the first."""
+    place = Place("x", (len(inputs[0]),), 0, tuple(range(len(inputs))))
+    rounds = select_largest(place, wanted, inputs[0].dtype)
+    count = 0
+    try:
+        gather = next(rounds)
+        while True:
+            total: Partial = ()
+            for start in reversed(range(0, place.size, slab)):
+                slabs = [x[start : start + slab].clone() for x in inputs]
+                total = add_partials(gather(slabs, place.at(start)), total)
+            count += 1
+            gather = rounds.send(total)
+    except StopIteration as finished:
+        assert count == SELECT_ROUNDS[inputs[0].dtype]
+        return finished.value
+
+
+def mark(x: Tensor, cut: Cut, *, slab: int) -> Tensor:
+    """Return what `mark_largest` says, slab by slab; its output memory is NaN before."""
+    place = Place("x", (len(x),), 0, (0,))
+    marks = [
+        mark_largest(here.abs(), cut, place.at(i * slab), torch.full_like(here, torch.nan))
+        for i, here in enumerate(x.split(slab))
+    ]
+    return torch.cat(marks)
+
+
+def choose_by_sorting(x: Tensor, count: int) -> np.ndarray:
+    """Return the same by a stable sort; bit patterns, so that NumPy's own comparison plays no part."""
+    magnitude = np.abs(x.numpy())
+    kept = np.zeros(len(magnitude))
+    kept[np.argsort(-magnitude, kind="stable")[:count]] = 1
+    return kept
+
+
+def check(x: Tensor, count: int, *, slab: int) -> None:
+    (cut,) = find_cuts([x], [count], slab=slab)
+    assert cut is not None
+    marks = mark(x, cut, slab=slab)
+    kept = choose_by_sorting(x, count)
+    assert int(marks.sum()) == count
+    assert np.array_equal(marks.numpy(), kept)
+    assert cut.threshold == np.sort(np.abs(x.numpy()))[::-1][count - 1]
+    assert cut.above == np.sum(np.abs(x.numpy()) > cut.threshold)
+    assert cut.above + cut.ties == count
+
+
+def arrays(width: int) -> st.SearchStrategy[list[float]]:
+    """Return lists with heavy ties, zeros of both signs, denormals and anything finite."""
+    tiny = float(np.finfo(f"f{width // 8}").smallest_subnormal)
+    few = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, tiny, -tiny, 3 * tiny])
+    any_value = st.floats(width=width, allow_nan=False, allow_infinity=False)
+    return st.lists(few, min_size=1, max_size=60) | st.lists(few | any_value, min_size=1, max_size=60)
+
+
+@settings(max_examples=50)
+@given(arrays(32), st.data())
+def test_float32_equals_a_stable_sort(values: list[float], data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, len(values)))
+    with patch.object(select, "BLOCK", 4):
+        check(torch.tensor(values, dtype=torch.float32), count, slab=data.draw(st.sampled_from([4, 8, 64])))
+
+
+@settings(max_examples=25)
+@given(arrays(64), st.data())
+def test_float64_equals_a_stable_sort(values: list[float], data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, len(values)))
+    with patch.object(select, "BLOCK", 4):
+        check(torch.tensor(values, dtype=torch.float64), count, slab=data.draw(st.sampled_from([4, 64])))
+
+
+SIZE = 2 * BLOCK + 5
+CASES = {
+    "all equal": torch.full((SIZE,), -1.5),
+    "zeros": torch.zeros(SIZE),
+    "denormals": torch.arange(SIZE, dtype=torch.float32) % 7 * 1e-45,
+    "few values": torch.from_numpy(np.random.default_rng(1).integers(-3, 4, SIZE).astype(np.float32)),
+    "normal": torch.from_numpy(np.random.default_rng(2).standard_normal(SIZE).astype(np.float32)),
+    "as bfloat16": torch.from_numpy(np.random.default_rng(3).standard_normal(SIZE)).bfloat16().float(),
+    "huge": torch.from_numpy(np.random.default_rng(4).standard_normal(SIZE).astype(np.float32)) * 1e38,
+    "one in a million": (torch.arange(SIZE) == SIZE - 1).float(),
+}
+
+
+@pytest.mark.parametrize("slab", [BLOCK, 3 * BLOCK])
+@pytest.mark.parametrize("name", CASES)
+def test_large_tensors_equal_a_stable_sort(name: str, slab: int) -> None:
+    for count in (1, SIZE // 3, SIZE):
+        check(CASES[name], count, slab=slab)
+
+
+@pytest.mark.parametrize("count", [1, 1000, SIZE])
+def test_large_float64_tensors_equal_a_stable_sort(count: int) -> None:
+    check(CASES["normal"].double() + 1e-12 * CASES["few values"].double(), count, slab=2 * BLOCK)
+
+
+def test_several_inputs_are_searched_at_once_and_some_not_at_all() -> None:
+    inputs = [CASES["normal"], CASES["few values"], CASES["huge"]]
+    cuts = find_cuts(inputs, [1000, None, 7], slab=BLOCK)
+    assert cuts[1] is None
+    alone = [find_cuts([inputs[i]], [count], slab=2 * BLOCK)[0] for i, count in ((0, 1000), (2, 7))]
+    assert [cuts[0], cuts[2]] == alone
+
+
+def test_infinities_are_the_largest() -> None:
+    x = torch.tensor([1.0, -torch.inf, 3.0, torch.inf])
+    check(x, 1, slab=BLOCK)
+    check(x, 3, slab=BLOCK)

@@ -1,0 +1,190 @@
+"""The rooms of the engine: who may import whom, the public face, what an import or a merge leaves alone."""
+
+import ast
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from models import write_llama
+
+import mergemill.engine
+from mergemill.engine import merge
+
+ENGINE = Path(mergemill.engine.__file__).parent
+FILES = sorted(ENGINE.rglob("*.py"))
+
+MAY_IMPORT = {
+    "errors": set(),
+    "storage": {"errors"},
+    "recipe": {"errors"},
+    "checkpoint": {"errors", "storage"},
+    "tensors": {"errors", "storage"},
+    "methods": {"errors", "storage", "tensors"},
+    "plan": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods"},
+    "run": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "plan"},
+}
+"""The table of rooms, from the lowest to the highest: what each may import besides itself."""
+
+ONLY_IMPORTERS = {
+    "dask": {"run"},
+    "distributed": {"run"},
+    "fsspec": {"storage"},
+    "s3fs": {"storage"},
+    "pydantic": {"recipe", "plan"},
+    "yaml": {"recipe", "checkpoint"},
+}
+"""Libraries that only some rooms know."""
+
+NEVER = {
+    "transformers",
+    "tokenizers",
+    "peft",
+    "accelerate",
+    "bokeh",
+    "huggingface_hub",
+    "mergemill.cli",
+    "rich",
+    "typer",
+}
+
+FACE = [
+    "Committed",
+    "MergemillError",
+    "PartFinished",
+    "Started",
+    "abort",
+    "describe_plan",
+    "find_methods",
+    "format_size",
+    "inspect",
+    "load_recipe",
+    "make_plan",
+    "merge",
+    "merge_method",
+    "recipe_schema",
+    "run",
+    "verify",
+]
+
+
+def list_imports(path: Path) -> Iterator[str]:
+    """Yield the full names of the modules that a file imports anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def find_room(path: Path) -> str:
+    """Return the room that a file of the engine is in; its face is a room of its own."""
+    return path.relative_to(ENGINE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_imports_point_down_the_table(room: str) -> None:
+    files = [path for path in FILES if find_room(path) == room]
+    assert files
+    ours = {
+        (path.name, name) for path in files for name in list_imports(path) if name.startswith("mergemill.")
+    }
+    rooms = {(name, module.split(".")[2]) for name, module in ours}
+    assert {(name, other) for name, other in rooms if other not in MAY_IMPORT[room] | {room}} == set()
+
+
+def test_every_file_of_the_engine_is_in_a_room() -> None:
+    assert {find_room(path) for path in FILES} == {*MAY_IMPORT, "__init__"}
+
+
+@pytest.mark.parametrize("library", ONLY_IMPORTERS)
+def test_a_library_is_known_to_its_rooms_alone(library: str) -> None:
+    rooms = {
+        find_room(path) for path in FILES if library in {name.split(".")[0] for name in list_imports(path)}
+    }
+    assert rooms <= ONLY_IMPORTERS[library]
+
+
+def test_dask_is_known_to_the_run_room() -> None:
+    """Or the tests above look for imports in the wrong place."""
+    assert {"dask", "distributed"} <= {
+        name.split(".")[0] for name in list_imports(ENGINE / "run" / "cluster.py")
+    }
+
+
+def test_no_room_imports_what_the_engine_does_not_need() -> None:
+    assert {(path.name, name) for path in FILES for name in list_imports(path) if is_unwanted(name)} == set()
+
+
+def is_unwanted(name: str) -> bool:
+    return any(name == other or name.startswith(f"{other}.") for other in NEVER)
+
+
+def test_the_engine_never_prints() -> None:
+    calls = [
+        f"{path.name}:{node.lineno}"
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("print", "input")
+    ]
+    assert calls == []
+
+
+def test_the_public_face_is_exactly_this() -> None:
+    assert mergemill.engine.__all__ == FACE
+    assert [name for name in FACE if not hasattr(mergemill.engine, name)] == []
+
+
+def test_importing_the_engine_imports_no_heavy_library() -> None:
+    code = "import sys, mergemill.engine; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "torch" in loaded
+    assert (
+        loaded & {"transformers", "tokenizers", "peft", "accelerate", "bokeh", "huggingface_hub", "s3fs"}
+        == set()
+    )
+
+
+def test_a_merge_of_local_models_leaves_the_network_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_llama(tmp_path / "models" / "a", seed=1, layers=1)
+    write_llama(tmp_path / "models" / "b", seed=2, layers=1)
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text(
+        "{merge_method: linear, models: [{model: models/a}, {model: models/b}], parameters: {weight: 1}}"
+    )
+    monkeypatch.chdir(tmp_path)
+    asked: list[object] = []
+    connect, look_up = socket.socket.connect, socket.getaddrinfo
+
+    def guard(self: socket.socket, address: Any) -> None:
+        # A datagram socket sends nothing when it connects: Dask asks the kernel that way for its own address.
+        if (
+            self.family != socket.AF_UNIX
+            and self.type != socket.SOCK_DGRAM
+            and address[0] not in ("127.0.0.1", "::1", "localhost")
+        ):
+            asked.append(address)
+            raise OSError(f"the network is out of bounds: {address}")
+        connect(self, address)
+
+    def guard_name(host: Any, *rest: Any, **more: Any) -> Any:
+        if host not in ("127.0.0.1", "::1", "localhost", None, ""):
+            asked.append(host)
+            raise OSError(f"the network is out of bounds: {host}")
+        return look_up(host, *rest, **more)
+
+    monkeypatch.setattr(socket.socket, "connect", guard)
+    monkeypatch.setattr(socket, "getaddrinfo", guard_name)
+    merge(str(recipe), tmp_path / "out", workers=0)
+    assert (tmp_path / "out" / "model.safetensors.index.json").is_file()
+    assert asked == []

@@ -1,0 +1,74 @@
+"""A real model through the whole mill: SmolLM2-135M and two fine-tunes, merged by each method, then run."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import read_tensors
+
+from mergemill.engine import merge, verify
+from mergemill.engine.recipe import parse_recipe
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # the fixtures train, and count for the first test
+
+# "base", "harbour" and "garden" stand for the folders.
+TWO: dict[str, Any] = {"models": [{"model": "harbour"}, {"model": "garden"}]}
+FROM_BASE = TWO | {"base_model": "base"}
+RECIPES: Mapping[str, dict[str, Any]] = {
+    "linear": TWO | {"parameters": {"weight": 0.5}},
+    "slerp": TWO | {"base_model": "harbour", "parameters": {"t": [0.3, 0.7]}},
+    "task_arithmetic": FROM_BASE | {"parameters": {"weight": 0.5}},
+    "ties": FROM_BASE | {"parameters": {"weight": 1, "density": 0.5}},
+    "dare_linear": FROM_BASE | {"parameters": {"weight": 0.5, "density": 0.6}},
+    "dare_ties": FROM_BASE | {"parameters": {"weight": 0.5, "density": 0.6}},
+    "passthrough": {
+        "slices": [
+            {"sources": [{"model": "harbour", "layer_range": [0, 15]}]},
+            {"sources": [{"model": "garden", "layer_range": [15, 30]}]},
+        ]
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def folder(
+    smollm2: Path, smollm2_variants: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder in which the three models have the recipes' names."""
+    folder = tmp_path_factory.mktemp("smollm2-merges")
+    for name, model in zip(("base", "harbour", "garden"), (smollm2, *smollm2_variants), strict=True):
+        (folder / name).symlink_to(model)
+    return folder
+
+
+@pytest.mark.parametrize("model", ["base", "harbour", "garden"])
+def test_the_models_know_the_capital_of_france(model: str, folder: Path) -> None:
+    from smollm2 import continue_text
+
+    assert continue_text(folder / model).startswith(" Paris")
+
+
+def test_the_fine_tunes_differ_from_their_base_and_from_each_other(folder: Path) -> None:
+    base, harbour, garden = (read_tensors(folder / name) for name in ("base", "harbour", "garden"))
+    for a, b in ((base, harbour), (base, garden), (harbour, garden)):
+        assert sum(torch.equal(a[name], b[name]) for name in a) < len(a) / 10
+
+
+@pytest.mark.parametrize("method", RECIPES)
+def test_a_merge_loads_and_still_knows_the_capital_of_france(
+    method: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from smollm2 import continue_text
+
+    monkeypatch.chdir(folder)
+    recipe = parse_recipe(json.dumps({"merge_method": method, **RECIPES[method]}))
+    merge(recipe, tmp_path / "out", shard_size="100MB")
+    verify(tmp_path / "out", replay=2)
+    stored = read_tensors(tmp_path / "out")
+    assert [name for name, tensor in stored.items() if not tensor.isfinite().all()] == []
+    assert stored.keys() == read_tensors(folder / "base").keys()
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) == 3
+    assert continue_text(tmp_path / "out").startswith(" Paris")
