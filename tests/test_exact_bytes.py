@@ -53,16 +53,12 @@ def make_merge(zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
 
 @pytest.mark.parametrize("size", SHARDS)
 @pytest.mark.parametrize("method", ["ties", "passthrough", "slerp"])
-def test_every_shard_is_what_safetensors_writes(
-    method: str, size: str, make_merge: Any, tmp_path: Path
-) -> None:
+def test_every_shard_is_what_safetensors_writes(method: str, size: str, make_merge: Any, tmp_path: Path) -> None:
     check_shards(make_merge(method, shard_size=SHARDS[size]), tmp_path)
 
 
 @pytest.mark.parametrize("method", [name for name in RECIPES if name not in ("ties", "passthrough", "slerp")])
-def test_shards_of_every_method_are_what_safetensors_writes(
-    method: str, make_merge: Any, tmp_path: Path
-) -> None:
+def test_shards_of_every_method_are_what_safetensors_writes(method: str, make_merge: Any, tmp_path: Path) -> None:
     check_shards(make_merge(method), tmp_path)
 
 
@@ -82,6 +78,13 @@ def test_passthrough_copies_every_tensor_bit_for_bit(make_merge: Any, zoo: Path)
     assert [name for name in wanted if not same_bits(found[name], wanted[name])] == []
 
 
+def read_index(folder: Path) -> dict[str, Any]:
+    """Return the index of a checkpoint."""
+    found = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert isinstance(found, dict)
+    return found
+
+
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Compare dtype, shape and bytes."""
     return (
@@ -93,7 +96,7 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def test_index_names_every_tensor_where_it_is(make_merge: Any) -> None:
     out = make_merge("ties", shard_size=50_000)
-    index = json.loads((out / "model.safetensors.index.json").read_text())
+    index = read_index(out)
     held: dict[str, str] = {}
     total = 0
     for shard in sorted(out.glob("*.safetensors")):
@@ -125,6 +128,10 @@ def test_transformers_loads_the_folder_and_finds_every_weight(
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     stored = read_tensors(tmp_path / "out")
     assert [name for name, tensor in model.state_dict().items() if not same_bits(tensor, stored[name])] == []
+    model.save_pretrained(tmp_path / "again", max_shard_size=30_000)
+    ours, theirs = (read_index(tmp_path / folder) for folder in ("out", "again"))
+    assert ours["metadata"] == theirs["metadata"]
+    assert list(ours["weight_map"]) == list(theirs["weight_map"])
     tokens = AutoTokenizer.from_pretrained(tmp_path / "out")("the cat", return_tensors="pt")
     output = model.generate(**tokens, max_new_tokens=3, do_sample=False, pad_token_id=2)
     assert output.shape[1] > tokens["input_ids"].shape[1]

@@ -3,6 +3,7 @@
 Deterministic methods agree element by element, to `TOLERANCE` of each tensor's largest value. What is
 random cannot: there every task vector that is thinned must show the same density, mean and rescaling
 in both outputs.
+mergekit runs once, for all recipes (see `reference.mergekit`); without it the oracle's half still runs.
 """
 
 import json

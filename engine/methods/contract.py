@@ -99,12 +99,12 @@ class Method:
     @property
     def title(self) -> str:
         """The first line of the method's file."""
-        return (inspect.getmodule(self.function).__doc__ or self.name).strip().splitlines()[0]  # type: ignore[union-attr]
+        return (inspect.getmodule(self.function).__doc__ or self.name).strip().splitlines()[0]
 
     @property
     def source(self) -> str:
         """Paper and equation, from the method's file."""
-        text = inspect.getmodule(self.function).__doc__ or ""  # type: ignore[union-attr]
+        text = inspect.getmodule(self.function).__doc__ or ""
         return " ".join(text.partition("Source:")[2].split("\n\n")[0].split())
 
     def start(self, place: Place, settings: Mapping[str, Any], dtype: str) -> Rounds | None:

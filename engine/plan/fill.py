@@ -7,7 +7,7 @@ from mergemill.engine.checkpoint.checkpoint import StoredTensor
 from mergemill.engine.checkpoint.family import Family, find_tie, is_optional, is_vocabulary
 from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.contract import Method
-from mergemill.engine.plan.coverage import OPTIONAL_UNUSED, Ledger
+from mergemill.engine.plan.coverage import OPTIONAL_UNUSED, Ledger, Use
 from mergemill.engine.plan.settings import resolve_settings
 from mergemill.engine.plan.slots import Candidate, Checkpoints, Slot
 from mergemill.engine.plan.values import OutputTensor
@@ -43,7 +43,7 @@ def fill_slot(slot: Slot, filling: Filling, ledger: Ledger) -> OutputTensor | No
         return None
     _check_shapes(slot, found, filling)
     expression, dtype = _make_expression(slot, found, filling)
-    how = "merged" if isinstance(expression, Merged) else "copied"
+    how: Use = "merged" if isinstance(expression, Merged) else "copied"
     for candidate, stored in found:
         ledger.use(candidate.model, stored.name, how)
     return OutputTensor(slot.site.tensor, dtype, expression)

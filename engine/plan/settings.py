@@ -49,8 +49,7 @@ def resolve_settings(
 def _check_together(method: Method, site: Site, arguments: Mapping[str, Any], where: str) -> None:
     if method.check is None:
         return
-    names = method.check.__kwdefaults__ or {}
-    wanted = {name: arguments[name] for name in method.check.__annotations__ if name in arguments} | names
+    wanted = {name: arguments[name] for name in method.check.__annotations__ if name in arguments}
     if fault := method.check(**wanted):
         raise PlanError(f"{where}: tensor {site.tensor}: {fault}")
 

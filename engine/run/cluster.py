@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import dask
 import torch
@@ -62,6 +63,11 @@ def open_cluster(workers: Workers) -> Iterator[Client]:
     ):
         client.register_plugin(MergemillPlugin(workers.memory_bytes, workers.threads), name=PLUGIN)
         yield client
+
+
+def dashboard_address(client: Client) -> str:
+    """Return the URL of the cluster's dashboard, which listens on this machine only."""
+    return f"http://127.0.0.1:{urlsplit(client.dashboard_link).port}/status"
 
 
 class MergemillPlugin(WorkerPlugin):

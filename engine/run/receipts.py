@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from mergemill.engine.errors import StorageError
 
@@ -61,7 +62,7 @@ class Journal:
             file.seek(-1, 2)
             return file.read() == b"\n"
 
-    def _lines(self) -> Iterator[dict[str, object]]:
+    def _lines(self) -> Iterator[dict[str, Any]]:
         if not self._path.exists():
             return
         for text in self._path.read_text("utf-8").splitlines():

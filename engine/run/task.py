@@ -54,7 +54,7 @@ def merge_part(
             work = Workspace(arena, keep=keep)
             statistics = _find_statistics(piece, totals, work, workplace, slab)
             for span in _iter_slabs(piece, work, workplace, slab):
-                data = memoryview(_make_bytes(piece, span, statistics, work).numpy())
+                data = _make_bytes(piece, span, statistics, work).numpy().data
                 checksum.update(data)
                 sink(piece.offset_bytes + (span.start - piece.span.start) * item_bytes(piece.tensor.dtype), data)
             read_bytes += work.read_bytes
@@ -86,7 +86,7 @@ def checksum_range(path: Path, start_bytes: int, stop_bytes: int, workplace: Wor
     checksum = xxhash.xxh3_128()
     buffer_bytes = min(1 << 20, workplace.share_bytes)
     with workplace.lend(buffer_bytes) as arena, open(path, "rb", buffering=0) as file:
-        buffer = memoryview(arena.numpy())[:buffer_bytes]
+        buffer = arena.numpy().data[:buffer_bytes]
         file.seek(start_bytes)
         left = stop_bytes - start_bytes
         while left > 0:

@@ -43,9 +43,9 @@ def select_largest(place: Place, wanted: Sequence[int | None], dtype: torch.dtyp
     digits = _Digits(dtype)
     searches = [None if count is None else _Search(rank=count) for count in wanted]
     for level in range(digits.levels):
-        histograms = yield _counting(digits, level, [search and search.prefix for search in searches])
+        histograms = yield _counting(digits, level, [None if search is None else search.prefix for search in searches])
         searches = [
-            search and search.narrowed(histogram, digits.width(level))
+            None if search is None else search.narrowed(histogram, digits.width(level))
             for search, histogram in zip(searches, histograms, strict=True)
         ]
     thresholds = [None if search is None else digits.value(search.prefix) for search in searches]
@@ -147,7 +147,7 @@ def _counting_ties(thresholds: Sequence[float | None]) -> CountSlab:
 def _count_ties(magnitude: Tensor, threshold: float, place: Place) -> Counts:
     counts = np.zeros(-(-place.size // BLOCK), np.int64)
     equal = torch.eq(magnitude, threshold, out=torch.empty_like(magnitude))
-    here = [int(block.sum()) for block in equal.split(BLOCK)]  # exact: a block's count fits a float32
+    here = [int(equal[start : start + BLOCK].sum()) for start in range(0, len(equal), BLOCK)]  # exact: a block's count fits a float32
     counts[place.start // BLOCK :][: len(here)] = here
     return counts
 

@@ -25,7 +25,7 @@ class Workspace:
 
     def __init__(self, arena: Tensor, *, keep: bool = False) -> None:
         self._arena = arena
-        self._raw = memoryview(arena.numpy())
+        self._raw = arena.numpy().data
         self._keep = keep
         self._kept: dict[tuple[str, int], Tensor] = {}
         self._low = 0  # slabs grow up from here

@@ -11,26 +11,39 @@ from pathlib import Path
 
 import torch
 from methods.suite import ENTRIES, Mill, bits_of, make_task, make_values
+from torch import Tensor
 
 from mergemill.engine.methods.catalogue import find_methods
 from mergemill.engine.tensors.exact import sum_blocks
 from mergemill.engine.tensors.slabs import BLOCK
 
-SHAPES = ((BLOCK + 4099,), (37, 29))  # ends that fill no vector register
+LONG, SHORT = (BLOCK + 4099,), (37, 29)  # ends that fill no vector register
+WIDE = (
+    (torch.float32, LONG, None),
+    (torch.float64, LONG, None),
+    (torch.bfloat16, LONG, "BF16"),
+    (torch.float16, LONG, "F16"),
+    (torch.float16, SHORT, "BF16"),
+    (torch.bfloat16, SHORT, "F16"),
+)
+
+
+def checksum(tensor: Tensor) -> str:
+    """Return the sha256 of a tensor's bytes."""
+    return hashlib.sha256(bits_of(tensor)).hexdigest()
 
 
 def main(folder: Path) -> None:
     """Print one JSON object: what the machine claims to be, and a checksum for each merge."""
     mill = Mill(folder)
     sums: dict[str, str] = {}
-    for name in find_methods():
-        for i, variant in enumerate(ENTRIES[name].variants if name in ENTRIES else ()):
-            for kind in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-                for shape in SHAPES if i == 0 else SHAPES[1:]:
-                    task = make_task(name, make_values(shape, dtype=kind), variant)
-                    for out in ("BF16", "F16", None) if i == 0 else (None,):
-                        key = f"{name}-{i} {kind} {list(shape)} {out}"
-                        sums[key] = hashlib.sha256(bits_of(mill.merge(task, out=out))).hexdigest()
+    for name in (name for name in find_methods() if name in ENTRIES):
+        for kind, shape, out in WIDE:
+            task = make_task(name, make_values(shape, dtype=kind))
+            sums[f"{name}-0 {kind} {list(shape)} {out}"] = checksum(mill.merge(task, out=out))
+        for i, variant in enumerate(ENTRIES[name].variants):
+            task = make_task(name, make_values(SHORT), variant)
+            sums[f"{name}-{i} {list(SHORT)}"] = checksum(mill.merge(task))
     values = make_values((3 * BLOCK + 5,), dtype=torch.float64)[0]
     sums["sum of blocks"] = str(sum_blocks(values).scaled)
     capability = torch.backends.cpu.get_cpu_capability()

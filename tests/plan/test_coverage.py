@@ -56,9 +56,7 @@ def test_every_tensor_of_every_input_is_read_or_dropped_by_a_rule(zoo: Path, sli
         assert source.merged == len(used)
         assert source.read_bytes == sum(held[name].nbytes for name in used)
         assert set(source.dropped) <= RULES
-    assert {source.model for source in plan.sources} == {
-        each["model"] for part in sources for each in part["sources"]
-    }
+    assert {source.model for source in plan.sources} == {each["model"] for part in sources for each in part["sources"]}
 
 
 def find_dropped(plan: Plan) -> dict[str, dict[str, int]]:
@@ -96,9 +94,7 @@ def test_a_tensor_that_nothing_accounts_for_is_an_error(zoo: Path) -> None:
     for name in checkpoint.tensors:
         if name != "model.norm.weight":
             ledger.use("a", name, "merged")
-    stacks = make_stacks(
-        make_recipe({"merge_method": "linear", "models": [{"model": "a"}]}), {"a": checkpoint}
-    )
+    stacks = make_stacks(make_recipe({"merge_method": "linear", "models": [{"model": "a"}]}), {"a": checkpoint})
     with pytest.raises(PlanError, match=r"a: tensor model\.norm\.weight would be lost"):
         ledger.close({"a": checkpoint}, stacks, choose_family(checkpoint.config))
     ledger.drop("a", "model.norm.weight", "a rule")

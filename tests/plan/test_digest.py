@@ -42,9 +42,7 @@ def test_the_digest_does_not_depend_on_the_hash_seed() -> None:
     face = "from mergemill.engine import load_recipe, make_plan"
     code = f"{face}; print(make_plan(load_recipe('recipe.yml')).digest)"
     environ = {**os.environ, "PYTHONHASHSEED": "12345"}  # ours is another one
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == digest()
 
 

@@ -32,9 +32,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def write(
-    name: str, changes: Sketch | None = None, *, without: tuple[str, ...] = (), tied: bool = False
-) -> None:
+def write(name: str, changes: Sketch | None = None, *, without: tuple[str, ...] = (), tied: bool = False) -> None:
     """Write a Llama of one layer with other or fewer tensors."""
     tensors = {**llama(layers=1, tied=tied), **(changes or {})}
     held = {tensor: of for tensor, of in tensors.items() if tensor not in without}
@@ -57,9 +55,7 @@ def merge(*models: str, method: str = "linear", base: str | None = None, **more:
 def test_shapes_that_differ_are_refused_with_both(tmp_path: Path) -> None:
     write("a")
     write("b", {Q: ("BF16", (8, 4))})
-    with pytest.raises(
-        PlanError, match=r"q_proj.weight: a has shape \[8, 8\], b \[8, 4\]; shapes must match"
-    ):
+    with pytest.raises(PlanError, match=r"q_proj.weight: a has shape \[8, 8\], b \[8, 4\]; shapes must match"):
         merge("a", "b")
 
 
@@ -135,9 +131,7 @@ def test_models_that_are_all_tied_get_no_head() -> None:
 # ----------------------------------------------------------------------------------------------------- dtypes
 def written(plan: Plan) -> dict[str, str]:
     """Return the dtype of every tensor that the shards' headers name."""
-    return {
-        name: entry["dtype"] for shard in plan.shards for name, entry in parse_header(shard.header).items()
-    }
+    return {name: entry["dtype"] for shard in plan.shards for name, entry in parse_header(shard.header).items()}
 
 
 def test_without_a_dtype_each_tensor_gets_what_its_inputs_promote_to() -> None:
@@ -183,9 +177,7 @@ def test_sums_are_float32_or_float64_where_an_input_or_the_recipe_says_so(
 
 @pytest.mark.parametrize("dtype", ["I64", "U8", "BOOL"])
 @pytest.mark.parametrize(("method", "base"), [("linear", None), ("ties", "base"), ("slerp", "base")])
-def test_integer_and_boolean_buffers_are_copied_where_all_agree(
-    dtype: str, method: str, base: str | None
-) -> None:
+def test_integer_and_boolean_buffers_are_copied_where_all_agree(dtype: str, method: str, base: str | None) -> None:
     for name in ("base", "a"):
         write(name, {MASK: (dtype, (4,))})
     tensor = list_tensors(merge("base", "a", method=method, base=base))[MASK]

@@ -25,9 +25,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_70b_is_planned_in_seconds_without_reading_a_weight(
-    zoo: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_70b_is_planned_in_seconds_without_reading_a_weight(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read_bytes = 0
 
     def count(number: int, buffers: list[memoryview], offset: int) -> int:

@@ -39,9 +39,7 @@ def make_tensors(sketches: list[tuple[str, list[int]]]) -> list[OutputTensor]:
     ]
 
 
-def layout(
-    sketches: list[tuple[str, list[int]]], size: str | int
-) -> tuple[tuple[Shard, ...], tuple[Part, ...]]:
+def layout(sketches: list[tuple[str, list[int]]], size: str | int) -> tuple[tuple[Shard, ...], tuple[Part, ...]]:
     return make_layout(make_tensors(sketches), size)
 
 
@@ -68,9 +66,7 @@ def test_parts_cover_the_data_of_every_shard_once_in_order(sketches: list[Any], 
 
 @settings(max_examples=150, deadline=None)
 @given(TENSORS, st.one_of(st.integers(1, 10**9), st.just("tensor")))
-def test_pieces_lie_where_the_header_says_and_are_cut_at_whole_blocks(
-    sketches: list[Any], size: str | int
-) -> None:
+def test_pieces_lie_where_the_header_says_and_are_cut_at_whole_blocks(sketches: list[Any], size: str | int) -> None:
     shards, parts = layout(sketches, size)
     covered: dict[str, int] = {}
     for part in parts:
@@ -147,6 +143,11 @@ def test_a_tensor_larger_than_a_part_is_cut_evenly() -> None:
     assert len(sizes) == 65
     assert len(set(sizes[:-1])) == 1
     assert 0 < sizes[-1] <= sizes[0] <= 2 * 128_256 * 8192 // 64
+
+
+def test_a_shard_is_filled_to_its_last_byte() -> None:
+    shards, _ = layout([("U8", [4]), ("U8", [6]), ("U8", [10]), ("U8", [1])], 10)
+    assert [len(shard.tensors) for shard in shards] == [2, 1, 1]
 
 
 def test_shards_are_numbered_as_on_the_hub() -> None:

@@ -28,9 +28,7 @@ def plan_big(method: str, elements: int, *, dtype: str = "BF16", models: int = 2
     names = [f"m{i}" for i in range(models)]
     for name in names:
         write_sketch(Path(name), tensors, config=config(layers=1))
-    settings: dict[str, Any] = {"slerp": {"t": 0.5}, "passthrough": {}}.get(
-        method, {"weight": 1, "density": 0.5}
-    )
+    settings: dict[str, Any] = {"slerp": {"t": 0.5}, "passthrough": {}}.get(method, {"weight": 1, "density": 0.5})
     base = {} if method in ("linear", "passthrough") else {"base_model": "m0"}
     listed = [{"model": name} for name in (names[:1] if method == "passthrough" else names)]
     return plan_of({"merge_method": method, "models": listed, "parameters": settings, **base})

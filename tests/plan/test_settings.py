@@ -102,25 +102,19 @@ def test_the_first_condition_that_matches_holds() -> None:
 
 
 def test_filters_see_the_name_in_the_output() -> None:
-    sources = [
-        {"model": "a", "layer_range": [3, 5], "parameters": {"scale": [{"filter": "layers.0", "value": 7}]}}
-    ]
+    sources = [{"model": "a", "layer_range": [3, 5], "parameters": {"scale": [{"filter": "layers.0", "value": 7}]}}]
     plan = plan_of({"merge_method": "passthrough", "slices": [{"sources": sources}]})
     assert find_settings(plan, Q0)["scale"] == (7.0,)
 
 
 def test_a_plain_filter_is_a_substring_and_never_a_pattern() -> None:
-    found = weights(
-        linear([{"filter": "layers.[01]", "value": 2}, {"filter": "1.self", "value": 3}, {"value": 4}])
-    )
+    found = weights(linear([{"filter": "layers.[01]", "value": 2}, {"filter": "1.self", "value": 3}, {"value": 4}]))
     assert by_layer(found) == [4, 3, 4, 4, 4]
 
 
 def test_a_filter_after_re_is_searched_as_a_regular_expression() -> None:
     found = weights(
-        linear(
-            [{"filter": r"re:layers\.[13]\.self", "value": 2}, {"filter": "re:^lm", "value": 3}, {"value": 4}]
-        )
+        linear([{"filter": r"re:layers\.[13]\.self", "value": 2}, {"filter": "re:^lm", "value": 3}, {"value": 4}])
     )
     assert by_layer(found) == [4, 2, 4, 2, 4]
     assert (found[HEAD], found[EMBEDDING]) == (3, 4)
@@ -139,9 +133,7 @@ def test_a_gradient_of_one_element_is_that_element_everywhere() -> None:
 
 def test_each_slice_has_its_gradient_and_a_slice_of_one_layer_its_end() -> None:
     parts = [[0, 1], [1, 4], [4, 5]]
-    slices = [
-        {"sources": [{"model": "a", "layer_range": part, "parameters": {"scale": [2, 4]}}]} for part in parts
-    ]
+    slices = [{"sources": [{"model": "a", "layer_range": part, "parameters": {"scale": [2, 4]}}]} for part in parts]
     plan = plan_of({"merge_method": "passthrough", "slices": slices})
     found = [find_settings(plan, Q0.replace("0", str(i)))["scale"][0] for i in range(LAYERS)]
     assert found == [4, 2, 3, 4, 4]
@@ -176,9 +168,7 @@ def fails(recipe: Mapping[str, Any]) -> str:
 
 
 def test_a_missing_value_names_parameter_model_and_tensor() -> None:
-    words = fails(
-        {"merge_method": "linear", "models": [{"model": "a", "parameters": {"weight": 1}}, {"model": "b"}]}
-    )
+    words = fails({"merge_method": "linear", "models": [{"model": "a", "parameters": {"weight": 1}}, {"model": "b"}]})
     assert words.startswith(
         "recipe.yml: parameter 'weight' of model b has no value for tensor model.embed_tokens.weight"
     )
@@ -221,9 +211,7 @@ def test_weights_that_sum_to_zero_are_refused_under_normalize_alone() -> None:
 
 
 def test_weights_that_sum_to_zero_in_one_layer_are_refused_with_its_name() -> None:
-    assert "tensor model.layers.4.input_layernorm.weight: the weights -1, 1 sum to zero" in fails(
-        linear([1, -1])
-    )
+    assert "tensor model.layers.4.input_layernorm.weight: the weights -1, 1 sum to zero" in fails(linear([1, -1]))
 
 
 def test_a_base_among_the_models_needs_no_weight_and_its_own_does_nothing() -> None:
@@ -240,9 +228,7 @@ def test_a_parameter_that_the_method_does_not_take_is_a_warning() -> None:
         "models": [{"model": "b"}],
         "parameters": {"t": 0.5, "int8_mask": True},
     }
-    assert plan_of(recipe).warnings == (
-        "recipe.yml: slerp takes no parameter 'int8_mask'; it does nothing here",
-    )
+    assert plan_of(recipe).warnings == ("recipe.yml: slerp takes no parameter 'int8_mask'; it does nothing here",)
 
 
 def test_int8_mask_is_no_warning_where_methods_of_mergekit_take_it() -> None:

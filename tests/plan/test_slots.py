@@ -126,9 +126,7 @@ def test_a_slice_may_have_a_base_of_its_own() -> None:
 def test_several_stacks_merge_each_by_itself(tmp_path: Path) -> None:
     for name in ("two-a", "two-b"):
         tensors = llama(layers=2)
-        tensors |= {f"vision.blocks.{i}.w": ("F32", (4,)) for i in range(3)} | {
-            "vision.embed.w": ("F32", (4,))
-        }
+        tensors |= {f"vision.blocks.{i}.w": ("F32", (4,)) for i in range(3)} | {"vision.embed.w": ("F32", (4,))}
         write_sketch(tmp_path / name, tensors)
     models = [{"model": "two-a"}, {"model": "two-b"}]
     weight = {"weight": [{"filter": "vision", "value": [0, 1]}, {"value": 1}]}
