@@ -153,7 +153,7 @@ def join_deltas(
     if not normalize:
         return np.asarray(total)
     share = np.sum([np.where(yes, w, 0.0) for yes, w in zip(agrees, weight, strict=True)], axis=0)
-    return np.asarray(total / np.where(share == 0, 1.0, share))
+    return np.asarray(total / np.where(abs(share) < 1e-8, 1.0, share))
 
 
 # -------------------------------------------------------------------------------------------------- settings

@@ -53,9 +53,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_plan_of_a_published_recipe_is_its_golden(
-    path: Path, zoo: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plan_of_a_published_recipe_is_its_golden(path: Path, zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(zoo)
     plan = make_plan(load_recipe(path), shard_size=SHARD_SIZE)
     found = json.dumps(describe(plan, path), indent=1, ensure_ascii=False) + "\n"
@@ -80,13 +78,10 @@ def describe(plan: Plan, path: Path) -> dict[str, Any]:
     inputs = name_inputs(plan)
     return {
         "method": plan.recipe.merge_method,
-        "tensors": {
-            name: describe_tensor(tensor, inputs[name]) for name, tensor in list_tensors(plan).items()
-        },
+        "tensors": {name: describe_tensor(tensor, inputs[name]) for name, tensor in list_tensors(plan).items()},
         "shards": {shard.name: list(shard.tensors) for shard in plan.shards},
         "parts": [
-            f"{plan.shards[part.shard].name}: {part.size_bytes} bytes, {len(part.pieces)} pieces"
-            for part in plan.parts
+            f"{plan.shards[part.shard].name}: {part.size_bytes} bytes, {len(part.pieces)} pieces" for part in plan.parts
         ],
         "files": [describe_file(file, donor) for file in plan.files],
         "config changes": find_changes(plan, donor),

@@ -41,9 +41,7 @@ def load(recipe: dict[str, Any], zoo: Path, out: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("donor", [None, *TIED])
-@pytest.mark.parametrize(
-    ("first", "last"), [("untied", "tied"), ("tied", "untied"), ("untied", "untied-too")]
-)
+@pytest.mark.parametrize(("first", "last"), [("untied", "tied"), ("tied", "untied"), ("untied", "untied-too")])
 def test_a_stack_embeds_like_its_first_slice_and_ends_like_its_last(
     first: str, last: str, donor: str | None, zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,9 +94,7 @@ def make_cases(base: str, a: str, b: str) -> dict[str, Case]:
             "models": [entry(a, weight=WEIGHT), entry(b, weight=0.3)],
             "parameters": {"normalize": False},
         },
-        "linear slices": {
-            "slices": [{"sources": [source(a, 0, 2), source(b, 3, 5)], "parameters": {"weight": 1}}]
-        },
+        "linear slices": {"slices": [{"sources": [source(a, 0, 2), source(b, 3, 5)], "parameters": {"weight": 1}}]},
         "slerp": {"base_model": a, "models": [{"model": b}], "parameters": {"t": DEPTH}},
         "slerp slices": {"base_model": a, "slices": slerp_slices, "parameters": {"t": DEPTH}},
         "task_arithmetic": task_vectors | {"parameters": {"lambda": 1.3}},
@@ -142,9 +140,7 @@ ALSO_TIED = (
     "dare_ties two",
 )
 CASES = {f"untied: {name}": case for name, case in make_cases("base", "a", "b").items()} | {
-    f"tied: {name}": case
-    for name, case in make_cases("tied-base", "tied-a", "tied-b").items()
-    if name in ALSO_TIED
+    f"tied: {name}": case for name, case in make_cases("tied-base", "tied-a", "tied-b").items() if name in ALSO_TIED
 }
 EXACT = [name for name, case in CASES.items() if not case.random]
 RANDOM = [name for name, case in CASES.items() if case.random]
@@ -168,8 +164,7 @@ def reference(zoo: Path) -> Mapping[str, Tensors]:
     if reason := find_skip_reason():
         pytest.skip(reason)
     jobs = [
-        Job(json.dumps(place_models(case.recipe, zoo)), zoo / f"reference-{i}")
-        for i, case in enumerate(CASES.values())
+        Job(json.dumps(place_models(case.recipe, zoo)), zoo / f"reference-{i}") for i, case in enumerate(CASES.values())
     ]
     found: dict[str, Tensors] = {}
     for name, result in zip(CASES, run_mergekit_batch(jobs), strict=True):
@@ -193,9 +188,7 @@ def merged(zoo: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_deterministic_methods_are_what_mergekit_gives(
-    name: str, zoo: Path, merged: Any, reference: Any
-) -> None:
+def test_deterministic_methods_are_what_mergekit_gives(name: str, zoo: Path, merged: Any, reference: Any) -> None:
     ours, theirs = merged(name), reference[name]
     assert sorted(ours) == sorted(theirs)
     for tensor, wanted in theirs.items():
@@ -218,17 +211,13 @@ def test_random_methods_are_what_the_oracle_says_of_the_same_masks(name: str, zo
 
     def mask(tensor: str, model: str, shape: tuple[int, ...], density: float) -> Bools:
         place = Place(tensor, shape, 0, ())
-        kept = keep_with_probability(
-            place, find_place(recipe, tensor, model), density, torch.empty(place.size)
-        )
+        kept = keep_with_probability(place, find_place(recipe, tensor, model), density, torch.empty(place.size))
         return kept.bool().reshape(shape).numpy()
 
     check_equal(merged(name), expected(recipe, load_from(zoo), mask=mask))
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in RANDOM if name.split(": ")[1] in ("dare_linear", "dare_ties")]
-)
+@pytest.mark.parametrize("name", [name for name in RANDOM if name.split(": ")[1] in ("dare_linear", "dare_ties")])
 def test_dropping_keeps_the_same_share_mean_and_norm_as_mergekit(
     name: str, zoo: Path, merged: Any, reference: Any
 ) -> None:
@@ -243,9 +232,7 @@ def test_dropping_keeps_the_same_share_mean_and_norm_as_mergekit(
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_random_methods_have_the_distribution_of_mergekit(
-    name: str, zoo: Path, merged: Any, reference: Any
-) -> None:
+def test_random_methods_have_the_distribution_of_mergekit(name: str, zoo: Path, merged: Any, reference: Any) -> None:
     """Of every large tensor: the share of changed elements, the mean, and the L1 norm of what is added."""
     ours, theirs = merged(name), reference[name]
     start = expected(start_from_base(CASES[name].recipe), load_from(zoo))
@@ -323,9 +310,7 @@ def find_place(recipe: Mapping[str, Any], tensor: str, model: str) -> int:
     if "models" in recipe:
         return [each["model"] for each in recipe["models"]].index(model)
     first, last = recipe["slices"]
-    layer = next(
-        (int(word) for word in tensor.split(".") if word.isdigit()), 0 if "embed" in tensor else LAYERS
-    )
+    layer = next((int(word) for word in tensor.split(".") if word.isdigit()), 0 if "embed" in tensor else LAYERS)
     lower = first["sources"][0]["layer_range"]
     part = first if layer < lower[1] - lower[0] else last
     return [each["model"] for each in part["sources"]].index(model)

@@ -91,9 +91,7 @@ def find_room(path: Path) -> str:
 def test_imports_point_down_the_table(room: str) -> None:
     files = [path for path in FILES if find_room(path) == room]
     assert files
-    ours = {
-        (path.name, name) for path in files for name in list_imports(path) if name.startswith("mergemill.")
-    }
+    ours = {(path.name, name) for path in files for name in list_imports(path) if name.startswith("mergemill.")}
     rooms = {(name, module.split(".")[2]) for name, module in ours}
     assert {(name, other) for name, other in rooms if other not in MAY_IMPORT[room] | {room}} == set()
 
@@ -104,17 +102,13 @@ def test_every_file_of_the_engine_is_in_a_room() -> None:
 
 @pytest.mark.parametrize("library", ONLY_IMPORTERS)
 def test_a_library_is_known_to_its_rooms_alone(library: str) -> None:
-    rooms = {
-        find_room(path) for path in FILES if library in {name.split(".")[0] for name in list_imports(path)}
-    }
+    rooms = {find_room(path) for path in FILES if library in {name.split(".")[0] for name in list_imports(path)}}
     assert rooms <= ONLY_IMPORTERS[library]
 
 
 def test_dask_is_known_to_the_run_room() -> None:
     """Or the tests above look for imports in the wrong place."""
-    assert {"dask", "distributed"} <= {
-        name.split(".")[0] for name in list_imports(ENGINE / "run" / "cluster.py")
-    }
+    assert {"dask", "distributed"} <= {name.split(".")[0] for name in list_imports(ENGINE / "run" / "cluster.py")}
 
 
 def test_no_room_imports_what_the_engine_does_not_need() -> None:
@@ -130,9 +124,7 @@ def test_the_engine_never_prints() -> None:
         f"{path.name}:{node.lineno}"
         for path in FILES
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Name)
-        and node.func.id in ("print", "input")
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "input")
     ]
     assert calls == []
 
@@ -147,21 +139,14 @@ def test_importing_the_engine_imports_no_heavy_library() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "torch" in loaded
-    assert (
-        loaded & {"transformers", "tokenizers", "peft", "accelerate", "bokeh", "huggingface_hub", "s3fs"}
-        == set()
-    )
+    assert loaded & {"transformers", "tokenizers", "peft", "accelerate", "bokeh", "huggingface_hub", "s3fs"} == set()
 
 
-def test_a_merge_of_local_models_leaves_the_network_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_merge_of_local_models_leaves_the_network_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_llama(tmp_path / "models" / "a", seed=1, layers=1)
     write_llama(tmp_path / "models" / "b", seed=2, layers=1)
     recipe = tmp_path / "recipe.yml"
-    recipe.write_text(
-        "{merge_method: linear, models: [{model: models/a}, {model: models/b}], parameters: {weight: 1}}"
-    )
+    recipe.write_text("{merge_method: linear, models: [{model: models/a}, {model: models/b}], parameters: {weight: 1}}")
     monkeypatch.chdir(tmp_path)
     asked: list[object] = []
     connect, look_up = socket.socket.connect, socket.getaddrinfo

@@ -34,9 +34,7 @@ RECIPES: Mapping[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def folder(
-    smollm2: Path, smollm2_variants: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def folder(smollm2: Path, smollm2_variants: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the three models have the recipes' names."""
     folder = tmp_path_factory.mktemp("smollm2-merges")
     for name, model in zip(("base", "harbour", "garden"), (smollm2, *smollm2_variants), strict=True):

@@ -12,7 +12,7 @@ the accumulation (float32; float64 where an input is):
 ==============  =====================================================================================
 
 Its keyword-only parameters are the recipe's parameters; a trailing underscore keeps Python's words free (`lambda_`).
-`PerModel[float]` is one value for each tensor of `models` or `deltas`. Defaults stand where they are read.
+`PerModel[float]` is one value for each tensor of `models` or `deltas`; its default, a tuple of one, is every model's.
 
 The slabs are copies made for this call: a method overwrites them freely, and returns one of them or a new tensor.
 The models themselves are never touched.
@@ -196,5 +196,8 @@ def _read_parameter(argument: str, hint: Any, default: Any) -> Parameter:
     stripped = argument.removesuffix("_")
     name = stripped if keyword.iskeyword(stripped) else argument
     required = default is inspect.Parameter.empty
+    if per_model and not required:
+        (default,) = default
     optional = [kind for kind in get_args(hint) if kind is not type(None)]
-    return Parameter(name, argument, optional[0] if optional else hint, per_model, required, None if required else default, within)
+    kind = optional[0] if optional else hint
+    return Parameter(name, argument, kind, per_model, required, None if required else default, within)

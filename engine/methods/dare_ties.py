@@ -21,7 +21,7 @@ def dare_ties(
     place: Place,
     *,
     weight: PerModel[float],
-    density: PerModel[Density] = 1.0,
+    density: PerModel[Density] = (1.0,),
     normalize: bool = False,
     rescale: bool = True,
     lambda_: float = 1.0,

@@ -9,7 +9,7 @@ from mergemill.engine.methods.contract import PerModel, merge_method
 
 
 @merge_method(reads="element", inputs=(1, 1))
-def passthrough(models: list[Tensor], *, scale: PerModel[float | None] = None) -> Tensor:
+def passthrough(models: list[Tensor], *, scale: PerModel[float | None] = (None,)) -> Tensor:
     """Return ``scale * models[0]``. Shapes: ``[n]`` to ``[n]``."""
     (factor,) = scale
     return models[0] if factor is None else models[0].mul_(factor)

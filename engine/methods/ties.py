@@ -21,7 +21,7 @@ def ties(
     place: Place,
     *,
     weight: PerModel[float],
-    density: PerModel[Density] = 1.0,
+    density: PerModel[Density] = (1.0,),
     normalize: bool = True,
     lambda_: float = 1.0,
     rescale: bool = False,

@@ -207,7 +207,7 @@ def _list_left(output: Output, record: Record | None) -> list[Path]:
     left: list[Path] = []
     if record is not None:
         # An interrupted commit has put some of these into the output: the index first, so that no loader finds it.
-        for name, sum_ in reversed(record.files.items()):
+        for name, sum_ in reversed(list(record.files.items())):
             path = output.folder / name
             left += [path] if _holds(path, sum_) else []
             left += [beside] if (beside := beside_path(path)).is_file() else []

@@ -28,6 +28,7 @@ class Workplace:
         self.stopping = False  # set when the worker goes: tasks then end at their next slab
         self.peak_bytes = 0  # the most that was ever lent at once
         self._lent_bytes = 0
+        self._lent = 0  # arenas
         self._free: list[Tensor] = []
         self._queue: deque[object] = deque()
         self._changed = threading.Condition()
@@ -64,12 +65,14 @@ class Workplace:
             self._changed.notify_all()  # also where no arena can be had: the next in line has its turn
             arena = self._take_arena(size_bytes)
             self._lent_bytes += len(arena)
+            self._lent += 1
             self.peak_bytes = max(self.peak_bytes, self._lent_bytes)
         return arena
 
     def _leave(self, arena: Tensor) -> None:
         with self._changed:
             self._lent_bytes -= len(arena)
+            self._lent -= 1
             self._free.append(arena)
             self._changed.notify_all()
 
@@ -82,6 +85,9 @@ class Workplace:
         for i, arena in enumerate(self._free):
             if len(arena) >= size_bytes and self._fits(len(arena)):
                 return self._free.pop(i)
+        # No more arenas than threads: small ones beside the large ones would be memory that nobody uses.
+        while self._free and self._lent + len(self._free) >= self.threads:
+            self._free.pop(0)
         while self._free and self._lent_bytes + sum(map(len, self._free)) + size_bytes > self.memory_bytes:
             self._free.pop()
         # numpy asks the kernel for huge pages, torch does not.

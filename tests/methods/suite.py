@@ -279,17 +279,13 @@ def take_arguments(settings: Settings, *left_out: str) -> dict[str, Any]:
 
 
 def expect_task_arithmetic(task: Task) -> Expected:
-    return certain(
-        oracles.task_arithmetic(as_arrays(task)[0], make_deltas(task), **take_arguments(task.settings))
-    )
+    return certain(oracles.task_arithmetic(as_arrays(task)[0], make_deltas(task), **take_arguments(task.settings)))
 
 
 def expect_ties(task: Task) -> Expected:
     deltas = make_deltas(task)
     values = oracles.ties(as_arrays(task)[0], deltas, **take_arguments(task.settings))
-    masks = [
-        oracles.find_largest(x, share) for x, share in zip(deltas, task.settings["density"], strict=True)
-    ]
+    masks = [oracles.find_largest(x, share) for x, share in zip(deltas, task.settings["density"], strict=True)]
     return Expected(values, doubt_signs(task, deltas, masks))
 
 
@@ -303,9 +299,7 @@ def make_masks(task: Task) -> list[Bools]:
 
 def expect_dare_linear(task: Task) -> Expected:
     arguments = take_arguments(task.settings, "density")
-    return certain(
-        oracles.dare_linear(as_arrays(task)[0], make_deltas(task), masks=make_masks(task), **arguments)
-    )
+    return certain(oracles.dare_linear(as_arrays(task)[0], make_deltas(task), masks=make_masks(task), **arguments))
 
 
 def expect_dare_ties(task: Task) -> Expected:
@@ -318,9 +312,7 @@ def doubt_signs(task: Task, deltas: Sequence[Array], masks: Sequence[Bools]) -> 
     """Return where the weighted deltas cancel but for rounding, so that the elected sign is anybody's."""
     sparse = oracles.sparsify(deltas, masks, rescale=task.settings["rescale"])
     weighted = np.array([w * x for w, x in zip(task.settings["weight"], sparse, strict=True)])
-    return np.asarray(
-        (np.abs(weighted.sum(0)) < 1e-6 * np.abs(weighted).sum(0)) & (np.abs(weighted).sum(0) > 0)
-    )
+    return np.asarray((np.abs(weighted.sum(0)) < 1e-6 * np.abs(weighted).sum(0)) & (np.abs(weighted).sum(0) > 0))
 
 
 # -------------------------------------------------------------------------------------------------- the table

@@ -12,7 +12,7 @@ import torch
 from methods.suite import ENTRIES
 from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
 
-TESTS = Path(__file__).parents[1]
+PATHS = [path for path in (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")) if path]
 NUMPY_FEATURES = " ".join(name for name in __cpu_dispatch__ if __cpu_features__[name])
 NARROW = {
     "ATEN_CPU_CAPABILITY": "default",
@@ -21,9 +21,7 @@ NARROW = {
 }
 # Torch believes what it is told, and would end with an illegal instruction on a machine that has less.
 WIDER = {"AVX512": ("avx2", "avx512"), "AVX2": ("avx2",)}.get(torch.backends.cpu.get_cpu_capability(), ())
-MACHINES = {"default": NARROW} | {
-    name: {"ATEN_CPU_CAPABILITY": name, "OMP_NUM_THREADS": "1"} for name in WIDER
-}
+MACHINES = {"default": NARROW} | {name: {"ATEN_CPU_CAPABILITY": name, "OMP_NUM_THREADS": "1"} for name in WIDER}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +31,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for name, changes in MACHINES.items():
         environment = {
             **os.environ,
-            "PYTHONPATH": str(TESTS),
+            "PYTHONPATH": os.pathsep.join(PATHS),
             **{key: value for key, value in changes.items() if value},
         }
         folder = tmp_path_factory.mktemp("machine")

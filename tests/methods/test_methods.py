@@ -50,7 +50,7 @@ def mill(tmp_path_factory: pytest.TempPathFactory) -> Mill:
 
 
 def check_close(result: Tensor, task: Task, *, relative: float, steps: float = 0.0) -> None:
-    """Compare with the oracle: within `relative` of the largest value and `steps` halves of its last place."""
+    """Check against the oracle, to `relative` of the largest value and `steps` half units in the last place."""
     expected = find_entry(task.method).oracle(task)
     assert tuple(result.shape) == expected.values.shape
     assert np.mean(expected.doubtful) < 1e-2
@@ -75,9 +75,7 @@ def test_every_method_has_an_entry_in_the_suite(name: str) -> None:
 
 
 def test_a_method_without_an_entry_is_asked_for_one() -> None:
-    with pytest.raises(
-        AssertionError, match=r"'newest' is not in ENTRIES of tests/methods/suite\.py; add an entry"
-    ):
+    with pytest.raises(AssertionError, match=r"'newest' is not in ENTRIES of tests/methods/suite\.py; add an entry"):
         find_entry("newest")
 
 
@@ -170,9 +168,7 @@ def test_finite_from_finite(mill: Mill, name: str, variant: Settings, extreme: s
     assert torch.isfinite(mill.merge(task)).all()
 
 
-@pytest.mark.parametrize(
-    "extreme", ["zeros", "constants", "other constants", "huge", "float16", "one input zero"]
-)
+@pytest.mark.parametrize("extreme", ["zeros", "constants", "other constants", "huge", "float16", "one input zero"])
 @pytest.mark.parametrize("name", METHODS)
 def test_agrees_with_the_oracle_on_extremes(mill: Mill, name: str, extreme: str) -> None:
     task = make_task(name, spread(EXTREMES[extreme]))
@@ -197,8 +193,7 @@ def test_permuting_the_models_changes_nothing(mill: Mill, name: str) -> None:
     turned = (*models[1:], models[0])
     parameters = {parameter.name: parameter for parameter in get_method(name).parameters}
     settings = {
-        key: (*value[1:], value[0]) if parameters[key].per_model else value
-        for key, value in task.settings.items()
+        key: (*value[1:], value[0]) if parameters[key].per_model else value for key, value in task.settings.items()
     }
     permuted = dataclasses.replace(task, inputs=(*base, *turned), settings=settings)
     left, right = mill.merge(task).double(), mill.merge(permuted).double()
@@ -300,9 +295,7 @@ def test_as_many_stay_as_the_density_says(mill: Mill, name: str, density: float)
     spread = sqrt(len(mask) * density * (1 - density))
     assert abs(float(mask.double().sum()) - len(mask) * density) < SIGMAS * spread
     for block in mask.split(BLOCK)[:3]:
-        assert abs(float(block.double().sum()) - BLOCK * density) < SIGMAS * sqrt(
-            BLOCK * density * (1 - density)
-        )
+        assert abs(float(block.double().sum()) - BLOCK * density) < SIGMAS * sqrt(BLOCK * density * (1 - density))
 
 
 @pytest.mark.parametrize("density", [0.1, 0.5])
@@ -334,9 +327,7 @@ def test_two_models_of_one_merge_have_masks_of_their_own(mill: Mill, name: str) 
     inputs = (torch.zeros(size), torch.ones(size), torch.ones(size))
     result = mill.merge(Task(name, inputs, fill_settings(get_method(name), given, 2)))
     counts = np.bincount(result.int().numpy(), minlength=4)
-    assert float(((counts - size / 4) ** 2 / (size / 4)).sum()) < 21.1, (
-        counts
-    )  # chi-square, 3 degrees, p = 1e-4
+    assert float(((counts - size / 4) ** 2 / (size / 4)).sum()) < 21.1, counts  # chi-square, 3 degrees, p = 1e-4
 
 
 @pytest.mark.parametrize("density", [0.1, 0.5, 0.9])
@@ -385,7 +376,5 @@ def test_the_oracle_of_every_method_reads_every_input() -> None:
         assert len(as_arrays(task)) == len(task.inputs)
         for i, tensor in enumerate(task.inputs):
             inputs = (*task.inputs[:i], tensor * 1.5 + 1, *task.inputs[i + 1 :])
-            assert not np.allclose(
-                find_entry(name).oracle(dataclasses.replace(task, inputs=inputs)).values, expected
-            )
+            assert not np.allclose(find_entry(name).oracle(dataclasses.replace(task, inputs=inputs)).values, expected)
         assert prod(expected.shape) == 400

@@ -49,6 +49,7 @@ def test_every_tensor_of_every_input_is_read_or_dropped_by_a_rule(zoo: Path, sli
     sources = [{"sources": make_sources(ranges, zoo)} for ranges in slices]
     plan = plan_of({"merge_method": "linear", "slices": sources, "parameters": {"weight": 1}})
     read = {name for inputs in name_inputs(plan).values() for name in inputs}
+    files: set[str] = set()
     for source in plan.sources:
         held = open_checkpoint(source.model).tensors
         used = [name for name in held if f"{source.model}:{name}" in read]
@@ -56,6 +57,8 @@ def test_every_tensor_of_every_input_is_read_or_dropped_by_a_rule(zoo: Path, sli
         assert source.merged == len(used)
         assert source.read_bytes == sum(held[name].nbytes for name in used)
         assert set(source.dropped) <= RULES
+        files |= {held[name].file.url for name in used}
+    assert [pin.url for pin in plan.pins] == sorted(files)
     assert {source.model for source in plan.sources} == {each["model"] for part in sources for each in part["sources"]}
 
 
@@ -87,16 +90,27 @@ def test_copied_and_merged_are_told_apart(zoo: Path) -> None:
     assert (source.merged, source.copied, dict(source.dropped)) == (3 * LAYERS, 6 * LAYERS + 3, {})
 
 
-def test_a_tensor_that_nothing_accounts_for_is_an_error(zoo: Path) -> None:
+def test_a_tensor_that_is_merged_and_copied_counts_once_as_merged(zoo: Path) -> None:
+    first, second = ({"sources": make_sources([("a", 0, 1)], zoo)} for _ in range(2))
+    slices = [first | {"parameters": {"scale": 2}}, second]
+    (source,) = plan_of({"merge_method": "passthrough", "slices": slices}).sources
+    assert (source.merged, source.copied) == (9 + 1, 2)
+
+
+@pytest.mark.parametrize(
+    "forgotten", ["model.norm.weight", "model.embed_tokens.weight", "model.layers.2.mlp.up_proj.weight"]
+)
+def test_a_tensor_that_nothing_accounts_for_is_an_error(forgotten: str, zoo: Path) -> None:
     """No recipe comes to this; a planner that forgets a tensor does."""
     checkpoint = open_checkpoint(str(zoo / "a"))
+    family = choose_family(checkpoint.config)
+    stacks = make_stacks(make_recipe({"merge_method": "linear", "models": [{"model": "a"}]}), {"a": checkpoint})
     ledger = Ledger()
     for name in checkpoint.tensors:
-        if name != "model.norm.weight":
+        if name != forgotten:
             ledger.use("a", name, "merged")
-    stacks = make_stacks(make_recipe({"merge_method": "linear", "models": [{"model": "a"}]}), {"a": checkpoint})
-    with pytest.raises(PlanError, match=r"a: tensor model\.norm\.weight would be lost"):
-        ledger.close({"a": checkpoint}, stacks, choose_family(checkpoint.config))
-    ledger.drop("a", "model.norm.weight", "a rule")
-    (source,) = ledger.close({"a": checkpoint}, stacks, choose_family(checkpoint.config))
+    with pytest.raises(PlanError, match=f"a: tensor {forgotten} would be lost"):
+        ledger.close({"a": checkpoint}, stacks, family)
+    ledger.drop("a", forgotten, "a rule")
+    (source,) = ledger.close({"a": checkpoint}, stacks, family)
     assert dict(source.dropped) == {"a rule": 1}

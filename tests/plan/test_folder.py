@@ -71,6 +71,14 @@ def test_the_dtype_is_the_one_that_is_written() -> None:
     assert changed(linear("a", "b", dtype="bfloat16"), "a") == {}
 
 
+def test_of_several_dtypes_the_config_names_that_of_most_bytes() -> None:
+    norms = {name: ("F32", shape) for name, (_, shape) in llama().items() if "norm" in name}
+    write_sketch(Path("a"), llama() | norms, config=config())
+    assert changed(linear("a"), "a") == {}
+    write_sketch(Path("b"), llama(dtype="F32") | dict.fromkeys(norms, ("BF16", (8,))), config=config())
+    assert changed(linear("b"), "b") == {"dtype": "float32"}
+
+
 def test_an_old_config_keeps_the_old_name_of_its_dtype() -> None:
     kept = {key: value for key, value in config().items() if key != "dtype"} | {"torch_dtype": "bfloat16"}
     write_sketch(Path("a"), llama(), config=kept)

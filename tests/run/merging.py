@@ -81,9 +81,7 @@ def write_family(folder: Path, *, vocab: int = 1500, hidden: int = 256, layers: 
     """Write ``base``, ``A`` and ``B``: embeddings of 384,000 elements (5.9 blocks), matrices of 2 blocks."""
     base = write_llama(folder / "base", seed=0, vocab=vocab, hidden=hidden, intermediate=512, layers=layers)
     for seed, name in enumerate("AB", start=1):
-        write_llama(
-            folder / name, seed=seed, vocab=vocab, hidden=hidden, intermediate=512, layers=layers, near=base
-        )
+        write_llama(folder / name, seed=seed, vocab=vocab, hidden=hidden, intermediate=512, layers=layers, near=base)
     return folder
 
 

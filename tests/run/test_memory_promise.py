@@ -33,10 +33,8 @@ LINES = {
     "task_arithmetic": "base_model: {base}\nmodels: [{model: {A}}, {model: {B}}]\nparameters: {weight: 0.5}",
     "ties": "base_model: {base}\nmodels: [{model: {A}}, {model: {B}}]\n"
     "parameters: {weight: 0.5, density: 0.3, rescale: true}",
-    "dare_linear": "base_model: {base}\nmodels: [{model: {A}}, {model: {B}}]\n"
-    "parameters: {weight: 0.5, density: 0.5}",
-    "dare_ties": "base_model: {base}\nmodels: [{model: {A}}, {model: {B}}]\n"
-    "parameters: {weight: 0.5, density: 0.5}",
+    "dare_linear": "base_model: {base}\nmodels: [{model: {A}}, {model: {B}}]\nparameters: {weight: 0.5, density: 0.5}",
+    "dare_ties": "base_model: {base}\nmodels: [{model: {A}}, {model: {B}}]\nparameters: {weight: 0.5, density: 0.5}",
     "passthrough": "models: [{model: {A}}]",
 }
 
@@ -117,9 +115,7 @@ class Watch:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", LINES)
-def test_a_worker_takes_no_more_than_it_was_promised(
-    method: str, large: Path, tmp_path: Path
-) -> None:
+def test_a_worker_takes_no_more_than_it_was_promised(method: str, large: Path, tmp_path: Path) -> None:
     plan = make_large_plan(method, large)
     embedding = sum(part.size_bytes for part in plan.parts if "embed" in part.pieces[0].tensor.name)
     assert embedding >= 2 << 30

@@ -2,17 +2,18 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from run.merging import METHODS, flip_bit, list_files, plan_merge
+from run.merging import METHODS, SMALL_PART, flip_bit, list_files, parts_of, plan_merge
 
 from mergemill.engine import run, verify
 from mergemill.engine.errors import InputError, OutputError, VerifyError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.run.output import Output
+from mergemill.engine.run.record import checksum
 from mergemill.engine.run.verify import Verified
-from run.merging import parts_of, SMALL_PART
 
 SHARD = "model-00001-of-00001.safetensors"
 
@@ -126,7 +127,7 @@ def test_every_method_replays_to_the_same_bytes_also_where_tensors_are_cut(
     plan = plan_merge(method, family)
     assert any(not piece.whole for part in plan.parts for piece in part.pieces)
     run(plan, tmp_path / "out", workers=0, threads=2)
-    assert replay(tmp_path / "out", 5).replayed == 5
+    assert replay(tmp_path / "out", 3).replayed == 3
     assert replay(tmp_path / "out", 1_000).replayed == len(plan.parts)
 
 
@@ -141,10 +142,6 @@ def test_a_replay_finds_a_part_that_was_merged_wrongly(method: str, family: Path
     data = (out / SHARD).read_bytes()[part.start_bytes : part.stop_bytes]
     journal = Output(out).journal
     (receipt,) = (found for found in journal.read() if found.part == 7)
-    from dataclasses import replace
-
-    from mergemill.engine.run.record import checksum
-
     journal.append(replace(receipt, checksum=checksum(data)))
     assert verify(out).parts == len(plan.parts)
     with pytest.raises(

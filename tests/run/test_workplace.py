@@ -149,6 +149,14 @@ def test_an_arena_is_used_again() -> None:
             assert third.data_ptr() != address
 
 
+def test_a_process_keeps_no_more_arenas_than_it_has_threads() -> None:
+    workplace = Workplace(64 * MIB, 2)
+    for size in (1, 2, 3, 4, 5):
+        with workplace.lend(size * MIB), workplace.lend(size * MIB):
+            assert workplace._lent + len(workplace._free) <= 2
+    assert [len(arena) for arena in workplace._free] == [5 * MIB, 5 * MIB]
+
+
 def test_free_arenas_make_room_for_a_larger_one() -> None:
     workplace = Workplace(8 * MIB, 4)
     with workplace.lend(3 * MIB), workplace.lend(4 * MIB):

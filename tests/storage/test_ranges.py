@@ -72,7 +72,9 @@ def test_a_file_that_changed_since_it_was_pinned_is_not_read(change: str, pin: P
         path.with_name("other").replace(path)
     else:
         path.unlink()
-    words = "it was there when the plan was made" if change == "gone" else "changed since the plan was made: 10000 bytes"
+    words = (
+        "it was there when the plan was made" if change == "gone" else "changed since the plan was made: 10000 bytes"
+    )
     for use in (check_pin, lambda pin: read_into(pin, 0, memoryview(bytearray(4)))):
         with pytest.raises(SourceChanged, match=words):
             use(pin)

@@ -9,9 +9,7 @@ import pytest
 from mergemill.engine import methods, tensors
 
 MODULES = [
-    f"{room.__name__}.{found.name}"
-    for room in (tensors, methods)
-    for found in pkgutil.iter_modules(room.__path__)
+    f"{room.__name__}.{found.name}" for room in (tensors, methods) for found in pkgutil.iter_modules(room.__path__)
 ]
 
 

@@ -57,9 +57,7 @@ def test_the_narrowest_that_holds_all(dtypes: tuple[str, ...], expected: str) ->
     assert {promote(order) for order in permutations(dtypes)} == {expected}
 
 
-@pytest.mark.parametrize(
-    "dtypes", [pytest.param(pair, id="-".join(pair)) for pair in product(FLOATS, FLOATS)]
-)
+@pytest.mark.parametrize("dtypes", [pytest.param(pair, id="-".join(pair)) for pair in product(FLOATS, FLOATS)])
 def test_a_promoted_dtype_holds_every_value(dtypes: tuple[str, str]) -> None:
     wide = torch.finfo(TORCH_DTYPES[promote(dtypes)])
     for name in dtypes:

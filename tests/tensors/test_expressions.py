@@ -92,9 +92,7 @@ def test_stored_gives_memory_that_may_be_overwritten(store: Callable[[Tensor], S
 
 
 @pytest.mark.parametrize("span", SPANS, ids=str)
-def test_agreed_reads_the_span_of_every_input(
-    store: Callable[[Tensor], Stored], reads: list[Read], span: Span
-) -> None:
+def test_agreed_reads_the_span_of_every_input(store: Callable[[Tensor], Stored], reads: list[Read], span: Span) -> None:
     values = torch.arange(SIZE)
     agreed = Agreed("positions", tuple(store(values) for _ in range(3)), ("a", "b", "c"))
     found = agreed.evaluate(span, work_for(agreed, span, "I64"), "I64")
@@ -124,9 +122,7 @@ def test_agreed_compares_bytes_and_not_values(store: Callable[[Tensor], Stored])
 
 
 @pytest.mark.parametrize("span", SPANS[:4], ids=str)
-def test_merged_reads_the_span_of_every_input(
-    store: Callable[[Tensor], Stored], reads: list[Read], span: Span
-) -> None:
+def test_merged_reads_the_span_of_every_input(store: Callable[[Tensor], Stored], reads: list[Read], span: Span) -> None:
     values = [make_values(i, torch.bfloat16) for i in range(3)]
     merged = make_merged(*map(store, values))
     found = merged.evaluate(span, work_for(merged, span, "F32"), "F32")

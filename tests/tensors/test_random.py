@@ -62,9 +62,7 @@ GOLDEN = [
 
 
 @pytest.mark.parametrize(("seed", "model", "tensor", "block", "first", "digest"), GOLDEN)
-def test_numbers_are_pinned(
-    seed: int, model: int, tensor: str, block: int, first: list[int], digest: str
-) -> None:
+def test_numbers_are_pinned(seed: int, model: int, tensor: str, block: int, first: list[int], digest: str) -> None:
     bits = random_bits(Place(tensor, (1,), seed, (model,)), model, block)
     assert bits[:4].tolist() == first
     assert hashlib.sha256(bits.numpy().astype("<i4").tobytes()).hexdigest() == digest
