@@ -139,9 +139,7 @@ def find_rescale(delta: Array, left: Array) -> float:
     return 1.0 if min(before, after) < 1e-7 else before / after
 
 
-def join_deltas(
-    deltas: Sequence[Array], *, weight: Sequence[float], consensus: bool, normalize: bool
-) -> Array:
+def join_deltas(deltas: Sequence[Array], *, weight: Sequence[float], consensus: bool, normalize: bool) -> Array:
     """Return the weighted sum of sparse deltas: of those with the elected sign, and normalised, if asked."""
     weighted = [factor * delta for factor, delta in zip(weight, deltas, strict=True)]
     if not consensus:
@@ -299,9 +297,7 @@ def iterate_outputs(slices: Sequence[Slice], load: Load) -> Iterator[tuple[str, 
     outside = list(dict.fromkeys(name for model in models for name in load(model) if not LAYER.match(name)))
     for name in outside:
         at = slices[0] if "embed" in name else slices[-1]
-        found = [
-            Piece(s, read_outside(load(s.model), name)) for s in at.sources if holds(load(s.model), name)
-        ]
+        found = [Piece(s, read_outside(load(s.model), name)) for s in at.sources if holds(load(s.model), name)]
         if found:
             yield name, at, 0.0, found
 

@@ -4,9 +4,10 @@ import doctest
 import importlib
 import pkgutil
 
+import pytest
+
 import mergemill.cli
 import mergemill.engine
-import pytest
 
 MODULES = [
     found.name

@@ -245,9 +245,7 @@ def test_missing_weight_is_an_error() -> None:
 
 def test_head_is_written_unless_every_model_is_tied() -> None:
     def of(*names: str) -> dict[str, float]:
-        return merge(
-            {"merge_method": "linear", "parameters": {"weight": 1}, "models": [{"model": n} for n in names]}
-        )
+        return merge({"merge_method": "linear", "parameters": {"weight": 1}, "models": [{"model": n} for n in names]})
 
     assert "lm_head" not in of("tied", "tied2")
     assert of("ten", "tied")["lm_head"] == pytest.approx((10.9 + 30.5) / 2)

@@ -53,9 +53,7 @@ def hub_names(models: Iterable[str]) -> tuple[str, ...]:
     ('org/base', 'org/tuned')
     """
     names = (re.split("[@+]", model)[0] for model in models)
-    return tuple(
-        dict.fromkeys(name for name in names if HUB_NAME.fullmatch(name) and not Path(name).exists())
-    )
+    return tuple(dict.fromkeys(name for name in names if HUB_NAME.fullmatch(name) and not Path(name).exists()))
 
 
 def common_license(checkpoints: Sequence[Checkpoint]) -> Mapping[str, str]:

@@ -73,9 +73,7 @@ def read_file(checkpoint: Checkpoint, name: str) -> bytes:
 def resolve_local(ref: str) -> Path:
     """Return the absolute path that `ref` names; `CheckpointError` unless it is there and can be read."""
     if "://" in ref and not ref.startswith("file://"):
-        raise CheckpointError(
-            f"{ref}: {ref.split('://')[0]}:// cannot be read yet; copy it to a local folder"
-        )
+        raise CheckpointError(f"{ref}: {ref.split('://')[0]}:// cannot be read yet; copy it to a local folder")
     # os.path's, since pathlib's raises for a home folder that nobody has.
     path = Path(unquote(urlsplit(ref).path) if ref.startswith("file://") else os.path.expanduser(ref))  # noqa: PTH111
     if path.exists():

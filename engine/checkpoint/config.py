@@ -72,24 +72,25 @@ def find_layer_count(config: Mapping[str, Any], family: Family, stack: str) -> L
 
 
 def layer_changes(
-    config: Mapping[str, Any], family: Family, stack: str, source_layers: Sequence[int]
+    config: Mapping[str, Any], family: Family, stack: str, layers: Sequence[tuple[Mapping[str, Any], int]]
 ) -> Changes:
-    """Return what changes when the layers of `stack` become the donor's `source_layers`, in that order.
+    """Return what changes when `stack` becomes `layers`, each given by a model: (its config, its layer).
 
-    The layer count, lists with one entry a layer, and lists of layer indices, all beside the count. Nothing
-    where the config does not count the stack. Raises `CheckpointError` for a layer that a list does not have.
+    The layer count, lists with one entry a layer, and lists of layer indices, all beside the count; a layer's
+    entries come from the config of the model that gives it. Nothing where the config does not count the stack.
+    Raises `CheckpointError` for a layer that a list does not have.
     """
     found = find_layer_count(config, family, stack)
-    if found is None or list(source_layers) == list(range(found.count)):
+    if found is None or [*layers] == [(config, layer) for layer in range(found.count)]:
         return {}
-    beside = _get_key(config, found.path[:-1])
-    changes: Changes = {found.path: len(source_layers)}
-    for key, value in beside.items():
+    changes: Changes = {found.path: len(layers)}
+    for key, value in _get_key(config, found.path[:-1]).items():
         path = (*found.path[:-1], key)
         if _is_index_list(key, value, family):
-            changes[path] = [new for new, old in enumerate(source_layers) if old in value]
-        elif _is_layer_list(key, value, found.count, family):
-            changes[path] = _pick_layers(value, source_layers, path)
+            changes[path] = [new for new, (giver, old) in enumerate(layers) if old in (_get_key(giver, path) or ())]
+        elif _is_layer_list(key, value, found.count, family) and value:  # an empty one stands for a default
+            picked = [_pick_layer(giver, layer, path) for giver, layer in layers]
+            changes[path] = "".join(picked) if isinstance(value, str) else picked
     return changes
 
 
@@ -100,9 +101,7 @@ def dtype_changes(config: Mapping[str, Any], dtype: str) -> Changes:
     """
     paths = [path for path in _places(config, "torch_dtype", "dtype") if _get_key(config, path) is not None]
     return {
-        path: dtype
-        for path in paths or [("dtype",)]
-        if str(_get_key(config, path)).removeprefix("torch.") != dtype
+        path: dtype for path in paths or [("dtype",)] if str(_get_key(config, path)).removeprefix("torch.") != dtype
     }
 
 
@@ -168,12 +167,9 @@ def _is_layer_list(key: str, value: Any, count: int, family: Family) -> bool:
     return isinstance(value, list) and len(value) == count >= _FEWEST_TELLING_LAYERS
 
 
-def _pick_layers(value: list[Any] | str, source_layers: Sequence[int], path: KeyPath) -> list[Any] | str:
-    if not value:  # an empty list stands for the default of every layer
-        return value
-    if (last := max(source_layers, default=0)) >= len(value):
-        raise CheckpointError(
-            f"config.json: {'.'.join(path)} has {len(value)} entries, none for layer {last}"
-        )
-    picked = [value[layer] for layer in source_layers]
-    return "".join(picked) if isinstance(value, str) else picked
+def _pick_layer(config: Mapping[str, Any], layer: int, path: KeyPath) -> Any:
+    entries = _get_key(config, path)
+    if isinstance(entries, list | str) and layer < len(entries):
+        return entries[layer]
+    count = len(entries) if isinstance(entries, list | str) else 0
+    raise CheckpointError(f"config.json: {'.'.join(path)} has {count} entries, none for layer {layer}")

@@ -77,9 +77,7 @@ def _parse_tokenizer(tokenizer: Any, where: str) -> dict[str, int]:
         added = tokenizer.get("added_tokens") or ()
         return dict(vocabulary) | {token["content"]: token["id"] for token in added}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"{where}: has no model.vocab, or added_tokens that are none: {error}"
-        ) from error
+        raise CheckpointError(f"{where}: has no model.vocab, or added_tokens that are none: {error}") from error
 
 
 def _read_added(checkpoint: Checkpoint) -> dict[str, Any]:

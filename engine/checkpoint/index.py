@@ -53,9 +53,7 @@ def check_shards(weight_map: Mapping[str, str], files: Collection[str], *, where
     return tuple(shards)
 
 
-def _check_held(
-    name: str, shard: str, named: str | None, shards: Mapping[str, Collection[str]], where: str
-) -> None:
+def _check_held(name: str, shard: str, named: str | None, shards: Mapping[str, Collection[str]], where: str) -> None:
     if named is None:
         raise IndexFileError(f"{where}: does not name tensor {name!r}, which {shard} holds")
     if named != shard and name in shards[named]:
@@ -81,9 +79,7 @@ def _leaves_folder(shard: str) -> bool:
     [False, True, True, True, True, True]
     """
     return (
-        any(mark in shard for mark in ("\\", ":", "\0"))
-        or shard.startswith("/")
-        or ".." in PurePosixPath(shard).parts
+        any(mark in shard for mark in ("\\", ":", "\0")) or shard.startswith("/") or ".." in PurePosixPath(shard).parts
     )
 
 

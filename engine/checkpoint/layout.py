@@ -82,9 +82,7 @@ def make_header(
     text = _encode(fields)
     text += b" " * (-(LENGTH_BYTES + len(text)) % align_bytes)
     if len(text) > MAX_HEADER_BYTES:
-        raise HeaderError(
-            f"new header: {len(text)} bytes; the format allows {MAX_HEADER_BYTES}; write more shards"
-        )
+        raise HeaderError(f"new header: {len(text)} bytes; the format allows {MAX_HEADER_BYTES}; write more shards")
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
@@ -94,9 +92,7 @@ def check_size(tensor: TensorInfo, where: str) -> None:
     if bits is None:
         raise HeaderError(f"{where} overflows: {tensor.dtype} {list(tensor.shape)} counts 2^64 or more")
     if bits % 8:
-        raise HeaderError(
-            f"{where} is {tensor.dtype} {list(tensor.shape)}: {bits} bits, not a whole number of bytes"
-        )
+        raise HeaderError(f"{where} is {tensor.dtype} {list(tensor.shape)}: {bits} bits, not a whole number of bytes")
 
 
 def _count_bits(tensor: TensorInfo) -> int | None:

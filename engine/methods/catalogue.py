@@ -15,7 +15,9 @@ from mergemill.engine.methods.contract import Method
 @functools.cache
 def find_methods() -> Mapping[str, Method]:
     """Return the methods by name, in alphabetical order."""
-    modules = (importlib.import_module(f"{methods.__name__}.{found.name}") for found in pkgutil.iter_modules(methods.__path__))
+    modules = (
+        importlib.import_module(f"{methods.__name__}.{found.name}") for found in pkgutil.iter_modules(methods.__path__)
+    )
     found = {method.name: method for module in modules for method in methods_of(module)}
     return MappingProxyType(dict(sorted(found.items())))
 

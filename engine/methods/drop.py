@@ -25,9 +25,7 @@ def kept_norms(place: Place, density: Sequence[float], rescale: bool) -> Generat
     return tuple(rescale_factor(float(whole), float(kept)) for whole, kept in norms)
 
 
-def drop_at_random(
-    deltas: Sequence[Tensor], density: Sequence[float], factors: Sequence[float], place: Place
-) -> None:
+def drop_at_random(deltas: Sequence[Tensor], density: Sequence[float], factors: Sequence[float], place: Place) -> None:
     """Keep each element with its model's density, times the model's factor, in place."""
     for i, (delta, kept, factor) in enumerate(zip(deltas, density, factors, strict=True)):
         _drop(delta, kept, place, i)

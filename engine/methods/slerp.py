@@ -14,7 +14,9 @@ _PARALLEL = 0.9995  # beyond this |cos| the two are taken as parallel
 _NO_NORM = 1e-8
 
 
-@merge_method(reads="gram", base="first of two", inputs=(2, 2), statistics=gram_matrix, rounds=1, extra_bytes=GRAM_BYTES)
+@merge_method(
+    reads="gram", base="first of two", inputs=(2, 2), statistics=gram_matrix, rounds=1, extra_bytes=GRAM_BYTES
+)
 def slerp(models: list[Tensor], statistics: Gram, *, t: float) -> Tensor:
     """Return the point at `t` of the great arc from the base (``models[0]``) to the other model.
 

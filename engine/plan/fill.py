@@ -172,5 +172,3 @@ def _check_count(slot: Slot, inputs: Sequence[Found], filling: Filling) -> None:
 
 def _stored(tensor: StoredTensor) -> Stored:
     return Stored(tensor.file, tensor.offset_bytes, tensor.dtype, tensor.shape)
-
-

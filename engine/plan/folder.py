@@ -72,7 +72,8 @@ def _config_changes(
 ) -> Changes:
     changes: Changes = {}
     for stack in (stack for stack in stacks if not stack.whole):
-        changes |= layer_changes(donor.config, family, stack.name, stack.donor_layers(donor.ref))
+        layers = [(checkpoints[model].config, layer) for model, layer in stack.givers(donor.ref)]
+        changes |= layer_changes(donor.config, family, stack.name, layers)
     dtype = CONFIG_DTYPES.get(_main_dtype(tensors))
     if dtype is not None:
         changes |= dtype_changes(donor.config, dtype)

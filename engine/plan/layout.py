@@ -29,9 +29,7 @@ def natural_order(name: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((1, int(word), word) if word.isdigit() else (0, 0, word) for word in _NUMBER.split(name))
 
 
-def make_layout(
-    tensors: Sequence[OutputTensor], shard_size: str | int
-) -> tuple[tuple[Shard, ...], tuple[Part, ...]]:
+def make_layout(tensors: Sequence[OutputTensor], shard_size: str | int) -> tuple[tuple[Shard, ...], tuple[Part, ...]]:
     """Return the shards, and the parts of all shards in order; `tensors` are in the order of the model."""
     groups = [_in_file_order(group) for group in _group(tensors, shard_size)]
     shards = tuple(_make_shard(group, i, len(groups)) for i, group in enumerate(groups))

@@ -7,6 +7,7 @@ from mergemill.engine.checkpoint.family import choose_family
 from mergemill.engine.checkpoint.folder import same_tokenizer
 from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.catalogue import get_method
+from mergemill.engine.methods.contract import Method
 from mergemill.engine.plan.coverage import Ledger
 from mergemill.engine.plan.digest import make_digest
 from mergemill.engine.plan.fill import Filling, fill_slot
@@ -15,7 +16,7 @@ from mergemill.engine.plan.layout import make_layout
 from mergemill.engine.plan.settings import warn_of_unused
 from mergemill.engine.plan.slots import Stack, iter_slots, make_stacks
 from mergemill.engine.plan.values import OutputTensor, Plan
-from mergemill.engine.recipe import ModelEntry, ModelRef, Parameters, Recipe, Slice
+from mergemill.engine.recipe import ModelEntry, ModelRef, Recipe, Slice
 from mergemill.engine.storage.ranges import Pin
 from mergemill.engine.tensors.dtypes import RECIPE_DTYPES
 from mergemill.engine.tensors.expressions import Expression
@@ -65,7 +66,7 @@ def make_plan(recipe: Recipe, *, seed: int = 0, shard_size: str | int = SHARD_SI
         files=files,
         sources=sources,
         pins=_pins(tensors),
-        warnings=tuple(warn_of_unused(method, _scopes(stacks), where=where)),
+        warnings=tuple(_warn(method, stacks, where)),
     )
 
 
@@ -102,12 +103,12 @@ def _check_runnable(recipe: Recipe, refs: Mapping[str, ModelRef], where: str) ->
     if recipe.chat_template is not None:
         raise PlanError(f"{where}: chat_template cannot be written yet; leave it out and the donor's is copied")
     if recipe.tokenizer is not None and (recipe.tokenizer.tokens or recipe.tokenizer.pad_to_multiple_of):
-        raise PlanError(f"{where}: tokenizer: vocabularies cannot be changed yet; leave out tokens and pad_to_multiple_of")
+        raise PlanError(
+            f"{where}: tokenizer: vocabularies cannot be changed yet; leave out tokens and pad_to_multiple_of"
+        )
 
 
-def _check_vocabularies(
-    recipe: Recipe, donor: Checkpoint, checkpoints: Mapping[str, Checkpoint], where: str
-) -> None:
+def _check_vocabularies(recipe: Recipe, donor: Checkpoint, checkpoints: Mapping[str, Checkpoint], where: str) -> None:
     """With a tokenizer setting, equal vocabularies need no work; different ones cannot be joined yet."""
     if recipe.tokenizer is None:
         return
@@ -126,13 +127,11 @@ def _check_vocabularies(
             )
 
 
-def _scopes(stacks: Sequence[Stack]) -> list[Parameters]:
-    return [
-        scope
-        for stack in stacks
-        for stretch in stack.stretches
-        for scope in (*stretch.scopes, *(source.parameters for source in stretch.sources))
-    ]
+def _warn(method: Method, stacks: Sequence[Stack], where: str) -> list[str]:
+    stretches = [stretch for stack in stacks for stretch in stack.stretches]
+    shared = [scope for stretch in stretches for scope in stretch.scopes]
+    own = [source.parameters for stretch in stretches for source in stretch.sources]
+    return warn_of_unused(method, shared, own, where=where)
 
 
 def _pins(tensors: Sequence[OutputTensor]) -> tuple[Pin, ...]:

@@ -115,10 +115,21 @@ def _parse_number(value: float | str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def warn_of_unused(method: Method, parameters: Sequence[Parameters], *, where: str) -> list[str]:
-    """Return a warning for each parameter that is set somewhere and that the method does not take."""
+def warn_of_unused(method: Method, shared: Sequence[Parameters], own: Sequence[Parameters], *, where: str) -> list[str]:
+    """Return a warning for each parameter that is set somewhere and does nothing there.
+
+    shared: the settings of slices, modules and the recipe; own: those beside a model.
+    """
     known = {parameter.name for parameter in method.parameters}
     if "density" in known:
         known |= _HARMLESS
-    unused = sorted({name for scope in parameters for name in scope if name not in known})
-    return [f"{where}: {method.name} takes no parameter {name!r}; it does nothing here" for name in unused]
+    beside = {name for scope in own for name in scope}
+    unused = sorted(({name for scope in shared for name in scope} | beside) - known)
+    general = sorted(beside & {parameter.name for parameter in method.parameters if not parameter.per_model})
+    return [
+        *(f"{where}: {method.name} takes no parameter {name!r}; it does nothing here" for name in unused),
+        *(
+            f"{where}: {name!r} of {method.name} is one for all models; beside a model it does nothing"
+            for name in general
+        ),
+    ]

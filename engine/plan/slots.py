@@ -63,12 +63,15 @@ class Stack:
         """How many layers the output's stack has."""
         return sum(stretch.layers for stretch in self.stretches)
 
-    def donor_layers(self, donor: str) -> tuple[int, ...]:
-        """Return for each layer of the output the donor's layer, or the first source's where the donor has no part."""
-        layers: list[int] = []
+    def givers(self, donor: str) -> tuple[tuple[str, int], ...]:
+        """Return for each layer the model that its config entries come from, and the layer there.
+
+        That is the donor, or the slice's first source where the donor has no part in it.
+        """
+        layers: list[tuple[str, int]] = []
         for stretch in self.stretches:
             source = next((source for source in stretch.sources if str(source.model) == donor), stretch.sources[0])
-            layers.extend(range(*source.layer_range))
+            layers.extend((str(source.model), layer) for layer in range(*source.layer_range))
         return tuple(layers)
 
 
@@ -105,7 +108,9 @@ def _open_module(
     if recipe.modules is None:
         return recipe.models, recipe.slices, (recipe.parameters,)
     if list(recipe.modules) != ["default"]:
-        raise PlanError(f"{_name(recipe)}: modules other than 'default' cannot be merged yet; it has {', '.join(recipe.modules)}")
+        raise PlanError(
+            f"{_name(recipe)}: modules other than 'default' cannot be merged yet; it has {', '.join(recipe.modules)}"
+        )
     module = recipe.modules["default"]
     return module.models, module.slices, (module.parameters, recipe.parameters)
 
@@ -157,9 +162,7 @@ def _make_stretch(
     return Stretch(part.sources, own, (part.parameters, *scopes))
 
 
-def _count_layers(
-    model: str, stack: str, stacks: Mapping[str, Mapping[str, tuple[int, ...]]], recipe: Recipe
-) -> int:
+def _count_layers(model: str, stack: str, stacks: Mapping[str, Mapping[str, tuple[int, ...]]], recipe: Recipe) -> int:
     layers = stacks[model].get(stack, ())
     if not layers:
         raise PlanError(f"{_name(recipe)}: {model} has no layers called '{stack}.…'; it has {_list(stacks[model])}")
@@ -213,9 +216,7 @@ def _ends(stacks: Sequence[Stack], checkpoints: Checkpoints) -> tuple[Stretch, S
     return stacks[0].stretches[0], stacks[0].stretches[-1]
 
 
-def _outside_slots(
-    stretch: Stretch, outside: Mapping[str, Mapping[str, str]], where: str
-) -> Iterator[Slot]:
+def _outside_slots(stretch: Stretch, outside: Mapping[str, Mapping[str, str]], where: str) -> Iterator[Slot]:
     models = [str(source.model) for source in stretch.sources]
     # Also names that only other models store: a tied model has no head of its own, but its embedding stands for it.
     names = {name for tensors in outside.values() for name, found in tensors.items() if found == where}

@@ -116,6 +116,4 @@ OptionalCount = Annotated[int | None, BeforeValidator(lambda value: _check_count
 OptionalTokenId = Annotated[int | None, BeforeValidator(lambda value: _check_count(value, least=0))]
 OptionalDtype = Annotated[DtypeName | None, BeforeValidator(_check_dtype)]
 OptionalChatTemplate = Annotated[str | None, BeforeValidator(_check_chat_template)]
-LayerRange = Annotated[
-    tuple[int, int], BeforeValidator(_check_layer_range, json_schema_input_type=tuple[int, int])
-]
+LayerRange = Annotated[tuple[int, int], BeforeValidator(_check_layer_range, json_schema_input_type=tuple[int, int])]

@@ -50,9 +50,7 @@ class ModelRef(Value):
             return _join_model(data) if "model" in data else data
         if isinstance(data, cls):
             return data
-        raise make_sentence(
-            f"a model is written path[@revision][+lora] or as a mapping, not {describe(data)}"
-        )
+        raise make_sentence(f"a model is written path[@revision][+lora] or as a mapping, not {describe(data)}")
 
     @model_validator(mode="after")
     def _check_lora(self) -> "ModelRef":
@@ -77,9 +75,7 @@ class ModelRef(Value):
         return {"model": _dump_path(self)} | lora | ({"override_architecture": override} if override else {})
 
     @classmethod
-    def __get_pydantic_json_schema__(
-        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         return {"description": cls.__doc__, "anyOf": [_SHORT_SCHEMA, _PATH_SCHEMA, _MAPPING_SCHEMA]}
 
 
@@ -123,9 +119,7 @@ def _join_model(data: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(inner, str):
         inner = _split_reference(inner)
     if not isinstance(inner, Mapping):
-        raise make_sentence(
-            f"'model' must be text or a mapping with path and revision, not {describe(inner)}"
-        )
+        raise make_sentence(f"'model' must be text or a mapping with path and revision, not {describe(inner)}")
     rest = {key: value for key, value in data.items() if key != "model"}
     if twice := sorted(inner.keys() & rest.keys()):
         raise make_faults([((key,), make_sentence(f"'{key}' is given twice for one model")) for key in twice])
@@ -135,9 +129,7 @@ def _join_model(data: Mapping[str, Any]) -> dict[str, Any]:
 def _split_reference(text: str) -> dict[str, Any]:
     model, plus, lora = _split_plus(text)
     if "+" in _split_scheme(lora)[1]:
-        raise _bad(
-            text, "it has more than one '+'; a path with '+' is written as a mapping {model: {path: …}}"
-        )
+        raise _bad(text, "it has more than one '+'; a path with '+' is written as a mapping {model: {path: …}}")
     if plus and not lora:
         raise _bad(text, "after '+' comes the path of a LoRA")
     adapter = {"lora": _split_revision(lora, whole=text)} if plus else {}

@@ -36,9 +36,7 @@ class Value(BaseModel):
         if isinstance(data, cls):
             return data
         if not isinstance(data, Mapping):
-            raise make_sentence(
-                f"{cls.called} must be a mapping with {cls._name_keys()}, not {describe(data)}"
-            )
+            raise make_sentence(f"{cls.called} must be a mapping with {cls._name_keys()}, not {describe(data)}")
         if faults := [*cls._find_unknown(data), *cls._find_missing(data), *cls._find_rivals(data)]:
             raise make_faults(faults)
         return data

@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 import dask
 import torch
@@ -55,19 +54,15 @@ def open_cluster(workers: Workers) -> Iterator[Client]:
             threads_per_worker=workers.threads,
             processes=workers.processes > 0,
             memory_limit=workers.memory_bytes + SPARE_BYTES if workers.processes else 0,
+            host="127.0.0.1",
+            protocol="tcp",  # also for threads: the in-process one looks for a network, and warns where there is none
             dashboard_address="127.0.0.1:0",
-            host="127.0.0.1" if workers.processes else None,
             silence_logs=50,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         client.register_plugin(MergemillPlugin(workers.memory_bytes, workers.threads), name=PLUGIN)
         yield client
-
-
-def dashboard_address(client: Client) -> str:
-    """Return the URL of the cluster's dashboard, which listens on this machine only."""
-    return f"http://127.0.0.1:{urlsplit(client.dashboard_link).port}/status"
 
 
 class MergemillPlugin(WorkerPlugin):

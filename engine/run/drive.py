@@ -12,7 +12,7 @@ from mergemill.engine.errors import MergemillError, RunError
 from mergemill.engine.plan.memory import check_memory
 from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.run.cluster import Workers, dashboard_address, open_cluster
+from mergemill.engine.run.cluster import Workers, open_cluster
 from mergemill.engine.run.events import Committed, OnEvent, PartFinished, Started, ignore
 from mergemill.engine.run.graph import make_tasks
 from mergemill.engine.run.output import Output, check_same, commit_output, find_shard, open_output, start_output
@@ -115,7 +115,7 @@ def _describe_start(
         workers=workers.count,
         threads=workers.threads,
         memory_bytes=workers.memory_bytes,
-        dashboard=dashboard_address(client),
+        dashboard=client.dashboard_link,
         parts=len(plan.parts),
         resumed_parts=len(receipts),
         write_bytes=sum(part.size_bytes for part in plan.parts),

@@ -18,6 +18,8 @@ from mergemill.engine.tensors.expressions import Merged
 from mergemill.engine.tensors.kernels import Partial, add_partials
 from mergemill.engine.tensors.slabs import SLAB
 
+FAN_IN = 4  # partial statistics that one task adds up
+
 
 def make_tasks(
     plan: Plan, parts: Sequence[Part], paths: Sequence[Path], kept: Mapping[int, Receipt], slab: int = SLAB
@@ -59,8 +61,20 @@ def _make_totals(name: str, pieces: Sequence[Piece], digest: str, slab: int) -> 
             _gather(pickle.dumps((piece, slab)), list(totals), dask_key_name=f"gather-{key}-{i:06d}")
             for i, piece in enumerate(pieces)
         ]
-        totals.append(_add(partials, dask_key_name=f"total-{key}"))
+        totals.append(_make_total(partials, key))
     return totals
+
+
+def _make_total(partials: Sequence[Delayed], key: str) -> Delayed:
+    """Add up in a tree: a histogram is half a megabyte a model, and those of hundreds of pieces must not meet."""
+    level = 0
+    while len(partials) > 1:
+        level += 1
+        partials = [
+            _add(partials[i : i + FAN_IN], dask_key_name=f"total{level}-{key}-{i:06d}")
+            for i in range(0, len(partials), FAN_IN)
+        ]
+    return partials[0]
 
 
 def _cut_pieces(part: Part) -> list[Piece]:

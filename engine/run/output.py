@@ -53,7 +53,9 @@ class Output:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise OutputError(f"{self.folder}: another mergemill is writing here; wait for it or stop it") from error
+                raise OutputError(
+                    f"{self.folder}: another mergemill is writing here; wait for it or stop it"
+                ) from error
             yield
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import xxhash
 import torch
+import xxhash
 from torch import Tensor
 
 from mergemill.engine.plan.memory import keep_bytes, needs_passes, stream_bytes, task_bytes
@@ -30,9 +30,7 @@ Sink = Callable[[int, memoryview], None]  # given where in the shard, and the by
 AHEAD = 32 * SLAB  # elements of each input that the kernel is asked to read ahead
 
 
-def run_part(
-    part: Part, shard: str, path: Path, totals: Totals, workplace: Workplace, slab: int = SLAB
-) -> Receipt:
+def run_part(part: Part, shard: str, path: Path, totals: Totals, workplace: Workplace, slab: int = SLAB) -> Receipt:
     """Merge one part and write it into the file at `path`; returns its receipt."""
     with open_positioned(path) as writer:
         receipt = merge_part(part, shard, writer.write, totals, workplace, slab)
@@ -40,9 +38,7 @@ def run_part(
     return receipt
 
 
-def merge_part(
-    part: Part, shard: str, sink: Sink, totals: Totals, workplace: Workplace, slab: int = SLAB
-) -> Receipt:
+def merge_part(part: Part, shard: str, sink: Sink, totals: Totals, workplace: Workplace, slab: int = SLAB) -> Receipt:
     """Merge one part, give its bytes to `sink` in order, and return the receipt."""
     need_bytes = task_bytes(part, workplace.share_bytes)
     checksum = xxhash.xxh3_128()
@@ -145,7 +141,9 @@ def _make_bytes(piece: Piece, span: Span, statistics: Any, work: Workspace) -> T
     """Return the slab's output bytes, flat uint8."""
     expression, dtype = piece.tensor.expression, piece.tensor.dtype
     if isinstance(expression, Stored | Agreed):
-        return expression.read(span, work) if expression.dtype == dtype else _bytes(expression.evaluate(span, work, dtype))
+        return (
+            expression.read(span, work) if expression.dtype == dtype else _bytes(expression.evaluate(span, work, dtype))
+        )
     if not isinstance(expression, Merged):
         return _bytes(expression.evaluate(span, work, dtype))
     merged = expression.combine(statistics, span, work)

@@ -108,7 +108,9 @@ def _check_file(path: Path, expected: str) -> None:
 def _replay(record: Record, receipts: Mapping[tuple[str, int], Receipt], count: int, workplace: Workplace) -> int:
     plan = make_plan(_read_recipe(record), seed=record.seed, shard_size=record.shard_size)
     if plan.digest != record.digest:
-        raise VerifyError(f"{record.recipe_name or 'recipe'}: gives another plan now; the sources or the version changed")
+        raise VerifyError(
+            f"{record.recipe_name or 'recipe'}: gives another plan now; the sources or the version changed"
+        )
     chosen = _spread(plan, count)
     totals = {name: _gather_totals(pieces, workplace) for name, pieces in iter_cut_tensors(plan, chosen)}
     for part in chosen:

@@ -5,12 +5,12 @@ before it reads, and waits while the tasks before it hold too much. A task that 
 that asks for much, or the large one would wait for ever.
 """
 
+import mmap
 import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,5 +90,15 @@ class Workplace:
             self._free.pop(0)
         while self._free and self._lent_bytes + sum(map(len, self._free)) + size_bytes > self.memory_bytes:
             self._free.pop()
-        # numpy asks the kernel for huge pages, torch does not.
-        return torch.from_numpy(np.empty(size_bytes, np.uint8))
+        return _map_arena(size_bytes)
+
+
+def _map_arena(size_bytes: int) -> Tensor:
+    """Return fresh memory, in huge pages where there are, which goes back to the kernel when nobody holds it.
+
+    What is allocated instead stays with malloc for later when it is small, beside the promise.
+    """
+    region = mmap.mmap(-1, max(1, size_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        region.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(region, dtype=torch.uint8)

@@ -95,7 +95,9 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be created: {error.strerror}; choose a folder that you can write") from error
+        raise OutputError(
+            f"{folder}: cannot be created: {error.strerror}; choose a folder that you can write"
+        ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{folder}: cannot be written: permission denied; choose a folder that you can write")
 

@@ -56,7 +56,9 @@ def read_into(pin: Pin, offset_bytes: int, buffer: memoryview) -> None:
         except OSError as error:
             raise StorageError(f"{pin.url}: reading at byte {offset_bytes + done}: {error.strerror}") from error
         if got == 0:
-            raise SourceChanged(f"{pin.url}: ends at byte {offset_bytes + done}; it was {pin.size_bytes} bytes at planning")
+            raise SourceChanged(
+                f"{pin.url}: ends at byte {offset_bytes + done}; it was {pin.size_bytes} bytes at planning"
+            )
         done += got
 
 

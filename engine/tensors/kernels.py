@@ -85,4 +85,6 @@ def _add(left: Any, right: Any) -> Any:
         return add_partials(left, right)
     if isinstance(left, ExactSum | int | np.ndarray):
         return left + right
-    raise TypeError(f"a partial result holds a {type(left).__name__}; give integers, arrays of them, ExactSum or tuples")
+    raise TypeError(
+        f"a partial result holds a {type(left).__name__}; give integers, arrays of them, ExactSum or tuples"
+    )

@@ -117,7 +117,9 @@ def _counting(digits: _Digits, level: int, prefixes: Sequence[int | None]) -> Co
     def count(tensors: Sequence[Tensor], place: Place) -> tuple[Component, ...]:
         bins = 1 << digits.width(level)
         return tuple(
-            0 if prefix is None else _count_digit(digits.bits(x.abs_()), digits.shift(level), bins, prefix, first=level == 0)
+            0
+            if prefix is None
+            else _count_digit(digits.bits(x.abs_()), digits.shift(level), bins, prefix, first=level == 0)
             for x, prefix in zip(tensors, prefixes, strict=True)
         )
 
@@ -147,7 +149,9 @@ def _counting_ties(thresholds: Sequence[float | None]) -> CountSlab:
 def _count_ties(magnitude: Tensor, threshold: float, place: Place) -> Counts:
     counts = np.zeros(-(-place.size // BLOCK), np.int64)
     equal = torch.eq(magnitude, threshold, out=torch.empty_like(magnitude))
-    here = [int(equal[start : start + BLOCK].sum()) for start in range(0, len(equal), BLOCK)]  # exact: a block's count fits a float32
+    here = [
+        int(equal[start : start + BLOCK].sum()) for start in range(0, len(equal), BLOCK)
+    ]  # exact: a block's count fits a float32
     counts[place.start // BLOCK :][: len(here)] = here
     return counts
 

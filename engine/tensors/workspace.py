@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import Tensor
 
 from mergemill.engine.storage.ranges import Pin, read_into

@@ -39,7 +39,8 @@ RECIPES = {
     "parameters: {{t: 0.4}}\ndtype: bfloat16\n",
     "task_arithmetic": "merge_method: task_arithmetic\nbase_model: {base}\n" + _BOTH + "dtype: bfloat16\n",
     "ties": "merge_method: ties\nbase_model: {base}\n" + _BOTH + "parameters: {{density: 0.5}}\ndtype: bfloat16\n",
-    "dare_ties": "merge_method: dare_ties\nbase_model: {base}\n" + _BOTH
+    "dare_ties": "merge_method: dare_ties\nbase_model: {base}\n"
+    + _BOTH
     + "parameters: {{density: 0.5}}\ndtype: bfloat16\n",
 }
 FLOOR = """

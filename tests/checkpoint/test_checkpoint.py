@@ -212,8 +212,7 @@ def test_missing_shard_is_an_error(tmp_path):
     with pytest.raises(IndexFileError) as refusal:
         open_checkpoint(str(tmp_path))
     assert str(refusal.value) == (
-        f"{tmp_path}/{INDEX_NAME}: shard 'model-00002-of-00002.safetensors' of 2 not there; "
-        "is the download complete?"
+        f"{tmp_path}/{INDEX_NAME}: shard 'model-00002-of-00002.safetensors' of 2 not there; is the download complete?"
     )
 
 
@@ -236,9 +235,7 @@ def test_tensor_in_two_shards_is_an_error(tmp_path):
 
 def test_index_beside_a_whole_model_is_ambiguous(tmp_path):
     write_single(write_sharded(tmp_path))
-    assert message_of(tmp_path).endswith(
-        "does not name model.safetensors, which is beside it; remove one of them"
-    )
+    assert message_of(tmp_path).endswith("does not name model.safetensors, which is beside it; remove one of them")
 
 
 def test_index_of_one_file_is_no_conflict(tmp_path):

@@ -32,7 +32,7 @@ CONFIG = json.loads(TEXT)
 
 
 def change(source_layers: list[int], config=CONFIG, stack: str = "model.layers"):
-    return layer_changes(config, choose_family(config), stack, source_layers)
+    return layer_changes(config, choose_family(config), stack, [(config, layer) for layer in source_layers])
 
 
 def test_nothing_changed_is_the_same_bytes():
@@ -43,9 +43,7 @@ def test_nothing_changed_is_the_same_bytes():
 
 def test_change_keeps_order_escapes_and_unknown_keys():
     text = make_config(TEXT, {("num_hidden_layers",): 4, ("new",): True})
-    assert text.startswith(
-        b'{\n  "zeta": {\n    "kept": [\n      1,\n      2\n    ]\n  },\n  "num_hidden_layers": 4,'
-    )
+    assert text.startswith(b'{\n  "zeta": {\n    "kept": [\n      1,\n      2\n    ]\n  },\n  "num_hidden_layers": 4,')
     assert text.endswith(b'"alpha": 1e-05,\n  "new": true\n}\n')
     assert b'"caf\\u00e9"' in text
     assert json.loads(text) == CONFIG | {"num_hidden_layers": 4, "new": True}
@@ -150,7 +148,7 @@ def test_layer_count_is_found_for_its_stack(config, stack, path, count):
 )
 def test_config_without_a_count_has_none_and_changes_nothing(config):
     assert find_layer_count(config, DEFAULT, "model.layers") is None
-    assert layer_changes(config, DEFAULT, "model.layers", [0]) == {}
+    assert layer_changes(config, DEFAULT, "model.layers", [(config, 0)]) == {}
 
 
 @pytest.mark.parametrize("stack", ["model.visual.merger.mlp", "mtp.layers", "model.altup_projections"])
@@ -200,3 +198,15 @@ def test_tie_and_vocabulary_change_where_they_stand():
     }
     assert vocabulary_changes(config, 6) == {("text_config", "vocab_size"): 6}
     assert vocabulary_changes({}, 6) == {("vocab_size",): 6}
+
+
+def test_a_layer_of_another_model_brings_its_own_entries():
+    taller = CONFIG | {
+        "num_hidden_layers": 4,
+        "layer_types": ["full", "full", "full", "linear"],
+        "mlp_only_layers": [3],
+    }
+    found = layer_changes(CONFIG, DEFAULT, "model.layers", [(CONFIG, 0), (taller, 3), (CONFIG, 1)])
+    assert found[("layer_types",)] == ["full", "linear", "sliding"]
+    assert found[("mlp_only_layers",)] == [0, 1]
+    assert found[("num_hidden_layers",)] == 3

@@ -72,8 +72,7 @@ REFUSED = {
     "nan": (pack(b'{"__metadata__":{"a":NaN}}'), "header is not JSON: NaN is not a JSON value"),
     "lone surrogate in a name": (
         pack(ONE.replace(b'"a"', b'"\\ud800"'), b"x"),
-        "header is not UTF-8: 'utf-8' codec can't encode character '\\ud800' in position 0: "
-        "surrogates not allowed",
+        "header is not UTF-8: 'utf-8' codec can't encode character '\\ud800' in position 0: surrogates not allowed",
     ),
     "metadata twice": (
         pack(b'{"__metadata__":{},"__metadata__":{}}'),

@@ -71,9 +71,7 @@ def test_version(mergemill: Run) -> None:
         (["demo", "ties.yml"], "ties.yml is a file"),
     ],
 )
-def test_wrong_input_is_one_line_and_exit_code_2(
-    mergemill: Run, here: Path, arguments: list[str], words: str
-) -> None:
+def test_wrong_input_is_one_line_and_exit_code_2(mergemill: Run, here: Path, arguments: list[str], words: str) -> None:
     code, out, err = mergemill(*arguments)
     assert (code, out) == (2, "")
     assert err.startswith("mergemill: error: ")
@@ -106,9 +104,7 @@ def test_warnings_of_the_plan_are_shown(mergemill: Run, here: Path, tmp_path: Pa
     assert "'t'" in out.partition("warning: ")[2]
 
 
-def test_merge_puts_its_result_on_stdout_and_the_rest_on_stderr(
-    mergemill: Run, here: Path, tmp_path: Path
-) -> None:
+def test_merge_puts_its_result_on_stdout_and_the_rest_on_stderr(mergemill: Run, here: Path, tmp_path: Path) -> None:
     code, out, err = mergemill("merge", "ties.yml", tmp_path / "out")
     assert code == 0
     assert out.startswith(f"{tmp_path / 'out'}: 1")

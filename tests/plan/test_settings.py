@@ -243,3 +243,11 @@ def test_a_name_in_python_with_an_underscore_is_a_word_in_the_recipe() -> None:
 def test_an_unknown_method_names_the_nearest() -> None:
     with pytest.raises(PlanError, match="unknown merge_method 'tees'; did you mean 'ties'"):
         plan_of(dict(make_recipe(linear(1)).model_dump(mode="json", exclude_none=True), merge_method="tees"))
+
+
+def test_a_setting_for_all_models_beside_one_of_them_is_a_warning() -> None:
+    recipe = linear(1.0) | {"base_model": "base"}
+    recipe["models"][0]["parameters"] = {"weight": 1.0, "normalize": False}
+    assert plan_of(recipe).warnings == (
+        "recipe: 'normalize' of linear is one for all models; beside a model it does nothing",
+    )

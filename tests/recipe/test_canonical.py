@@ -28,33 +28,23 @@ from mergemill.engine.recipe import (
 names = st.text(alphabet="abz_.@+/:é😀 -\\\"'{}<|>", min_size=1, max_size=8).filter(str.strip)
 numbers = st.integers(-(1 << 62), 1 << 62) | st.floats(allow_nan=False, allow_infinity=False)
 scalars = st.one_of(st.booleans(), numbers, names)
-gradients = st.one_of(
-    [st.lists(sort, min_size=1, max_size=4).map(tuple) for sort in (numbers, st.booleans(), names)]
-)
+gradients = st.one_of([st.lists(sort, min_size=1, max_size=4).map(tuple) for sort in (numbers, st.booleans(), names)])
 filters = st.none() | names | st.just(r"re:layers\.\d+")
 conditions = st.lists(st.builds(Condition, filter=filters, value=scalars | gradients), min_size=1, max_size=3)
-parameters = st.dictionaries(names, st.one_of(scalars, gradients, conditions.map(tuple)), max_size=3).map(
-    Parameters
-)
+parameters = st.dictionaries(names, st.one_of(scalars, gradients, conditions.map(tuple)), max_size=3).map(Parameters)
 loras = st.builds(ModelRef, path=names, revision=st.none() | names)
 refs = st.builds(ModelRef, path=names, revision=st.none() | names, lora=st.none() | loras)
-entries = st.lists(st.builds(ModelEntry, model=refs, parameters=parameters), min_size=1, max_size=2).map(
-    tuple
-)
+entries = st.lists(st.builds(ModelEntry, model=refs, parameters=parameters), min_size=1, max_size=2).map(tuple)
 sources = st.builds(Source, model=refs, layer_range=st.integers(0, 9).map(lambda at: (at, at + 3)))
 slices = st.lists(
-    st.builds(
-        Slice, sources=st.lists(sources, min_size=1, max_size=2).map(tuple), base_model=st.none() | refs
-    ),
+    st.builds(Slice, sources=st.lists(sources, min_size=1, max_size=2).map(tuple), base_model=st.none() | refs),
     min_size=1,
     max_size=2,
 ).map(tuple)
 modules = st.dictionaries(
     names, st.builds(Module, models=entries) | st.builds(Module, slices=slices), min_size=1, max_size=2
 )
-rows = st.one_of(
-    st.none(), refs, st.just(ZeroRow()), st.builds(ModelRow, model=refs, token_id=st.integers(0, 99))
-)
+rows = st.one_of(st.none(), refs, st.just(ZeroRow()), st.builds(ModelRow, model=refs, token_id=st.integers(0, 99)))
 tokens = st.dictionaries(names, st.builds(Token, source=rows, force=st.booleans()), max_size=2).map(Tokens)
 tokenizers = st.builds(
     Tokenizer,
@@ -94,9 +84,7 @@ def test_recipes_travel_to_other_processes(recipe):
 
 
 def test_the_canonical_form_is_exactly_this():
-    text = (
-        "{models: [{model: {model: b, lora: c}}], parameters: {w: [0], a: 1}, merge_method: m, dtype: fp16}"
-    )
+    text = "{models: [{model: {model: b, lora: c}}], parameters: {w: [0], a: 1}, merge_method: m, dtype: fp16}"
     assert recipe_to_json(parse_recipe(text)) == {
         "merge_method": "m",
         "models": [{"model": "b+c", "parameters": {}}],
@@ -135,15 +123,11 @@ trees = st.recursive(
 @given(st.dictionaries(st.sampled_from(KEYS), trees, max_size=6))
 @settings(max_examples=300, deadline=None)
 def test_whatever_is_wrong_is_one_plain_line(tree):
-    text = (
-        json.dumps({"merge_method": "m", **tree}, indent=1).replace("Infinity", ".inf").replace("NaN", ".nan")
-    )
+    text = json.dumps({"merge_method": "m", **tree}, indent=1).replace("Infinity", ".inf").replace("NaN", ".nan")
     try:
         parse_recipe(text)
     except RecipeError as error:
         message = str(error)
         assert message.startswith("recipe.yml:")
         assert "\n" not in message
-        assert not any(
-            word in message for word in ("Input should", "pydantic", "valid dictionary", "Extra inputs")
-        )
+        assert not any(word in message for word in ("Input should", "pydantic", "valid dictionary", "Extra inputs"))

@@ -66,9 +66,7 @@ WHAT_IS_MERGED = {
         f"3: {ONE_OF}; 'slices' stands beside 'models'"
     ),
     "\nmodels: [{model: a}]\n": "2: a recipe needs the key 'merge_method'",
-    "merge_method: 3\nmodels: [{model: a}]\n": (
-        "1: 'merge_method' must be text, not the number 3; put it in quotes"
-    ),
+    "merge_method: 3\nmodels: [{model: a}]\n": ("1: 'merge_method' must be text, not the number 3; put it in quotes"),
     "merge_method:\nmodels: [{model: a}]\n": "1: 'merge_method' must be text; nothing is written here",
     "merge_method: m\nmodels: []\n": "2: 'models' is an empty list and needs at least one item",
     "merge_method: m\nmodels: {model: a}\n": "2: 'models' must be a list, not a mapping",
@@ -102,8 +100,7 @@ SLICES = {
     SLICE + "  - model: a\n    layer_range: [0, 4.0]\n": f"5: {RANGE}, not the number 4.0",
     SLICE + "  - model: a\n    layer_range: [no, 4]\n": f"5: {RANGE}, not the boolean false",
     SLICE + "  - model: a\n": "4: a source needs the key 'layer_range'",
-    SLICE
-    + "  - model: a\n    layer_rnage: [0, 1]\n": "5: unknown key 'layer_rnage'; did you mean 'layer_range'?",
+    SLICE + "  - model: a\n    layer_rnage: [0, 1]\n": "5: unknown key 'layer_rnage'; did you mean 'layer_range'?",
 }
 SETTINGS = {
     "t: .nan": "4: 't' is nan; a setting must be a finite number",
@@ -112,12 +109,8 @@ SETTINGS = {
     "t:": "4: 't' has no value",
     "'': 1": "4: '' must have a name before the colon",
     "t: []": "4: 't' is an empty list; a gradient needs at least one number",
-    "t: [0, true]": (
-        "4: 't' item 2 is the boolean true, but item 1 is the number 0; a gradient holds one sort"
-    ),
-    "t:\n  - 0\n  - x": (
-        "6: 't' item 2 is the text 'x', but item 1 is the number 0; a gradient holds one sort"
-    ),
+    "t: [0, true]": ("4: 't' item 2 is the boolean true, but item 1 is the number 0; a gradient holds one sort"),
+    "t:\n  - 0\n  - x": ("6: 't' item 2 is the text 'x', but item 1 is the number 0; a gradient holds one sort"),
     "t: [0, .inf]": "4: 't' item 2 is inf; a setting must be a finite number",
     "t: [0, [1]]": "4: 't' item 2 is a list; an item of a gradient must be a number, a boolean or a text",
     "t:\n  - value: 1\n  - 0.5": "6: 't' item 2 is the number 0.5 among conditions; write it as '- value: …'",
@@ -125,12 +118,9 @@ SETTINGS = {
     "t:\n  - filter: mlp\n    vlaue: 1": "6: unknown key 'vlaue'; did you mean 'value'?",
     "t:\n  - filter: 3\n    value: 1": "5: 'filter' must be text, not the number 3; put it in quotes",
     "t:\n  - value: 1\n    filter: 're:('": (
-        "6: 'filter' is 're:(',"
-        " not a valid regular expression: missing ), unterminated subpattern at position 0"
+        "6: 'filter' is 're:(', not a valid regular expression: missing ), unterminated subpattern at position 0"
     ),
-    "t:\n  - value: [{value: 3}]": (
-        "5: 'value' must be a scalar or a gradient; a condition cannot hold another one"
-    ),
+    "t:\n  - value: [{value: 3}]": ("5: 'value' must be a scalar or a gradient; a condition cannot hold another one"),
     "t:\n  - value:\n    - 1\n    - .inf": "7: 'value' item 2 is inf; a setting must be a finite number",
 }
 REFERENCES = {
@@ -146,9 +136,7 @@ REFERENCES = {
     "[a]": f"2: {WRITTEN}, not a list",
     "": f"2: {WRITTEN}, not nothing",
     "{model: 3}": "2: 'model' must be text or a mapping with path and revision, not the number 3",
-    "{model: {path: a,\n  rev: b}}": (
-        "3: unknown key 'rev'; known here: path, revision, lora, override_architecture"
-    ),
+    "{model: {path: a,\n  rev: b}}": ("3: unknown key 'rev'; known here: path, revision, lora, override_architecture"),
     "{model: {path: a,\n  revision: 3}}": "3: 'revision' must be text, not the number 3; put it in quotes",
     "{model: {path: ' '}}": "2: 'path' must not be an empty text",
     "{model: a+b, lora: c}": "2: 'lora' is given twice for one model",
@@ -170,16 +158,11 @@ THE_REST = {
     ),
     "parameters: {}\ntokenizer_source: 3": f"4: {WRITTEN}, not the number 3",
     "tokenizer: union": (
-        "3: a tokenizer must be a mapping with the keys source, tokens, pad_to_multiple_of,"
-        " not the text 'union'"
+        "3: a tokenizer must be a mapping with the keys source, tokens, pad_to_multiple_of, not the text 'union'"
     ),
     "tokenizer: {sorce: union}": "3: unknown key 'sorce'; did you mean 'source'?",
-    "tokenizer: {pad_to_multiple_of: 0}": (
-        "3: 'pad_to_multiple_of' must be from 1 to 2147483647, not the number 0"
-    ),
-    "tokenizer: {pad_to_multiple_of: eight}": (
-        "3: 'pad_to_multiple_of' must be a whole number, not the text 'eight'"
-    ),
+    "tokenizer: {pad_to_multiple_of: 0}": ("3: 'pad_to_multiple_of' must be from 1 to 2147483647, not the number 0"),
+    "tokenizer: {pad_to_multiple_of: eight}": ("3: 'pad_to_multiple_of' must be a whole number, not the text 'eight'"),
     "tokenizer:\n  tokens: [a]": "4: 'tokens' must be a mapping of names to values, not a list",
     "tokenizer:\n  tokens:\n    <s>: {force: 1}": "5: 'force' must be true or false, not the number 1",
     "tokenizer:\n  tokens:\n    <s>:\n      source: {kind: zreo}": (
@@ -189,8 +172,7 @@ THE_REST = {
         "5: a token's source of kind model_token needs exactly one of token, token_id; none is here"
     ),
     "tokenizer:\n  tokens:\n    <s>: {source: {kind: model_token, model: a, token: x, token_id: 3}}": (
-        "5: a token's source of kind model_token needs exactly one of token, token_id;"
-        " 'token_id' stands beside 'token'"
+        "5: a token's source of kind model_token needs exactly one of token, token_id; 'token_id' stands beside 'token'"
     ),
 }
 

@@ -193,9 +193,7 @@ def test_frankenmerge():
     recipe = parse_recipe(FRANKENMERGE)
     assert [part.layers for part in recipe.slices] == [24, 24]
     assert recipe.slices[1].sources[0].model.revision == "main"
-    assert (
-        recipe.slices[1].sources[0].parameters["scale"][0].matches("model.layers.3.self_attn.o_proj.weight")
-    )
+    assert recipe.slices[1].sources[0].parameters["scale"][0].matches("model.layers.3.self_attn.o_proj.weight")
 
 
 def test_tokenizer_with_tokens():

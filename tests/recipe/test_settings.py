@@ -6,9 +6,7 @@ from mergemill.engine.recipe import Condition, Parameters, parse_recipe
 
 
 def read_setting(written: str) -> object:
-    return parse_recipe(
-        f"{{merge_method: m, models: [{{model: a}}], parameters: {{t: {written}}}}}"
-    ).parameters["t"]
+    return parse_recipe(f"{{merge_method: m, models: [{{model: a}}], parameters: {{t: {written}}}}}").parameters["t"]
 
 
 @pytest.mark.parametrize(

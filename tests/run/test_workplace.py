@@ -1,17 +1,19 @@
 """The gate: first come first served, never above the promise, and no request waits for ever."""
 
 import random
+import resource
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergemill.engine.errors import RunError
+from mergemill.engine.run import workplace as workplace_module
 from mergemill.engine.run.workplace import Workplace
 
 MIB = 1 << 20
@@ -157,6 +159,19 @@ def test_a_process_keeps_no_more_arenas_than_it_has_threads() -> None:
     assert [len(arena) for arena in workplace._free] == [5 * MIB, 5 * MIB]
 
 
+def test_an_arena_that_is_dropped_goes_back_to_the_kernel() -> None:
+    """Small ones too, which malloc would keep for later, beside the promise."""
+
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    before = resident_bytes()
+    arenas = [workplace_module._map_arena(5 * MIB).fill_(1) for _ in range(40)]
+    assert resident_bytes() - before > 190 * MIB
+    arenas.clear()
+    assert resident_bytes() - before < 20 * MIB
+
+
 def test_free_arenas_make_room_for_a_larger_one() -> None:
     workplace = Workplace(8 * MIB, 4)
     with workplace.lend(3 * MIB), workplace.lend(4 * MIB):
@@ -195,16 +210,15 @@ def test_a_request_that_finds_no_memory_lets_the_next_one_pass(monkeypatch: pyte
     workplace = Workplace(4 * MIB, 3)
     borrowers, _ = queue_up(workplace, {"holder": 4 * MIB, "unlucky": 3 * MIB, "next": 4 * MIB})
     holder, unlucky, following = borrowers
-    empty = np.empty
+    make_arena = workplace_module._map_arena
 
-    def fail_once(*args: object) -> object:
-        monkeypatch.setattr(np, "empty", empty)
-        workplace._free.clear()
+    def fail_once(size_bytes: int) -> object:
+        monkeypatch.setattr(workplace_module, "_map_arena", make_arena)
         raise MemoryError
 
     with threads(*borrowers):
         monkeypatch.setattr(workplace, "_free", NeverReused())
-        monkeypatch.setattr(np, "empty", fail_once)
+        monkeypatch.setattr(workplace_module, "_map_arena", fail_once)
         holder.may_leave.set()
         assert following.had_turn.wait(10)
         following.may_leave.set()
