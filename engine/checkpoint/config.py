@@ -88,9 +88,8 @@ def layer_changes(
         path = (*found.path[:-1], key)
         if _is_index_list(key, value, family):
             changes[path] = [new for new, (giver, old) in enumerate(layers) if old in (_get_key(giver, path) or ())]
-        elif _is_layer_list(key, value, found.count, family) and value:  # an empty one stands for a default
-            picked = [_pick_layer(giver, layer, path) for giver, layer in layers]
-            changes[path] = "".join(picked) if isinstance(value, str) else picked
+        elif _is_layer_list(key, value, found.count, family):
+            changes[path] = _pick_layers(value, layers, path)
     return changes
 
 
@@ -165,6 +164,13 @@ def _is_layer_list(key: str, value: Any, count: int, family: Family) -> bool:
     if key in family.layer_lists:
         return True
     return isinstance(value, list) and len(value) == count >= _FEWEST_TELLING_LAYERS
+
+
+def _pick_layers(value: list[Any] | str, layers: Sequence[tuple[Mapping[str, Any], int]], path: KeyPath) -> Any:
+    if not value:  # an empty list stands for the default of every layer
+        return value
+    picked = [_pick_layer(giver, layer, path) for giver, layer in layers]
+    return "".join(picked) if isinstance(value, str) else picked
 
 
 def _pick_layer(config: Mapping[str, Any], layer: int, path: KeyPath) -> Any:

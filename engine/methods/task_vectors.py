@@ -45,7 +45,8 @@ def add_agreeing_deltas(
     """Return ``base + lambda · sum(weight[i] · deltas[i])`` over the elements whose sign is the elected one.
 
     Elected is the sign of the sum of all weighted deltas, 0 counting as plus. With `normalize` each element is
-    divided by the sum of the weights that went into it, where that is not nothing. Shapes: all ``[n]``. `base` and `deltas` are overwritten.
+    divided by the sum of the weights that went into it, where that is not nothing. Shapes: all ``[n]``; `base` and
+    `deltas` are overwritten.
     """
     sign = _elect_sign(deltas, weight)
     total, divisor, agrees = (torch.zeros_like(base), torch.zeros_like(base), torch.empty_like(base))

@@ -129,7 +129,7 @@ def warn_of_unused(method: Method, shared: Sequence[Parameters], own: Sequence[P
     return [
         *(f"{where}: {method.name} takes no parameter {name!r}; it does nothing here" for name in unused),
         *(
-            f"{where}: {name!r} of {method.name} is one for all models; beside a model it does nothing"
+            f"{where}: {method.name} has one {name!r} for all models; beside a model it does nothing"
             for name in general
         ),
     ]

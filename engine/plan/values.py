@@ -1,4 +1,4 @@
-"""The plan as a value: for every byte of the output, which bytes of which inputs it needs and which formula joins them."""
+"""The plan as a value: for every byte of the output, the bytes of the inputs that it needs and the formula for them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -140,10 +140,8 @@ def _read_ahead(expression: Expression, span: Span) -> None:
 def _make_bytes(piece: Piece, span: Span, statistics: Any, work: Workspace) -> Tensor:
     """Return the slab's output bytes, flat uint8."""
     expression, dtype = piece.tensor.expression, piece.tensor.dtype
-    if isinstance(expression, Stored | Agreed):
-        return (
-            expression.read(span, work) if expression.dtype == dtype else _bytes(expression.evaluate(span, work, dtype))
-        )
+    if isinstance(expression, Stored | Agreed) and expression.dtype == dtype:
+        return expression.read(span, work)
     if not isinstance(expression, Merged):
         return _bytes(expression.evaluate(span, work, dtype))
     merged = expression.combine(statistics, span, work)

@@ -1,4 +1,4 @@
-"""Verifying a finished merge: its shards against their receipts, its headers and files against the plan, its sums anew."""
+"""Verifying a finished merge: shards against receipts, headers and files against the plan, parts merged anew."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Writing a file by positions: created once at its full size, filled by many processes in any order, renamed when whole."""
+"""Writing a file by positions: created at its full size, filled by many processes in any order, renamed when whole."""
 
 import os
 from collections.abc import Iterator

@@ -27,7 +27,7 @@ class Pin:
 def pin_file(path: str | Path) -> Pin:
     """Return the pin of the file at `path`; `CheckpointError` where there is none."""
     try:
-        found = os.stat(path)
+        found = Path(path).stat()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     return Pin(str(Path(path).resolve()), found.st_size, f"mtime_ns:{found.st_mtime_ns}")

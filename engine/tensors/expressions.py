@@ -159,7 +159,7 @@ class Merged:
             yield from source.reads(span)
 
     def advance(self, totals: Sequence[Partial]) -> tuple[Gather | None, Any]:
-        """Return what the next round gathers from each slab (None: nothing more), and the statistics when all are known."""
+        """Return what the next round gathers from each slab; None and the statistics when all is known."""
         if not self.place.size:
             return None, None  # of no elements nothing can be known, nor need be
         return advance(self.kernel, self.place, self.settings, self.dtype, totals)

@@ -1,4 +1,4 @@
-"""Random numbers keyed by position: (seed, model's place in the recipe, output tensor, element), never by execution order.
+"""Random numbers keyed by position (seed, model, output tensor, element), never by the order of execution.
 
 Each block of 65,536 elements gets two 32-bit keys from BLAKE2b; inside the block, element j's number is an integer hash
 of j and the keys. The hash is Chris Wellons' "lowbias32" family (multiply, xor, shift; constants of the

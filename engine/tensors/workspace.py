@@ -1,4 +1,4 @@
-"""The memory of one task: an arena of bytes that slabs and read buffers are taken from, and given back to, all at once."""
+"""The memory of one task: an arena that slabs and read buffers are taken from, and given back to all at once."""
 
 import math
 

@@ -76,7 +76,7 @@ def main() -> None:
         folder = Path(name)
         sizes = make_models(folder, options.shape)
         runs = {method: list(compare(method, folder, sizes, options)) for method in options.methods}
-    print(format_table(runs, options.shape))
+    sys.stdout.write(format_table(runs, options.shape) + "\n")
     if options.json:
         found = {method: [asdict(run) for run in taken] for method, taken in runs.items()}
         options.json.write_text(json.dumps({"shape": options.shape, "runs": found}, indent=1) + "\n")
@@ -148,22 +148,22 @@ def compare(method: str, folder: Path, size: int, options: argparse.Namespace) -
     out = folder / "out"
     used = [name for name in MODELS if places[name] in recipe.read_text()]
     sources = [str(folder / name / "model.safetensors") for name in used]
+    own = str(Path(sys.executable).with_name("mergemill"))
     commands = {
         "floor": [sys.executable, "-c", FLOOR, *sources, str(folder / "floor"), str(size)],
-        "mergemill": [
-            sys.executable, "-m", "mergemill.cli.main", "merge", str(recipe), str(out), "--quiet", "--memory", options.memory,
-        ],
-    }  # fmt: skip
+        "mergemill": [own, "merge", str(recipe), str(out), "--quiet", "--memory", options.memory],
+    }
     if python := os.environ.get("MERGEMILL_MERGEKIT_PYTHON"):
-        script = Path(__file__).parent.parent / "reference" / "run_mergekit.py"
-        commands["mergekit"] = [python, str(script), str(recipe), str(out)]
+        os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        script = str(Path(python).with_name("mergekit-yaml"))
+        commands["mergekit"] = [script, str(recipe), str(out), "--no-write-model-card", "--quiet"]
     for number in range(options.runs + 1):
         for program, command in commands.items():
             shutil.rmtree(out, ignore_errors=True)
             (folder / "floor").unlink(missing_ok=True)
             os.sync()
             run = measure(program, command)
-            print(f"{method} {number}/{options.runs} {run}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"{method} {number}/{options.runs} {run}\n")
             if number:
                 yield run
 

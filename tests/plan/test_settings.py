@@ -246,8 +246,8 @@ def test_an_unknown_method_names_the_nearest() -> None:
 
 
 def test_a_setting_for_all_models_beside_one_of_them_is_a_warning() -> None:
-    recipe = linear(1.0) | {"base_model": "base"}
+    recipe = linear(1.0)
     recipe["models"][0]["parameters"] = {"weight": 1.0, "normalize": False}
     assert plan_of(recipe).warnings == (
-        "recipe: 'normalize' of linear is one for all models; beside a model it does nothing",
+        "recipe.yml: linear has one 'normalize' for all models; beside a model it does nothing",
     )
