@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mergemill.engine.errors import RunError
 
+MALLOC_BYTES = 16 << 20  # a thread; measured 12 MiB: freed scratch that glibc keeps, and its fragments
 _STEP = 1 << 20  # bytes; arenas are whole multiples, so that they fit the next task as well
 
 
@@ -35,8 +36,9 @@ class Workplace:
 
     @property
     def share_bytes(self) -> int:
-        """What each of the tasks may take without keeping another from running."""
-        return self.memory_bytes // self.threads
+        """What each of the tasks may take without keeping another from running, nor malloc from what it holds."""
+        share_bytes = self.memory_bytes // self.threads
+        return max(share_bytes - MALLOC_BYTES, share_bytes // 2)
 
     @contextmanager
     def lend(self, size_bytes: int) -> Iterator[Tensor]:
