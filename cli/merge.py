@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mergemill.cli import console
-from mergemill.cli.options import MEMORY, SHARD_SIZE, Memory, Recipe, Seed, ShardSize
+from mergemill.cli.options import MEMORY, SHARD_SIZE, Memory, Recipe, Seed, ShardSize, Threads, Workers
 from mergemill.cli.plan import plan_lines
 from mergemill.cli.signals import Interrupted, hold_back, let_through, raise_interrupts
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 EVENTS = {"Started": "started", "PartFinished": "part", "Committed": "committed"}
 
 NewOut = Annotated[str, typer.Argument(metavar="OUT", help="A folder: new, empty, or this merge unfinished.")]
-Workers = Annotated[int | None, typer.Option(min=0, metavar="N", help="Processes; 0: threads of this one.")]
-Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads of each worker.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON event a line.")]
 
@@ -51,7 +49,7 @@ def merge(
 
         plan = make_plan(load_recipe(recipe), seed=seed, shard_size=shard_size)
         watch = Watch(stack, quiet=quiet, json=json)
-        watch.show_plan(describe_plan(plan, memory=memory))
+        watch.show_plan(describe_plan(plan, memory=memory, workers=workers, threads=threads))
         with _say_how_to_resume(watch, context.obj or sys.argv[1:]), raise_interrupts(), hold_back():
             run(plan, out, workers=workers, threads=threads, memory=memory, on_event=watch)
 

@@ -9,6 +9,8 @@ Out = Annotated[str, typer.Argument(metavar="OUT", help="The folder of the merge
 Memory = Annotated[str, typer.Option(metavar="SIZE", help="Promised to each worker, such as 512MiB or 4GiB.")]
 ShardSize = Annotated[str, typer.Option(metavar="SIZE", help="Most bytes of an output file, or 'tensor'.")]
 Seed = Annotated[int, typer.Option(metavar="N", help="Of the random methods' masks.")]
+Workers = Annotated[int | None, typer.Option(min=0, metavar="N", help="Processes; 0: threads of this one.")]
+Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads of each worker.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 MEMORY = "1GiB"

@@ -5,11 +5,13 @@ from typing import Any
 
 from mergemill.cli import console
 from mergemill.cli.console import count
-from mergemill.cli.options import MEMORY, SHARD_SIZE, Json, Memory, Recipe, Seed, ShardSize
+from mergemill.cli.options import MEMORY, SHARD_SIZE, Json, Memory, Recipe, Seed, ShardSize, Threads, Workers
 
 
 def plan(
     recipe: Recipe,
+    workers: Workers = None,
+    threads: Threads = None,
     memory: Memory = MEMORY,
     shard_size: ShardSize = SHARD_SIZE,
     seed: Seed = 0,
@@ -21,7 +23,8 @@ def plan(
     """
     from mergemill.engine import describe_plan, load_recipe, make_plan
 
-    numbers = describe_plan(make_plan(load_recipe(recipe), seed=seed, shard_size=shard_size), memory=memory)
+    found = make_plan(load_recipe(recipe), seed=seed, shard_size=shard_size)
+    numbers = describe_plan(found, memory=memory, workers=workers, threads=threads)
     if json:
         console.say_json(numbers)
         return
@@ -40,8 +43,9 @@ def plan_lines(numbers: Mapping[str, Any]) -> Iterator[str]:
         yield f"          {format_size(source['read_bytes']):>10}  {source['model']}: {_uses(source)}"
     shards, parts = count(len(numbers["shards"]), "shard"), count(numbers["parts"], "part")
     yield f"  write   {format_size(numbers['write_bytes']):>10}  {shards}, {parts}"
-    task, promised = format_size(numbers["projected_bytes"]), format_size(numbers["memory_bytes"])
-    yield f"  memory  {task:>10}  at most a task; {promised} promised to each worker"
+    projected, promised = format_size(numbers["projected_bytes"]), format_size(numbers["memory_bytes"])
+    workers, threads = count(numbers["workers"], "worker"), count(numbers["threads"], "thread")
+    yield f"  memory  {projected:>10}  at most, of {promised} promised to each worker; {workers} of {threads}"
     yield f"  digest  {numbers['digest'][:12]}"
     for warning in numbers["warnings"]:
         yield f"warning: {warning}"

@@ -7,10 +7,10 @@
 from mergemill.engine.errors import MergemillError
 from mergemill.engine.methods.catalogue import find_methods
 from mergemill.engine.methods.contract import merge_method
-from mergemill.engine.plan.describe import describe_plan
 from mergemill.engine.plan.make import make_plan
 from mergemill.engine.plan.sizes import format_size
 from mergemill.engine.recipe import load_recipe, recipe_schema
+from mergemill.engine.run.describe import describe_plan
 from mergemill.engine.run.drive import run
 from mergemill.engine.run.events import Committed, PartFinished, Started
 from mergemill.engine.run.inspect import inspect

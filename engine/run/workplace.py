@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mergemill.engine.errors import RunError
 
-MALLOC_BYTES = 16 << 20  # a thread; measured 12 MiB: freed scratch that glibc keeps, and its fragments
+MALLOC_BYTES = 24 << 20  # a thread: freed scratch that glibc keeps, and its fragments
 _STEP = 1 << 20  # bytes; arenas are whole multiples, so that they fit the next task as well
 
 

@@ -9,6 +9,7 @@ bytes with fdatasync, nothing else. Each program runs once before it counts, so 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -188,13 +189,9 @@ def measure(program: str, command: Sequence[str]) -> Run:
 
 def watch_memory(process: psutil.Popen, peak: list[int]) -> None:
     while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-        total = 0
-        for one in (process, *process.children(recursive=True)):
-            try:
-                total += one.memory_info().rss
-            except psutil.NoSuchProcess:
-                continue
-        peak[0] = max(peak[0], total)
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that ends while it is looked at
+            family = (process, *process.children(recursive=True))
+            peak[0] = max(peak[0], sum(one.memory_info().rss for one in family))
         time.sleep(0.02)
 
 

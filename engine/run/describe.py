@@ -1,0 +1,39 @@
+"""A plan in numbers, as JSON values: what it reads and writes, and what it takes of the workers that would run it."""
+
+from dataclasses import asdict
+from typing import Any
+
+from mergemill.engine.plan.memory import check_memory, task_bytes
+from mergemill.engine.plan.values import Plan
+from mergemill.engine.run.drive import choose_workers
+from mergemill.engine.run.workplace import Workplace
+
+
+def describe_plan(
+    plan: Plan, *, memory: str | int, workers: int | None = None, threads: int | None = None
+) -> dict[str, Any]:
+    """Return the plan's numbers for the workers that `run` would start with the same options.
+
+    ``projected_bytes`` is the most that a worker's tasks take together, beyond the process itself. Raises `PlanError`
+    where a part cannot run in so little memory.
+    """
+    chosen = choose_workers(plan, workers=workers, threads=threads, memory=memory)
+    check_memory(plan.parts, chosen.memory_bytes)
+    share_bytes = Workplace(chosen.memory_bytes, chosen.threads).share_bytes
+    most_bytes = max((task_bytes(part, share_bytes) for part in plan.parts), default=0)
+    return {
+        "digest": plan.digest,
+        "method": plan.recipe.merge_method,
+        "tensors": plan.tensors,
+        "shards": [{"name": shard.name, "size_bytes": shard.size_bytes} for shard in plan.shards],
+        "parts": len(plan.parts),
+        "read_bytes": plan.read_bytes,
+        "write_bytes": plan.write_bytes,
+        "workers": chosen.count,
+        "threads": chosen.threads,
+        "memory_bytes": chosen.memory_bytes,
+        "task_bytes": most_bytes,
+        "projected_bytes": min(most_bytes * min(chosen.threads, len(plan.parts)), chosen.memory_bytes),
+        "sources": [asdict(source) for source in plan.sources],
+        "warnings": list(plan.warnings),
+    }
