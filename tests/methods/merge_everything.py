@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import torch
-from methods.suite import ENTRIES, Mill, bits_of, make_task, make_values
+from methods.harness import Mill, bits_of, make_values
+from methods.suite import ENTRIES, make_task
 from torch import Tensor
 
 from mergemill.engine.methods.catalogue import find_methods

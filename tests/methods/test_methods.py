@@ -8,20 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from methods.suite import (
-    ENTRIES,
-    Mill,
-    Settings,
-    Task,
-    as_arrays,
-    bits_of,
-    fill_settings,
-    find_entry,
-    make_deltas,
-    make_masks,
-    make_task,
-    make_values,
-)
+from methods.entry import as_arrays, make_deltas, make_masks
+from methods.harness import Mill, Settings, Task, bits_of, fill_settings, make_values
+from methods.suite import ENTRIES, find_entry, make_task
 from torch import Tensor
 
 from mergemill.engine.methods.catalogue import find_methods, get_method
@@ -75,7 +64,7 @@ def test_every_method_has_an_entry_in_the_suite(name: str) -> None:
 
 
 def test_a_method_without_an_entry_is_asked_for_one() -> None:
-    with pytest.raises(AssertionError, match=r"'newest' is not in ENTRIES of tests/methods/suite\.py; add an entry"):
+    with pytest.raises(AssertionError, match=r"'newest' is not in ENTRIES of tests/methods/entries; add an entry"):
         find_entry("newest")
 
 

@@ -1,0 +1,1 @@
+"""One table of entries for each family of methods; the suite collects them all."""
