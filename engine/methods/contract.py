@@ -5,8 +5,9 @@ the accumulation (float32; float64 where an input is):
 
 ==============  =====================================================================================
 `models`        the inputs, a list of tensors ``[n]`` in the recipe's order
-`deltas`        instead of `models`: their differences to the base, without the base itself
-`base`          the base model's tensor ``[n]``
+`deltas`        instead of `models`: their differences to the base, without the base itself. Where an optional base
+                is not there: the models as they are
+`base`          the base model's tensor ``[n]``; None where an optional base is not there
 `statistics`    what the function given to the decorator as `statistics` returned for the whole tensor
 `place`         where the slab lies (`Place`): the whole tensor's name and shape, the slab's first element
 ==============  =====================================================================================
@@ -20,6 +21,7 @@ The models themselves are never touched.
 
 import inspect
 import keyword
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -28,6 +30,7 @@ from torch import Tensor
 
 from mergemill.engine.tensors.kernels import Rounds
 from mergemill.engine.tensors.place import Place
+from mergemill.engine.tensors.slabs import BLOCK, row_block
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Tensor])
@@ -35,8 +38,9 @@ F = TypeVar("F", bound=Callable[..., Tensor])
 PER_MODEL = "per model"
 PerModel = Annotated[Sequence[T], PER_MODEL]
 
-Reads = Literal["element", "gram", "rank", "sums"]
-BaseRole = Literal["none", "required", "first of two"]
+Reads = Literal["element", "gram", "rank", "sums", "row", "matrix"]
+BaseRole = Literal["none", "optional", "required", "first of two"]
+Grain = Literal["block", "row", "tensor"]
 GIVEN = ("models", "deltas", "base", "statistics", "place")
 
 
@@ -87,7 +91,9 @@ class Method:
     most_inputs: int | None
     statistics: Callable[..., Rounds] | None
     most_rounds: int
+    grain: Grain | Callable[..., Grain]
     extra_slabs: int
+    extra_slabs_each: int
     extra_bytes: int
     check: Callable[..., str | None] | None  # given the settings, what is wrong with them
 
@@ -106,6 +112,16 @@ class Method:
         """Paper and equation, from the method's file."""
         text = inspect.getmodule(self.function).__doc__ or ""
         return " ".join(text.partition("Source:")[2].split("\n\n")[0].split())
+
+    def block(self, shape: tuple[int, ...], settings: Mapping[str, Any]) -> int:
+        """Return the elements at whose multiples a tensor of `shape` may be cut into slabs."""
+        grain = self.grain
+        if callable(grain):
+            known = {"shape": shape, **self._arguments(settings)}
+            grain = grain(**{name: known[name] for name in inspect.signature(grain).parameters})
+        if grain == "tensor":
+            return max(1, math.prod(shape))
+        return row_block(shape) if grain == "row" else BLOCK
 
     def start(self, place: Place, settings: Mapping[str, Any], dtype: str) -> Rounds | None:
         """Begin the statistics with what they name of `place`, `dtype` and the settings; None where there are none."""
@@ -137,15 +153,19 @@ def merge_method(
     inputs: tuple[int, int | None] = (1, None),
     statistics: Callable[..., Rounds] | None = None,
     rounds: int = 0,
+    grain: Grain | Callable[..., Grain] = "block",
     extra_slabs: int = 4,
+    extra_slabs_each: int = 0,
     extra_bytes: int = 0,
     check: Callable[..., str | None] | None = None,
 ) -> Callable[[F], F]:
     """Declare a function to be a merge method; the function itself stays as it is.
 
-    `reads` says what must be seen before the first element can be merged; `statistics` is the generator function
-    that gathers it (see `mergemill.engine.tensors.kernels`) in at most `rounds` rounds. `extra_slabs` is the number
-    of slabs that method and statistics allocate at most at once, counted as float64; `extra_bytes` what the
+    `reads` says what must be seen before the first element can be merged; `statistics` is the generator function that
+    gathers it (see `mergemill.engine.tensors.kernels`) in at most `rounds` rounds. `grain` says what a slab must hold
+    whole: any ``"block"`` of elements, each ``"row"`` (of the last axis), or the ``"tensor"``; it may be a function of
+    what it names of `shape` and the settings. `extra_slabs` is the number of slabs that method and statistics allocate
+    at most at once, counted as float64, and `extra_slabs_each` how many more for each input; `extra_bytes` what the
     statistics hold for each input. `check` is given the settings and returns what is wrong with them.
     """
 
@@ -162,7 +182,9 @@ def merge_method(
             most_inputs=inputs[1],
             statistics=statistics,
             most_rounds=rounds,
+            grain=grain,
             extra_slabs=extra_slabs,
+            extra_slabs_each=extra_slabs_each,
             extra_bytes=extra_bytes,
             check=check,
         )

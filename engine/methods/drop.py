@@ -44,7 +44,7 @@ def _drop(delta: Tensor, density: float, place: Place, i: int) -> Tensor:
 def _norms_at(density: Sequence[float]) -> Callable[[Sequence[Tensor], Place], tuple[tuple[ExactSum, ExactSum], ...]]:
     def gather(deltas: Sequence[Tensor], place: Place) -> tuple[tuple[ExactSum, ExactSum], ...]:
         return tuple(
-            (sum_absolute(delta), sum_absolute(_drop(delta, d, place, i)))
+            (sum_absolute(delta, place), sum_absolute(_drop(delta, d, place, i), place))
             for i, (delta, d) in enumerate(zip(deltas, density, strict=True))
         )
 

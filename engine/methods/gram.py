@@ -26,4 +26,4 @@ def gram_matrix() -> Generator[Gather, tuple[ExactSum, ...], Gram]:
 def _products(tensors: Sequence[Tensor], place: Place) -> tuple[ExactSum, ...]:
     wide = [tensor.to(torch.float64) for tensor in tensors]
     scratch = torch.empty_like(wide[0])
-    return tuple(sum_products(wide[i], wide[j], scratch) for i in range(len(wide)) for j in range(i + 1))
+    return tuple(sum_products(wide[i], wide[j], scratch, place.block) for i in range(len(wide)) for j in range(i + 1))

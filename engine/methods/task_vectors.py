@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from mergemill.engine.tensors.exact import ExactSum, sum_blocks
+from mergemill.engine.tensors.place import Place
 
 _NOTHING = 1e-7  # an L1 norm under this is not rescaled
 _NO_WEIGHT = 1e-8
 
 
-def sum_absolute(delta: Tensor) -> ExactSum:
+def sum_absolute(delta: Tensor, place: Place) -> ExactSum:
     """Return the L1 norm of a flat slab."""
-    return sum_blocks(delta.abs().to(torch.float64))
+    return sum_blocks(delta.abs().to(torch.float64), place.block)
 
 
 def rescale_factor(whole: float, kept: float) -> float:

@@ -70,5 +70,5 @@ def _norms_of(cuts: Sequence[Cut | None]) -> Callable[[Sequence[Tensor], Place],
 def _norms(delta: Tensor, cut: Cut | None, place: Place) -> tuple[ExactSum, ExactSum]:
     if cut is None:
         return ExactSum(), ExactSum()
-    whole = sum_absolute(delta)
-    return whole, sum_absolute(_drop_small(delta, cut, place))
+    whole = sum_absolute(delta, place)
+    return whole, sum_absolute(_drop_small(delta, cut, place), place)

@@ -37,7 +37,7 @@ def fill_slot(slot: Slot, filling: Filling, ledger: Ledger) -> OutputTensor | No
     found = _find(slot, filling)
     if not found:
         return None
-    if filling.method.base == "required" and _is_buffer_without_base(slot, found, filling):
+    if _has_role(slot, filling) and _is_buffer_without_base(slot, found, filling):
         for candidate, stored in found:
             ledger.drop(candidate.model, stored.name, OPTIONAL_UNUSED)
         return None
@@ -66,6 +66,11 @@ def _find(slot: Slot, filling: Filling) -> list[Found]:
             f"only models with the same tensors can be merged"
         )
     return found
+
+
+def _has_role(slot: Slot, filling: Filling) -> bool:
+    """Whether the base stands apart from the models here."""
+    return filling.method.base == "required" or (filling.method.base == "optional" and slot.base is not None)
 
 
 def _is_buffer_without_base(slot: Slot, found: Sequence[Found], filling: Filling) -> bool:
@@ -114,7 +119,9 @@ def _merge(slot: Slot, found: Sequence[Found], filling: Filling, dtypes: Sequenc
     if _copies(filling.method, settings):
         return _stored(inputs[0][1])
     stored = [*base, *inputs]
-    place = Place(slot.site.tensor, inputs[0][1].shape, filling.seed, tuple(candidate.place for candidate, _ in inputs))
+    shape, places = inputs[0][1].shape, tuple(candidate.place for candidate, _ in inputs)
+    block = filling.method.block(shape, settings)
+    place = Place(slot.site.tensor, shape, filling.seed, places, block=block)
     sources = tuple(_stored(tensor) for _, tensor in stored)
     return Merged(filling.method, sources, bool(base), settings, place, compute_dtype(dtypes))
 
@@ -128,9 +135,10 @@ def _split_base(slot: Slot, found: Sequence[Found], filling: Filling) -> tuple[l
     """Return the base and the other inputs, as the method takes them; `PlanError` where they do not suit it."""
     method = filling.method
     bases = [(candidate, stored) for candidate, stored in found if candidate.model == slot.base]
-    if method.base != "none" and not bases:
+    needed = method.base in ("required", "first of two") or (method.base == "optional" and slot.base is not None)
+    if needed and not bases:
         _raise_without_base(slot, filling)
-    if method.base == "required" and len(bases) > 1:
+    if method.base in ("required", "optional") and len(bases) > 1:
         raise PlanError(
             f"{filling.where}: the base model {slot.base} is {len(bases)} of the sources of the slice that makes "
             f"{slot.site.tensor}; {method.name} needs it once, or which of them is the base would be a guess"
@@ -140,8 +148,9 @@ def _split_base(slot: Slot, found: Sequence[Found], filling: Filling) -> tuple[l
         inputs: list[Found] = [*bases, *others]
         bases = []
     else:
-        inputs = others if method.base == "required" else list(found)
-        bases = bases if method.base == "required" else []
+        apart = method.base in ("required", "optional")
+        inputs = others if apart else list(found)
+        bases = bases if apart else []
     _check_count(slot, inputs, filling)
     return bases, inputs
 
@@ -162,7 +171,7 @@ def _check_count(slot: Slot, inputs: Sequence[Found], filling: Filling) -> None:
     if least <= len(inputs) and (most is None or len(inputs) <= most):
         return
     wanted = f"exactly {least}" if most == least else f"at least {least}" if most is None else f"{least} to {most}"
-    beside = " beside the base model" if method.base == "required" else ""
+    beside = " beside the base model" if _has_role(slot, filling) else ""
     names = ", ".join(candidate.model for candidate, _ in inputs) or "none"
     raise PlanError(
         f"{filling.where}: {method.name} takes {wanted} model{'s' if wanted[-1] != '1' else ''}{beside}; "

@@ -101,7 +101,7 @@ def _cut_tensors(group: Sequence[OutputTensor], offset_bytes: int, part_bytes: i
         size = math.prod(tensor.expression.shape)
         if size == 0:
             continue  # no bytes to write; the header says all there is
-        spans = cut_evenly(size, part_bytes // item)
+        spans = cut_evenly(size, part_bytes // item, tensor.expression.block)
         for span in spans:
             yield Piece(tensor, span, offset_bytes + span.start * item, len(spans) == 1)
         offset_bytes += size * item

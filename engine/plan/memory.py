@@ -13,7 +13,7 @@ from mergemill.engine.plan.sizes import format_size
 from mergemill.engine.plan.values import Part, Piece
 from mergemill.engine.tensors.dtypes import item_bytes
 from mergemill.engine.tensors.expressions import Merged
-from mergemill.engine.tensors.slabs import SLAB
+from mergemill.engine.tensors.slabs import SLAB, slab_step
 from mergemill.engine.tensors.workspace import aligned
 
 
@@ -52,12 +52,12 @@ def check_memory(parts: Sequence[Part], memory_bytes: int) -> None:
 
 
 def _slab_bytes(piece: Piece) -> int:
-    elements = min(SLAB, piece.span.size)
     expression = piece.tensor.expression
+    elements = min(slab_step(SLAB, expression.block), piece.span.size)
     dtype = expression.dtype if isinstance(expression, Merged) else piece.tensor.dtype
     return expression.slab_bytes(elements, dtype) + aligned(elements * item_bytes(piece.tensor.dtype))
 
 
 def _slab_ends(piece: Piece) -> int:
     """What aligning each slab's kept bytes can add."""
-    return 64 * math.ceil(piece.span.size / SLAB)
+    return 64 * math.ceil(piece.span.size / slab_step(SLAB, piece.tensor.expression.block))

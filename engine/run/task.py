@@ -4,7 +4,7 @@ Elements of a slab are read, decoded, merged, encoded, checksummed and written w
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +123,14 @@ def _gather(piece: Piece, gather: Gather, work: Workspace, workplace: Workplace,
     return total
 
 
-def _iter_slabs(piece: Piece, work: Workspace, workplace: Workplace, slab: int) -> Any:
-    for span in iter_slabs(piece.span, slab):
+def _iter_slabs(piece: Piece, work: Workspace, workplace: Workplace, slab: int) -> Iterator[Span]:
+    expression, asked = piece.tensor.expression, piece.span.start
+    for span in iter_slabs(piece.span, slab, expression.block):
         workplace.check_going()
         work.next_slab()
-        if (span.start - piece.span.start) % AHEAD == 0:
-            _read_ahead(piece.tensor.expression, Span(span.start, min(span.start + AHEAD, piece.span.stop)))
+        if span.start >= asked:
+            asked = min(max(span.start + AHEAD, span.stop), piece.span.stop)
+            _read_ahead(expression, Span(span.start, asked))
         yield span
 
 

@@ -51,9 +51,16 @@ def exact(value: float) -> ExactSum:
     return ExactSum(int(mantissa * (1 << 53)) << (exponent - 53 + _SHIFT), 0.0)
 
 
-def sum_blocks(values: Tensor) -> ExactSum:
-    """Return the sum of a flat float64 tensor that begins at a multiple of `BLOCK` in its own tensor."""
+def sum_blocks(values: Tensor, block: int = BLOCK) -> ExactSum:
+    """Return the sum of a flat float64 slab that begins at a multiple of `block` in its own tensor."""
     flat = values.numpy()
+    if block == BLOCK:
+        return _sum_block(flat)
+    starts = range(0, len(flat), block)
+    return reduce(ExactSum.__add__, (_sum_block(flat[start : start + block]) for start in starts), ExactSum())
+
+
+def _sum_block(flat: np.ndarray[Any, np.dtype[np.float64]]) -> ExactSum:
     whole = len(flat) // BLOCK * BLOCK
     total = _sum_whole_blocks(flat[:whole])
     if whole == len(flat):
@@ -78,6 +85,6 @@ def _add_lanes(lanes: np.ndarray[Any, np.dtype[np.float64]]) -> float:
         return float(sum(lanes.tolist()))
 
 
-def sum_products(left: Tensor, right: Tensor, scratch: Tensor) -> ExactSum:
-    """Return the inner product of two flat float64 tensors; `scratch`, of their shape, is overwritten."""
-    return sum_blocks(torch.mul(left, right, out=scratch))
+def sum_products(left: Tensor, right: Tensor, scratch: Tensor, block: int = BLOCK) -> ExactSum:
+    """Return the inner product of two flat float64 slabs; `scratch`, of their shape, is overwritten."""
+    return sum_blocks(torch.mul(left, right, out=scratch), block)

@@ -17,7 +17,7 @@ from mergemill.engine.storage.ranges import Pin
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES, item_bytes
 from mergemill.engine.tensors.kernels import Gather, Kernel, Partial, advance
 from mergemill.engine.tensors.place import Place
-from mergemill.engine.tensors.slabs import Span
+from mergemill.engine.tensors.slabs import BLOCK, Span
 from mergemill.engine.tensors.workspace import Workspace, aligned
 
 
@@ -41,6 +41,10 @@ class Expression(Protocol):
     def dtype(self) -> str:
         """The dtype that the expression has by itself, by its safetensors name."""
 
+    @property
+    def block(self) -> int:
+        """Elements at whose multiples it may be cut into spans."""
+
     def reads(self, span: Span) -> Iterator[Read]:
         """Yield what one evaluation of `span` reads."""
 
@@ -62,6 +66,11 @@ class Stored:
     offset_bytes: int  # of the first element, from the start of the file
     dtype: str
     shape: tuple[int, ...]
+
+    @property
+    def block(self) -> int:
+        """Any will do."""
+        return BLOCK
 
     def reads(self, span: Span) -> Iterator[Read]:
         """Yield the span's one range."""
@@ -106,6 +115,11 @@ class Agreed:
         """The inputs' common dtype."""
         return self.inputs[0].dtype
 
+    @property
+    def block(self) -> int:
+        """Any will do."""
+        return BLOCK
+
     def reads(self, span: Span) -> Iterator[Read]:
         """Yield the span's range in every input."""
         for stored in self.inputs:
@@ -138,6 +152,46 @@ class Agreed:
 
 
 @dataclass(frozen=True, slots=True)
+class Difference:
+    """One expression less another: the task vector of a model that has a base of its own."""
+
+    model: Expression
+    base: Expression
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of both."""
+        return self.model.shape
+
+    @property
+    def dtype(self) -> str:
+        """The model's dtype."""
+        return self.model.dtype
+
+    @property
+    def block(self) -> int:
+        """What suits both."""
+        return max(self.model.block, self.base.block)
+
+    def reads(self, span: Span) -> Iterator[Read]:
+        """Yield the span's ranges in both."""
+        yield from self.model.reads(span)
+        yield from self.base.reads(span)
+
+    def evaluate(self, span: Span, work: Workspace, dtype: str) -> Tensor:
+        """Return the difference, taken in `dtype`."""
+        return self.model.evaluate(span, work, dtype).sub_(self.base.evaluate(span, work, dtype))
+
+    def slab_bytes(self, elements: int, dtype: str) -> int:
+        """Both, decoded."""
+        return self.model.slab_bytes(elements, dtype) + self.base.slab_bytes(elements, dtype)
+
+    def describe(self) -> Mapping[str, Any]:
+        """Both."""
+        return {"difference": [self.model.describe(), self.base.describe()]}
+
+
+@dataclass(frozen=True, slots=True)
 class Merged:
     """A merge method over other expressions."""
 
@@ -152,6 +206,11 @@ class Merged:
     def shape(self) -> tuple[int, ...]:
         """The inputs' common shape."""
         return self.place.shape
+
+    @property
+    def block(self) -> int:
+        """As the method needs it."""
+        return self.place.block
 
     def reads(self, span: Span) -> Iterator[Read]:
         """Yield the span's ranges in every input."""
@@ -187,14 +246,16 @@ class Merged:
         tensors = [source.evaluate(span, work, self.dtype) for source in self.inputs]
         base = tensors.pop(0) if self.has_base else None
         if base is not None and self.kernel.takes_deltas:
-            for tensor in tensors:
-                tensor.sub_(base)
+            for source, tensor in zip(self.inputs[1:], tensors, strict=True):
+                if not isinstance(source, Difference):
+                    tensor.sub_(base)
         return tensors, base
 
     def slab_bytes(self, elements: int, dtype: str) -> int:
         """The inputs' slabs, and what kernels and statistics allocate beside them."""
         inputs = sum(source.slab_bytes(elements, self.dtype) for source in self.inputs)
-        beside = self.kernel.extra_slabs * aligned(elements * item_bytes("F64"))
+        slabs = self.kernel.extra_slabs + self.kernel.extra_slabs_each * len(self.inputs)
+        beside = slabs * aligned(elements * item_bytes("F64"))
         return inputs + beside + self.kernel.extra_bytes * len(self.inputs) + aligned(elements * item_bytes(dtype))
 
     def describe(self) -> Mapping[str, Any]:

@@ -40,6 +40,10 @@ class Kernel(Protocol):
         """How many float64 slabs it may allocate at once beside its inputs."""
 
     @property
+    def extra_slabs_each(self) -> int:
+        """How many more for each of its inputs."""
+
+    @property
     def extra_bytes(self) -> int:
         """What its statistics may hold, for each input, whatever the slab."""
 

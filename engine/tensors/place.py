@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass, replace
 
+from mergemill.engine.tensors.slabs import BLOCK
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -12,7 +14,8 @@ class Place:
     shape: tuple[int, ...]  # of the whole tensor
     seed: int  # of the recipe's random numbers
     models: tuple[int, ...]  # each input's place in the recipe, in the order of the inputs
-    start: int = 0  # element; a multiple of BLOCK
+    start: int = 0  # element; a multiple of the block
+    block: int = BLOCK  # elements at whose multiples the tensor is cut
 
     @property
     def size(self) -> int:

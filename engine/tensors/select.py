@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from mergemill.engine.tensors.place import Place
-from mergemill.engine.tensors.slabs import BLOCK
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]
 Component = Counts | int  # of a round's gathering; 0 for an input that takes no part
@@ -31,7 +30,7 @@ class Cut:
     threshold: float
     above: int  # how many elements are larger than the threshold
     ties: int  # how many elements that equal it are kept, the first by index
-    block: int  # the block of 65,536 elements in which the last of them lies
+    block: int  # the block (of the tensor's) in which the last of them lies
     block_ties: int  # how many are kept in that block
 
 
@@ -58,8 +57,8 @@ def select_largest(place: Place, wanted: Sequence[int | None], dtype: torch.dtyp
 
 def mark_largest(magnitude: Tensor, cut: Cut, place: Place, out: Tensor) -> Tensor:
     """Fill `out` with 1 where the element belongs to the `cut`, else 0; flat slabs of one shape and dtype."""
-    for start in range(0, len(out), BLOCK):
-        stop, block = start + BLOCK, (place.start + start) // BLOCK
+    for start in range(0, len(out), place.block):
+        stop, block = start + place.block, (place.start + start) // place.block
         here, mark = magnitude[start:stop], out[start:stop]
         if block < cut.block:
             torch.ge(here, cut.threshold, out=mark)
@@ -147,12 +146,10 @@ def _counting_ties(thresholds: Sequence[float | None]) -> CountSlab:
 
 
 def _count_ties(magnitude: Tensor, threshold: float, place: Place) -> Counts:
-    counts = np.zeros(-(-place.size // BLOCK), np.int64)
+    counts = np.zeros(-(-place.size // place.block), np.int64)
     equal = torch.eq(magnitude, threshold, out=torch.empty_like(magnitude))
-    here = [
-        int(equal[start : start + BLOCK].sum()) for start in range(0, len(equal), BLOCK)
-    ]  # exact: a block's count fits a float32
-    counts[place.start // BLOCK :][: len(here)] = here
+    here = [int(block.sum(dtype=torch.float64)) for block in torch.split(equal, place.block)]
+    counts[place.start // place.block :][: len(here)] = here
     return counts
 
 

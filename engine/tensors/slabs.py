@@ -1,12 +1,14 @@
 """Cutting flattened tensors into slabs.
 
-A tensor is seen flattened, as elements 0…n-1. It is cut at multiples of `BLOCK` only, so that whatever is computed
-a block at a time (sums, random numbers, ties) comes out the same however the tensor is cut into slabs and parts.
+A tensor is seen flattened, as elements 0…n-1. It is cut at multiples of its block only, so that whatever is computed
+a block at a time (sums, ties) comes out the same however the tensor is cut into slabs and parts. A block is `BLOCK`
+elements; as many whole rows as fit into that, for methods that need whole rows; or the whole tensor.
 A slab is what one step of a kernel works on: four blocks, a compromise between the L2 cache, which would have two, and
 threads, which hand the interpreter over less often the more there is to do in a step.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 BLOCK = 1 << 16  # elements
@@ -26,24 +28,44 @@ class Span:
         return self.stop - self.start
 
 
-def iter_slabs(span: Span, slab: int = SLAB) -> Iterator[Span]:
-    """Yield the slabs of `span`, which begins at a multiple of `BLOCK`.
+def row_block(shape: Sequence[int]) -> int:
+    """Return the elements of as many whole rows (last axis) as fit into `BLOCK`, or of one row.
 
-    >>> [(s.start, s.stop) for s in iter_slabs(Span(0, 5), slab=2)]
+    >>> row_block((100, 4096)), row_block((3, 40_000)), row_block((3, 2, 100_000)), row_block((7,))
+    (65536, 40000, 100000, 7)
+    """
+    row = max(1, shape[-1] if shape else 1)
+    return min(max(1, BLOCK // row) * row, max(1, math.prod(shape)))
+
+
+def slab_step(slab: int, block: int) -> int:
+    """Return the elements of a slab of about `slab` elements that ends at a multiple of `block`.
+
+    >>> slab_step(10, 4), slab_step(10, 25)
+    (8, 25)
+    """
+    return max(1, slab // block) * block
+
+
+def iter_slabs(span: Span, slab: int = SLAB, block: int = BLOCK) -> Iterator[Span]:
+    """Yield the slabs of `span`, which begins at a multiple of `block`.
+
+    >>> [(s.start, s.stop) for s in iter_slabs(Span(0, 5), slab=2, block=1)]
     [(0, 2), (2, 4), (4, 5)]
     """
-    for start in range(span.start, span.stop, slab):
-        yield Span(start, min(start + slab, span.stop))
+    step = slab_step(slab, block)
+    for start in range(span.start, span.stop, step):
+        yield Span(start, min(start + step, span.stop))
 
 
-def cut_evenly(size: int, most: int) -> list[Span]:
-    """Return the fewest spans of at most about `most` elements that cover `size`, cut at multiples of `BLOCK`.
+def cut_evenly(size: int, most: int, block: int = BLOCK) -> list[Span]:
+    """Return the fewest spans of at most about `most` elements that cover `size`, cut at multiples of `block`.
 
     >>> [s.size for s in cut_evenly(10 * BLOCK + 7, 4 * BLOCK)]
     [262144, 262144, 131079]
     """
-    step = max(BLOCK, most // BLOCK * BLOCK)
+    step = slab_step(most, block)
     pieces = max(1, -(-size // step))
-    blocks = -(-size // BLOCK)
-    step = max(1, -(-blocks // pieces)) * BLOCK
+    blocks = -(-size // block)
+    step = max(1, -(-blocks // pieces)) * block
     return [Span(start, min(start + step, size)) for start in range(0, size, step)] or [Span(0, 0)]

@@ -30,6 +30,8 @@ class Entry:
     symmetric: bool  # permuting the models with their parameters changes nothing
     random: bool = False
     equal: Settings | None = None  # with these, equal models give that model
+    rounding: float = 2e-6  # of the largest value: how far float32 may be from the oracle
+    everywhere: bool = True  # the same bits whatever the machine; not so where LAPACK is asked
 
 
 def as_arrays(task: Task) -> list[Array]:

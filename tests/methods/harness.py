@@ -28,7 +28,7 @@ from mergemill.engine.tensors.dtypes import TORCH_DTYPES, compute_dtype, item_by
 from mergemill.engine.tensors.expressions import Merged, Stored
 from mergemill.engine.tensors.kernels import Partial, add_partials
 from mergemill.engine.tensors.place import Place
-from mergemill.engine.tensors.slabs import BLOCK, SLAB, Span, cut_evenly
+from mergemill.engine.tensors.slabs import SLAB, Span, cut_evenly
 
 Settings = Mapping[str, Any]
 
@@ -45,11 +45,12 @@ class Task:
     tensor: str = "model.layers.3.mlp.up_proj.weight"
     seed: int = 7
     models: tuple[int, ...] | None = None  # each model's place in the recipe; by default in order
+    optional_base: bool = False  # of a method that takes one or none: whether the first of the inputs is one
 
     @property
     def has_base(self) -> bool:
         """Whether the first of the inputs is a base beside the models."""
-        return get_method(self.method).base == "required"
+        return self.optional_base or get_method(self.method).base == "required"
 
     @property
     def places(self) -> tuple[int, ...]:
@@ -120,9 +121,10 @@ class Mill:
     def express(self, task: Task) -> Merged:
         """Return the task as an expression over a new file."""
         stored = self.store(task.inputs)
-        place = Place(task.tensor, stored[0].shape, task.seed, task.places)
+        method, shape = get_method(task.method), stored[0].shape
+        place = Place(task.tensor, shape, task.seed, task.places, block=method.block(shape, task.settings))
         dtype = compute_dtype(source.dtype for source in stored)
-        return Merged(get_method(task.method), stored, task.has_base, task.settings, place, dtype)
+        return Merged(method, stored, task.has_base, task.settings, place, dtype)
 
     def merge(
         self, task: Task, *, out: str | None = None, slab: int = SLAB, parts: int = 1, keep: bool = True
@@ -171,9 +173,9 @@ class Mill:
 
 
 def cut_pieces(tensor: OutputTensor, parts: int) -> list[Piece]:
-    """Cut a tensor into at most `parts` pieces at multiples of a block."""
-    size = prod(tensor.expression.shape)
-    spans = cut_evenly(size, -(-size // (parts * BLOCK)) * BLOCK) if parts > 1 else [Span(0, size)]
+    """Cut a tensor into at most `parts` pieces at multiples of its block."""
+    size, block = prod(tensor.expression.shape), tensor.expression.block
+    spans = cut_evenly(size, -(-size // (parts * block)) * block, block) if parts > 1 else [Span(0, size)]
     item = item_bytes(tensor.dtype)
     return [Piece(tensor, span, span.start * item, len(spans) == 1) for span in spans]
 

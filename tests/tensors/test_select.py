@@ -1,7 +1,6 @@
 """Exactly the m largest magnitudes are selected, as a stable sort does."""
 
 from collections.abc import Sequence
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -10,16 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mergemill.engine.tensors import select
 from mergemill.engine.tensors.kernels import Partial, add_partials
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.select import SELECT_ROUNDS, Cut, mark_largest, select_largest
 from mergemill.engine.tensors.slabs import BLOCK
 
 
-def find_cuts(inputs: Sequence[Tensor], wanted: Sequence[int | None], *, slab: int) -> tuple[Cut | None, ...]:
+def find_cuts(
+    inputs: Sequence[Tensor], wanted: Sequence[int | None], *, slab: int, block: int = BLOCK
+) -> tuple[Cut | None, ...]:
     """Drive the rounds over slabs; the slabs' partial sums are added from the last to the first."""
-    place = Place("x", (len(inputs[0]),), 0, tuple(range(len(inputs))))
+    place = Place("x", (len(inputs[0]),), 0, tuple(range(len(inputs))), block=block)
     rounds = select_largest(place, wanted, inputs[0].dtype)
     count = 0
     try:
@@ -36,9 +36,9 @@ def find_cuts(inputs: Sequence[Tensor], wanted: Sequence[int | None], *, slab: i
         return finished.value
 
 
-def mark(x: Tensor, cut: Cut, *, slab: int) -> Tensor:
+def mark(x: Tensor, cut: Cut, *, slab: int, block: int = BLOCK) -> Tensor:
     """Return what `mark_largest` says, slab by slab; its output memory is NaN before."""
-    place = Place("x", (len(x),), 0, (0,))
+    place = Place("x", (len(x),), 0, (0,), block=block)
     marks = [
         mark_largest(here.abs(), cut, place.at(i * slab), torch.full_like(here, torch.nan))
         for i, here in enumerate(x.split(slab))
@@ -54,10 +54,10 @@ def choose_by_sorting(x: Tensor, count: int) -> np.ndarray:
     return kept
 
 
-def check(x: Tensor, count: int, *, slab: int) -> None:
-    (cut,) = find_cuts([x], [count], slab=slab)
+def check(x: Tensor, count: int, *, slab: int, block: int = BLOCK) -> None:
+    (cut,) = find_cuts([x], [count], slab=slab, block=block)
     assert cut is not None
-    marks = mark(x, cut, slab=slab)
+    marks = mark(x, cut, slab=slab, block=block)
     kept = choose_by_sorting(x, count)
     assert int(marks.sum()) == count
     assert np.array_equal(marks.numpy(), kept)
@@ -78,16 +78,14 @@ def arrays(width: int) -> st.SearchStrategy[list[float]]:
 @given(arrays(32), st.data())
 def test_float32_equals_a_stable_sort(values: list[float], data: st.DataObject) -> None:
     count = data.draw(st.integers(1, len(values)))
-    with patch.object(select, "BLOCK", 4):
-        check(torch.tensor(values, dtype=torch.float32), count, slab=data.draw(st.sampled_from([4, 8, 64])))
+    check(torch.tensor(values, dtype=torch.float32), count, slab=data.draw(st.sampled_from([4, 8, 64])), block=4)
 
 
 @settings(max_examples=25)
 @given(arrays(64), st.data())
 def test_float64_equals_a_stable_sort(values: list[float], data: st.DataObject) -> None:
     count = data.draw(st.integers(1, len(values)))
-    with patch.object(select, "BLOCK", 4):
-        check(torch.tensor(values, dtype=torch.float64), count, slab=data.draw(st.sampled_from([4, 64])))
+    check(torch.tensor(values, dtype=torch.float64), count, slab=data.draw(st.sampled_from([4, 64])), block=4)
 
 
 SIZE = 2 * BLOCK + 5
