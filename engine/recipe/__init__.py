@@ -4,6 +4,7 @@ from mergemill.engine.recipe.leaves import CHAT_TEMPLATES, DtypeName
 from mergemill.engine.recipe.parsing import load_recipe, parse_recipe
 from mergemill.engine.recipe.references import ModelRef
 from mergemill.engine.recipe.settings import Condition, Parameters, Scalar, Setting
+from mergemill.engine.recipe.stages import Guard, Stage
 from mergemill.engine.recipe.values import (
     ModelEntry,
     Module,
@@ -28,6 +29,7 @@ __all__ = [
     "CHAT_TEMPLATES",
     "Condition",
     "DtypeName",
+    "Guard",
     "ModelEntry",
     "ModelRef",
     "ModelRow",
@@ -39,6 +41,7 @@ __all__ = [
     "Setting",
     "Slice",
     "Source",
+    "Stage",
     "Token",
     "TokenSource",
     "Tokenizer",

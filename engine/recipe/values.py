@@ -17,6 +17,7 @@ from mergemill.engine.recipe.leaves import (
 from mergemill.engine.recipe.references import ModelRef
 from mergemill.engine.recipe.settings import Parameters
 from mergemill.engine.recipe.shapes import FrozenMap, Value
+from mergemill.engine.recipe.stages import Guard, Stage
 from mergemill.engine.recipe.vocabulary import Tokenizer
 
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -29,6 +30,8 @@ class ModelEntry(Value):
 
     model: ModelRef
     """The model."""
+    delta_base: ModelRef | None = None
+    """The model that this one's task vector is taken from, instead of the base model."""
     parameters: Parameters = Parameters()
     """Settings of this model."""
 
@@ -42,6 +45,8 @@ class Source(Value):
     """The model that the layers are taken from."""
     layer_range: LayerRange
     """The first layer, and the one after the last: [from, to)."""
+    delta_base: ModelRef | None = None
+    """The model that this one's task vector is taken from, layer by layer, instead of the base model."""
     parameters: Parameters = Parameters()
     """Settings of this source."""
 
@@ -139,6 +144,12 @@ class Recipe(Value):
     """Models or slices for each named stack of layers."""
     parameters: Parameters = Parameters()
     """Settings that hold everywhere."""
+    coefficients: Stage | None = None
+    """Factors on the task vectors before the method sees them: `{method: lines | metagpt, …}`."""
+    post: Annotated[tuple[Stage, ...] | None, BeforeValidator(check_items)] = None
+    """Steps after the method, in order: `[{method: svc, alpha: 1.0}]`."""
+    guard: Guard | None = None
+    """What happens to tensors that come out broken; the default warns."""
     dtype: OptionalDtype = None
     """The dtype of the merge, and of the output where `out_dtype` says nothing else."""
     out_dtype: OptionalDtype = None

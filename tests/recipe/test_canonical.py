@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from mergemill.engine.errors import RecipeError
 from mergemill.engine.recipe import (
     Condition,
+    Guard,
     ModelEntry,
     ModelRef,
     ModelRow,
@@ -17,6 +18,7 @@ from mergemill.engine.recipe import (
     Recipe,
     Slice,
     Source,
+    Stage,
     Token,
     Tokenizer,
     Tokens,
@@ -34,7 +36,9 @@ conditions = st.lists(st.builds(Condition, filter=filters, value=scalars | gradi
 parameters = st.dictionaries(names, st.one_of(scalars, gradients, conditions.map(tuple)), max_size=3).map(Parameters)
 loras = st.builds(ModelRef, path=names, revision=st.none() | names)
 refs = st.builds(ModelRef, path=names, revision=st.none() | names, lora=st.none() | loras)
-entries = st.lists(st.builds(ModelEntry, model=refs, parameters=parameters), min_size=1, max_size=2).map(tuple)
+entries = st.lists(
+    st.builds(ModelEntry, model=refs, delta_base=st.none() | refs, parameters=parameters), min_size=1, max_size=2
+).map(tuple)
 sources = st.builds(Source, model=refs, layer_range=st.integers(0, 9).map(lambda at: (at, at + 3)))
 slices = st.lists(
     st.builds(Slice, sources=st.lists(sources, min_size=1, max_size=2).map(tuple), base_model=st.none() | refs),
@@ -52,7 +56,16 @@ tokenizers = st.builds(
     tokens=tokens,
     pad_to_multiple_of=st.none() | st.integers(1, 512),
 )
+stages = st.builds(
+    lambda method, given: Stage.model_validate({**given, "method": method}),
+    names,
+    parameters,
+)
 rest = {
+    "coefficients": st.none() | stages,
+    "post": st.none() | st.lists(stages, min_size=1, max_size=2).map(tuple),
+    "guard": st.none()
+    | st.builds(Guard, policy=st.sampled_from(["warn", "keep-base", "fail"]), growth=st.floats(1, 9)),
     "merge_method": names,
     "base_model": st.none() | refs,
     "parameters": parameters,

@@ -12,7 +12,7 @@ SLICE = "merge_method: m\nslices:\n- sources:\n"  # three lines
 ONE_OF = "a recipe needs exactly one of models, slices, modules"
 WRITTEN = "a model is written path[@revision][+lora] or as a mapping"
 RANGE = "'layer_range' must be two whole numbers [from, to], for example [0, 32]"
-TOP = "merge_method, base_model, models, slices, modules, parameters, dtype, out_dtype, tokenizer"
+TOP = "merge_method, base_model, models, slices, modules, parameters, coefficients, post, guard, dtype, out_dtype, tokenizer"
 
 
 def say_fault(text: str) -> str:
@@ -28,10 +28,7 @@ def test_unknown_key_names_the_nearest():
 
 
 def test_unknown_key_without_a_near_one_names_all():
-    assert (
-        say_fault(MODELS + "guard: x\n")
-        == f"3: unknown key 'guard'; known here: {TOP}, chat_template, tokenizer_source"
-    )
+    assert say_fault(MODELS + "qqq: x\n") == f"3: unknown key 'qqq'; known here: {TOP}, chat_template, tokenizer_source"
 
 
 def test_of_several_faults_the_first_by_line_is_said_and_the_others_counted():
@@ -204,3 +201,17 @@ def test_spellings_of_a_dtype_are_one(written):
 
 def test_the_examples_in_docstrings_hold():
     assert doctest.testmod(faults).failed == 0
+
+
+def test_a_stage_has_a_name_and_open_settings():
+    assert say_fault(MODELS + "coefficients: {alpha: 1}\n") == "3: a stage needs the key 'method'"
+    fault = "3: a stage must be a mapping with the keys method, parameters, not the text 'lines'"
+    assert say_fault(MODELS + "coefficients: lines\n") == fault
+    assert say_fault(MODELS + "post: [{method: svc, alpha: .nan}]\n").endswith("a setting must be a finite number")
+    assert say_fault(MODELS + "post: []\n") == "3: 'post' is an empty list and needs at least one item"
+
+
+def test_a_guard_knows_three_policies():
+    fault = "3: 'policy' is 'wran', and must be one of warn, keep-base, fail; did you mean 'warn'?"
+    assert say_fault(MODELS + "guard: {policy: wran}\n") == fault
+    assert say_fault(MODELS + "guard: {growth: 0}\n") == "3: 'growth' must be a number above 0, not the number 0"

@@ -16,6 +16,7 @@ def test_the_schema_refuses_unknown_keys_everywhere():
     closed = [name for name, shape in shapes.items() if shape.get("additionalProperties") is False]
     assert sorted(closed) == [
         "Condition",
+        "Guard",
         "ModelEntry",
         "ModelRow",
         "Module",
