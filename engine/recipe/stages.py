@@ -33,6 +33,10 @@ class Stage(Value):
     parameters: Parameters = Parameters()
     """Its settings; in a recipe they stand beside `method`."""
 
+    @classmethod
+    def _name_keys(cls) -> str:
+        return "the key method and its settings"
+
     @model_validator(mode="before")
     @classmethod
     def _gather_parameters(cls, data: Any) -> Any:

@@ -12,7 +12,10 @@ SLICE = "merge_method: m\nslices:\n- sources:\n"  # three lines
 ONE_OF = "a recipe needs exactly one of models, slices, modules"
 WRITTEN = "a model is written path[@revision][+lora] or as a mapping"
 RANGE = "'layer_range' must be two whole numbers [from, to], for example [0, 32]"
-TOP = "merge_method, base_model, models, slices, modules, parameters, coefficients, post, guard, dtype, out_dtype, tokenizer"
+TOP = (
+    "merge_method, base_model, models, slices, modules, parameters, coefficients, post, guard, "
+    "dtype, out_dtype, tokenizer"
+)
 
 
 def say_fault(text: str) -> str:
@@ -68,10 +71,10 @@ WHAT_IS_MERGED = {
     "merge_method: m\nmodels: []\n": "2: 'models' is an empty list and needs at least one item",
     "merge_method: m\nmodels: {model: a}\n": "2: 'models' must be a list, not a mapping",
     "merge_method: m\nmodels:\n- a\n": (
-        "3: an item of models must be a mapping with the keys model, parameters, not the text 'a'"
+        "3: an item of models must be a mapping with the keys model, delta_base, parameters, not the text 'a'"
     ),
     "merge_method: m\nmodels:\n- model: a\n  layer_range: [0, 4]\n": (
-        "4: unknown key 'layer_range'; known here: model, parameters"
+        "4: unknown key 'layer_range'; known here: model, delta_base, parameters"
     ),
     "merge_method: m\nmodules: {}\n": "2: 'modules' is an empty mapping and needs at least one module",
     "merge_method: m\nmodules: []\n": "2: 'modules' must be a mapping of names to values, not a list",
@@ -205,7 +208,7 @@ def test_the_examples_in_docstrings_hold():
 
 def test_a_stage_has_a_name_and_open_settings():
     assert say_fault(MODELS + "coefficients: {alpha: 1}\n") == "3: a stage needs the key 'method'"
-    fault = "3: a stage must be a mapping with the keys method, parameters, not the text 'lines'"
+    fault = "3: a stage must be a mapping with the key method and its settings, not the text 'lines'"
     assert say_fault(MODELS + "coefficients: lines\n") == fault
     assert say_fault(MODELS + "post: [{method: svc, alpha: .nan}]\n").endswith("a setting must be a finite number")
     assert say_fault(MODELS + "post: []\n") == "3: 'post' is an empty list and needs at least one item"
