@@ -6,35 +6,72 @@ import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType, ModuleType
+from typing import Protocol, TypeVar
 
 from mergemill.engine import methods
 from mergemill.engine.errors import PlanError
+from mergemill.engine.methods.coefficients import Coefficients
 from mergemill.engine.methods.contract import Method
+
+
+class Named(Protocol):
+    """What a folder can be searched for."""
+
+    @property
+    def name(self) -> str:
+        """The name in a recipe."""
+
+
+N = TypeVar("N", bound=Named)
 
 
 @functools.cache
 def find_methods() -> Mapping[str, Method]:
     """Return the methods by name, in alphabetical order."""
-    modules = (
-        importlib.import_module(f"{methods.__name__}.{found.name}") for found in pkgutil.iter_modules(methods.__path__)
-    )
-    found = {method.name: method for module in modules for method in methods_of(module)}
-    return MappingProxyType(dict(sorted(found.items())))
+    return _by_name(method for module in _import_all() for method in methods_of(module))
+
+
+@functools.cache
+def find_coefficients() -> Mapping[str, Coefficients]:
+    """Return the coefficient methods by name, in alphabetical order."""
+    return _by_name(found for module in _import_all() for found in _defined(module, "coefficients", Coefficients))
 
 
 def methods_of(module: ModuleType) -> Iterator[Method]:
     """Yield the methods that a module defines."""
-    for value in vars(module).values():
-        method = getattr(value, "method", None)
-        if isinstance(method, Method) and method.function.__module__ == module.__name__:
-            yield method
+    return _defined(module, "method", Method)
 
 
 def get_method(name: str) -> Method:
     """Return the method called `name`; `PlanError` names the nearest one there is."""
-    known = find_methods()
+    return _get(name, find_methods(), "merge_method")
+
+
+def get_coefficients(name: str) -> Coefficients:
+    """Return the coefficient method called `name`; `PlanError` names the nearest one there is."""
+    return _get(name, find_coefficients(), "method of coefficients")
+
+
+def _import_all() -> Iterator[ModuleType]:
+    for found in pkgutil.iter_modules(methods.__path__):
+        yield importlib.import_module(f"{methods.__name__}.{found.name}")
+
+
+def _defined(module: ModuleType, mark: str, kind: type[N]) -> Iterator[N]:
+    """Yield what decorators of one kind left at functions that the module itself defines."""
+    for value in vars(module).values():
+        found = getattr(value, mark, None)
+        if isinstance(found, kind) and value.__module__ == module.__name__:
+            yield found
+
+
+def _by_name(found: Iterator[N]) -> Mapping[str, N]:
+    return MappingProxyType({value.name: value for value in sorted(found, key=lambda value: value.name)})
+
+
+def _get(name: str, known: Mapping[str, N], what: str) -> N:
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-    raise PlanError(f"unknown merge_method {name!r}; {hint}")
+    raise PlanError(f"unknown {what} {name!r}; {hint}")

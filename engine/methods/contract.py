@@ -115,13 +115,7 @@ class Method:
 
     def block(self, shape: tuple[int, ...], settings: Mapping[str, Any]) -> int:
         """Return the elements at whose multiples a tensor of `shape` may be cut into slabs."""
-        grain = self.grain
-        if callable(grain):
-            known = {"shape": shape, **self._arguments(settings)}
-            grain = grain(**{name: known[name] for name in inspect.signature(grain).parameters})
-        if grain == "tensor":
-            return max(1, math.prod(shape))
-        return row_block(shape) if grain == "row" else BLOCK
+        return find_block(self.grain, shape, self._arguments(settings))
 
     def start(self, place: Place, settings: Mapping[str, Any], dtype: str) -> Rounds | None:
         """Begin the statistics with what they name of `place`, `dtype` and the settings; None where there are none."""
@@ -170,7 +164,7 @@ def merge_method(
     """
 
     def declare(function: F) -> F:
-        given, parameters = _read_signature(function)
+        given, parameters = read_signature(function, GIVEN)
         function.method = Method(  # type: ignore[attr-defined]
             name=function.__name__,
             function=function,
@@ -193,17 +187,30 @@ def merge_method(
     return declare
 
 
-def _read_signature(function: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[Parameter, ...]]:
+def find_block(grain: Grain | Callable[..., Grain], shape: tuple[int, ...], arguments: Mapping[str, Any]) -> int:
+    """Return the elements at whose multiples a tensor of `shape` may be cut, so that slabs hold whole grains."""
+    if callable(grain):
+        known = {"shape": shape, **arguments}
+        grain = grain(**{name: known[name] for name in inspect.signature(grain).parameters})
+    if grain == "tensor":
+        return max(1, math.prod(shape))
+    return row_block(shape) if grain == "row" else BLOCK
+
+
+def read_signature(
+    function: Callable[..., Any], allowed: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[Parameter, ...]]:
+    """Return which inputs of the closed set `allowed` a function takes, and its keyword-only parameters."""
     hints = get_type_hints(function, include_extras=True)
     given: list[str] = []
     parameters: list[Parameter] = []
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             parameters.append(_read_parameter(name, hints[name], parameter.default))
-        elif name in GIVEN:
+        elif name in allowed:
             given.append(name)
         else:
-            raise TypeError(f"{function.__name__}: unknown input {name!r}; a method takes {', '.join(GIVEN)}")
+            raise TypeError(f"{function.__name__}: unknown input {name!r}; a method takes {', '.join(allowed)}")
     return tuple(given), tuple(parameters)
 
 
