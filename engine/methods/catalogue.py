@@ -12,6 +12,7 @@ from mergemill.engine import methods
 from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.coefficients import Coefficients
 from mergemill.engine.methods.contract import Method
+from mergemill.engine.methods.steps import Step
 
 
 class Named(Protocol):
@@ -37,6 +38,12 @@ def find_coefficients() -> Mapping[str, Coefficients]:
     return _by_name(found for module in _import_all() for found in _defined(module, "coefficients", Coefficients))
 
 
+@functools.cache
+def find_steps() -> Mapping[str, Step]:
+    """Return the steps after a merge by name, in alphabetical order."""
+    return _by_name(found for module in _import_all() for found in _defined(module, "step", Step))
+
+
 def methods_of(module: ModuleType) -> Iterator[Method]:
     """Yield the methods that a module defines."""
     return _defined(module, "method", Method)
@@ -50,6 +57,11 @@ def get_method(name: str) -> Method:
 def get_coefficients(name: str) -> Coefficients:
     """Return the coefficient method called `name`; `PlanError` names the nearest one there is."""
     return _get(name, find_coefficients(), "method of coefficients")
+
+
+def get_step(name: str) -> Step:
+    """Return the step called `name`; `PlanError` names the nearest one there is."""
+    return _get(name, find_steps(), "step after a merge")
 
 
 def _import_all() -> Iterator[ModuleType]:
