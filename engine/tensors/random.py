@@ -8,6 +8,7 @@ machine and device gives the same bits.
 
 import functools
 import hashlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -23,30 +24,58 @@ def keep_with_probability(place: Place, model: int, probability: float, out: Ten
 
     `out` is a flat floating slab that begins at ``place.start``; `model` is the input's place in the recipe.
     """
-    limit = min(int(probability * 2**32), 2**32 - 1) - 2**31
-    bits, scratch = torch.empty(BLOCK, dtype=torch.int32), torch.empty(BLOCK, dtype=torch.int32)
-    for start in range(0, len(out), BLOCK):
-        block = out[start : start + BLOCK]
-        _fill_bits(place, model, (place.start + start) // BLOCK, bits, scratch)
-        torch.lt(bits[: len(block)], limit, out=block)
+    limit = random_limit(probability)
+    for start, bits in _iterate_bits(place, model, len(out)):
+        torch.lt(bits, limit, out=out[start : start + len(bits)])
     return out
+
+
+def keep_under_limits(place: Place, model: int, limits: Tensor, out: Tensor) -> Tensor:
+    """Fill `out` with 1 where an element's random number is under its own of the int32 `limits`, else 0.
+
+    Both are flat slabs that begin at ``place.start``; `random_limit` makes a limit of a probability.
+    """
+    for start, bits in _iterate_bits(place, model, len(out)):
+        stop = start + len(bits)
+        torch.lt(bits, limits[start:stop], out=out[start:stop])
+    return out
+
+
+def random_limit(probability: float) -> int:
+    """Return the int32 under which a uniform int32 lies with `probability`.
+
+    >>> random_limit(0.5), random_limit(0.0), random_limit(1.0)
+    (0, -2147483648, 2147483647)
+    """
+    return max(0, min(int(probability * 2**32), 2**32 - 1)) - 2**31
 
 
 def random_bits(place: Place, model: int, block: int) -> Tensor:
     """Return the 65,536 uniform int32 of one block."""
     bits, scratch = torch.empty(BLOCK, dtype=torch.int32), torch.empty(BLOCK, dtype=torch.int32)
-    _fill_bits(place, model, block, bits, scratch)
-    return bits
+    return _fill_bits(place, model, block, _mixed_counters(), bits, scratch)
 
 
-def _fill_bits(place: Place, model: int, block: int, bits: Tensor, scratch: Tensor) -> None:
+def _iterate_bits(place: Place, model: int, size: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield the numbers of the `size` elements from ``place.start`` on, by pieces: where in the slab, and which."""
+    bits, scratch = torch.empty(BLOCK, dtype=torch.int32), torch.empty(BLOCK, dtype=torch.int32)
+    first, last = place.start // BLOCK, -(-(place.start + size) // BLOCK)
+    for block in range(first, last):
+        start, stop = max(place.start, block * BLOCK), min(place.start + size, (block + 1) * BLOCK)
+        counters = _mixed_counters()[start - block * BLOCK : stop - block * BLOCK]
+        count = stop - start
+        yield start - place.start, _fill_bits(place, model, block, counters, bits[:count], scratch[:count])
+
+
+def _fill_bits(place: Place, model: int, block: int, counters: Tensor, bits: Tensor, scratch: Tensor) -> Tensor:
     first, second = _block_keys(place.seed, model, place.tensor, block)
-    torch.bitwise_xor(_mixed_counters(), first, out=bits)
+    torch.bitwise_xor(counters, first, out=bits)
     _xor_shifted(bits, 16, scratch)
     bits.mul_(_signed(_FIRST)).add_(second)
     _xor_shifted(bits, 15, scratch)
     bits.mul_(_signed(_SECOND))
     _xor_shifted(bits, 15, scratch)
+    return bits
 
 
 def _block_keys(seed: int, model: int, tensor: str, block: int) -> tuple[int, int]:

@@ -28,11 +28,11 @@ def hash_twice(words: Words, key: np.uint32) -> Words:
     return words ^ (words >> np.uint32(15))
 
 
-def random_mask(size: int, density: float, *, seed: int, model: int, tensor: str) -> npt.NDArray[np.bool_]:
-    """Return which of `size` elements stay; ends of the range are whole."""
-    if density <= 0 or density >= 1:
-        return np.full(size, density >= 1)
+def random_mask(
+    size: int, density: float | npt.NDArray[np.float64], *, seed: int, model: int, tensor: str
+) -> npt.NDArray[np.bool_]:
+    """Return which of `size` elements stay, each with the one density or its own; ends of the range are whole."""
     blocks = range(-(-size // BLOCK))
     words = [random_words(seed=seed, model=model, tensor=tensor, block=block) for block in blocks]
     signed = np.concatenate(words).view(np.int32).astype(np.int64)[:size]
-    return signed + 2**31 < int(density * 2**32)
+    return signed + 2**31 < np.floor(np.asarray(density) * 2**32)
