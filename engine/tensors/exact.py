@@ -88,3 +88,17 @@ def _add_lanes(lanes: np.ndarray[Any, np.dtype[np.float64]]) -> float:
 def sum_products(left: Tensor, right: Tensor, scratch: Tensor, block: int = BLOCK) -> ExactSum:
     """Return the inner product of two flat float64 slabs; `scratch`, of their shape, is overwritten."""
     return sum_blocks(torch.mul(left, right, out=scratch), block)
+
+
+def sum_rows(values: Tensor) -> Tensor:
+    """Return the sum of each row of float64 `values` ``[r, c]`` as ``[r]``; they are overwritten.
+
+    The right half of every row is added to its left half until one column is left: element by element, in an order
+    that depends on c alone.
+    """
+    width = values.shape[1]
+    while width > 1:
+        half = -(-width // 2)
+        values[:, : width - half].add_(values[:, half:width])
+        width = half
+    return values[:, 0].clone()

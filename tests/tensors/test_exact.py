@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergemill.engine.tensors.exact import ExactSum, exact, sum_blocks, sum_products
+from mergemill.engine.tensors.exact import ExactSum, exact, sum_blocks, sum_products, sum_rows
 from mergemill.engine.tensors.slabs import BLOCK
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -154,3 +154,35 @@ def test_products_are_float64() -> None:
 def test_a_partial_sum_of_a_large_tensor_stays_small() -> None:
     values = torch.from_numpy(make_block_values(4 * BLOCK))
     assert sum_blocks(values).scaled.bit_length() < 8 * 400, "travels between workers"
+
+
+def add_by_halves(row: list[float]) -> float:
+    """Return a row's sum in plain Python: the right half onto the left until one value is left."""
+    while len(row) > 1:
+        half = -(-len(row) // 2)
+        row = [sum(row[i::half]) for i in range(half)]
+    return row[0]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 1), (1, 5), (7, 2), (3, 1000), (40, 37), (2, 4097), (4097, 3)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_rows_are_added_by_halves(shape: tuple[int, int], turned: bool) -> None:
+    values = torch.from_numpy(make_block_values(shape[0] * shape[1])).view(shape)
+    given = values.T.clone(memory_format=torch.contiguous_format).T if turned else values.clone()
+    assert sum_rows(given).tolist() == [add_by_halves(row) for row in values.tolist()]
+
+
+def test_a_row_of_one_value_is_that_value() -> None:
+    values = make_block_values(9)
+    assert sum_rows(torch.from_numpy(values.copy()).view(9, 1)).tolist() == values.tolist()
+
+
+def test_the_sum_of_a_row_does_not_hang_on_the_other_rows() -> None:
+    values = torch.from_numpy(make_block_values(60 * 333)).view(60, 333)
+    whole = sum_rows(values.clone())
+    assert torch.equal(torch.cat([sum_rows(values[:17].clone()), sum_rows(values[17:].clone())]), whole)
+
+
+def test_the_sum_of_a_row_keeps_no_room_of_the_row() -> None:
+    values = torch.ones(3, 1000, dtype=torch.float64)
+    assert sum_rows(values).untyped_storage().nbytes() == 3 * 8
