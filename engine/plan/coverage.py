@@ -8,7 +8,7 @@ from typing import Literal
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.checkpoint.family import Family, section, split_layer
 from mergemill.engine.errors import PlanError
-from mergemill.engine.plan.slots import Stack
+from mergemill.engine.plan.slots import Stack, models_of
 from mergemill.engine.plan.values import SourceUse
 
 Use = Literal["merged", "copied"]
@@ -17,6 +17,7 @@ LAYER_UNUSED = "layer outside every slice"
 BEFORE_UNUSED = "before the layers, which come from the first slice"
 AFTER_UNUSED = "after the layers, which come from the last slice"
 OPTIONAL_UNUSED = "buffer that the base model does not store"
+VECTOR_UNUSED = "of a delta_base, where no task vector is taken"
 
 
 @dataclass(slots=True)
@@ -39,8 +40,8 @@ class Ledger:
     ) -> tuple[SourceUse, ...]:
         """Drop what no slice wants; `PlanError` names a tensor that nothing accounts for."""
         wanted = _wanted_layers(stacks)
-        ends = {str(source.model) for stack in stacks for source in stack.stretches[0].sources}
-        tails = {str(source.model) for stack in stacks for source in stack.stretches[-1].sources}
+        ends = {model for stack in stacks for source in stack.stretches[0].sources for model in models_of(source)}
+        tails = {model for stack in stacks for source in stack.stretches[-1].sources for model in models_of(source)}
         for model, checkpoint in checkpoints.items():
             for name in checkpoint.tensors:
                 if (model, name) not in self._fate:
@@ -60,10 +61,11 @@ class Ledger:
 
 def _wanted_layers(stacks: Iterable[Stack]) -> set[tuple[str, str, int]]:
     return {
-        (str(source.model), stack.name, layer)
+        (model, stack.name, layer)
         for stack in stacks
         for stretch in stack.stretches
         for source in stretch.sources
+        for model in models_of(source)
         for layer in range(*source.layer_range)
     }
 

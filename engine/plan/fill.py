@@ -10,9 +10,11 @@ from mergemill.engine.methods.contract import Method
 from mergemill.engine.plan.coverage import OPTIONAL_UNUSED, Ledger, Use
 from mergemill.engine.plan.settings import resolve_settings
 from mergemill.engine.plan.slots import Candidate, Checkpoints, Slot
+from mergemill.engine.plan.stages import Stages
 from mergemill.engine.plan.values import OutputTensor
+from mergemill.engine.plan.vectors import Vectors, enter_delta_bases, find_delta_base, make_source, make_stored
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES, compute_dtype, is_mergeable, promote
-from mergemill.engine.tensors.expressions import Agreed, Expression, Merged, Stored
+from mergemill.engine.tensors.expressions import Agreed, Expression, Merged
 from mergemill.engine.tensors.place import Place
 
 
@@ -23,6 +25,8 @@ class Filling:
     checkpoints: Checkpoints
     family: Family
     method: Method
+    stages: Stages
+    vectors: Vectors
     dtype: str | None  # to write; None: what the inputs promote to
     wide: bool  # whether to accumulate in float64 whatever the inputs
     seed: int
@@ -46,6 +50,7 @@ def fill_slot(slot: Slot, filling: Filling, ledger: Ledger) -> OutputTensor | No
     how: Use = "merged" if isinstance(expression, Merged) else "copied"
     for candidate, stored in found:
         ledger.use(candidate.model, stored.name, how)
+    enter_delta_bases(slot, [candidate for candidate, _ in found], expression, filling.checkpoints, ledger)
     return OutputTensor(slot.site.tensor, dtype, expression)
 
 
@@ -103,12 +108,12 @@ def _make_expression(slot: Slot, found: Sequence[Found], filling: Filling) -> tu
             f"a buffer that is not floating must have one dtype in all models"
         )
     models = tuple(candidate.model for candidate, _ in found)
-    return Agreed(slot.site.tensor, tuple(_stored(stored) for _, stored in found), models), dtypes[0]
+    return Agreed(slot.site.tensor, tuple(make_stored(stored) for _, stored in found), models), dtypes[0]
 
 
 def _merge(slot: Slot, found: Sequence[Found], filling: Filling, dtypes: Sequence[str]) -> Expression:
     if filling.method.base != "none" and len(found) == 1 < len(slot.candidates):
-        return _stored(found[0][1])  # an optional buffer that one model stores: nothing to merge it with
+        return make_stored(found[0][1])  # an optional buffer that one model stores: nothing to merge it with
     base, inputs = _split_base(slot, found, filling)
     settings = resolve_settings(
         filling.method,
@@ -116,17 +121,42 @@ def _merge(slot: Slot, found: Sequence[Found], filling: Filling, dtypes: Sequenc
         [(candidate.model, candidate.parameters) for candidate, _ in inputs],
         where=filling.where,
     )
-    if _copies(filling.method, settings):
-        return _stored(inputs[0][1])
-    stored = [*base, *inputs]
+    if copies_input(filling.method, settings):
+        return make_stored(inputs[0][1])
     shape, places = inputs[0][1].shape, tuple(candidate.place for candidate, _ in inputs)
-    block = filling.method.block(shape, settings)
-    place = Place(slot.site.tensor, shape, filling.seed, places, block=block)
-    sources = tuple(_stored(tensor) for _, tensor in stored)
-    return Merged(filling.method, sources, bool(base), settings, place, compute_dtype(dtypes))
+    kernel = filling.stages.find_kernel(filling.method, slot.site, where=filling.where)
+    place = Place(slot.site.tensor, shape, filling.seed, places, block=kernel.block(shape, settings))
+    deltas = [_find_delta_base(slot, candidate, stored, filling) for candidate, stored in inputs]
+    wide = compute_dtype([*dtypes, *(delta.dtype for delta in deltas if delta is not None)])
+    return Merged(
+        kernel,
+        (
+            *(make_stored(stored) for _, stored in base),
+            *(make_source(stored, delta) for (_, stored), delta in zip(inputs, deltas, strict=True)),
+        ),
+        bool(base),
+        settings,
+        place,
+        wide,
+        filling.stages.find_factors(slot.site, len(inputs), where=filling.where),
+        tuple(filling.vectors.get((candidate.model, candidate.delta_base), 0) for candidate, _ in inputs)
+        if filling.stages.takes_squares
+        else (),
+    )
 
 
-def _copies(method: Method, settings: Mapping[str, object]) -> bool:
+def _find_delta_base(slot: Slot, candidate: Candidate, stored: StoredTensor, filling: Filling) -> StoredTensor | None:
+    if candidate.delta_base is None:
+        return None
+    if not filling.method.takes_deltas or not _has_role(slot, filling):
+        raise PlanError(
+            f"{filling.where}: {filling.method.name} takes no task vector of {candidate.model} here; "
+            f"delta_base is for methods with a base model"
+        )
+    return find_delta_base(slot, candidate, stored, filling.checkpoints, filling.family, where=filling.where)
+
+
+def copies_input(method: Method, settings: Mapping[str, object]) -> bool:
     """Whether the method gives its one input unchanged, so that stored bytes can be copied."""
     return method.name == "passthrough" and settings["scale"] == (None,)
 
@@ -170,14 +200,16 @@ def _check_count(slot: Slot, inputs: Sequence[Found], filling: Filling) -> None:
     least, most = method.least_inputs, method.most_inputs
     if least <= len(inputs) and (most is None or len(inputs) <= most):
         return
-    wanted = f"exactly {least}" if most == least else f"at least {least}" if most is None else f"{least} to {most}"
     beside = " beside the base model" if _has_role(slot, filling) else ""
     names = ", ".join(candidate.model for candidate, _ in inputs) or "none"
     raise PlanError(
-        f"{filling.where}: {method.name} takes {wanted} model{'s' if wanted[-1] != '1' else ''}{beside}; "
+        f"{filling.where}: {method.name} takes {say_count(method)}{beside}; "
         f"tensor {slot.site.tensor} has {len(inputs)}: {names}"
     )
 
 
-def _stored(tensor: StoredTensor) -> Stored:
-    return Stored(tensor.file, tensor.offset_bytes, tensor.dtype, tensor.shape)
+def say_count(method: Method) -> str:
+    """Say how many models a method takes."""
+    least, most = method.least_inputs, method.most_inputs
+    wanted = f"exactly {least}" if most == least else f"at least {least}" if most is None else f"{least} to {most}"
+    return f"{wanted} model{'s' if wanted[-1] != '1' else ''}"

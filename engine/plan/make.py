@@ -15,7 +15,9 @@ from mergemill.engine.plan.folder import make_files
 from mergemill.engine.plan.layout import make_layout
 from mergemill.engine.plan.settings import warn_of_unused
 from mergemill.engine.plan.slots import Stack, iter_slots, make_stacks
+from mergemill.engine.plan.stages import make_stages
 from mergemill.engine.plan.values import OutputTensor, Plan
+from mergemill.engine.plan.vectors import list_vectors
 from mergemill.engine.recipe import ModelEntry, ModelRef, Recipe, Slice
 from mergemill.engine.storage.ranges import Pin
 from mergemill.engine.tensors.dtypes import RECIPE_DTYPES
@@ -35,16 +37,20 @@ def make_plan(recipe: Recipe, *, seed: int = 0, shard_size: str | int = SHARD_SI
     refs = list_models(recipe)
     _check_runnable(recipe, refs, where)
     method = get_method(recipe.merge_method)
+    stages = make_stages(recipe, method, where=where)
     checkpoints = {name: open_checkpoint(name) for name in refs}
     donor = checkpoints[str(recipe.base_model) if recipe.base_model else next(iter(refs))]
     _check_vocabularies(recipe, donor, checkpoints, where)
     family = choose_family(donor.config)
     stacks = make_stacks(recipe, checkpoints)
+    vectors = list_vectors(stacks)
     dtype = recipe.out_dtype or recipe.dtype
     filling = Filling(
         checkpoints,
         family,
         method,
+        stages,
+        vectors,
         RECIPE_DTYPES[dtype] if dtype else None,
         "float64" in (recipe.dtype, recipe.out_dtype),
         seed,
@@ -66,6 +72,7 @@ def make_plan(recipe: Recipe, *, seed: int = 0, shard_size: str | int = SHARD_SI
         files=files,
         sources=sources,
         pins=_pins(tensors),
+        scaling=stages.make_scaling([model for model, _ in vectors], where=where),
         warnings=tuple(_warn(method, stacks, where)),
     )
 
@@ -81,12 +88,13 @@ def list_models(recipe: Recipe) -> Mapping[str, ModelRef]:
 
 
 def _entries(models: Sequence[ModelEntry] | None) -> Iterator[ModelRef]:
-    return (entry.model for entry in models or ())
+    return (ref for entry in models or () for ref in (entry.model, entry.delta_base) if ref is not None)
 
 
 def _sources(slices: Sequence[Slice] | None) -> Iterator[ModelRef]:
     for part in slices or ():
-        yield from (source.model for source in part.sources)
+        for source in part.sources:
+            yield from (ref for ref in (source.model, source.delta_base) if ref is not None)
         if part.base_model is not None:
             yield part.base_model
 

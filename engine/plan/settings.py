@@ -23,6 +23,7 @@ class Site:
     tensor: str  # the output's name, which filters match
     t: float  # place in the slice's layers: 0 the first, 1 the last; 0 outside the layers
     scopes: tuple[Parameters, ...]  # slice, module, recipe: the nearest first
+    depth: float = 0.0  # place in all the output's layers: 0 before and in the first, 1 in the last and after them
 
 
 def resolve_settings(
@@ -33,17 +34,23 @@ def resolve_settings(
     A parameter per model is a tuple with one value for each of `models`. Raises `PlanError` for a missing value or
     one out of its range.
     """
-    settings = {
+    shared = [parameter for parameter in method.parameters if not parameter.per_model]
+    settings: dict[str, Any] = {
         parameter.name: tuple(
             _resolve(parameter, site, (own, *site.scopes), f" of model {model}", where) for model, own in models
         )
-        if parameter.per_model
-        else _resolve(parameter, site, site.scopes, "", where)
         for parameter in method.parameters
+        if parameter.per_model
     }
+    settings.update(resolve_shared(shared, site, where=where))
     arguments = {parameter.argument: settings[parameter.name] for parameter in method.parameters}
     _check_together(method, site, arguments, where)
     return settings
+
+
+def resolve_shared(parameters: Sequence[Parameter], site: Site, *, where: str) -> dict[str, Any]:
+    """Return the values of parameters that all models share; `PlanError` as `resolve_settings`."""
+    return {parameter.name: _resolve(parameter, site, site.scopes, "", where) for parameter in parameters}
 
 
 def _check_together(method: Method, site: Site, arguments: Mapping[str, Any], where: str) -> None:

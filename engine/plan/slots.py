@@ -25,6 +25,7 @@ class Candidate:
     tensor: str  # the name in the model
     parameters: Parameters  # of the source
     place: int  # of the source among those of its slice
+    delta_base: str | None = None  # the model that its task vector is taken from, if not from the base
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,11 @@ class Stack:
             source = next((source for source in stretch.sources if str(source.model) == donor), stretch.sources[0])
             layers.extend((str(source.model), layer) for layer in range(*source.layer_range))
         return tuple(layers)
+
+
+def models_of(source: Source) -> tuple[str, ...]:
+    """Return the models that a source reads: its own, and the one that its task vector is taken from."""
+    return tuple(str(ref) for ref in (source.model, source.delta_base) if ref is not None)
 
 
 def make_stacks(recipe: Recipe, checkpoints: Checkpoints) -> tuple[Stack, ...]:
@@ -129,7 +135,8 @@ def _whole(
     scopes: tuple[Parameters, ...],
     recipe: Recipe,
 ) -> Stretch:
-    counts = {str(entry.model): _count_layers(str(entry.model), stack, stacks, recipe) for entry in entries}
+    models = [str(ref) for entry in entries for ref in (entry.model, entry.delta_base) if ref is not None]
+    counts = {model: _count_layers(model, stack, stacks, recipe) for model in models}
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{model} has {count}" for model, count in counts.items())
         raise PlanError(
@@ -137,7 +144,12 @@ def _whole(
             f"say with 'slices' which layers go together"
         )
     sources = tuple(
-        Source(model=entry.model, layer_range=(0, counts[str(entry.model)]), parameters=entry.parameters)
+        Source(
+            model=entry.model,
+            layer_range=(0, counts[str(entry.model)]),
+            delta_base=entry.delta_base,
+            parameters=entry.parameters,
+        )
         for entry in entries
     )
     return Stretch(sources, base, (Parameters(), *scopes))
@@ -152,14 +164,21 @@ def _make_stretch(
     recipe: Recipe,
 ) -> Stretch:
     for source in part.sources:
-        count = _count_layers(str(source.model), stack, stacks, recipe)
-        if source.layer_range[1] > count:
-            raise PlanError(
-                f"{_name(recipe)}: layer_range {list(source.layer_range)} of {source.model}: "
-                f"it has {count} layers, 0 to {count - 1}"
-            )
+        _check_range(source, stack, stacks, recipe)
     own = base if part.base_model is None else str(part.base_model)
     return Stretch(part.sources, own, (part.parameters, *scopes))
+
+
+def _check_range(
+    source: Source, stack: str, stacks: Mapping[str, Mapping[str, tuple[int, ...]]], recipe: Recipe
+) -> None:
+    for model in models_of(source):
+        count = _count_layers(model, stack, stacks, recipe)
+        if source.layer_range[1] > count:
+            raise PlanError(
+                f"{_name(recipe)}: layer_range {list(source.layer_range)} of {model}: "
+                f"it has {count} layers, 0 to {count - 1}"
+            )
 
 
 def _count_layers(model: str, stack: str, stacks: Mapping[str, Mapping[str, tuple[int, ...]]], recipe: Recipe) -> int:
@@ -191,12 +210,18 @@ def _layer_slots(stack: Stack, checkpoints: Checkpoints) -> Iterator[Slot]:
                 raise PlanError(f"{layers[0][0].model} has no tensors in layer {layers[0][1]} of '{stack.name}.…'")
             for rest in sorted(names, key=natural_order):
                 candidates = tuple(
-                    Candidate(str(source.model), join_layer(stack.name, layer, rest), source.parameters, place)
+                    _make_candidate(source, join_layer(stack.name, layer, rest), place)
                     for place, (source, layer) in enumerate(layers)
                 )
-                site = Site(join_layer(stack.name, offset + i, rest), t, stretch.scopes)
+                depth = (offset + i) / (stack.layers - 1) if stack.layers > 1 else 0.0
+                site = Site(join_layer(stack.name, offset + i, rest), t, stretch.scopes, depth)
                 yield Slot(site, candidates, stretch.base)
         offset += stretch.layers
+
+
+def _make_candidate(source: Source, tensor: str, place: int) -> Candidate:
+    delta_base = None if source.delta_base is None else str(source.delta_base)
+    return Candidate(str(source.model), tensor, source.parameters, place, delta_base)
 
 
 def _rests_by_layer(stack: str, checkpoints: Checkpoints) -> Mapping[str, Mapping[int, list[str]]]:
@@ -217,15 +242,12 @@ def _ends(stacks: Sequence[Stack], checkpoints: Checkpoints) -> tuple[Stretch, S
 
 
 def _outside_slots(stretch: Stretch, outside: Mapping[str, Mapping[str, str]], where: str) -> Iterator[Slot]:
-    models = [str(source.model) for source in stretch.sources]
     # Also names that only other models store: a tied model has no head of its own, but its embedding stands for it.
     names = {name for tensors in outside.values() for name, found in tensors.items() if found == where}
     for name in sorted(names, key=natural_order):
-        candidates = tuple(
-            Candidate(model, name, source.parameters, place)
-            for place, (model, source) in enumerate(zip(models, stretch.sources, strict=True))
-        )
-        yield Slot(Site(name, 0.0, stretch.scopes), candidates, stretch.base)
+        candidates = tuple(_make_candidate(source, name, place) for place, source in enumerate(stretch.sources))
+        depth = 0.0 if where == "before" else 1.0
+        yield Slot(Site(name, 0.0, stretch.scopes, depth), candidates, stretch.base)
 
 
 def _list(names: Iterable[str]) -> str:

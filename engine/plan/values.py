@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mergemill.engine.plan.stages import Scaling
 from mergemill.engine.recipe import Recipe
 from mergemill.engine.storage.ranges import Pin
 from mergemill.engine.tensors.expressions import Expression
@@ -89,6 +90,7 @@ class Plan:
     files: tuple[SmallFile, ...]  # in the order in which they are written; the index is the last
     sources: tuple[SourceUse, ...]
     pins: tuple[Pin, ...]  # every file that is read
+    scaling: Scaling | None  # factors on task vectors that can only be known from all weights
     warnings: tuple[str, ...]
 
     @property

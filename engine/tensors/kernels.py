@@ -47,6 +47,9 @@ class Kernel(Protocol):
     def extra_bytes(self) -> int:
         """What its statistics may hold, for each input, whatever the slab."""
 
+    def block(self, shape: tuple[int, ...], settings: Mapping[str, Any]) -> int:
+        """Elements at whose multiples a tensor of `shape` may be cut into slabs."""
+
     def start(self, place: Place, settings: Mapping[str, Any], dtype: str) -> Rounds | None:
         """Begin its statistics; None where it has none."""
 
