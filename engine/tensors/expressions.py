@@ -1,12 +1,12 @@
 """Lazy tensor expressions: what an output tensor is made of, known from headers alone.
 
 An expression knows its `shape` and `dtype`, what it will read for a span of its elements, and gives those elements
-when asked. It is a frozen value that pickles in a few hundred bytes; no expression ever holds a tensor.
+when asked. It is a frozen value that pickles in a few hundred bytes; none but `Held` ever holds a tensor.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mergemill.engine.errors import MergeError
 from mergemill.engine.storage.ranges import Pin
-from mergemill.engine.tensors.dtypes import TORCH_DTYPES, item_bytes
+from mergemill.engine.tensors.dtypes import NAMES, TORCH_DTYPES, item_bytes
+from mergemill.engine.tensors.exact import ExactSum, sum_products
 from mergemill.engine.tensors.kernels import Gather, Kernel, Partial, advance
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.slabs import BLOCK, Span
@@ -97,12 +98,64 @@ class Stored:
         return {"stored": pin, "at": self.offset_bytes, "dtype": self.dtype, "shape": list(self.shape)}
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """A tensor in this process's memory, on any device and with any strides; copied span by span, never changed."""
+
+    tensor: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape."""
+        return tuple(self.tensor.shape)
+
+    @property
+    def dtype(self) -> str:
+        """The tensor's dtype."""
+        return NAMES[self.tensor.dtype]
+
+    @property
+    def block(self) -> int:
+        """Any will do."""
+        return BLOCK
+
+    def reads(self, span: Span) -> Iterator[Read]:
+        """Nothing is read from storage."""
+        return iter(())
+
+    def read(self, span: Span, work: Workspace) -> Tensor:
+        """Return the span's bytes, flat uint8, not to be changed."""
+        return self._slice(span).cpu().contiguous().view(torch.uint8)
+
+    def evaluate(self, span: Span, work: Workspace, dtype: str) -> Tensor:
+        """Return a copy of the span as `dtype`."""
+        return work.take((span.size,), dtype).copy_(self._slice(span))
+
+    def slab_bytes(self, elements: int, dtype: str) -> int:
+        """The copy; the tensor itself is there already."""
+        return aligned(elements * item_bytes(dtype))
+
+    def describe(self) -> Mapping[str, Any]:
+        """Its kind alone: a tensor in memory goes into no digest."""
+        return {"held": list(self.shape), "dtype": self.dtype}
+
+    def _slice(self, span: Span) -> Tensor:
+        tensor = self.tensor.detach()
+        if tensor.is_contiguous():
+            return tensor.view(-1)[span.start : span.stop]
+        tensor = tensor.squeeze()  # then no more is copied than the entries of the first axis that the span touches
+        entry = tensor[0].numel()
+        first = span.start // entry
+        flat = tensor[first : -(-span.stop // entry)].reshape(-1)
+        return flat[span.start - first * entry : span.stop - first * entry]
+
+
 @dataclass(frozen=True, slots=True)
 class Agreed:
     """A buffer that arithmetic does not suit: the same bytes in every input, or an error."""
 
     tensor: str  # name in the output
-    inputs: tuple[Stored, ...]
+    inputs: tuple[Stored | Held, ...]
     models: tuple[str, ...]  # the inputs' models, for the error
 
     @property
@@ -201,6 +254,8 @@ class Merged:
     settings: Mapping[str, Any]  # the method's parameters for this tensor
     place: Place
     dtype: str  # to accumulate in: F32 or F64
+    factors: tuple[float, ...] = ()  # on each task vector, before the method; none: all 1
+    vectors: tuple[int, ...] = ()  # which of the merge's task vectors each is, where factors follow from their norms
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -242,6 +297,19 @@ class Merged:
         result = self.combine(None, span, work)
         return result if dtype == self.dtype else work.take((span.size,), dtype).copy_(result)
 
+    def with_factors(self, factors: Sequence[float]) -> "Merged":
+        """Return the expression with its share of the factors that all the merge's task vectors have."""
+        return replace(self, factors=tuple(factors[vector] for vector in self.vectors))
+
+    def gather_squares(self, count: int, span: Span, work: Workspace) -> Partial:
+        """Return the slab's share of the squared norms of the merge's `count` task vectors."""
+        tensors, _ = self._load(span, work)
+        squares = [ExactSum() for _ in range(count)]
+        for vector, tensor in zip(self.vectors, tensors, strict=True):
+            wide = tensor.to(torch.float64)
+            squares[vector] += sum_products(wide, wide, wide, self.place.block)
+        return tuple(squares)
+
     def _load(self, span: Span, work: Workspace) -> tuple[list[Tensor], Tensor | None]:
         tensors = [source.evaluate(span, work, self.dtype) for source in self.inputs]
         base = tensors.pop(0) if self.has_base else None
@@ -249,6 +317,9 @@ class Merged:
             for source, tensor in zip(self.inputs[1:], tensors, strict=True):
                 if not isinstance(source, Difference):
                     tensor.sub_(base)
+        for tensor, factor in zip(tensors, self.factors, strict=bool(self.factors)):
+            if factor != 1.0:
+                tensor.mul_(factor)
         return tensors, base
 
     def slab_bytes(self, elements: int, dtype: str) -> int:
@@ -267,6 +338,8 @@ class Merged:
             "base": self.has_base,
             "dtype": self.dtype,
             "inputs": [source.describe() for source in self.inputs],
+            **({"factors": list(self.factors)} if self.factors else {}),
+            **({"vectors": list(self.vectors)} if self.vectors else {}),
         }
 
 
