@@ -1,11 +1,12 @@
-"""Trimming task vectors to their largest elements, exactly, without a sort.
+"""Trimming task vectors by magnitude, exactly, without a sort: to their largest elements, or these less outliers.
 
-Source: Yadav et al., "TIES-Merging", arXiv:2306.01708, section 3 (trim).
+Source: Yadav et al., "TIES-Merging", arXiv:2306.01708, section 3 (trim); Davari and Belilovsky, "Model Breadcrumbs",
+arXiv:2312.06795, section 3 (outliers).
 """
 
 import math
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,59 +17,95 @@ from mergemill.engine.tensors.dtypes import TORCH_DTYPES
 from mergemill.engine.tensors.exact import ExactSum
 from mergemill.engine.tensors.kernels import Gather
 from mergemill.engine.tensors.place import Place
-from mergemill.engine.tensors.select import SELECT_ROUNDS, Cut, mark_largest, select_largest
+from mergemill.engine.tensors.select import HISTOGRAM_BYTES, SELECT_ROUNDS, Cut, mark_largest, select_largest
 
 TRIM_ROUNDS = max(SELECT_ROUNDS.values()) + 1
-TRIM_BYTES = 4 << 20  # histograms of 65,536 bins: a slab's, the part's, the total and its running sum
+TRIM_BYTES = HISTOGRAM_BYTES
+OUTLIER_BYTES = 2 * HISTOGRAM_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class Trim:
-    """How one task vector is trimmed: what is kept (None: all of it), and the factor on what was kept."""
+    """How one task vector is trimmed: what is kept, and the factor on that."""
 
-    cut: Cut | None
+    cut: Cut | None  # its elements are kept; None: all of them
     factor: float
+    outliers: Cut | None = None  # but not these, the largest
 
 
 def trim_to_largest(
     place: Place, dtype: str, density: Sequence[float], rescale: bool
 ) -> Generator[Gather, Any, tuple[Trim, ...]]:
     """Find for each task vector its ``max(1, floor(density · n))`` largest elements and, with `rescale`, the factor."""
-    wanted = [None if not 0 < d < 1 else max(1, math.floor(d * place.size)) for d in density]
-    plain = tuple(Trim(None, 1.0 if d > 0 else 0.0) for d in density)
-    if all(count is None for count in wanted):
-        return plain
-    cuts = yield from select_largest(place, wanted, TORCH_DTYPES[dtype])
-    norms = (yield _norms_of(cuts)) if rescale else [(1.0, 1.0)] * len(cuts)
+    ranks = [(max(1, math.floor(d * place.size)),) if 0 < d < 1 else () for d in density]
+    plain = [Trim(None, 1.0 if d > 0 else 0.0) for d in density]
+    return (yield from _find_trims(place, dtype, plain, ranks, rescale))
+
+
+def trim_outliers(
+    place: Place, dtype: str, density: Sequence[float], gamma: Sequence[float], rescale: bool
+) -> Generator[Gather, Any, tuple[Trim, ...]]:
+    """Find for each task vector the ``m = floor(density · n)`` largest elements under its outliers.
+
+    These are the ``floor(gamma · n)`` largest; fewer, where m elements would not be left.
+    """
+    ranks, plain = [], []
+    for d, g in zip(density, gamma, strict=True):
+        kept = math.floor(d * place.size)
+        outliers = min(math.floor(g * place.size), place.size - kept)
+        asked = (kept + outliers, outliers) if outliers else (kept,)
+        ranks.append(asked if kept and d < 1 else ())
+        plain.append(Trim(None, 1.0 if kept else 0.0))
+    return (yield from _find_trims(place, dtype, plain, ranks, rescale))
+
+
+def _find_trims(
+    place: Place, dtype: str, plain: Sequence[Trim], ranks: Sequence[tuple[int, ...]], rescale: bool
+) -> Generator[Gather, Any, tuple[Trim, ...]]:
+    """Find the trims to ``ranks[i]``, how many stay with the outliers, and how many these are; else ``plain[i]``."""
+    if not any(ranks):
+        return tuple(plain)
+    cuts = yield from select_largest(place, ranks, TORCH_DTYPES[dtype])
+    trims = tuple(_make_trim(*found) if found else trim for trim, found in zip(plain, cuts, strict=True))
+    if not rescale:
+        return trims
+    norms = yield _norms_of(trims)
     return tuple(
-        trim if cut is None else Trim(cut, rescale_factor(float(whole), float(kept)))
-        for trim, cut, (whole, kept) in zip(plain, cuts, norms, strict=True)
+        trim if trim.cut is None else replace(trim, factor=rescale_factor(float(whole), float(kept)))
+        for trim, (whole, kept) in zip(trims, norms, strict=True)
     )
+
+
+def _make_trim(cut: Cut, outliers: Cut | None = None) -> Trim:
+    return Trim(cut, 1.0, outliers)
 
 
 def apply_trims(deltas: Sequence[Tensor], trims: Sequence[Trim], place: Place) -> None:
     """Trim the slabs of the task vectors in place."""
     for delta, trim in zip(deltas, trims, strict=True):
-        if trim.cut is not None:
-            _drop_small(delta, trim.cut, place)
+        _keep(delta, trim, place)
         if trim.factor != 1.0:
             delta.mul_(trim.factor)
 
 
-def _drop_small(delta: Tensor, cut: Cut, place: Place) -> Tensor:
+def _keep(delta: Tensor, trim: Trim, place: Place) -> Tensor:
+    if trim.cut is None:
+        return delta
     magnitude = delta.abs()
-    return delta.mul_(mark_largest(magnitude, cut, place, torch.empty_like(delta)))
+    marks = mark_largest(magnitude, trim.cut, place, torch.empty_like(delta))
+    if trim.outliers is not None:
+        marks.sub_(mark_largest(magnitude, trim.outliers, place, torch.empty_like(delta)))
+    return delta.mul_(marks)
 
 
-def _norms_of(cuts: Sequence[Cut | None]) -> Callable[[Sequence[Tensor], Place], tuple[tuple[ExactSum, ExactSum], ...]]:
+def _norms_of(trims: Sequence[Trim]) -> Callable[[Sequence[Tensor], Place], tuple[tuple[ExactSum, ExactSum], ...]]:
     def gather(deltas: Sequence[Tensor], place: Place) -> tuple[tuple[ExactSum, ExactSum], ...]:
-        return tuple(_norms(delta, cut, place) for delta, cut in zip(deltas, cuts, strict=True))
+        return tuple(_norms(delta, trim, place) for delta, trim in zip(deltas, trims, strict=True))
 
     return gather
 
 
-def _norms(delta: Tensor, cut: Cut | None, place: Place) -> tuple[ExactSum, ExactSum]:
-    if cut is None:
+def _norms(delta: Tensor, trim: Trim, place: Place) -> tuple[ExactSum, ExactSum]:
+    if trim.cut is None:
         return ExactSum(), ExactSum()
-    whole = sum_absolute(delta, place)
-    return whole, sum_absolute(_drop_small(delta, cut, place), place)
+    return sum_absolute(delta, place), sum_absolute(_keep(delta, trim, place), place)

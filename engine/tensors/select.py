@@ -1,8 +1,10 @@
-"""The exact m-th largest magnitude of a tensor, in passes over its slabs, without a sort.
+"""The exact m-th largest of a tensor's values, in passes over its slabs, without a sort.
 
-Non-negative floats order as their bit patterns do. One pass counts the upper 16 bits of every |x| (a histogram of
-65,536 bins, additive over slabs and workers); the bin that holds the m-th largest is then counted by the next 16
-bits, until all bits are known. A last pass settles ties: of equal magnitudes the first by index are kept.
+The values are the magnitudes of the inputs, or whatever is derived from a slab. Non-negative floats order as their bit
+patterns do, and so do all once the negative ones have their bits turned. One pass counts the upper 16 bits of every
+value (a histogram of 65,536 bins, additive over slabs and workers); the bin that holds the m-th largest is then
+counted by the next 16 bits, until all bits are known. Several ranks of the same values share the passes.
+A last pass settles ties: of equal values the first by index are kept.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -16,11 +18,13 @@ from torch import Tensor
 from mergemill.engine.tensors.place import Place
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]
-Component = Counts | int  # of a round's gathering; 0 for an input that takes no part
-CountSlab = Callable[[Sequence[Tensor], Place], tuple[Component, ...]]
-Rounds = Generator[CountSlab, Any, tuple["Cut | None", ...]]
+Derive = Callable[[Sequence[Tensor], Place], Sequence[Tensor]]
+Gathered = tuple[tuple[Counts, ...], ...]  # for each derived value: for each distinct search, its histogram
+CountSlab = Callable[[Sequence[Tensor], Place], Gathered]
 
-SELECT_ROUNDS = {torch.float32: 3, torch.float64: 5}
+VALUE_ROUNDS = {torch.float32: 2, torch.float64: 4}  # of find_ranked
+SELECT_ROUNDS = {torch.float32: 3, torch.float64: 5}  # of select_largest
+HISTOGRAM_BYTES = 4 << 20  # for each rank: a slab's 65,536 bins, the part's, the total and its running sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,32 +38,48 @@ class Cut:
     block_ties: int  # how many are kept in that block
 
 
-def select_largest(place: Place, wanted: Sequence[int | None], dtype: torch.dtype) -> Rounds:
-    """Find for each input its `wanted[i]` largest magnitudes (None: not asked); yields rounds, returns the cuts.
+def magnitudes(tensors: Sequence[Tensor], place: Place) -> Sequence[Tensor]:
+    """Return |x| of each input, in place."""
+    return [x.abs_() for x in tensors]
 
-    What a round gathers overwrites the slabs that it is given.
+
+def find_ranked(
+    wanted: Sequence[Sequence[int]], dtype: torch.dtype, derive: Derive = magnitudes, *, signed: bool = False
+) -> Generator[CountSlab, Any, tuple[tuple[float, ...], ...]]:
+    """Find for each value that `derive` makes of a slab its ``wanted[i]``-th largest ones; 1 is the largest.
+
+    `derive` may overwrite the slabs that it is given; it returns flat slabs of `dtype`, overwritten here, that hold no
+    negative number unless `signed`. A value without ranks is not looked at.
     """
-    digits = _Digits(dtype)
-    searches = [None if count is None else _Search(rank=count) for count in wanted]
-    for level in range(digits.levels):
-        histograms = yield _counting(digits, level, [None if search is None else search.prefix for search in searches])
-        searches = [
-            None if search is None else search.narrowed(histogram, digits.width(level))
-            for search, histogram in zip(searches, histograms, strict=True)
-        ]
-    thresholds = [None if search is None else digits.value(search.prefix) for search in searches]
-    ties = yield _counting_ties(thresholds)
+    digits = _Digits(dtype, signed)
+    searches = yield from _search(wanted, digits, derive)
+    return tuple(tuple(digits.value(search.prefix) for search in each) for each in searches)
+
+
+def select_largest(
+    place: Place,
+    wanted: Sequence[Sequence[int]],
+    dtype: torch.dtype,
+    derive: Derive = magnitudes,
+    *,
+    signed: bool = False,
+) -> Generator[CountSlab, Any, tuple[tuple[Cut, ...], ...]]:
+    """Find the cuts that keep exactly the ``wanted[i]`` largest of each derived value; see `find_ranked`."""
+    digits = _Digits(dtype, signed)
+    searches = yield from _search(wanted, digits, derive)
+    thresholds = [[digits.value(search.prefix) for search in each] for each in searches]
+    ties = yield _counting_ties(thresholds, derive)
     return tuple(
-        None if search is None or threshold is None else _make_cut(threshold, search, counts)
-        for search, threshold, counts in zip(searches, thresholds, ties, strict=True)
+        tuple(_make_cut(*known) for known in zip(*of_one, strict=True))
+        for of_one in zip(thresholds, searches, ties, strict=True)
     )
 
 
-def mark_largest(magnitude: Tensor, cut: Cut, place: Place, out: Tensor) -> Tensor:
+def mark_largest(values: Tensor, cut: Cut, place: Place, out: Tensor) -> Tensor:
     """Fill `out` with 1 where the element belongs to the `cut`, else 0; flat slabs of one shape and dtype."""
     for start in range(0, len(out), place.block):
         stop, block = start + place.block, (place.start + start) // place.block
-        here, mark = magnitude[start:stop], out[start:stop]
+        here, mark = values[start:stop], out[start:stop]
         if block < cut.block:
             torch.ge(here, cut.threshold, out=mark)
         else:
@@ -72,7 +92,7 @@ def mark_largest(magnitude: Tensor, cut: Cut, place: Place, out: Tensor) -> Tens
 
 @dataclass(frozen=True, slots=True)
 class _Search:
-    """What is known of the threshold after some digits."""
+    """What is known of one ranked value after some digits."""
 
     rank: int  # among the elements whose leading digits are `prefix`, counted from the largest
     prefix: int = 0
@@ -88,68 +108,104 @@ class _Search:
 
 
 class _Digits:
-    """How the bits of a magnitude split into digits of at most 16 bits, the most significant first."""
+    """How floats become unsigned integers of the same order, and split into digits of at most 16 bits."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._integer = torch.int64 if dtype == torch.float64 else torch.int32
+    def __init__(self, dtype: torch.dtype, signed: bool) -> None:
         self._dtype = dtype
-        self._widths = (16, 16, 16, 15) if dtype == torch.float64 else (16, 15)
+        self._integer = torch.int64 if dtype == torch.float64 else torch.int32
+        self._unsigned = np.dtype(np.uint64 if dtype == torch.float64 else np.uint32)
+        self._sign = 8 * dtype.itemsize - 1  # the highest bit's number
+        self._signed = signed
+        self.widths = (16,) * (dtype.itemsize // 2 - 1) + (16 if signed else 15,)
+
+    def order(self, values: Tensor) -> Tensor:
+        """Return signed integers of the same order as the `values`, which are overwritten."""
+        if not self._signed:
+            return values.view(self._integer)
+        bits = values.add_(0.0).view(self._integer)  # the sum makes -0 the 0 that it equals
+        return bits.bitwise_xor_((bits >> self._sign).bitwise_and_(self._magnitude))
+
+    def value(self, key: int) -> float:
+        """Return the float of an unsigned integer."""
+        bits = key - self._bias
+        if bits < 0:
+            bits ^= self._magnitude
+        return float(torch.tensor(bits, dtype=self._integer).view(self._dtype))
+
+    def count_first(self, ordered: Tensor) -> Counts:
+        """Count the most significant digit."""
+        shift = sum(self.widths[1:])
+        digit = torch.bitwise_right_shift(ordered, shift)
+        if self._signed:
+            digit.add_(self._bias >> shift)
+        counts: Counts = torch.bincount(digit, minlength=1 << self.widths[0]).numpy()
+        return counts
+
+    def count_within(self, ordered: Tensor, level: int, prefix: int) -> Counts:
+        """Count the digit `level` of the elements whose higher digits are `prefix`."""
+        shift = sum(self.widths[level + 1 :])
+        span = 1 << (shift + self.widths[level])
+        least = (prefix * span - self._bias) % (2 << self._sign)
+        beyond = ordered.numpy().view(self._unsigned) - self._unsigned.type(least)
+        inside = beyond[beyond < span] >> self._unsigned.type(shift)
+        return np.bincount(inside.astype(np.int64), minlength=span >> shift)
 
     @property
-    def levels(self) -> int:
-        return len(self._widths)
+    def _magnitude(self) -> int:
+        return (1 << self._sign) - 1
 
-    def width(self, level: int) -> int:
-        return self._widths[level]
-
-    def shift(self, level: int) -> int:
-        return sum(self._widths[level + 1 :])
-
-    def bits(self, magnitude: Tensor) -> Tensor:
-        return magnitude.view(self._integer)
-
-    def value(self, prefix: int) -> float:
-        return float(torch.tensor(prefix, dtype=self._integer).view(self._dtype))
+    @property
+    def _bias(self) -> int:
+        """What makes the ordered integers unsigned."""
+        return 1 << self._sign if self._signed else 0
 
 
-def _counting(digits: _Digits, level: int, prefixes: Sequence[int | None]) -> CountSlab:
-    def count(tensors: Sequence[Tensor], place: Place) -> tuple[Component, ...]:
-        bins = 1 << digits.width(level)
+def _search(
+    wanted: Sequence[Sequence[int]], digits: _Digits, derive: Derive
+) -> Generator[CountSlab, Any, list[list[_Search]]]:
+    searches = [[_Search(rank) for rank in ranks] for ranks in wanted]
+    for level, width in enumerate(digits.widths):
+        # Searches that agree so far share a histogram.
+        prefixes = [sorted({search.prefix for search in each}) for each in searches]
+        gathered = yield _counting(digits, level, prefixes, derive)
+        histograms = [dict(zip(*found, strict=True)) for found in zip(prefixes, gathered, strict=True)]
+        searches = [
+            [search.narrowed(of[search.prefix], width) for search in each]
+            for each, of in zip(searches, histograms, strict=True)
+        ]
+    return searches
+
+
+def _counting(digits: _Digits, level: int, prefixes: Sequence[Sequence[int]], derive: Derive) -> CountSlab:
+    def count(values: Tensor, wanted: Sequence[int]) -> tuple[Counts, ...]:
+        if not wanted:
+            return ()
+        ordered = digits.order(values)
+        if level == 0:
+            return (digits.count_first(ordered),)
+        return tuple(digits.count_within(ordered, level, prefix) for prefix in wanted)
+
+    def gather(tensors: Sequence[Tensor], place: Place) -> Gathered:
+        return tuple(count(*known) for known in zip(derive(tensors, place), prefixes, strict=True))
+
+    return gather
+
+
+def _counting_ties(thresholds: Sequence[Sequence[float]], derive: Derive) -> CountSlab:
+    def gather(tensors: Sequence[Tensor], place: Place) -> Gathered:
         return tuple(
-            0
-            if prefix is None
-            else _count_digit(digits.bits(x.abs_()), digits.shift(level), bins, prefix, first=level == 0)
-            for x, prefix in zip(tensors, prefixes, strict=True)
+            tuple(_count_ties(values, threshold, place) for threshold in wanted)
+            for values, wanted in zip(derive(tensors, place), thresholds, strict=True)
         )
 
-    return count
+    return gather
 
 
-def _count_digit(bits: Tensor, shift: int, bins: int, prefix: int, *, first: bool) -> Counts:
-    """Count one digit of the elements whose higher digits are `prefix`; the others fall into two outer bins."""
-    if first:
-        counts: Counts = torch.bincount(bits >> shift, minlength=bins).numpy()
-        return counts
-    digit = (bits - (prefix * bins << shift)).bitwise_right_shift_(shift).clamp_(-1, bins).add_(1)
-    counts = torch.bincount(digit, minlength=bins + 2).numpy()
-    return counts[1:-1]
-
-
-def _counting_ties(thresholds: Sequence[float | None]) -> CountSlab:
-    def count(tensors: Sequence[Tensor], place: Place) -> tuple[Component, ...]:
-        return tuple(
-            0 if threshold is None else _count_ties(x.abs_(), threshold, place)
-            for x, threshold in zip(tensors, thresholds, strict=True)
-        )
-
-    return count
-
-
-def _count_ties(magnitude: Tensor, threshold: float, place: Place) -> Counts:
+def _count_ties(values: Tensor, threshold: float, place: Place) -> Counts:
     counts = np.zeros(-(-place.size // place.block), np.int64)
-    equal = torch.eq(magnitude, threshold, out=torch.empty_like(magnitude))
-    here = [int(block.sum(dtype=torch.float64)) for block in torch.split(equal, place.block)]
-    counts[place.start // place.block :][: len(here)] = here
+    blocks = torch.split(values, place.block)
+    first = place.start // place.block
+    counts[first : first + len(blocks)] = [np.count_nonzero(block.numpy() == threshold) for block in blocks]
     return counts
 
 

@@ -11,16 +11,31 @@ from torch import Tensor
 
 from mergemill.engine.tensors.kernels import Partial, add_partials
 from mergemill.engine.tensors.place import Place
-from mergemill.engine.tensors.select import SELECT_ROUNDS, Cut, mark_largest, select_largest
+from mergemill.engine.tensors.select import (
+    SELECT_ROUNDS,
+    VALUE_ROUNDS,
+    Cut,
+    Derive,
+    find_ranked,
+    magnitudes,
+    mark_largest,
+    select_largest,
+)
 from mergemill.engine.tensors.slabs import BLOCK
 
 
 def find_cuts(
-    inputs: Sequence[Tensor], wanted: Sequence[int | None], *, slab: int, block: int = BLOCK
-) -> tuple[Cut | None, ...]:
+    inputs: Sequence[Tensor],
+    wanted: Sequence[Sequence[int]],
+    *,
+    slab: int,
+    block: int = BLOCK,
+    derive: Derive = magnitudes,
+    signed: bool = False,
+) -> tuple[tuple[Cut, ...], ...]:
     """Drive the rounds over slabs; the slabs' partial sums are added from the last to the first."""
     place = Place("x", (len(inputs[0]),), 0, tuple(range(len(inputs))), block=block)
-    rounds = select_largest(place, wanted, inputs[0].dtype)
+    rounds = select_largest(place, wanted, inputs[0].dtype, derive, signed=signed)
     count = 0
     try:
         gather = next(rounds)
@@ -55,8 +70,7 @@ def choose_by_sorting(x: Tensor, count: int) -> np.ndarray:
 
 
 def check(x: Tensor, count: int, *, slab: int, block: int = BLOCK) -> None:
-    (cut,) = find_cuts([x], [count], slab=slab, block=block)
-    assert cut is not None
+    ((cut,),) = find_cuts([x], [(count,)], slab=slab, block=block)
     marks = mark(x, cut, slab=slab, block=block)
     kept = choose_by_sorting(x, count)
     assert int(marks.sum()) == count
@@ -115,10 +129,65 @@ def test_large_float64_tensors_equal_a_stable_sort(count: int) -> None:
 
 def test_several_inputs_are_searched_at_once_and_some_not_at_all() -> None:
     inputs = [CASES["normal"], CASES["few values"], CASES["huge"]]
-    cuts = find_cuts(inputs, [1000, None, 7], slab=BLOCK)
-    assert cuts[1] is None
-    alone = [find_cuts([inputs[i]], [count], slab=2 * BLOCK)[0] for i, count in ((0, 1000), (2, 7))]
+    cuts = find_cuts(inputs, [(1000,), (), (7,)], slab=BLOCK)
+    assert cuts[1] == ()
+    alone = [find_cuts([inputs[i]], [(count,)], slab=2 * BLOCK)[0] for i, count in ((0, 1000), (2, 7))]
     assert [cuts[0], cuts[2]] == alone
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_several_ranks_of_one_input_share_the_passes(name: str) -> None:
+    ranks = (1, 2, SIZE // 3, SIZE // 3, SIZE)
+    (together,) = find_cuts([CASES[name]], [ranks], slab=2 * BLOCK)
+    apart = [find_cuts([CASES[name]], [(rank,)], slab=BLOCK)[0][0] for rank in ranks]
+    assert list(together) == apart
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_signed_values_equal_a_stable_sort(name: str, dtype: torch.dtype) -> None:
+    x = CASES[name].to(dtype, copy=True)
+    x[::7] = -0.0
+    ranks = (1, 1000, SIZE // 2, SIZE - 1, SIZE)
+    (cuts,) = find_cuts([x], [ranks], slab=BLOCK, derive=as_they_are, signed=True)
+    order = np.argsort(-x.numpy(), kind="stable")
+    for cut, count in zip(cuts, ranks, strict=True):
+        place = Place("x", (SIZE,), 0, (0,))
+        marks = mark_largest(x, cut, place, torch.empty_like(x)).numpy()
+        assert cut.threshold == x[order[count - 1]]
+        assert np.array_equal(np.flatnonzero(marks), np.sort(order[:count]))
+
+
+@settings(max_examples=50)
+@given(arrays(32), st.data())
+def test_signed_float32_equals_a_sort(values: list[float], data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, len(values)))
+    x = torch.tensor(values, dtype=torch.float32)
+    ((cut,),) = find_cuts([x], [(count,)], slab=8, block=4, derive=as_they_are, signed=True)
+    assert cut.threshold == np.sort(x.numpy())[::-1][count - 1]
+    assert cut.above == np.sum(x.numpy() > cut.threshold)
+
+
+def as_they_are(tensors: Sequence[Tensor], place: Place) -> Sequence[Tensor]:
+    return tensors
+
+
+def test_a_value_derived_from_several_inputs_is_ranked() -> None:
+    left, right = CASES["normal"], CASES["few values"]
+    ((cut,),) = find_cuts([left, right], [(500,)], slab=BLOCK, derive=lambda x, _: [(x[0] * x[1]).abs_()])
+    assert cut.threshold == np.sort(np.abs((left * right).numpy()))[::-1][499]
+
+
+@pytest.mark.parametrize("dtype", VALUE_ROUNDS, ids=str)
+def test_values_alone_need_a_pass_less(dtype: torch.dtype) -> None:
+    x = CASES["normal"].to(dtype)
+    rounds = find_ranked([(3, SIZE)], dtype)
+    gather = next(rounds)
+    for _ in range(VALUE_ROUNDS[dtype] - 1):
+        gather = rounds.send(gather([x.clone()], Place("x", (SIZE,), 0, (0,))))
+    with pytest.raises(StopIteration) as finished:
+        rounds.send(gather([x.clone()], Place("x", (SIZE,), 0, (0,))))
+    assert finished.value.value == ((float(x.abs().sort().values[-3]), float(x.abs().min())),)
 
 
 def test_infinities_are_the_largest() -> None:
