@@ -13,6 +13,7 @@ from mergemill.engine.recipe import load_recipe, recipe_schema
 from mergemill.engine.run.describe import describe_plan
 from mergemill.engine.run.drive import run
 from mergemill.engine.run.events import Committed, PartFinished, Started
+from mergemill.engine.run.in_memory import merge_state_dicts, merge_tensors
 from mergemill.engine.run.inspect import inspect
 from mergemill.engine.run.merge import merge
 from mergemill.engine.run.output import abort_output as abort
@@ -32,6 +33,8 @@ __all__ = [
     "make_plan",
     "merge",
     "merge_method",
+    "merge_state_dicts",
+    "merge_tensors",
     "recipe_schema",
     "run",
     "verify",

@@ -65,6 +65,8 @@ FACE = [
     "make_plan",
     "merge",
     "merge_method",
+    "merge_state_dicts",
+    "merge_tensors",
     "recipe_schema",
     "run",
     "verify",

@@ -19,7 +19,7 @@ from mergemill.engine.run.workplace import Workplace
 from mergemill.engine.storage.positioned import open_positioned
 from mergemill.engine.storage.ranges import check_pin, read_ahead
 from mergemill.engine.tensors.dtypes import item_bytes
-from mergemill.engine.tensors.expressions import Agreed, Expression, Merged, Stored
+from mergemill.engine.tensors.expressions import Agreed, Expression, Held, Merged, Stored
 from mergemill.engine.tensors.kernels import Gather, Partial, add_partials
 from mergemill.engine.tensors.slabs import SLAB, Span, iter_slabs
 from mergemill.engine.tensors.workspace import Workspace
@@ -48,9 +48,8 @@ def merge_part(part: Part, shard: str, sink: Sink, totals: Totals, workplace: Wo
         for piece in part.pieces:
             keep = piece.whole and needs_passes(piece) and keep_bytes(piece) <= need_bytes
             work = Workspace(arena, keep=keep)
-            statistics = _find_statistics(piece, totals, work, workplace, slab)
-            for span in _iter_slabs(piece, work, workplace, slab):
-                data = _make_bytes(piece, span, statistics, work).numpy().data
+            for span, merged in merge_piece(piece, totals, work, workplace, slab):
+                data = merged.numpy().data
                 checksum.update(data)
                 sink(piece.offset_bytes + (span.start - piece.span.start) * item_bytes(piece.tensor.dtype), data)
             read_bytes += work.read_bytes
@@ -59,6 +58,15 @@ def merge_part(part: Part, shard: str, sink: Sink, totals: Totals, workplace: Wo
     return Receipt(
         part.number, shard, part.start_bytes, part.stop_bytes, checksum.hexdigest(), read_bytes, round(seconds, 6)
     )
+
+
+def merge_piece(
+    piece: Piece, totals: Totals, work: Workspace, workplace: Workplace, slab: int = SLAB
+) -> Iterator[tuple[Span, Tensor]]:
+    """Yield the piece's slabs, each with its output bytes, flat uint8, which are gone with the next."""
+    statistics = _find_statistics(piece, totals, work, workplace, slab)
+    for span in _iter_slabs(piece, work, workplace, slab):
+        yield span, _make_bytes(piece, span, statistics, work)
 
 
 def gather_piece(piece: Piece, totals: Sequence[Partial], workplace: Workplace, slab: int = SLAB) -> Partial:
@@ -142,7 +150,7 @@ def _read_ahead(expression: Expression, span: Span) -> None:
 def _make_bytes(piece: Piece, span: Span, statistics: Any, work: Workspace) -> Tensor:
     """Return the slab's output bytes, flat uint8."""
     expression, dtype = piece.tensor.expression, piece.tensor.dtype
-    if isinstance(expression, Stored | Agreed) and expression.dtype == dtype:
+    if isinstance(expression, Stored | Held | Agreed) and expression.dtype == dtype:
         return expression.read(span, work)
     if not isinstance(expression, Merged):
         return _bytes(expression.evaluate(span, work, dtype))
