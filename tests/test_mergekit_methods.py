@@ -79,6 +79,12 @@ def case(
 CASES: dict[str, Case] = {
     "linear": case("linear", "a", "b", base=None, weight=(0.7, 0.4)),
     "task_arithmetic": case("task_arithmetic", "a", "b", weight=(0.7, 0.4), lambda_=0.8),
+    "ram": case("ram", "a", "b", "c"),
+    "ram far": case("ram", "a", "b", "c", epsilon=0.02),
+    "ramplus_tl": case("ramplus_tl", "a", "b", "c", epsilon=0.02, r=0.5, alpha=3.0),
+    "ramplus_tl clipped": case("ramplus_tl", "a", "b", "c", epsilon=0.01),
+    "nearswap": case("nearswap", "a", t=0.01),
+    "nearswap all": case("nearswap", "a", t=10.0),
 }
 
 

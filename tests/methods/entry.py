@@ -20,6 +20,10 @@ class Expected:
     doubtful: Bools  # an elected sign hangs on the last bit of a sum there: either answer is right
 
 
+class Based(dict[str, Any]):
+    """Settings of a variant in which an optional base is there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """How the suite calls one method; `variants` are settings for `models` models."""

@@ -5,7 +5,7 @@ import pkgutil
 from collections.abc import Sequence
 
 from methods import entries
-from methods.entry import Entry
+from methods.entry import Based, Entry
 from methods.harness import Settings, Task, fill_settings
 from torch import Tensor
 
@@ -39,7 +39,9 @@ def make_task(
 ) -> Task:
     """Return a task over as many of `values` as the method takes: its base first, then its models."""
     method, entry = get_method(name), find_entry(name)
-    count = entry.models + int(method.base == "required")
+    given = entry.variants[0] if given is None else given
+    optional_base = method.base == "optional" and isinstance(given, Based)
+    count = entry.models + int(optional_base or method.base == "required")
     inputs = tuple(values[:count])
-    settings = fill_settings(method, entry.variants[0] if given is None else given, entry.models)
-    return Task(name, inputs, settings, tensor, seed, models)
+    settings = fill_settings(method, given, entry.models)
+    return Task(name, inputs, settings, tensor, seed, models, optional_base)

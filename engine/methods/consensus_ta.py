@@ -1,0 +1,33 @@
+"""Consensus task arithmetic: task arithmetic without what serves fewer than `k` models.
+
+Source: Wang et al., "Localizing task information for improved model merging and compression" (TALL-masks),
+arXiv:2405.07813, section 4 (masks and consensus).
+"""
+
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from mergemill.engine.methods.consensus import add_agreed
+from mergemill.engine.methods.contract import PerModel, Within, merge_method
+
+
+@merge_method(reads="element", base="required")
+def consensus_ta(
+    base: Tensor,
+    deltas: list[Tensor],
+    *,
+    weight: PerModel[float],
+    lambda_mask: PerModel[float] = (0.4,),
+    k: Annotated[int, Within(0)] = 2,
+    lambda_: float = 1.0,
+) -> Tensor:
+    """Return the base plus ``lambda · M``, ``M = sum(weight[i] · deltas[i])``, where at least `k` models agree.
+
+    A model agrees where ``|D| >= lambda_mask · |M - D|`` for its delta D. Shapes: all ``[n]``.
+    """
+    merged, weighted = torch.zeros_like(base), torch.empty_like(base)
+    for delta, w in zip(deltas, weight, strict=True):
+        merged.add_(torch.mul(delta, w, out=weighted))
+    return add_agreed(base, merged, deltas, lambda_mask=lambda_mask, k=k, lambda_=lambda_)

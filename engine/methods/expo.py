@@ -1,0 +1,21 @@
+"""ExPO: extrapolation along task vectors, with weights above 1.
+
+Source: Zheng et al., "Model extrapolation expedites alignment" (ExPO), arXiv:2404.16792, whose alpha is
+``weight - 1``. With a base of its own for each model the same sum gives chat vectors (Huang et al.,
+arXiv:2310.04799) and ParamΔ (arXiv:2504.21023).
+"""
+
+from torch import Tensor
+
+from mergemill.engine.methods.contract import PerModel, merge_method
+from mergemill.engine.methods.task_vectors import add_deltas
+
+
+@merge_method(reads="element", base="required")
+def expo(base: Tensor, deltas: list[Tensor], *, weight: PerModel[float]) -> Tensor:
+    """Return ``base + sum(weight[i] · deltas[i])``. Shapes: all ``[n]``.
+
+    This is task arithmetic with nothing but its weights: no `normalize`, which would undo an extrapolation, and no
+    `lambda`, so that a weight says by itself how far beyond its model the result goes.
+    """
+    return add_deltas(base, deltas, weight, lambda_=1.0, normalize=False)

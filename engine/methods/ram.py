@@ -1,0 +1,18 @@
+"""RAM: the mean of the task vectors that change an element, so that what one model alone learnt is not thinned.
+
+Source: Yuan et al., "Behavior knowledge merge in reinforced agentic models" (RAM), arXiv:2601.13572.
+"""
+
+from torch import Tensor
+
+from mergemill.engine.methods.changes import drop_unchanged, mean_of_changes
+from mergemill.engine.methods.contract import merge_method
+
+
+@merge_method(reads="element", base="required")
+def ram(base: Tensor, deltas: list[Tensor], *, epsilon: float = 1e-5) -> Tensor:
+    """Return the base plus, element by element, the mean of the deltas larger than `epsilon` in magnitude.
+
+    Shapes: all ``[n]``.
+    """
+    return base.add_(mean_of_changes(deltas, drop_unchanged(deltas, epsilon)))

@@ -1,0 +1,65 @@
+"""RAM+ (tensor-local): RAM, with what one model alone changes amplified by how much it shares.
+
+Source: Yuan et al., "Behavior knowledge merge in reinforced agentic models" (RAM+),
+arXiv:2601.13572; the shares are counted for each tensor.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergemill.engine.methods.changes import drop_unchanged, mean_of_changes
+from mergemill.engine.methods.contract import merge_method
+from mergemill.engine.tensors.kernels import Gather
+from mergemill.engine.tensors.place import Place
+
+Counts = tuple[int, int]  # of one model's changed elements: those it shares with others, those it has alone
+
+
+def _amplify_unique(epsilon: float, r: float, alpha: float) -> Generator[Gather, Any, tuple[float, ...]]:
+    """Find for each model the factor on what it alone changes: ``1 + r · clip(shared / unique, 0, alpha)``."""
+    counts = yield _counting(epsilon)
+    return tuple(1 + r * _clip(shared / max(unique, epsilon), alpha) if unique else 1.0 for shared, unique in counts)
+
+
+@merge_method(reads="sums", base="required", statistics=_amplify_unique, rounds=1)
+def ramplus_tl(
+    base: Tensor,
+    deltas: list[Tensor],
+    statistics: Sequence[float],
+    *,
+    epsilon: float = 1e-5,
+    r: float = 0.1,
+    alpha: float = 0.2,
+) -> Tensor:
+    """Return the base plus the mean of the deltas larger than `epsilon`, amplified where only one of them is.
+
+    Shapes: all ``[n]``.
+    """
+    count = drop_unchanged(deltas, epsilon)
+    unique, factors = torch.eq(count, 1, out=torch.empty_like(count)), torch.empty_like(count)
+    for delta, factor in zip(deltas, statistics, strict=True):
+        delta.mul_(torch.mul(unique, factor - 1, out=factors).add_(1))
+    return base.add_(mean_of_changes(deltas, count))
+
+
+def _clip(ratio: float, most: float) -> float:
+    return min(max(ratio, 0.0), most)
+
+
+def _counting(epsilon: float) -> Callable[[Sequence[Tensor], Place], tuple[Counts, ...]]:
+    def gather(deltas: Sequence[Tensor], place: Place) -> tuple[Counts, ...]:
+        count = drop_unchanged(deltas, epsilon)
+        unique = torch.eq(count, 1, out=count)
+        return tuple(_count(delta.ne_(0), unique) for delta in deltas)
+
+    return gather
+
+
+def _count(changed: Tensor, unique: Tensor) -> Counts:
+    # Sums of whole numbers below 2**53: whatever their order, they are exact.
+    whole = int(changed.sum(dtype=torch.float64))
+    alone = int(changed.mul_(unique).sum(dtype=torch.float64))
+    return whole - alone, alone

@@ -1,0 +1,71 @@
+"""Oracles of the methods that look at each element by itself, from the formulas alone; deltas are W - W_0."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from oracles import Array, Bools, find_largest, join_deltas, sparsify
+
+
+def expo(base: Array, deltas: Sequence[Array], *, weight: Sequence[float]) -> Array:
+    """W_0 + Σ wᵢDᵢ."""
+    return base + np.sum([w * d for w, d in zip(weight, deltas, strict=True)], axis=0)
+
+
+def magmax(base: Array, deltas: Sequence[Array], *, lambda_: float = 0.5) -> Array:
+    """W_0 + lambda · the delta of largest magnitude, the last of equals."""
+    sizes = np.abs(np.array(deltas))[::-1]
+    last = len(deltas) - 1 - np.argmax(sizes, axis=0)
+    return base + lambda_ * np.take_along_axis(np.array(deltas), last[None], axis=0)[0]
+
+
+def nearswap(base: Array, other: Array, *, t: float) -> Array:
+    """r·W_1 + (1−r)·W_0 with r = clip(t / max(|W_0−W_1|, 1e-6), 0, 1)."""
+    r = np.clip(t / np.maximum(np.abs(base - other), 1e-6), 0, 1)
+    return np.asarray(r * other + (1 - r) * base)
+
+
+def ram(base: Array, deltas: Sequence[Array], *, epsilon: float = 1e-5) -> Array:
+    """W_0 + Σ aᵢDᵢ/c where c = Σaᵢ ≥ 1, with aᵢ = |Dᵢ| > epsilon."""
+    return ramplus_tl(base, deltas, epsilon=epsilon, r=0.0)
+
+
+def ramplus_tl(
+    base: Array, deltas: Sequence[Array], *, epsilon: float = 1e-5, r: float = 0.1, alpha: float = 0.2
+) -> Array:
+    """As ram; what one model alone changes is times 1 + r·clip(shared / max(unique, epsilon), 0, alpha)."""
+    changed = np.abs(np.array(deltas)) > epsilon
+    count = changed.sum(0)
+    result = base.copy()
+    for delta, mine in zip(deltas, changed, strict=True):
+        shared, unique = np.sum(mine & (count > 1)), np.sum(mine & (count == 1))
+        factor = 1 + r * np.clip(shared / max(unique, epsilon), 0, alpha) if unique else 1.0
+        result += np.where(mine & (count == 1), factor * delta, 0.0)
+        result += np.where(mine & (count > 1), delta / np.maximum(count, 1), 0.0)
+    return result
+
+
+def consensus_masks(merged: Array, deltas: Sequence[Array], lambda_mask: Sequence[float]) -> list[Bools]:
+    """|Dᵢ| ≥ lambda_maskᵢ · |D_MTL − Dᵢ| for each model."""
+    return [np.abs(d) >= factor * np.abs(merged - d) for d, factor in zip(deltas, lambda_mask, strict=True)]
+
+
+def consensus(
+    base: Array, merged: Array, deltas: Sequence[Array], *, lambda_mask: Sequence[float], k: int, lambda_: float
+) -> Array:
+    """W_0 + lambda · D_MTL where at least k masks agree, else W_0."""
+    agree = np.sum(consensus_masks(merged, deltas, lambda_mask), axis=0) >= k
+    return base + np.where(agree, lambda_ * merged, 0.0)
+
+
+def merge_linearly(deltas: Sequence[Array], *, weight: Sequence[float]) -> Array:
+    """D_MTL of consensus_ta: Σ wᵢDᵢ."""
+    return join_deltas(deltas, weight=weight, consensus=False, normalize=False)
+
+
+def merge_by_ties(
+    deltas: Sequence[Array], *, weight: Sequence[float], density: Sequence[float], normalize: bool, rescale: bool
+) -> Array:
+    """D_MTL of consensus_ties: trimmed, of the elected sign."""
+    masks = [find_largest(delta, share) for delta, share in zip(deltas, density, strict=True)]
+    return join_deltas(sparsify(deltas, masks, rescale=rescale), weight=weight, consensus=True, normalize=normalize)
