@@ -34,13 +34,12 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 
 def required(method: Method) -> Mapping[str, Any]:
-    """Return a value for each parameter that a method needs."""
-    return {p.name: value_of(p) for p in method.parameters if p.required}
+    """Return a value for each parameter that a method needs, and a density that drops something."""
+    return {p.name: value_of(p) for p in method.parameters if p.required or p.name == "density"}
 
 
 def value_of(parameter: Parameter) -> Any:
-    most = 0.4 if parameter.within is None else parameter.within.most or 1
-    return 1 if parameter.kind is int else parameter.kind(most)
+    return parameter.kind(1 if parameter.kind is int else 0.4)
 
 
 def merge_files(method: Method, names: list[str], base: str | None, folder: Folder, out: Path, seed: int) -> Any:
