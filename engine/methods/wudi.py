@@ -1,0 +1,105 @@
+"""WUDI-Merging in closed form: the task vector that interferes least with each model's own.
+
+Source: Cheng et al., "Whoever started the interference should end it: guiding data-free model merging via task
+vectors", arXiv:2503.08099, whose objective is minimised there by gradient descent.
+"""
+
+import math
+from typing import Annotated, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mergemill.engine.methods.contract import Within, merge_method
+from mergemill.engine.methods.matrices import add_matrix, whole_matrices
+from mergemill.engine.tensors.place import Place
+
+
+# For each input one slab of the matrix that is solved with, and one of its factor.
+@merge_method(reads="matrix", base="required", grain=whole_matrices, extra_slabs=5, extra_slabs_each=2)
+def wudi(
+    base: Tensor,
+    deltas: list[Tensor],
+    place: Place,
+    *,
+    ridge: Annotated[float, Within(1e-8, None)] = 1e-6,
+    lambda_: float = 1.0,
+) -> Tensor:
+    """Return ``base + lambda · D``, D the minimum of ``Σᵢ ‖(D - Dᵢ)Dᵢᵀ‖²/‖Dᵢ‖² + ρ‖D‖²`` in Frobenius norms.
+
+    That is ``D = (Σ DᵢGᵢ)(Σ Gᵢ + ρ)⁻¹`` with ``Gᵢ = DᵢᵀDᵢ/‖Dᵢ‖²`` and ρ `ridge` times the mean of the diagonal of
+    ``Σ Gᵢ``; as it goes to zero, the inverse becomes the pseudo-inverse. It is solved on the smaller side: with the
+    ``[n, n]`` matrix above, or, of the stacked ``B`` of all ``Dᵢ/‖Dᵢ‖``, with the ``[Km, Km]`` matrix ``BBᵀ + ρ``,
+    which gives the same D. (The mirrored form with ``DᵢDᵢᵀ`` on the left would be smaller still for wide matrices,
+    but it minimises ``‖Dᵢᵀ(D - Dᵢ)‖``: interference of outputs, not of the inputs that the rows of Dᵢ stand for.)
+
+    A task vector of zeros takes no part. Shapes: all ``[n]``; what is no matrix is merged by task arithmetic.
+    """
+
+    def join(matrices: list[Tensor]) -> Tensor:
+        parts = [Part(matrix, _find_norm(matrix)) for matrix in matrices if matrix.any()]
+        if not parts:
+            return torch.zeros(place.shape, dtype=torch.float64)
+        m, n = place.shape
+        return _solve_columns(parts, ridge) if n <= len(parts) * m else _solve_rows(parts, ridge)
+
+    return add_matrix(base, deltas, place, join, lambda_=lambda_)
+
+
+class Part(NamedTuple):
+    """A task vector that is not zero."""
+
+    matrix: Tensor  # [m, n]
+    norm: float  # Frobenius
+
+    def unit(self) -> Tensor:
+        """Return the matrix over its norm, as a new float64 tensor."""
+        return self.matrix.to(torch.float64, copy=True).div_(self.norm)
+
+
+def _find_norm(matrix: Tensor) -> float:
+    largest = float(max(map(abs, torch.stack(torch.aminmax(matrix)).tolist())))
+    scaled = matrix.to(torch.float64, copy=True).div_(largest)  # so that no square overflows or vanishes
+    return largest * math.sqrt(float(scaled.square_().sum()))
+
+
+def _solve_columns(parts: list[Part], ridge: float) -> Tensor:
+    """Return ``(Σ DᵢGᵢ)(Σ Gᵢ + ρ)⁻¹``."""
+    m, n = parts[0].matrix.shape
+    products, grams = (torch.zeros((rows, n), dtype=torch.float64) for rows in (m, n))
+    for matrix, norm in ((part.unit(), part.norm) for part in parts):
+        if n <= m:
+            gram = matrix.T @ matrix
+            grams.add_(gram)
+            products.addmm_(matrix, gram, alpha=norm)
+        else:
+            grams.addmm_(matrix.T, matrix)
+            products.addmm_(matrix @ matrix.T, matrix, alpha=norm)
+    return _divide(products, grams, ridge / n)
+
+
+def _solve_rows(parts: list[Part], ridge: float) -> Tensor:
+    """Return ``C(BBᵀ + ρ)⁻¹B`` with ``C = [‖Dᵢ‖·BᵢBᵢᵀ …]``."""
+    m, n = parts[0].matrix.shape
+    rows = [slice(start, start + m) for start in range(0, len(parts) * m, m)]
+    grams = torch.empty((len(parts) * m, len(parts) * m), dtype=torch.float64)
+    for i, part in enumerate(parts):
+        unit = part.unit()
+        for j, other in enumerate(parts[: i + 1]):
+            block = torch.mm(unit, other.unit().T, out=grams[rows[i], rows[j]])
+            grams[rows[j], rows[i]] = block.T
+    own = torch.cat([grams[at, at] * part.norm for at, part in zip(rows, parts, strict=True)], dim=1)
+    mixed = _divide(own, grams, ridge / n)
+    total = torch.zeros((m, n), dtype=torch.float64)
+    for at, part in zip(rows, parts, strict=True):
+        total.addmm_(mixed[:, at], part.unit())
+    return total
+
+
+def _divide(left: Tensor, right: Tensor, ridge: float) -> Tensor:
+    """Return ``left · (right + ridge · trace(right))⁻¹`` for a positive `right`, which is overwritten."""
+    right.diagonal().add_(ridge * float(right.diagonal().sum()))
+    factor = torch.linalg.cholesky(right)
+    halfway: Tensor = torch.linalg.solve_triangular(factor.T, left, upper=True, left=False)
+    result: Tensor = torch.linalg.solve_triangular(factor, halfway, upper=False, left=False)
+    return result

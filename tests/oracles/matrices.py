@@ -1,0 +1,77 @@
+"""The methods on whole matrices and the step after a merge, from their papers' formulas; see `oracles`.
+
+`eps` is that of the dtype in which the matrices were stored: what is numerically zero, rounding decides.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from oracles import Array
+
+
+def tsv(base: Array, deltas: Sequence[Array], *, eps: float, lambda_: float = 1.0) -> Array:
+    """Join each delta's largest singular triples, with the nearest orthonormal factors of the joined vectors."""
+    if base.ndim != 2:
+        return add_sum(base, deltas, lambda_)
+    kept = max(1, min(base.shape) // len(deltas))
+    triples = [[part[..., :kept] for part in find_triples(delta, eps)] for delta in deltas]
+    left, values, right = (np.concatenate(parts, axis=-1) for parts in zip(*triples, strict=True))
+    return base + lambda_ * (find_polar(left, eps) * values) @ find_polar(right, eps).T
+
+
+def iso_c(base: Array, deltas: Sequence[Array], *, eps: float, lambda_: float = 1.0) -> Array:
+    """Give every singular value of the sum their mean, over all of them; those that are zero stay so."""
+    if base.ndim != 2:
+        return add_sum(base, deltas, lambda_)
+    left, values, right = find_triples(np.sum(deltas, axis=0), eps)
+    return base + lambda_ * float(np.sum(values)) / min(base.shape) * left @ right.T
+
+
+def wudi(base: Array, deltas: Sequence[Array], *, ridge: float = 1e-6, lambda_: float = 1.0) -> Array:
+    """Solve ``D (Σ Gᵢ + ρ) = Σ DᵢGᵢ``, Gᵢ the Gram matrix of the columns of Dᵢ/‖Dᵢ‖."""
+    if base.ndim != 2:
+        return add_sum(base, deltas, lambda_)
+    present = [delta for delta in deltas if np.any(delta)]
+    if not present:
+        return base
+    grams = [delta.T @ delta / np.sum(delta**2) for delta in present]
+    total = np.sum(grams, axis=0)
+    total += ridge * np.mean(np.diag(total)) * np.eye(len(total))
+    right = np.sum([delta @ gram for delta, gram in zip(present, grams, strict=True)], axis=0)
+    return base + lambda_ * np.linalg.solve(total, right.T).T
+
+
+def svc(merged: Array, deltas: Sequence[Array], *, eps: float, alpha: float = 1.0) -> Array:
+    """Return the merged task vector with each singular value times ``K / Σ max(alpha, sᵢ)``."""
+    if merged.ndim != 2:
+        return merged
+    result = merged.copy()
+    for u, value, v in zip(*(part.T for part in find_triples(merged, eps)), strict=True):
+        factor = len(deltas) / sum(max(alpha, find_share(u @ merged, u @ delta, delta, eps, alpha)) for delta in deltas)
+        result += (factor - 1) * value * np.outer(u, v)
+    return result
+
+
+def find_share(image: Array, own: Array, delta: Array, eps: float, alpha: float) -> float:
+    """Return ``⟨a, aᵢ⟩/‖aᵢ‖²``; alpha where aᵢ is nothing but the rounding of Dᵢ."""
+    least = max(eps, max(delta.shape) * np.finfo(float).eps) * np.linalg.norm(delta)
+    return alpha if np.linalg.norm(own) <= least else float(image @ own / (own @ own))
+
+
+def add_sum(base: Array, deltas: Sequence[Array], lambda_: float) -> Array:
+    """Return the base and lambda times the sum of the deltas: what there is for vectors."""
+    return np.asarray(base + lambda_ * np.sum(deltas, axis=0))
+
+
+def find_triples(matrix: Array, eps: float) -> tuple[Array, Array, Array]:
+    """Return ``U, S, V`` without the singular values that are numerically zero."""
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    clear = values > max(matrix.shape) * eps * values[0]
+    return left[:, clear], values[clear], right[clear].T
+
+
+def find_polar(matrix: Array, eps: float) -> Array:
+    """Return the nearest matrix with orthonormal columns, as far as the columns are independent."""
+    left, _, right = find_triples(matrix, eps)
+    return np.asarray(left @ right.T)
