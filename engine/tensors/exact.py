@@ -39,6 +39,27 @@ class ExactSum:
             return math.inf if self.scaled > 0 else -math.inf
 
 
+@dataclass(frozen=True, slots=True)
+class Extremes:
+    """The least and the largest of some values; of two such, the sum is that of all the values."""
+
+    least: float = math.inf
+    most: float = -math.inf
+
+    def __add__(self, other: "Extremes") -> "Extremes":
+        return Extremes(min(self.least, other.least), max(self.most, other.most))
+
+
+def find_extremes(values: Tensor) -> Extremes:
+    """Return the least and the largest of a slab that is not empty.
+
+    >>> find_extremes(torch.tensor([2.0, -1.0])) + Extremes()
+    Extremes(least=-1.0, most=2.0)
+    """
+    least, most = values.aminmax()
+    return Extremes(float(least), float(most))
+
+
 def exact(value: float) -> ExactSum:
     """Return `value` as a sum of one.
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from mergemill.engine.tensors.exact import ExactSum
+from mergemill.engine.tensors.exact import ExactSum, Extremes
 from mergemill.engine.tensors.place import Place
 
 # What a round gathers; partial results of slabs are added, component by component, exactly.
@@ -90,8 +90,8 @@ def add_partials(left: Partial, right: Partial) -> Partial:
 def _add(left: Any, right: Any) -> Any:
     if isinstance(left, tuple):
         return add_partials(left, right)
-    if isinstance(left, ExactSum | int | np.ndarray):
+    if isinstance(left, ExactSum | Extremes | int | np.ndarray):
         return left + right
     raise TypeError(
-        f"a partial result holds a {type(left).__name__}; give integers, arrays of them, ExactSum or tuples"
+        f"a partial result holds a {type(left).__name__}; give integers, arrays of them, ExactSum, Extremes or tuples"
     )

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergemill.engine.tensors.exact import ExactSum, exact, sum_blocks, sum_products, sum_rows
+from mergemill.engine.tensors.exact import ExactSum, Extremes, exact, find_extremes, sum_blocks, sum_products, sum_rows
+from mergemill.engine.tensors.kernels import add_partials
 from mergemill.engine.tensors.slabs import BLOCK
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -186,3 +187,10 @@ def test_the_sum_of_a_row_does_not_hang_on_the_other_rows() -> None:
 def test_the_sum_of_a_row_keeps_no_room_of_the_row() -> None:
     values = torch.ones(3, 1000, dtype=torch.float64)
     assert sum_rows(values).untyped_storage().nbytes() == 3 * 8
+
+
+def test_extremes_add_up_to_those_of_all() -> None:
+    values = torch.tensor([3.0, -1.0, 7.0, 0.0])
+    left, right = find_extremes(values[:1]), find_extremes(values[1:])
+    assert left + right == right + left + Extremes() == find_extremes(values) == Extremes(-1.0, 7.0)
+    assert add_partials((left,), (right,)) == (Extremes(-1.0, 7.0),)
