@@ -1,7 +1,8 @@
-"""``mergemill methods``: the merge methods there are, and their parameters."""
+"""``mergemill methods``: the merge methods there are, their parameters, and what they cost for a given model."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,64 +11,161 @@ from mergemill.cli import console
 from mergemill.cli.options import Json
 
 if TYPE_CHECKING:
+    from mergemill.engine.methods.coefficients import Coefficients
     from mergemill.engine.methods.contract import Method, Parameter
+    from mergemill.engine.methods.steps import Step
+    from mergemill.engine.plan.cost import Cost
+
+    Stage = Coefficients | Step  # around a method
 
 Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A method, to see its parameters.")]
+Model = Annotated[str | None, typer.Option(metavar="PATH", help="A model; what the method takes for such.")]
+Models = Annotated[int | None, typer.Option(min=1, metavar="N", help="How many such models, beside a base.")]
 
 HEADS = ("parameter", "type", "default", "range")
+KINDS = {
+    "element": "each element by itself",
+    "gram": "the inner products of the whole tensors first",
+    "rank": "the order of magnitudes in the whole tensor first",
+    "sums": "sums over the whole tensor first",
+    "row": "whole rows",
+    "matrix": "the whole matrix at once",
+}
+SLABS = {"block": "a few blocks of elements", "row": "whole rows", "tensor": "the whole tensor"}
+STAGES = {"coefficients": "coefficients, before a method", "post": "post, after a method"}
 
 
-def methods(name: Name = None, json: Json = False) -> None:
+def methods(name: Name = None, model: Model = None, models: Models = None, json: Json = False) -> None:
     """List the merge methods, or show one of them.
 
-    Example: mergemill methods ties
+    Example: mergemill methods ties --model models/base --models 3
     """
     from mergemill.engine import find_methods
 
-    known = find_methods()
+    known, stages = find_methods(), _find_stages()
     if name is None:
-        _show_all(list(known.values()), json=json)
-        return
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+        if model is not None:
+            raise typer.BadParameter("--model is for one method: mergemill methods NAME --model PATH")
+        _show_all(list(known.values()), stages, json=json)
+    elif name in known:
+        _show_one(known[name], model, models, json=json)
+    elif name in stages:
+        if model is not None:
+            raise typer.BadParameter(f"{name} is no method of its own; --model is for methods")
+        _show_stage(*stages[name], json=json)
+    else:
+        near = difflib.get_close_matches(name, [*known, *stages], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join([*known, *stages])}"
         raise typer.BadParameter(f"there is no method {name!r}; {hint}")
-    _show_one(known[name], json=json)
 
 
-def _show_all(found: "list[Method]", *, json: bool) -> None:
+def _find_stages() -> "dict[str, tuple[str, Stage]]":
+    """Return what goes around a method, by name: the recipe's key, and the stage."""
+    from mergemill.engine import find_coefficients, find_steps
+
+    before: dict[str, tuple[str, Stage]] = {
+        name: ("coefficients", found) for name, found in find_coefficients().items()
+    }
+    return before | {name: ("post", found) for name, found in find_steps().items()}
+
+
+def _show_all(found: "Sequence[Method]", stages: "dict[str, tuple[str, Stage]]", *, json: bool) -> None:
     if json:
-        console.say_json([as_json(method) for method in found])
+        console.say_json([*(as_json(method) for method in found), *(_stage_json(*stage) for stage in stages.values())])
         return
-    rows = [(method.name, describe_inputs(method), method.reads, _say_title(method)) for method in found]
+    rows: list[tuple[str, ...]] = [
+        (method.name, describe_inputs(method), method.reads, _say_title(method.title)) for method in found
+    ]
+    rows += [(name, STAGES[key], "", _say_title(stage.title)) for name, (key, stage) in stages.items()]
     console.say_table(rows, heads=("method", "models", "reads", "what it does"))
 
 
-def _show_one(method: "Method", *, json: bool) -> None:
+def _show_one(method: "Method", model: str | None, models: int | None, *, json: bool) -> None:
+    from mergemill.engine import estimate_cost
+
+    cost = estimate_cost(method, model, models=models) if model is not None else None
     if json:
-        console.say_json(as_json(method))
+        console.say_json(as_json(method) | ({} if cost is None else {"cost": asdict(cost)}))
         return
     console.say(method.title)
     console.say()
-    facts = {"models": describe_inputs(method), "reads": method.reads, "source": method.source or "none"}
-    console.say_table(list(facts.items()))
-    if method.parameters:
+    console.say_table(list(_facts(method)))
+    _show_parameters(method.parameters)
+    if cost is not None:
         console.say()
-        console.say_table([tuple(_parameter_row(parameter)) for parameter in method.parameters], heads=HEADS)
+        console.say_table(list(_cost_rows(cost)))
+
+
+def _show_stage(key: str, stage: "Stage", *, json: bool) -> None:
+    if json:
+        console.say_json(_stage_json(key, stage))
+        return
+    console.say(stage.title)
+    console.say()
+    console.say_table([("in a recipe", STAGES[key])])
+    _show_parameters(stage.parameters)
+
+
+def _show_parameters(parameters: "Sequence[Parameter]") -> None:
+    if parameters:
+        console.say()
+        console.say_table([tuple(_parameter_row(parameter)) for parameter in parameters], heads=HEADS)
+
+
+def _facts(method: "Method") -> Iterator[tuple[str, str]]:
+    yield "models", describe_inputs(method)
+    yield "reads", f"{method.reads}: {KINDS[method.reads]}"
+    yield "in memory", _say_grain(method)
+    yield "passes", _say_passes(method.most_rounds + 1)
+    yield "source", method.source or "none"
+
+
+def _say_grain(method: "Method") -> str:
+    grain = "changing" if callable(method.grain) else method.grain
+    return SLABS.get(grain, "as the tensor's shape and the settings ask: see --model")
+
+
+def _say_passes(passes: int) -> str:
+    if passes == 1:
+        return "1 over the inputs"
+    return f"{passes} over the inputs, at most: {passes - 1} for what must be known of the whole tensor, 1 to merge"
+
+
+def _cost_rows(cost: "Cost") -> Iterator[tuple[str, str]]:
+    from mergemill.engine import format_size
+
+    yield "merging", f"{console.count(cost.models, 'model')} like it{' and a base' if cost.base else ''}"
+    yield "largest tensor", f"{cost.tensor}, {cost.dtype} {list(cost.shape)}, in {console.count(cost.parts, 'part')}"
+    yield "in memory", SLABS[cost.slab]
+    passes = f"; its inputs are read {cost.passes} times" if cost.passes > 1 else ""
+    yield "streamed", f"{format_size(cost.stream_bytes)} a task{passes}"
+    if cost.keep_bytes is not None:
+        yield "kept", f"{format_size(cost.keep_bytes)} a task; its inputs are read once"
+    elif cost.passes > 1:
+        yield "kept", "not: it is cut over several parts, whose inputs are read in each pass"
+    yield "least --memory", f"{cost.least_bytes} bytes ({format_size(cost.least_bytes)}), for {cost.least_tensor}"
 
 
 def as_json(method: "Method") -> dict[str, Any]:
     """Return a method as JSON values."""
     return {
         "name": method.name,
+        "kind": "method",
         "title": method.title,
         "source": method.source,
         "reads": method.reads,
+        "grain": None if callable(method.grain) else method.grain,
+        "passes": method.most_rounds + 1,
         "base": method.base,
         "least_inputs": method.least_inputs,
         "most_inputs": method.most_inputs,
         "parameters": [_parameter_json(parameter) for parameter in method.parameters],
     }
+
+
+def _stage_json(key: str, stage: "Stage") -> dict[str, Any]:
+    parameters = [_parameter_json(parameter) for parameter in stage.parameters]
+    return {"name": stage.name, "kind": key, "title": stage.title, "parameters": parameters}
 
 
 def _parameter_json(parameter: "Parameter") -> dict[str, Any]:
@@ -85,12 +183,18 @@ def describe_inputs(method: "Method") -> str:
     """Say how many models a method takes, and whether one of them is the base."""
     least, most = method.least_inputs, method.most_inputs
     models = f"{least}" if least == most else f"{least} to {most}" if most else f"{least} or more"
-    return models + {"none": "", "required": " and a base", "first of two": ", one the base"}[method.base]
+    base = {
+        "none": "",
+        "optional": ", with or without a base",
+        "required": " and a base",
+        "first of two": ", one the base",
+    }
+    return models + base[method.base]
 
 
-def _say_title(method: "Method") -> str:
+def _say_title(title: str) -> str:
     """The title without the method's name before the colon, which stands beside it."""
-    return method.title.partition(": ")[2] or method.title
+    return title.partition(": ")[2] or title
 
 
 def _parameter_row(parameter: "Parameter") -> Iterator[str]:

@@ -5,8 +5,9 @@
 """
 
 from mergemill.engine.errors import MergemillError
-from mergemill.engine.methods.catalogue import find_methods
+from mergemill.engine.methods.catalogue import find_coefficients, find_methods, find_steps
 from mergemill.engine.methods.contract import merge_method
+from mergemill.engine.plan.cost import estimate_cost
 from mergemill.engine.plan.make import make_plan
 from mergemill.engine.plan.sizes import format_size
 from mergemill.engine.recipe import load_recipe, recipe_schema
@@ -26,7 +27,10 @@ __all__ = [
     "Started",
     "abort",
     "describe_plan",
+    "estimate_cost",
+    "find_coefficients",
     "find_methods",
+    "find_steps",
     "format_size",
     "inspect",
     "load_recipe",
