@@ -1,12 +1,15 @@
 """Dropping elements of task vectors at random, and rescaling what is left.
 
-Source: Yu et al., "Language models are super mario" (DARE), arXiv:2311.03099, section 3; the factor here restores the
-L1 norm that the drop took, instead of dividing by the density.
+Source: Yu et al., "Language models are super mario" (DARE), arXiv:2311.03099, section 3, and Deep et al.,
+"DELLA-Merging", arXiv:2406.11617, section 3 (MagPrune); the factor here restores the L1 norm that the drop took,
+instead of dividing by the density.
 """
 
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,38 +17,104 @@ from mergemill.engine.methods.task_vectors import rescale_factor, sum_absolute
 from mergemill.engine.tensors.exact import ExactSum
 from mergemill.engine.tensors.kernels import Gather
 from mergemill.engine.tensors.place import Place
-from mergemill.engine.tensors.random import keep_with_probability
+from mergemill.engine.tensors.random import keep_under_limits, keep_with_probability, random_limits
+
+MAGPRUNE_SLABS = 8  # keys to sort by, limits, masks
+
+Drop = Callable[[Tensor, Place, int], Tensor]  # thins the slab of the task vector i in place
 
 
 def kept_norms(place: Place, density: Sequence[float], rescale: bool) -> Generator[Gather, Any, tuple[float, ...]]:
-    """Find the factor that restores each task vector's L1 norm after the drop."""
-    if not rescale or all(d <= 0 or d >= 1 for d in density):
-        return (1.0,) * len(density)
-    norms = yield _norms_at(density)
-    return tuple(rescale_factor(float(whole), float(kept)) for whole, kept in norms)
+    """Find the factor that restores each task vector's L1 norm after `drop_at_random`."""
+    return (yield from _find_factors(partial(_drop, density), density, rescale))
 
 
 def drop_at_random(deltas: Sequence[Tensor], density: Sequence[float], factors: Sequence[float], place: Place) -> None:
     """Keep each element with its model's density, times the model's factor, in place."""
-    for i, (delta, kept, factor) in enumerate(zip(deltas, density, factors, strict=True)):
-        _drop(delta, kept, place, i)
+    _thin(deltas, partial(_drop, density), factors, place)
+
+
+def magpruned_norms(
+    place: Place, density: Sequence[float], epsilon: Sequence[float], rescale: bool
+) -> Generator[Gather, Any, tuple[float, ...]]:
+    """Find the factor that restores each task vector's L1 norm after `magprune`."""
+    return (yield from _find_factors(partial(_magprune, density, epsilon), density, rescale))
+
+
+def magprune(
+    deltas: Sequence[Tensor],
+    density: Sequence[float],
+    epsilon: Sequence[float],
+    factors: Sequence[float],
+    place: Place,
+) -> None:
+    """Keep each element, times the model's factor, with a probability that grows with its rank in its row, in place.
+
+    From ``density - epsilon`` for the smallest magnitude to ``density + epsilon`` for the largest; of equal ones the
+    first by index ranks lower. The slabs hold whole rows; a vector is one row; a row of one has the density itself.
+    """
+    _thin(deltas, partial(_magprune, density, epsilon), factors, place)
+
+
+def refuse_epsilon(density: Sequence[float], epsilon: Sequence[float]) -> str | None:
+    """Say which of the densities, where they thin at all, leave the open range from 0 to 1 by their epsilon."""
+    for d, e in zip(density, epsilon, strict=True):
+        if 0 < d < 1 and not (0 < d - e < 1 and 0 < d + e < 1):
+            return f"density {d:g} ± epsilon {e:g} must lie between 0 and 1, and not reach them"
+    return None
+
+
+def _find_factors(drop: Drop, density: Sequence[float], rescale: bool) -> Generator[Gather, Any, tuple[float, ...]]:
+    if not rescale or all(d <= 0 or d >= 1 for d in density):
+        return (1.0,) * len(density)
+    norms = yield _norms_after(drop)
+    return tuple(rescale_factor(float(whole), float(kept)) for whole, kept in norms)
+
+
+def _norms_after(drop: Drop) -> Callable[[Sequence[Tensor], Place], tuple[tuple[ExactSum, ExactSum], ...]]:
+    def gather(deltas: Sequence[Tensor], place: Place) -> tuple[tuple[ExactSum, ExactSum], ...]:
+        return tuple(
+            (sum_absolute(delta, place), sum_absolute(drop(delta, place, i), place)) for i, delta in enumerate(deltas)
+        )
+
+    return gather
+
+
+def _thin(deltas: Sequence[Tensor], drop: Drop, factors: Sequence[float], place: Place) -> None:
+    for i, (delta, factor) in enumerate(zip(deltas, factors, strict=True)):
+        drop(delta, place, i)
         if factor != 1.0:
             delta.mul_(factor)
 
 
-def _drop(delta: Tensor, density: float, place: Place, i: int) -> Tensor:
-    if density >= 1:
-        return delta
-    if density <= 0:
-        return delta.zero_()
-    return delta.mul_(keep_with_probability(place, place.models[i], density, torch.empty_like(delta)))
+def _drop(density: Sequence[float], delta: Tensor, place: Place, i: int) -> Tensor:
+    if not 0 < density[i] < 1:
+        return delta if density[i] >= 1 else delta.zero_()
+    return delta.mul_(keep_with_probability(place, place.models[i], density[i], torch.empty_like(delta)))
 
 
-def _norms_at(density: Sequence[float]) -> Callable[[Sequence[Tensor], Place], tuple[tuple[ExactSum, ExactSum], ...]]:
-    def gather(deltas: Sequence[Tensor], place: Place) -> tuple[tuple[ExactSum, ExactSum], ...]:
-        return tuple(
-            (sum_absolute(delta, place), sum_absolute(_drop(delta, d, place, i), place))
-            for i, (delta, d) in enumerate(zip(deltas, density, strict=True))
-        )
+def _magprune(density: Sequence[float], epsilon: Sequence[float], delta: Tensor, place: Place, i: int) -> Tensor:
+    if not 0 < density[i] < 1:
+        return delta if density[i] >= 1 else delta.zero_()
+    rows = delta.view(-1, place.shape[-1] if place.shape else 1)
+    by_rank = _rank_limits(density[i], epsilon[i], rows.shape[1]).expand(rows.shape)
+    limits = torch.empty(rows.shape, dtype=torch.int32).scatter_(1, _sort_rows(rows), by_rank)
+    return delta.mul_(keep_under_limits(place, place.models[i], limits.view(-1), torch.empty_like(delta)))
 
-    return gather
+
+def _rank_limits(density: float, epsilon: float, columns: int) -> Tensor:
+    """Return the limit of each rank's random number, the smallest magnitude's first."""
+    steps = np.arange(columns) / (columns - 1) if columns > 1 else np.array([0.5])
+    return random_limits(density - epsilon + 2 * epsilon * steps)
+
+
+def _sort_rows(rows: Tensor) -> Tensor:
+    """Return the columns of each row in ascending order of magnitude, equal ones by index; int64."""
+    magnitude = rows.abs()
+    if rows.dtype != torch.float32:
+        return magnitude.sort(dim=1, stable=True).indices
+    # Bits and column in one integer: no two are equal, so that the fast sort, which is not stable, will do.
+    keys = magnitude.view(torch.int32).to(torch.int64).bitwise_left_shift_(32)
+    keys.bitwise_or_(torch.arange(rows.shape[1]))
+    keys.numpy().sort(axis=1)
+    return keys.bitwise_and_(0xFFFFFFFF)

@@ -49,7 +49,9 @@ def add_agreeing_deltas(
     divided by the sum of the weights that went into it, where that is not nothing. Shapes: all ``[n]``; `base` and
     `deltas` are overwritten.
     """
-    sign = _elect_sign(deltas, weight)
+    for delta, w in zip(deltas, weight, strict=True):
+        delta.mul_(w)
+    sign = elect_sign(deltas)
     total, divisor, agrees = (torch.zeros_like(base), torch.zeros_like(base), torch.empty_like(base))
     for delta, w in zip(deltas, weight, strict=True):
         torch.mul(delta, sign, out=agrees)
@@ -64,9 +66,9 @@ def add_agreeing_deltas(
     return base.add_(total.mul_(lambda_))
 
 
-def _elect_sign(deltas: Sequence[Tensor], weight: Sequence[float]) -> Tensor:
-    """Weight the deltas in place and return +1 or -1 for each element."""
-    total = deltas[0].mul_(weight[0]).clone()
-    for delta, w in zip(deltas[1:], weight[1:], strict=True):
-        total.add_(delta.mul_(w))
+def elect_sign(deltas: Sequence[Tensor]) -> Tensor:
+    """Return the sign of the sum of the deltas, +1 or -1, for each element; 0 counts as plus."""
+    total = deltas[0].clone()
+    for delta in deltas[1:]:
+        total.add_(delta)
     return torch.ge(total, 0, out=total).mul_(2).sub_(1)

@@ -9,12 +9,16 @@ machine and device gives the same bits.
 import functools
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.slabs import BLOCK
+
+Doubles = np.ndarray[Any, np.dtype[np.float64]]
 
 _FIRST, _SECOND = 0x21F0AAAD, 0xD35A2D97
 
@@ -24,7 +28,7 @@ def keep_with_probability(place: Place, model: int, probability: float, out: Ten
 
     `out` is a flat floating slab that begins at ``place.start``; `model` is the input's place in the recipe.
     """
-    limit = random_limit(probability)
+    limit = min(int(probability * 2**32), 2**32 - 1) - 2**31
     for start, bits in _iterate_bits(place, model, len(out)):
         torch.lt(bits, limit, out=out[start : start + len(bits)])
     return out
@@ -33,7 +37,7 @@ def keep_with_probability(place: Place, model: int, probability: float, out: Ten
 def keep_under_limits(place: Place, model: int, limits: Tensor, out: Tensor) -> Tensor:
     """Fill `out` with 1 where an element's random number is under its own of the int32 `limits`, else 0.
 
-    Both are flat slabs that begin at ``place.start``; `random_limit` makes a limit of a probability.
+    Both are flat slabs that begin at ``place.start``; `random_limits` makes limits of probabilities.
     """
     for start, bits in _iterate_bits(place, model, len(out)):
         stop = start + len(bits)
@@ -41,13 +45,14 @@ def keep_under_limits(place: Place, model: int, limits: Tensor, out: Tensor) -> 
     return out
 
 
-def random_limit(probability: float) -> int:
-    """Return the int32 under which a uniform int32 lies with `probability`.
+def random_limits(probabilities: Doubles) -> Tensor:
+    """Return the int32 under each of which a uniform int32 lies with the probability.
 
-    >>> random_limit(0.5), random_limit(0.0), random_limit(1.0)
-    (0, -2147483648, 2147483647)
+    >>> random_limits(np.array([0.0, 0.5, 1.0])).tolist()
+    [-2147483648, 0, 2147483647]
     """
-    return max(0, min(int(probability * 2**32), 2**32 - 1)) - 2**31
+    steps = np.clip(probabilities * 2.0**32, 0.0, 2.0**32 - 1).astype(np.int64)
+    return torch.from_numpy((steps - 2**31).astype(np.int32))
 
 
 def random_bits(place: Place, model: int, block: int) -> Tensor:

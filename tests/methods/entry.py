@@ -33,6 +33,7 @@ class Entry:
     oracle: Callable[[Task], Expected]
     symmetric: bool  # permuting the models with their parameters changes nothing
     random: bool = False
+    even: Settings | None = None  # with these, a random method keeps every element with the density itself
     equal: Settings | None = None  # with these, equal models give that model
     rounding: float = 2e-6  # of the largest value: how far float32 may be from the oracle
     everywhere: bool = True  # the same bits whatever the machine; not so where LAPACK is asked

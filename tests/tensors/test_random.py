@@ -9,7 +9,7 @@ import torch
 from tensors.masks import random_mask, random_words
 
 from mergemill.engine.tensors.place import Place
-from mergemill.engine.tensors.random import keep_under_limits, keep_with_probability, random_bits, random_limit
+from mergemill.engine.tensors.random import keep_under_limits, keep_with_probability, random_bits, random_limits
 from mergemill.engine.tensors.slabs import BLOCK
 
 TENSOR = "model.layers.0.self_attn.q_proj.weight"
@@ -173,8 +173,7 @@ def test_a_slab_may_begin_anywhere(start: int, stop: int) -> None:
 def test_each_element_may_have_a_limit_of_its_own(start: int) -> None:
     size = BLOCK + 100
     probabilities = np.linspace(0, 1, size)
-    limits = torch.tensor([random_limit(p) for p in probabilities.tolist()], dtype=torch.int32)
-    mask = keep_under_limits(PLACE.at(start), 1, limits, torch.full((size,), torch.nan))
+    mask = keep_under_limits(PLACE.at(start), 1, random_limits(probabilities), torch.full((size,), torch.nan))
     padded = np.concatenate([np.zeros(start), probabilities])
     expected = random_mask(start + size, padded, seed=42, model=1, tensor=TENSOR)[start:]
     assert np.array_equal(mask.numpy(), expected)

@@ -1,0 +1,45 @@
+"""DELLA: drop elements of the task vectors at random, small ones rather, rescale, elect a sign, merge what agrees.
+
+Source: Deep et al., "DELLA-Merging: reducing interference in model merging through magnitude-based sampling",
+arXiv:2406.11617, section 3.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from mergemill.engine.methods.contract import Density, PerModel, merge_method
+from mergemill.engine.methods.drop import MAGPRUNE_SLABS, magprune, magpruned_norms, refuse_epsilon
+from mergemill.engine.methods.task_vectors import add_agreeing_deltas
+from mergemill.engine.tensors.place import Place
+
+
+@merge_method(
+    reads="row",
+    base="required",
+    statistics=magpruned_norms,
+    rounds=1,
+    grain="row",
+    extra_slabs=MAGPRUNE_SLABS,
+    check=refuse_epsilon,
+)
+def della(
+    base: Tensor,
+    deltas: list[Tensor],
+    statistics: Sequence[float],
+    place: Place,
+    *,
+    weight: PerModel[float],
+    density: PerModel[Density] = (1.0,),
+    epsilon: PerModel[float] = (0.15,),
+    normalize: bool = True,
+    rescale: bool = True,
+    lambda_: float = 1.0,
+) -> Tensor:
+    """Return the base plus the thinned task vectors where their sign is the elected one.
+
+    The element of rank r (ascending, 1…c) in its row stays with the probability
+    ``density - epsilon + 2·epsilon·(r - 1)/(c - 1)``. Shapes: all ``[n]``, whole rows.
+    """
+    magprune(deltas, density, epsilon, statistics, place)
+    return add_agreeing_deltas(base, deltas, weight, lambda_=lambda_, normalize=normalize)

@@ -1,0 +1,122 @@
+"""SCE: select the elements on which the models differ most, calculate weights, erase minority signs.
+
+Source: Wan et al., "FuseChat: knowledge fusion of chat models", arXiv:2408.07990, section 3.3.
+"""
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mergemill.engine.methods.contract import merge_method
+from mergemill.engine.methods.task_vectors import elect_sign
+from mergemill.engine.tensors.dtypes import TORCH_DTYPES
+from mergemill.engine.tensors.exact import ExactSum, sum_products
+from mergemill.engine.tensors.kernels import Gather
+from mergemill.engine.tensors.place import Place
+from mergemill.engine.tensors.select import HISTOGRAM_BYTES, SELECT_ROUNDS, Cut, mark_largest, select_largest
+
+_NO_WEIGHT = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which elements take part, and with which weight each model does."""
+
+    kept: Cut | int  # a cut of the spread over the models, or the same for all: 1 where all take part, 0 where none do
+    weight: tuple[float, ...]
+
+
+def select_spread(place: Place, dtype: str, select_topk: float) -> Generator[Gather, Any, Selection]:
+    """Find the ``floor(select_topk · #{spread > 0})`` elements of largest spread, and the weights of the models."""
+    kept: Cut | int = 1
+    if select_topk < 1:
+        (differing,) = yield _count_differing
+        count = math.floor(select_topk * differing)
+        kept = 0
+        if count > 0:
+            ((kept,),) = yield from select_largest(place, [(count,)], TORCH_DTYPES[dtype], _derive_spread)
+    squares = yield _squares_at(kept)
+    return Selection(kept, _weigh([float(square) / place.size for square in squares]))
+
+
+@merge_method(
+    reads="rank",
+    base="required",
+    statistics=select_spread,
+    rounds=max(SELECT_ROUNDS.values()) + 2,
+    extra_slabs=6,
+    extra_bytes=HISTOGRAM_BYTES,
+)
+def sce(base: Tensor, deltas: list[Tensor], statistics: Selection, place: Place, *, select_topk: float = 1.0) -> Tensor:
+    """Return the base plus the weighted mean, over the models of the elected sign, of the selected elements.
+
+    ``base + sum(q[i] · deltas[i]) / sum(q[i])`` over the models whose sign is that of the sum of the deltas, 0 counting
+    as plus; ``q[i]`` is the model's share in the mean squares of what was selected. Shapes: all ``[n]``.
+    """
+    _keep(deltas, statistics.kept, place)
+    sign = elect_sign(deltas)
+    total, divisor, agrees = torch.zeros_like(base), torch.zeros_like(base), torch.empty_like(base)
+    for delta, weight in zip(deltas, statistics.weight, strict=True):
+        torch.mul(delta, sign, out=agrees)
+        torch.gt(agrees, 0, out=agrees).mul_(weight)
+        total.add_(delta.mul_(agrees))
+        divisor.add_(agrees)
+    return base.add_(total.div_(divisor.clamp_(min=_NO_WEIGHT)))
+
+
+def _keep(deltas: Sequence[Tensor], kept: Cut | int, place: Place) -> None:
+    if kept == 1:
+        return
+    marks = torch.zeros_like(deltas[0])
+    if isinstance(kept, Cut):
+        mark_largest(find_spread(deltas), kept, place, marks)
+    for delta in deltas:
+        delta.mul_(marks)
+
+
+def find_spread(deltas: Sequence[Tensor]) -> Tensor:
+    """Return the standard deviation over the models, which orders as the variance does but stays in float32's range.
+
+    Computed in float64, from the differences to the first: equal models have none at all.
+    """
+    first = deltas[0].to(torch.float64)
+    mean, squares = torch.zeros_like(first), torch.zeros_like(first)
+    for delta in deltas[1:]:
+        mean.add_(delta - first)
+    mean.div_(len(deltas))
+    for delta in deltas:
+        deviation = (delta - first).sub_(mean)
+        squares.add_(deviation.mul_(deviation))
+    return squares.div_(len(deltas)).sqrt_().to(deltas[0].dtype)
+
+
+def _derive_spread(deltas: Sequence[Tensor], place: Place) -> Sequence[Tensor]:
+    return [find_spread(deltas)]
+
+
+def _count_differing(deltas: Sequence[Tensor], place: Place) -> tuple[int, ...]:
+    return (int(np.count_nonzero(find_spread(deltas).numpy())),)
+
+
+def _squares_at(kept: Cut | int) -> Callable[[Sequence[Tensor], Place], tuple[ExactSum, ...]]:
+    def gather(deltas: Sequence[Tensor], place: Place) -> tuple[ExactSum, ...]:
+        _keep(deltas, kept, place)
+        return tuple(_sum_squares(delta.to(torch.float64), place) for delta in deltas)
+
+    return gather
+
+
+def _sum_squares(delta: Tensor, place: Place) -> ExactSum:
+    return sum_products(delta, delta, torch.empty_like(delta), place.block)
+
+
+def _weigh(squares: Sequence[float]) -> tuple[float, ...]:
+    total = sum(squares)
+    if total < _NO_WEIGHT or not math.isfinite(total):
+        return (1.0 / len(squares),) * len(squares)
+    return tuple(square / total for square in squares)
