@@ -85,6 +85,21 @@ CASES: dict[str, Case] = {
     "ramplus_tl clipped": case("ramplus_tl", "a", "b", "c", epsilon=0.01),
     "nearswap": case("nearswap", "a", t=0.01),
     "nearswap all": case("nearswap", "a", t=10.0),
+    "nuslerp": case("nuslerp", "a", "b", base=None, weight=(0.7, 0.4)),
+    "nuslerp based": case("nuslerp", "a", "b", weight=(0.7, 0.4)),
+    "nuslerp rows": case("nuslerp", "a", "b", base=None, weight=(0.7, 0.4), nuslerp_flatten=False),
+    "nuslerp rows based": case("nuslerp", "a", "b", weight=(0.7, 0.4), nuslerp_flatten=False),
+    "nuslerp columns": case(
+        "nuslerp", "a", "b", base=None, weight=(0.7, 0.4), nuslerp_flatten=False, nuslerp_row_wise=True
+    ),
+    "nuslerp columns based": case("nuslerp", "a", "b", weight=(0.7, 0.4), nuslerp_flatten=False, nuslerp_row_wise=True),
+    "multislerp": case("multislerp", "a", "b", "c", base=None, weight=(0.7, 0.4, 0.2)),
+    "multislerp based": case("multislerp", "a", "b", "c", weight=(0.7, 0.4, 0.2), eps=1e-3),
+    "multislerp sums": case("multislerp", "a", "b", weight=(0.7, -0.4), normalize_weights=False),
+    "karcher": case("karcher", "a", "b", "c", base=None, tolerance=2e-5),
+    "karcher fine": case("karcher", "a", "b", "c", base=None, tolerance=2e-5, max_iter=50, tol=1e-7),
+    "model_stock": case("model_stock", "a", "b", "c"),
+    "model_stock rows": case("model_stock", "a", "b", "c", filter_wise=True),
 }
 
 
