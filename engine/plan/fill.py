@@ -13,6 +13,7 @@ from mergemill.engine.plan.slots import Candidate, Checkpoints, Slot
 from mergemill.engine.plan.stages import Stages
 from mergemill.engine.plan.values import OutputTensor
 from mergemill.engine.plan.vectors import Vectors, enter_delta_bases, find_delta_base, make_source, make_stored
+from mergemill.engine.recipe import Guard
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES, compute_dtype, is_mergeable, promote
 from mergemill.engine.tensors.expressions import Agreed, Expression, Merged
 from mergemill.engine.tensors.place import Place
@@ -27,6 +28,7 @@ class Filling:
     method: Method
     stages: Stages
     vectors: Vectors
+    guard: Guard
     dtype: str | None  # to write; None: what the inputs promote to
     wide: bool  # whether to accumulate in float64 whatever the inputs
     seed: int
@@ -51,7 +53,19 @@ def fill_slot(slot: Slot, filling: Filling, ledger: Ledger) -> OutputTensor | No
     for candidate, stored in found:
         ledger.use(candidate.model, stored.name, how)
     enter_delta_bases(slot, [candidate for candidate, _ in found], expression, filling.checkpoints, ledger)
-    return OutputTensor(slot.site.tensor, dtype, expression)
+    return OutputTensor(slot.site.tensor, dtype, expression, _most_growth(expression, filling))
+
+
+def _most_growth(expression: Expression, filling: Filling) -> float | None:
+    """Return where the guard keeps the base's tensor instead; None where it does not."""
+    if not isinstance(expression, Merged) or filling.guard.policy != "keep-base":
+        return None
+    if filling.method.base == "none" or not (expression.has_base or filling.method.base == "first of two"):
+        raise PlanError(
+            f"{filling.where}: guard: keep-base needs a base model, which {filling.method.name} does not have here; "
+            f"choose warn or fail"
+        )
+    return filling.guard.growth
 
 
 def _find(slot: Slot, filling: Filling) -> list[Found]:

@@ -18,7 +18,7 @@ from mergemill.engine.plan.slots import Stack, iter_slots, make_stacks
 from mergemill.engine.plan.stages import make_stages
 from mergemill.engine.plan.values import OutputTensor, Plan
 from mergemill.engine.plan.vectors import list_vectors
-from mergemill.engine.recipe import ModelEntry, ModelRef, Recipe, Slice
+from mergemill.engine.recipe import Guard, ModelEntry, ModelRef, Recipe, Slice
 from mergemill.engine.storage.ranges import Pin
 from mergemill.engine.tensors.dtypes import RECIPE_DTYPES
 from mergemill.engine.tensors.expressions import Expression
@@ -51,6 +51,7 @@ def make_plan(recipe: Recipe, *, seed: int = 0, shard_size: str | int = SHARD_SI
         method,
         stages,
         vectors,
+        recipe.guard or Guard(),
         RECIPE_DTYPES[dtype] if dtype else None,
         "float64" in (recipe.dtype, recipe.out_dtype),
         seed,

@@ -31,7 +31,7 @@ def keep_bytes(piece: Piece) -> int:
 def needs_passes(piece: Piece) -> bool:
     """Whether the piece's inputs are wanted more than once."""
     expression = piece.tensor.expression
-    return isinstance(expression, Merged) and expression.rounds() > 0
+    return isinstance(expression, Merged) and (expression.rounds() > 0 or piece.tensor.most_growth is not None)
 
 
 def task_bytes(part: Part, memory_bytes: int) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mergemill.engine.plan.stages import Scaling
-from mergemill.engine.recipe import Recipe
+from mergemill.engine.recipe import Guard, Recipe
 from mergemill.engine.storage.ranges import Pin
 from mergemill.engine.tensors.expressions import Expression
 from mergemill.engine.tensors.slabs import Span
@@ -17,6 +17,9 @@ class OutputTensor:
     name: str
     dtype: str  # as written
     expression: Expression
+    most_growth: float | None = (
+        None  # beyond which, or where it is not finite, the base is written instead; None: never
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,11 @@ class Plan:
     pins: tuple[Pin, ...]  # every file that is read
     scaling: Scaling | None  # factors on task vectors that can only be known from all weights
     warnings: tuple[str, ...]
+
+    @property
+    def guard(self) -> Guard:
+        """What happens to tensors that come out broken."""
+        return self.recipe.guard or Guard()
 
     @property
     def write_bytes(self) -> int:

@@ -33,9 +33,7 @@ def find_delta_base(
     if model is None or model == slot.base:
         return None
     if candidate.model == slot.base:
-        raise PlanError(
-            f"{where}: the base model {candidate.model} has no task vector; leave its delta_base out"
-        )
+        raise PlanError(f"{where}: the base model {candidate.model} has no task vector; leave its delta_base out")
     tensors = checkpoints[model].tensors
     name = candidate.tensor if candidate.tensor in tensors else find_tie(candidate.tensor, tensors, family)
     if name is None:

@@ -15,6 +15,7 @@ from mergemill.engine.plan.values import Plan
 from mergemill.engine.run.cluster import Workers, open_cluster
 from mergemill.engine.run.events import Committed, OnEvent, PartFinished, Started, ignore
 from mergemill.engine.run.graph import make_tasks
+from mergemill.engine.run.guard import Report, check_report, make_report
 from mergemill.engine.run.output import Output, check_same, commit_output, find_shard, open_output, start_output
 from mergemill.engine.run.receipts import Receipt
 from mergemill.engine.storage.ranges import check_pin
@@ -66,10 +67,12 @@ def run(
             check_pin(pin)
         receipts = start_output(output, plan)
         redone, read_bytes = _run_parts(plan, output, receipts, chosen, on_event, slab)
+        report = _read_report(output, plan)
+        check_report(report, plan.guard.policy, str(out))
         commit_output(output, plan)
         seconds = time.perf_counter() - started
         committed = Committed(
-            str(out), plan.digest, len(plan.parts), redone, plan.write_bytes, read_bytes, round(seconds, 3)
+            str(out), plan.digest, len(plan.parts), redone, plan.write_bytes, read_bytes, round(seconds, 3), report
         )
     on_event(committed)
     return committed
@@ -80,9 +83,15 @@ def _finish_again(output: Output, plan: Plan, on_event: OnEvent) -> Committed:
     for name in [shard.name for shard in plan.shards] + [file.name for file in plan.files]:
         if not (output.folder / name).exists():
             raise RunError(f"{output.folder}: was finished, but {name} is gone; remove the folder and merge again")
-    committed = Committed(str(output.folder), plan.digest, len(plan.parts), 0, plan.write_bytes, 0, 0.0)
+    report = _read_report(output, plan)
+    committed = Committed(str(output.folder), plan.digest, len(plan.parts), 0, plan.write_bytes, 0, 0.0, report)
     on_event(committed)
     return committed
+
+
+def _read_report(output: Output, plan: Plan) -> Report:
+    """Sum up what the guard saw, from the last receipt of each part."""
+    return make_report(plan, {receipt.part: receipt for receipt in output.journal.read()}.values())
 
 
 def _run_parts(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mergemill.engine.run.guard import Report
 from mergemill.engine.run.receipts import Receipt
 
 
@@ -43,6 +44,7 @@ class Committed:
     write_bytes: int  # of all shards
     read_bytes: int  # from the sources in this run
     seconds: float  # of this run
+    guard: Report  # which tensors came out broken, and which changed most
 
 
 Event = Started | PartFinished | Committed

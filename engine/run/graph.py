@@ -5,6 +5,7 @@ Task arguments are pickled beforehand: Dask looks into the arguments of delayed 
 
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dask.delayed import Delayed, delayed
@@ -12,8 +13,9 @@ from dask.delayed import Delayed, delayed
 from mergemill.engine.plan.memory import needs_passes
 from mergemill.engine.plan.values import Part, Piece, Plan
 from mergemill.engine.run.cluster import find_workplace
+from mergemill.engine.run.piece import find_factors, gather_piece, gather_squares, with_factors
 from mergemill.engine.run.receipts import Receipt
-from mergemill.engine.run.task import check_part, gather_piece, run_part
+from mergemill.engine.run.task import check_part, run_part
 from mergemill.engine.tensors.expressions import Merged
 from mergemill.engine.tensors.kernels import Partial, add_partials
 from mergemill.engine.tensors.slabs import SLAB
@@ -28,12 +30,16 @@ def make_tasks(
 
     paths: where each shard of the plan is written. kept: receipts of an earlier run, whose parts are checked first.
     """
-    totals = {name: _make_totals(name, pieces, plan.digest, slab) for name, pieces in iter_cut_tensors(plan, parts)}
+    factors = _make_factors(plan, slab)
+    totals = {
+        name: _make_totals(name, pieces, factors, plan.digest, slab) for name, pieces in iter_cut_tensors(plan, parts)
+    }
     return [
         _run(
             pickle.dumps((part, plan.shards[part.shard].name, paths[part.shard], kept.get(part.number), slab)),
             [piece.tensor.name for piece in _cut_pieces(part)],
             [totals[piece.tensor.name] for piece in _cut_pieces(part)],
+            factors,
             dask_key_name=f"merge-{part.number:06d}-{plan.digest[:12]}",
         )
         for part in parts
@@ -51,14 +57,34 @@ def iter_cut_tensors(plan: Plan, parts: Sequence[Part]) -> Iterator[tuple[str, l
     yield from pieces.items()
 
 
-def _make_totals(name: str, pieces: Sequence[Piece], digest: str, slab: int) -> list[Delayed]:
-    expression = pieces[0].tensor.expression
+def count_rounds(piece: Piece) -> int:
+    """Return how many rounds all pieces of the piece's tensor go through before it is merged."""
+    expression = piece.tensor.expression
     assert isinstance(expression, Merged)
+    return expression.rounds() + (piece.tensor.most_growth is not None)
+
+
+def _make_factors(plan: Plan, slab: int) -> Delayed | None:
+    """One pass over all inputs, for the factors on task vectors that follow from the norms of whole models."""
+    if plan.scaling is None:
+        return None
+    key = f"squares-{plan.digest[:12]}"
+    count = len(plan.scaling.vectors)
+    squares = [
+        _gather_squares(pickle.dumps((part, count, slab)), dask_key_name=f"gather-{key}-{part.number:06d}")
+        for part in plan.parts
+    ]
+    total = _make_total(squares, key)
+    factors: Delayed = _find_factors(pickle.dumps(plan.scaling), total, dask_key_name=f"factors-{key}")
+    return factors
+
+
+def _make_totals(name: str, pieces: Sequence[Piece], factors: Delayed | None, digest: str, slab: int) -> list[Delayed]:
     totals: list[Delayed] = []
-    for number in range(expression.rounds()):
+    for number in range(count_rounds(pieces[0])):
         key = f"{name}-round{number}-{digest[:12]}"
         partials = [
-            _gather(pickle.dumps((piece, slab)), list(totals), dask_key_name=f"gather-{key}-{i:06d}")
+            _gather(pickle.dumps((piece, slab)), list(totals), factors, dask_key_name=f"gather-{key}-{i:06d}")
             for i, piece in enumerate(pieces)
         ]
         totals.append(_make_total(partials, key))
@@ -82,18 +108,32 @@ def _cut_pieces(part: Part) -> list[Piece]:
 
 
 @delayed(pure=False, traverse=True)
-def _run(spec: bytes, names: list[str], totals: list[list[Partial]]) -> tuple[Receipt, bool]:
+def _run(
+    spec: bytes, names: list[str], totals: list[list[Partial]], factors: Sequence[float] | None
+) -> tuple[Receipt, bool]:
     part, shard, path, receipt, slab = pickle.loads(spec)
     workplace = find_workplace()
     if receipt is not None and check_part(part, path, receipt, workplace):
         return receipt, True
+    part = replace(part, pieces=tuple(with_factors(piece, factors) for piece in part.pieces))
     return run_part(part, shard, path, dict(zip(names, totals, strict=True)), workplace, slab), False
 
 
 @delayed(pure=False)
-def _gather(spec: bytes, totals: list[Partial]) -> Partial:
+def _gather(spec: bytes, totals: list[Partial], factors: Sequence[float] | None) -> Partial:
     piece, slab = pickle.loads(spec)
-    return gather_piece(piece, totals, find_workplace(), slab)
+    return gather_piece(with_factors(piece, factors), totals, find_workplace(), slab)
+
+
+@delayed(pure=False)
+def _gather_squares(spec: bytes) -> Partial:
+    part, count, slab = pickle.loads(spec)
+    return gather_squares(part, count, find_workplace(), slab)
+
+
+@delayed(pure=False)
+def _find_factors(scaling: bytes, squares: Partial) -> Sequence[float]:
+    return find_factors(pickle.loads(scaling), squares)
 
 
 @delayed(pure=False)

@@ -1,7 +1,7 @@
 """Receipts of finished parts, and the journal that keeps them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from mergemill.engine.errors import StorageError
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a task returns once its part is written: under 1 kB, and all that a resume needs."""
+    """What a task returns once its part is written: all that a resume needs, 1 kB or some 100 bytes a tensor."""
 
     part: int  # number in the plan
     shard: str
@@ -20,6 +20,7 @@ class Receipt:
     checksum: str  # xxh3_128 of the range, 32 hexadecimal digits
     read_bytes: int  # read from the sources, second reads included
     seconds: float  # of the task, waiting for memory excluded
+    drifts: Sequence[Sequence[float]] = ()  # of each merged piece in order, what the guard saw: see `guard.to_row`
 
 
 class Journal:

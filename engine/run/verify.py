@@ -1,20 +1,20 @@
 """Verifying a finished merge: shards against receipts, headers and files against the plan, parts merged anew."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mergemill.engine.errors import OutputError, VerifyError
 from mergemill.engine.plan.make import make_plan
 from mergemill.engine.plan.values import Part, Piece, Plan
 from mergemill.engine.recipe import Recipe, parse_recipe
-from mergemill.engine.run.graph import iter_cut_tensors
+from mergemill.engine.run.graph import count_rounds, iter_cut_tensors
 from mergemill.engine.run.output import Output
+from mergemill.engine.run.piece import find_factors, gather_piece, gather_squares, with_factors
 from mergemill.engine.run.receipts import Receipt
 from mergemill.engine.run.record import Record, checksum, read_record
-from mergemill.engine.run.task import checksum_range, gather_piece, merge_part
+from mergemill.engine.run.task import checksum_range, merge_part
 from mergemill.engine.run.workplace import Workplace
-from mergemill.engine.tensors.expressions import Merged
 from mergemill.engine.tensors.kernels import Partial, add_partials
 
 MEMORY_BYTES = 1 << 30  # for verifying
@@ -112,8 +112,13 @@ def _replay(record: Record, receipts: Mapping[tuple[str, int], Receipt], count: 
             f"{record.recipe_name or 'recipe'}: gives another plan now; the sources or the version changed"
         )
     chosen = _spread(plan, count)
-    totals = {name: _gather_totals(pieces, workplace) for name, pieces in iter_cut_tensors(plan, chosen)}
+    factors = _find_factors(plan, workplace)
+    totals = {
+        name: _gather_totals([with_factors(piece, factors) for piece in pieces], workplace)
+        for name, pieces in iter_cut_tensors(plan, chosen)
+    }
     for part in chosen:
+        part = replace(part, pieces=tuple(with_factors(piece, factors) for piece in part.pieces))
         shard = plan.shards[part.shard].name
         found = merge_part(part, shard, _discard, totals, workplace).checksum
         if found != receipts[shard, part.start_bytes].checksum:
@@ -134,11 +139,19 @@ def _spread(plan: Plan, count: int) -> tuple[Part, ...]:
     return tuple(plan.parts[i * total // count] for i in range(count))
 
 
+def _find_factors(plan: Plan, workplace: Workplace) -> Sequence[float] | None:
+    """Read all inputs once, where the factors on task vectors follow from their norms."""
+    if plan.scaling is None:
+        return None
+    squares: Partial = ()
+    for part in plan.parts:
+        squares = add_partials(squares, gather_squares(part, len(plan.scaling.vectors), workplace))
+    return find_factors(plan.scaling, squares)
+
+
 def _gather_totals(pieces: list[Piece], workplace: Workplace) -> list[Partial]:
-    expression = pieces[0].tensor.expression
-    assert isinstance(expression, Merged)
     totals: list[Partial] = []
-    for _ in range(expression.rounds()):
+    for _ in range(count_rounds(pieces[0])):
         total: Partial = ()
         for piece in pieces:
             total = add_partials(total, gather_piece(piece, totals, workplace))

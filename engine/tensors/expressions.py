@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mergemill.engine.errors import MergeError
 from mergemill.engine.storage.ranges import Pin
+from mergemill.engine.tensors.drift import Watch
 from mergemill.engine.tensors.dtypes import NAMES, TORCH_DTYPES, item_bytes
 from mergemill.engine.tensors.exact import ExactSum, sum_products
 from mergemill.engine.tensors.kernels import Gather, Kernel, Partial, advance
@@ -287,10 +288,15 @@ class Merged:
         tensors, _ = self._load(span, work)
         return gather(tensors, self.place.at(span.start))
 
-    def combine(self, statistics: Any, span: Span, work: Workspace) -> Tensor:
-        """Return the merged slab, flat, in the dtype of the accumulation."""
+    def combine(self, statistics: Any, span: Span, work: Workspace, watch: Watch | None = None) -> Tensor:
+        """Return the merged slab, flat, in the dtype of the accumulation; `watch` sees it and its inputs."""
         tensors, base = self._load(span, work)
-        return self.kernel.combine(tensors, base, statistics, self.place.at(span.start), self.settings)
+        if watch is not None:
+            watch.look(tensors, base)
+        merged = self.kernel.combine(tensors, base, statistics, self.place.at(span.start), self.settings)
+        if watch is not None:
+            watch.compare(merged)
+        return merged
 
     def evaluate(self, span: Span, work: Workspace, dtype: str) -> Tensor:
         """Return the merged slab of a method that needs no statistics, as `dtype`."""

@@ -1,0 +1,199 @@
+"""One piece of an output tensor: its statistics, its merge, and how far it drifts from its base, slab by slab.
+
+Elements of a slab are read, decoded, merged, encoded, and given on to be written while they lie in the core's cache.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergemill.engine.plan.memory import stream_bytes
+from mergemill.engine.plan.stages import Scaling
+from mergemill.engine.plan.values import Part, Piece
+from mergemill.engine.run.guard import find_fault, to_row
+from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.storage.ranges import read_ahead
+from mergemill.engine.tensors.drift import Drift, Watch, make_drift
+from mergemill.engine.tensors.exact import ExactSum
+from mergemill.engine.tensors.expressions import Agreed, Expression, Held, Merged, Stored
+from mergemill.engine.tensors.kernels import Gather, Partial, add_partials
+from mergemill.engine.tensors.slabs import SLAB, Span, iter_slabs
+from mergemill.engine.tensors.workspace import Workspace
+
+Totals = Mapping[str, Sequence[Partial]]  # of cut tensors: what their rounds gathered, by output tensor
+
+AHEAD = 32 * SLAB  # elements of each input that the kernel is asked to read ahead
+
+
+def merge_piece(
+    piece: Piece,
+    totals: Totals,
+    work: Workspace,
+    workplace: Workplace,
+    slab: int = SLAB,
+    drifts: list[list[float]] | None = None,
+) -> Iterator[tuple[Span, Tensor]]:
+    """Yield the piece's slabs, each with its output bytes, flat uint8, which are gone with the next.
+
+    With `drifts`, what the guard saw of a merged piece is added to them at the end.
+    """
+    statistics = _find_statistics(piece, totals, work, workplace, slab)
+    watch = _make_watch(piece) if drifts is not None else None
+    row: list[float] | None = None
+    if piece.tensor.most_growth is not None and (
+        drift := _find_drift(piece, statistics, totals, work, workplace, slab)
+    ):
+        kept = bool(find_fault(drift, piece.tensor.most_growth))
+        row = to_row(drift, kept_base=kept) if piece.span.start == 0 else []  # the whole tensor's, said once
+        piece = _with_base(piece) if kept else piece
+        watch = None
+    for span in _iter_slabs(piece, work, workplace, slab):
+        yield span, _make_bytes(piece, span, statistics, work, watch)
+    if watch is not None:
+        row = to_row(make_drift(watch.partial()), kept_base=False)
+    if drifts is not None and row is not None:
+        drifts.append(row)
+
+
+def gather_piece(piece: Piece, totals: Sequence[Partial], workplace: Workplace, slab: int = SLAB) -> Partial:
+    """Gather the round after `totals` from one piece of a cut tensor; empty where no round is left.
+
+    Where the base may be kept, the last round is the merge itself, for how far it drifts.
+    """
+    expression = piece.tensor.expression
+    assert isinstance(expression, Merged)
+    gather, statistics = expression.advance(totals)
+    last = piece.tensor.most_growth is not None and len(totals) == expression.rounds()
+    if gather is None and not last:
+        return ()
+    with workplace.lend(stream_bytes(_alone(piece))) as arena:
+        work = Workspace(arena)
+        if gather is None:
+            return _gather_drift(piece, statistics, work, workplace, slab)
+        return _gather(piece, gather, work, workplace, slab)
+
+
+def gather_squares(part: Part, count: int, workplace: Workplace, slab: int = SLAB) -> Partial:
+    """Gather the part's share of the squared norms of the merge's `count` task vectors."""
+    total: Partial = tuple(ExactSum() for _ in range(count))
+    pieces = [piece for piece in part.pieces if isinstance(piece.tensor.expression, Merged)]
+    with workplace.lend(stream_bytes(part)) as arena:
+        work = Workspace(arena)
+        for piece in pieces:
+            for span in _iter_slabs(piece, work, workplace, slab):
+                expression = piece.tensor.expression
+                assert isinstance(expression, Merged)
+                total = add_partials(total, expression.gather_squares(count, span, work))
+    return total
+
+
+def find_factors(scaling: Scaling, squares: Partial) -> Sequence[float]:
+    """Return the factors of all task vectors from the total of what `gather_squares` gathered."""
+    return scaling.find_factors([float(square) for square in squares])
+
+
+def with_factors(piece: Piece, factors: Sequence[float] | None) -> Piece:
+    """Return the piece with the factors that followed from the norms of all task vectors."""
+    expression = piece.tensor.expression
+    if factors is None or not isinstance(expression, Merged):
+        return piece
+    return _with_expression(piece, expression.with_factors(factors))
+
+
+def _find_statistics(piece: Piece, totals: Totals, work: Workspace, workplace: Workplace, slab: int) -> Any:
+    """Return what the method must know of the whole tensor; gathers it here where the tensor is not cut."""
+    expression = piece.tensor.expression
+    if not isinstance(expression, Merged):
+        return None
+    known = list(totals.get(piece.tensor.name, ()))
+    gather, statistics = expression.advance(known)
+    while gather is not None:
+        assert piece.whole, "a cut tensor's rounds are gathered by tasks of their own"
+        known.append(_gather(piece, gather, work, workplace, slab))
+        gather, statistics = expression.advance(known)
+    return statistics
+
+
+def _gather(piece: Piece, gather: Gather, work: Workspace, workplace: Workplace, slab: int) -> Partial:
+    expression = piece.tensor.expression
+    assert isinstance(expression, Merged)
+    total: Partial = ()
+    for span in _iter_slabs(piece, work, workplace, slab):
+        total = add_partials(total, expression.gather(gather, span, work))
+    return total
+
+
+def _gather_drift(piece: Piece, statistics: Any, work: Workspace, workplace: Workplace, slab: int) -> Partial:
+    watch = _make_watch(piece)
+    assert watch is not None, "only merged tensors are guarded"
+    for span in _iter_slabs(piece, work, workplace, slab):
+        _make_bytes(piece, span, statistics, work, watch)
+    return watch.partial()
+
+
+def _find_drift(
+    piece: Piece, statistics: Any, totals: Totals, work: Workspace, workplace: Workplace, slab: int
+) -> Drift:
+    """Return how far the whole tensor drifts; merges it once for that where it is not cut."""
+    if piece.whole:
+        return make_drift(_gather_drift(piece, statistics, work, workplace, slab))
+    return make_drift(totals[piece.tensor.name][-1])
+
+
+def _make_watch(piece: Piece) -> Watch | None:
+    expression = piece.tensor.expression
+    if not isinstance(expression, Merged):
+        return None
+    return Watch(expression.block, deltas=expression.has_base and expression.kernel.takes_deltas)
+
+
+def _with_base(piece: Piece) -> Piece:
+    expression = piece.tensor.expression
+    assert isinstance(expression, Merged)
+    return _with_expression(piece, expression.inputs[0])
+
+
+def _with_expression(piece: Piece, expression: Expression) -> Piece:
+    return replace(piece, tensor=replace(piece.tensor, expression=expression))
+
+
+def _iter_slabs(piece: Piece, work: Workspace, workplace: Workplace, slab: int) -> Iterator[Span]:
+    expression, asked = piece.tensor.expression, piece.span.start
+    for span in iter_slabs(piece.span, slab, expression.block):
+        workplace.check_going()
+        work.next_slab()
+        if span.start >= asked:
+            asked = min(max(span.start + AHEAD, span.stop), piece.span.stop)
+            _read_ahead(expression, Span(span.start, asked))
+        yield span
+
+
+def _read_ahead(expression: Expression, span: Span) -> None:
+    for read in expression.reads(span):
+        read_ahead(read.pin, read.offset_bytes, read.size_bytes)
+
+
+def _make_bytes(piece: Piece, span: Span, statistics: Any, work: Workspace, watch: Watch | None = None) -> Tensor:
+    """Return the slab's output bytes, flat uint8; `watch` sees a merged slab on its way."""
+    expression, dtype = piece.tensor.expression, piece.tensor.dtype
+    if isinstance(expression, Stored | Held | Agreed) and expression.dtype == dtype:
+        return expression.read(span, work)
+    if not isinstance(expression, Merged):
+        return _bytes(expression.evaluate(span, work, dtype))
+    merged = expression.combine(statistics, span, work, watch)
+    if dtype != expression.dtype:
+        merged = work.take((span.size,), dtype).copy_(merged)
+    if watch is not None:
+        watch.check(merged)
+    return _bytes(merged)
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(-1).view(torch.uint8)
+
+
+def _alone(piece: Piece) -> Part:
+    return Part(0, 0, 0, 0, (piece,))

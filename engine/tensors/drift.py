@@ -1,0 +1,101 @@
+"""How far a merged tensor drifts from its base, beside how far its inputs lie from it, and whether it is finite.
+
+The base is the base model's tensor, or the first input where there is none. Every element is looked at for NaN and
+infinities. Distances are taken from a sample, the first `SAMPLE` of each `BLOCK` elements (small tensors: all that they
+have up to there), so that watching costs a few percent of a merge; the sums are exact, so that they are the same for
+any slabs and parts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mergemill.engine.tensors.exact import ExactSum, exact
+from mergemill.engine.tensors.slabs import BLOCK
+
+SAMPLE = 1024  # elements
+_LANES = 32
+
+Sums = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """What was seen of a tensor, or of a piece of it; drifts of pieces add up."""
+
+    broken: int  # values that are not finite
+    moved: float  # sampled ‖merged − base‖²
+    base: float  # sampled ‖base‖²
+    inputs: tuple[float, ...]  # sampled ‖Wᵢ − base‖² of each input
+
+
+class Watch:
+    """Watches one piece of a tensor as its slabs go by."""
+
+    def __init__(self, block: int, *, deltas: bool) -> None:
+        self._block = block  # of the tensor: its slabs begin at multiples
+        self._deltas = deltas  # whether a kernel's inputs are differences to the base already
+        self._broken = 0
+        self._squares: list[Sums] = []  # a row for base, inputs and merged; a column for each chunk
+        self._before: Sums | None = None
+
+    def look(self, tensors: Sequence[Tensor], base: Tensor | None) -> None:
+        """See a slab's inputs before the kernel overwrites them."""
+        deltas = self._deltas and base is not None
+        samples = [_take_sample(tensor, self._block) for tensor in ([] if base is None else [base]) + [*tensors]]
+        first = samples[0]
+        others = samples[1:] if deltas else [sample - first for sample in samples[1:]]
+        self._before = np.stack([first, *others])
+
+    def compare(self, merged: Tensor) -> None:
+        """See what became of the slab."""
+        assert self._before is not None, "a slab is looked at before it is merged"
+        moved = _take_sample(merged, self._block) - self._before[0]
+        self._squares.append(_sum_squares(np.concatenate([self._before, moved[None]])))
+
+    def check(self, written: Tensor) -> None:
+        """Count what is not finite in the slab as it is written."""
+        # A sum is a tenth as costly as a look at each element, and finite only if all of them are.
+        total = written.sum(dtype=torch.float32 if written.dtype == torch.float16 else None)
+        if not bool(torch.isfinite(total)):
+            self._broken += written.numel() - int(torch.isfinite(written).sum())
+
+    def partial(self) -> tuple[int | ExactSum, ...]:
+        """Return what adds up over pieces, exactly: see `make_drift`."""
+        rows = np.concatenate(self._squares, axis=1) if self._squares else np.zeros((0, 0))
+        return (self._broken, *(reduce(ExactSum.__add__, map(exact, row.tolist()), ExactSum()) for row in rows))
+
+
+def make_drift(partial: Sequence[int | ExactSum]) -> Drift:
+    """Return the drift of what `Watch.partial` gathered."""
+    broken, *sums = partial
+    base, *inputs, moved = [float(value) for value in sums] or [0.0, 0.0]
+    return Drift(int(float(broken)), moved, base, tuple(inputs))
+
+
+def _take_sample(slab: Tensor, block: int) -> Sums:
+    """Return the slab's sampled elements as float64 ``[chunk, SAMPLE]``, filled up with zeros."""
+    if block == BLOCK and len(slab) % BLOCK == 0:
+        chunks: Sums = slab.view(-1, BLOCK)[:, :SAMPLE].to(torch.float64).numpy()
+        return chunks
+    starts = [
+        start for first in range(0, len(slab), block) for start in range(first, min(first + block, len(slab)), BLOCK)
+    ]
+    sample = np.zeros((len(starts), SAMPLE))
+    for row, start, stop in zip(sample, starts, [*starts[1:], len(slab)], strict=True):
+        chunk = slab[start : min(start + SAMPLE, stop)]
+        row[: len(chunk)] = chunk.to(torch.float64).numpy()
+    return sample
+
+
+def _sum_squares(samples: Sums) -> Sums:
+    """Return for ``[what, chunk, SAMPLE]`` the sums of squares ``[what, chunk]``, added in one order everywhere."""
+    with np.errstate(all="ignore"):
+        lanes = np.add.reduce((samples * samples).reshape(*samples.shape[:2], -1, _LANES), axis=2)
+        sums: Sums = np.add.reduce(np.ascontiguousarray(np.moveaxis(lanes, -1, 0)), axis=0)
+    return sums
