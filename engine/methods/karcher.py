@@ -24,6 +24,8 @@ from mergemill.engine.methods.gram import (
 from mergemill.engine.tensors.kernels import Gather
 from mergemill.engine.tensors.place import Place
 
+_NO_ANGLE = 1e-7  # float64's cosine tells no smaller one
+
 
 def _find_coefficients(place: Place, max_iter: int, tol: float) -> Generator[Gather, Any, Coefficients]:
     """Find the coefficients of the inputs: those of the mean direction on the units, times mean length over length."""
@@ -67,11 +69,11 @@ def _find_mean(units: Gram, max_iter: int, tol: float) -> list[float]:
     mean = [1 / len(units)] * len(units)
     length = norm(units, mean)
     # Directions that cancel have no mean to begin with; the first will do.
-    mean = [m / length for m in mean] if length >= tol else [1.0] + [0.0] * (len(units) - 1)
+    mean = [m / length for m in mean] if length > tol else [1.0] + [0.0] * (len(units) - 1)
     for _ in range(max_iter):
         tangent = _mean_tangent(units, mean, tol)
         step = norm(units, tangent)
-        if step < tol:
+        if step < tol or not step:
             break
         mean = [math.cos(step) * m + math.sin(step) / step * t for m, t in zip(mean, tangent, strict=True)]
         length = norm(units, mean)
@@ -87,8 +89,8 @@ def _mean_tangent(units: Gram, mean: list[float], tol: float) -> list[float]:
         cosine = min(max(product, -1.0), 1.0)
         angle = math.acos(cosine)
         # A unit at the mean adds nothing, one opposite to it points nowhere.
-        if tol <= angle <= math.pi - tol:
-            tangent[i] = angle / math.sin(angle) / len(units)
+        if tol <= angle <= math.pi - max(tol, _NO_ANGLE):
+            tangent[i] = (angle / math.sin(angle) if angle > _NO_ANGLE else 1.0) / len(units)
             along.append(tangent[i] * cosine)
     back = math.fsum(along)
     return [t - back * m for t, m in zip(tangent, mean, strict=True)]

@@ -18,7 +18,9 @@ from mergemill.engine.methods.rows import row_products, view_rows
 from mergemill.engine.tensors.kernels import Gather
 from mergemill.engine.tensors.place import Place
 
-_NO_WEIGHT, _NO_NORM, _COLINEAR = 1e-6, 1e-7, 1e-16
+_NO_WEIGHT, _NO_NORM = 1e-6, 1e-7
+# Of 1 - cos². Not 1e-16, which float64 cannot tell from 0: of opposite inputs, noise would be what is left.
+_COLINEAR = 1e-14
 
 
 def _grain(nuslerp_flatten: bool, nuslerp_row_wise: bool) -> Grain:
@@ -57,9 +59,9 @@ def nuslerp(
 ) -> Tensor:
     """Return the point at ``t = w₂/(w₁+w₂)`` of the arc between two inputs, the base added where there is one.
 
-    ``sin((1-t)θ)/sin θ · a + sin(tθ)/sin θ · b``, straight where ``1 - cos² θ <= 1e-16``. θ is the angle of the
-    flattened tensors or, without `nuslerp_flatten`, of each row (last axis); with `nuslerp_row_wise` then that of each
-    column (first axis). A vector is one row and one column. Shapes: all ``[n]``.
+    ``sin((1-t)θ)/sin θ · a + sin(tθ)/sin θ · b``, straight where θ or its supplement is under 1e-7. θ is the angle of
+    the flattened tensors or, without `nuslerp_flatten`, of each row (last axis); with `nuslerp_row_wise` then that of
+    each column (first axis). A vector is one row and one column. Shapes: all ``[n]``.
     """
     if statistics is not None:
         arc = combine_linearly(deltas, statistics)
