@@ -98,6 +98,8 @@ class Watch:
             self._advance(event.done_bytes, event.parts_done)
         else:
             self._stack.close()
+            for line in guard_lines(event):
+                console.note(line)
             console.say(describe_commit(event))
 
 
@@ -109,6 +111,19 @@ def start_lines(event: "Started") -> Iterator[str]:
     yield f"{workers} of {threads} and {format_size(event.memory_bytes)}; dashboard: {event.dashboard}"
     if event.resumed_parts:
         yield f"resuming: {event.resumed_parts} of {event.parts} parts are done and are only checked"
+
+
+def guard_lines(event: "Committed") -> Iterator[str]:
+    """Yield the tensors that changed most, and what the guard found wrong."""
+    if event.guard.most_changed:
+        yield "most changed, as a share of the base's norm, and beside the largest change of an input:"
+    for change in event.guard.most_changed:
+        share = "  not finite" if change.change is None else f"{change.change:12.3%}"
+        beside = " " * 8 if change.growth is None else f"{change.growth:7.3g}×"
+        yield f"{share}  {beside}  {change.tensor}"
+    for fault in event.guard.faults:
+        kept = "; the base's tensor was kept" if fault.kept_base else ""
+        yield f"warning: {fault.tensor} {fault.fault}{kept}"
 
 
 def describe_commit(event: "Committed") -> str:

@@ -41,6 +41,8 @@ def plan_lines(numbers: Mapping[str, Any]) -> Iterator[str]:
     yield f"  read    {format_size(numbers['read_bytes']):>10}"
     for source in numbers["sources"]:
         yield f"          {format_size(source['read_bytes']):>10}  {source['model']}: {_uses(source)}"
+    if numbers["first_pass_bytes"]:
+        yield f"          {format_size(numbers['first_pass_bytes']):>10}  once before, for the coefficients' norms"
     shards, parts = count(len(numbers["shards"]), "shard"), count(numbers["parts"], "part")
     yield f"  write   {format_size(numbers['write_bytes']):>10}  {shards}, {parts}"
     projected, promised = format_size(numbers["projected_bytes"]), format_size(numbers["memory_bytes"])

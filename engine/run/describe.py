@@ -28,6 +28,7 @@ def describe_plan(
         "shards": [{"name": shard.name, "size_bytes": shard.size_bytes} for shard in plan.shards],
         "parts": len(plan.parts),
         "read_bytes": plan.read_bytes,
+        "first_pass_bytes": plan.read_bytes if plan.scaling else 0,  # for coefficients that need all norms
         "write_bytes": plan.write_bytes,
         "workers": chosen.count,
         "threads": chosen.threads,
