@@ -99,7 +99,7 @@ def _decompose_gram(matrix: Tensor, most: int) -> Triples:
     if matrix.shape[0] < matrix.shape[1]:
         left, values, right = _decompose_gram(matrix.T, most)
         return Triples(right, values, left)
-    right = torch.linalg.eigh(_gram(matrix))[1].flip(1)[:, :most]
+    right = torch.linalg.eigh(_gram(matrix))[1][:, -most:].flip(1)
     left = matrix.to(torch.float64) @ right
     values = left.square().sum(0).sqrt_()
     return Triples(left.div_(values), values, right)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mergemill.engine.methods.contract import merge_method
-from mergemill.engine.methods.matrices import SVD_SLABS, add_matrix, decompose, whole_matrices
+from mergemill.engine.methods.matrices import SVD_SLABS, Triples, add_matrix, decompose, whole_matrices
 from mergemill.engine.tensors.place import Place
 
 
@@ -25,17 +25,27 @@ def tsv(base: Tensor, deltas: list[Tensor], place: Place, *, lambda_: float = 1.
 
 
 def _join_triples(deltas: list[Tensor]) -> Tensor:
-    stored, (m, n) = deltas[0].dtype, deltas[0].shape
-    kept = max(1, min(m, n) // len(deltas))
-    left, values, right = (torch.empty((rows, kept * len(deltas)), dtype=torch.float64) for rows in (m, 1, n))
+    stored = deltas[0].dtype
+    left, values, right = _collect_triples(deltas)
+    left = _make_orthonormal(left, stored).mul_(values)
+    return left @ _make_orthonormal(right, stored).T
+
+
+def _collect_triples(deltas: list[Tensor]) -> Triples:
+    """Return the models' triples, one model's beside the other's."""
+    m, n = deltas[0].shape
+    most = max(1, min(m, n) // len(deltas)) * len(deltas)
+    left, values, right = (torch.empty((*rows, most), dtype=torch.float64) for rows in ((m,), (), (n,)))
     columns = 0
     for delta in deltas:
-        triples = decompose(delta, stored, kept)
-        added = slice(columns, columns + len(triples.values))
-        left[:, added], values[:, added], right[:, added] = triples
-        columns = added.stop
-    left = _make_orthonormal(left[:, :columns], stored).mul_(values[:, :columns])
-    return left @ _make_orthonormal(right[:, :columns], stored).T
+        columns += _put_triples(decompose(delta, delta.dtype, most // len(deltas)), left, values, right, columns)
+    return Triples(left[:, :columns], values[:columns], right[:, :columns])
+
+
+def _put_triples(triples: Triples, left: Tensor, values: Tensor, right: Tensor, start: int) -> int:
+    at = slice(start, start + len(triples.values))
+    left[:, at], values[at], right[:, at] = triples
+    return len(triples.values)
 
 
 def _make_orthonormal(joined: Tensor, stored: torch.dtype) -> Tensor:

@@ -15,8 +15,8 @@ from mergemill.engine.methods.matrices import add_matrix, whole_matrices
 from mergemill.engine.tensors.place import Place
 
 
-# For each input one slab of the matrix that is solved with, and one of its factor.
-@merge_method(reads="matrix", base="required", grain=whole_matrices, extra_slabs=5, extra_slabs_each=2)
+# For each input one slab of the matrix that is solved with.
+@merge_method(reads="matrix", base="required", grain=whole_matrices, extra_slabs=5, extra_slabs_each=1)
 def wudi(
     base: Tensor,
     deltas: list[Tensor],
@@ -82,13 +82,13 @@ def _solve_rows(parts: list[Part], ridge: float) -> Tensor:
     """Return ``C(BBᵀ + ρ)⁻¹B`` with ``C = [‖Dᵢ‖·BᵢBᵢᵀ …]``."""
     m, n = parts[0].matrix.shape
     rows = [slice(start, start + m) for start in range(0, len(parts) * m, m)]
-    grams = torch.empty((len(parts) * m, len(parts) * m), dtype=torch.float64)
+    grams = torch.zeros((len(parts) * m, len(parts) * m), dtype=torch.float64)  # its upper triangle is enough
+    own = torch.empty((m, len(parts) * m), dtype=torch.float64)
     for i, part in enumerate(parts):
         unit = part.unit()
         for j, other in enumerate(parts[: i + 1]):
-            block = torch.mm(unit, other.unit().T, out=grams[rows[i], rows[j]])
-            grams[rows[j], rows[i]] = block.T
-    own = torch.cat([grams[at, at] * part.norm for at, part in zip(rows, parts, strict=True)], dim=1)
+            torch.mm(other.unit(), unit.T, out=grams[rows[j], rows[i]])
+        torch.mul(grams[rows[i], rows[i]], part.norm, out=own[:, rows[i]])
     mixed = _divide(own, grams, ridge / n)
     total = torch.zeros((m, n), dtype=torch.float64)
     for at, part in zip(rows, parts, strict=True):
@@ -97,9 +97,13 @@ def _solve_rows(parts: list[Part], ridge: float) -> Tensor:
 
 
 def _divide(left: Tensor, right: Tensor, ridge: float) -> Tensor:
-    """Return ``left · (right + ridge · trace(right))⁻¹`` for a positive `right`, which is overwritten."""
+    """Return ``left · (right + ridge · trace(right))⁻¹`` for a positive `right`, of which the upper triangle is read.
+
+    Both are overwritten: in the order in which LAPACK keeps them, as their transposes, nothing is copied.
+    """
     right.diagonal().add_(ridge * float(right.diagonal().sum()))
-    factor = torch.linalg.cholesky(right)
-    halfway: Tensor = torch.linalg.solve_triangular(factor.T, left, upper=True, left=False)
-    result: Tensor = torch.linalg.solve_triangular(factor, halfway, upper=False, left=False)
-    return result
+    factor, result = right.T, left.T
+    torch.linalg.cholesky_ex(factor, check_errors=True, out=(factor, torch.empty((), dtype=torch.int32)))
+    torch.linalg.solve_triangular(factor, result, upper=False, out=result)
+    torch.linalg.solve_triangular(factor.T, result, upper=True, out=result)
+    return left
