@@ -62,7 +62,7 @@ def log_(x: Tensor) -> Tensor:
 
 def _iterate_pieces(x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     scratch = torch.empty(3, min(PIECE, len(x)), dtype=torch.float64)
-    for piece in x.split(PIECE):
+    for piece in torch.split(x, PIECE):
         yield piece, scratch[:, : len(piece)]
 
 

@@ -5,6 +5,7 @@ from math import floor
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from oracles import Array, Bools, join_deltas, sparsify
 
@@ -78,3 +79,64 @@ def find_probabilities(delta: Array, density: float, epsilon: float) -> Array:
     for row, order in zip(ranks, np.argsort(rows, axis=1, kind="stable"), strict=True):
         row[order] = np.arange(1, columns + 1)
     return np.asarray(density - epsilon + 2 * epsilon * (ranks - 1) / (columns - 1)).reshape(delta.shape)
+
+
+def arcee_fusion(base: Array, delta: Array, other: Array, *, kind: np.dtype[Any]) -> Array:
+    """Add the delta where its importance is at least the median and one and a half times the middle half's range.
+
+    kind: the dtype in which the importance is ranked.
+    """
+    importance = (np.abs(delta).astype(kind) * find_divergence(base, other).astype(kind)).ravel()
+    ranked = np.sort(importance)
+    lower, median, upper = (float(ranked[floor(q * (ranked.size - 1))]) for q in (0.25, 0.5, 0.75))
+    kept = importance >= kind.type(median + 1.5 * (upper - lower))
+    return np.asarray(base + np.where(kept.reshape(base.shape), delta, 0.0))
+
+
+def find_divergence(base: Array, other: Array) -> Array:
+    """Return KL(softmax(other) ‖ softmax(base)) over the last axis, as an axis of one."""
+    p, q = (soften(np.atleast_1d(x)) + 1e-8 for x in (other, base))
+    divergence = np.maximum(np.sum(p * np.log(p / q), axis=-1, keepdims=True), 0.0)
+    return divergence if base.ndim else divergence.reshape(())
+
+
+def soften(rows: Array) -> Array:
+    """Return the softmax over the last axis."""
+    powers = np.exp(rows - rows.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def pcb(
+    base: Array, deltas: Sequence[Array], *, kind: np.dtype[Any], ratio: float = 0.1, lambda_: float = 1.2
+) -> Array:
+    """Average the deltas by their competition scores.
+
+    kind: the dtype in which scores, over exp(K), are ranked and shared.
+    """
+    total, count = np.sum(deltas, axis=0), len(deltas)
+    shares = []
+    for delta in deltas:
+        self = normalise(np.abs(delta)) ** 2
+        score = np.exp(count * self) * np.tanh(delta * total)
+        shares.append(find_shares((score / np.exp(count)).astype(kind), ratio))
+    return np.asarray(
+        base
+        + lambda_
+        * np.sum([share * delta for share, delta in zip(shares, deltas, strict=True)], axis=0)
+        / np.maximum(np.sum(shares, axis=0), 1e-12)
+    )
+
+
+def find_shares(score: npt.NDArray[Any], ratio: float) -> Array:
+    """Return the largest scores on a scale from 0 to 1, where all are equal 1; nothing of the others."""
+    kept = np.argsort(-score.ravel(), kind="stable")[: max(1, floor(ratio * score.size))]
+    chosen = score.ravel()[kept].astype(np.float64)
+    share = np.zeros(score.size)
+    share[kept] = normalise(chosen) if chosen.max() > chosen.min() else 1.0
+    return share.reshape(score.shape)
+
+
+def normalise(values: Array) -> Array:
+    """Return the values on a scale from 0 to 1; nothing where all are equal."""
+    span = values.max() - values.min()
+    return np.asarray((values - values.min()) / span if span > 0 else np.zeros_like(values))

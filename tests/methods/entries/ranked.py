@@ -32,6 +32,17 @@ def expect_sce(task: Task) -> Expected:
     return Expected(values, (together < 1e-6 * largest) & (largest > 0))
 
 
+def expect_arcee_fusion(task: Task) -> Expected:
+    (delta,), (base, other) = make_deltas(task), as_arrays(task)
+    return certain(ranked.arcee_fusion(base, delta, other, kind=find_kind(task)))
+
+
+def expect_pcb(task: Task) -> Expected:
+    return certain(
+        ranked.pcb(as_arrays(task)[0], make_deltas(task), kind=find_kind(task), **take_arguments(task.settings))
+    )
+
+
 def find_kind(task: Task) -> np.dtype[Any]:
     """Return the dtype in which the engine computes."""
     wide = any(tensor.dtype == torch.float64 for tensor in task.inputs)
@@ -119,5 +130,18 @@ ENTRIES: dict[str, Entry] = {
         random=True,
         even=NO_EPSILON,
         equal=EVENLY,
+    ),
+    "arcee_fusion": Entry(
+        models=2,
+        variants=({},),
+        oracle=expect_arcee_fusion,
+        symmetric=False,
+        equal={},
+    ),
+    "pcb": Entry(
+        models=3,
+        variants=({"ratio": 0.1}, {"ratio": 1.0, "lambda": 1.0}, {"ratio": 0.0}, {"ratio": 0.5, "lambda": -0.3}),
+        oracle=expect_pcb,
+        symmetric=True,
     ),
 }

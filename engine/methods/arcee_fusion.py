@@ -1,0 +1,115 @@
+"""Arcee Fusion: take over from a model what differs most, by elements and by the distributions of their rows.
+
+Source: Arcee AI, https://arcee.ai, as mergekit 0.1.5 has it; but the quantiles of large tensors, which are estimates
+there, are exact.
+"""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mergemill.engine.methods.contract import merge_method
+from mergemill.engine.methods.rows import view_rows
+from mergemill.engine.tensors.dtypes import TORCH_DTYPES
+from mergemill.engine.tensors.elementary import exp_, log_
+from mergemill.engine.tensors.exact import sum_rows
+from mergemill.engine.tensors.kernels import Gather
+from mergemill.engine.tensors.place import Place
+from mergemill.engine.tensors.select import HISTOGRAM_BYTES, VALUE_ROUNDS, find_ranked
+
+_EPS = 1e-8  # added to every probability
+_KEPT_ROWS = 1 << 18  # of so many rows the divergences are kept between the passes; those of more are computed anew
+
+Divergences = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """From which importance on an element is taken over."""
+
+    threshold: float
+    divergences: Divergences | None  # of all rows
+
+
+def find_threshold(place: Place, dtype: str) -> Generator[Gather, Any, Fusion]:
+    """Find ``median + 1.5 · (q3 - q1)`` of the importance over the whole tensor."""
+    divergences = None
+    if _count_rows(place) <= _KEPT_ROWS:
+        (divergences,) = yield _gather_divergences
+    last = place.size - 1
+    ranks = [place.size - last * quarter // 4 for quarter in (1, 2, 3)]
+    derive = partial(_derive_importance, divergences)
+    ((lower, median, upper),) = yield from find_ranked([ranks], TORCH_DTYPES[dtype], derive)
+    return Fusion(median + 1.5 * (upper - lower), divergences)
+
+
+@merge_method(
+    reads="row",
+    base="first of two",
+    inputs=(2, 2),
+    statistics=find_threshold,
+    rounds=max(VALUE_ROUNDS.values()) + 1,
+    grain="row",
+    extra_slabs=6,
+    extra_bytes=2 * HISTOGRAM_BYTES + 2 * 8 * _KEPT_ROWS,
+)
+def arcee_fusion(models: list[Tensor], statistics: Fusion, place: Place) -> Tensor:
+    """Return the base (``models[0]``), and the other model where its importance reaches the threshold.
+
+    The importance of an element is ``|W_1 - W_0| · KL(softmax(W_1) ‖ softmax(W_0))`` with the divergence of its row
+    (of the last axis; a vector is one row). Shapes: both ``[n]``, whole rows; the result ``[n]``.
+    """
+    base, other = models
+    divergence = _find_divergence(models, statistics.divergences, place)
+    delta = other.sub_(base)
+    importance = _weigh(delta.abs(), divergence, place)
+    return base.add_(delta.mul_(torch.ge(importance, statistics.threshold, out=importance)))
+
+
+def _derive_importance(known: Divergences | None, models: Sequence[Tensor], place: Place) -> Sequence[Tensor]:
+    divergence = _find_divergence(models, known, place)
+    base, other = models
+    return [_weigh(other.sub_(base).abs_(), divergence, place)]
+
+
+def _weigh(magnitude: Tensor, divergence: Tensor, place: Place) -> Tensor:
+    view_rows(magnitude, place).mul_(divergence.to(magnitude.dtype).unsqueeze(1))
+    return magnitude
+
+
+def _gather_divergences(models: Sequence[Tensor], place: Place) -> tuple[Divergences]:
+    gathered = np.zeros(_count_rows(place))
+    gathered[_rows_here(models[0], place)] = _find_divergence(models, None, place).numpy()
+    return (gathered,)
+
+
+def _find_divergence(models: Sequence[Tensor], known: Divergences | None, place: Place) -> Tensor:
+    """Return the divergence of each row of the slab, float64; the models are not changed."""
+    if known is not None:
+        return torch.from_numpy(known[_rows_here(models[0], place)])
+    before, after = (_soften(view_rows(model, place)) for model in models)
+    log_(torch.div(after, before, out=before).view(-1))
+    # Rounding may leave a little less than the nothing that equal rows differ by.
+    return sum_rows(before.mul_(after)).clamp_(min=0.0)
+
+
+def _soften(rows: Tensor) -> Tensor:
+    """Return the rows' softmax and a little more, float64."""
+    wide = rows.to(torch.float64, copy=True)
+    wide.sub_(wide.amax(dim=1, keepdim=True))
+    exp_(wide.view(-1))
+    return wide.div_(sum_rows(wide.clone()).unsqueeze(1)).add_(_EPS)
+
+
+def _rows_here(model: Tensor, place: Place) -> slice:
+    columns = place.size // _count_rows(place)
+    return slice(place.start // columns, (place.start + len(model)) // columns)
+
+
+def _count_rows(place: Place) -> int:
+    return place.size // place.shape[-1] if place.shape else 1
