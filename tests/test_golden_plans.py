@@ -112,7 +112,9 @@ def describe_tensor(tensor: OutputTensor, inputs: tuple[str, ...]) -> str:
         settings = " ".join(f"{name}={show(value)}" for name, value in expression.settings.items())
         base = "base, " if expression.has_base else ""
         places = ",".join(map(str, expression.place.models))
-        how = f"{expression.kernel.name} in {expression.dtype} ({settings}; {base}places {places})"
+        factors = f"; factors {show(expression.factors)}" if expression.factors else ""
+        vectors = f"; vectors {show(expression.vectors)}" if expression.vectors else ""
+        how = f"{expression.kernel.name} in {expression.dtype} ({settings}; {base}places {places}{factors}{vectors})"
     else:
         how = "agreed" if isinstance(expression, Agreed) else "copied"
     return f"{tensor.dtype} {shape} {how} of {sources}"

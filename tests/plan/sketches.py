@@ -12,7 +12,7 @@ from mergemill.engine import make_plan
 from mergemill.engine.checkpoint import TensorInfo, make_header, open_checkpoint
 from mergemill.engine.plan.values import OutputTensor, Plan
 from mergemill.engine.recipe import Recipe, parse_recipe
-from mergemill.engine.tensors.expressions import Agreed, Merged, Stored
+from mergemill.engine.tensors.expressions import Agreed, Difference, Merged, Stored
 
 Sketch = Mapping[str, tuple[str, Sequence[int]]]  # name -> dtype and shape
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -105,14 +105,15 @@ def name_inputs(plan: Plan) -> dict[str, tuple[str, ...]]:
 
 
 def list_stored(tensor: OutputTensor) -> tuple[Stored, ...]:
-    """Return the stored tensors that an output tensor is made of, in their order."""
+    """Return the stored tensors that an output tensor is made of, in their order; a delta_base after its model."""
     expression = tensor.expression
-    if isinstance(expression, Stored):
-        return (expression,)
-    assert isinstance(expression, Merged | Agreed)
-    found = tuple(source for source in expression.inputs if isinstance(source, Stored))
-    assert len(found) == len(expression.inputs)
-    return found
+    sources = expression.inputs if isinstance(expression, Merged | Agreed) else (expression,)
+    found: list[Stored] = []
+    for source in sources:
+        parts = (source.model, source.base) if isinstance(source, Difference) else (source,)
+        found.extend(part for part in parts if isinstance(part, Stored))
+        assert all(isinstance(part, Stored) for part in parts)
+    return tuple(found)
 
 
 def read_file(plan: Plan, name: str) -> bytes:
