@@ -100,6 +100,18 @@ CASES: dict[str, Case] = {
     "karcher fine": case("karcher", "a", "b", "c", base=None, tolerance=2e-5, max_iter=50, tol=1e-7),
     "model_stock": case("model_stock", "a", "b", "c"),
     "model_stock rows": case("model_stock", "a", "b", "c", filter_wise=True),
+    "breadcrumbs": case("breadcrumbs", "a", "b", weight=(0.7, 0.4), density=(0.5, 0.8), gamma=(0.01, 0.1)),
+    "breadcrumbs scaled": case(
+        "breadcrumbs", "a", "b", weight=(0.7, 0.4), density=(0.9, 0.3), gamma=(0.3, 0.1), rescale=True, normalize=True
+    ),
+    "breadcrumbs_ties": case(
+        "breadcrumbs_ties", "a", "b", weight=(0.7, -0.4), density=(0.5, 0.5), gamma=(0.05, 0.01), lambda_=0.8
+    ),
+    "sce": case("sce", "a", "b", "c"),
+    "sce selected": case("sce", "a", "b", "c", select_topk=0.3),
+    "della whole": case("della", "a", "b", weight=(0.7, 0.4), density=(1.0, 1.0), lambda_=0.8),
+    "della_linear whole": case("della_linear", "a", "b", weight=(0.7, 0.4), density=(1.0, 1.0), normalize=True),
+    "arcee_fusion": case("arcee_fusion", "a", either=1),  # its divergences are float32's: one is decided by that
 }
 
 
