@@ -7,7 +7,7 @@ counted by the next 16 bits, until all bits are known. Several ranks of the same
 A last pass settles ties: of equal values the first by index are kept.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,22 +133,28 @@ class _Digits:
         return float(torch.tensor(bits, dtype=self._integer).view(self._dtype))
 
     def count_first(self, ordered: Tensor) -> Counts:
-        """Count the most significant digit."""
+        """Count the most significant digit; `ordered` is overwritten."""
         shift = sum(self.widths[1:])
-        digit = torch.bitwise_right_shift(ordered, shift)
+        digit = ordered.bitwise_right_shift_(shift)
         if self._signed:
             digit.add_(self._bias >> shift)
         counts: Counts = torch.bincount(digit, minlength=1 << self.widths[0]).numpy()
         return counts
 
-    def count_within(self, ordered: Tensor, level: int, prefix: int) -> Counts:
-        """Count the digit `level` of the elements whose higher digits are `prefix`."""
+    def count_within(self, ordered: Tensor, level: int, prefixes: Sequence[int]) -> Iterator[Counts]:
+        """For each of the prefixes count the digit `level` of the elements whose higher digits it is.
+
+        `ordered` is overwritten.
+        """
         shift = sum(self.widths[level + 1 :])
         span = 1 << (shift + self.widths[level])
-        least = (prefix * span - self._bias) % (2 << self._sign)
-        beyond = ordered.numpy().view(self._unsigned) - self._unsigned.type(least)
-        inside = beyond[beyond < span] >> self._unsigned.type(shift)
-        return np.bincount(inside.astype(np.int64), minlength=span >> shift)
+        beyond, least = ordered.numpy().view(self._unsigned), self._bias
+        for prefix in prefixes:
+            # In place less the least key that begins with the prefix; what is less than that wraps around.
+            beyond -= self._unsigned.type((prefix * span - least) % (2 << self._sign))
+            least = prefix * span
+            inside = beyond[beyond < span] >> self._unsigned.type(shift)
+            yield np.bincount(inside.astype(np.int64), minlength=span >> shift)
 
     @property
     def _magnitude(self) -> int:
@@ -183,7 +189,7 @@ def _counting(digits: _Digits, level: int, prefixes: Sequence[Sequence[int]], de
         ordered = digits.order(values)
         if level == 0:
             return (digits.count_first(ordered),)
-        return tuple(digits.count_within(ordered, level, prefix) for prefix in wanted)
+        return tuple(digits.count_within(ordered, level, wanted))
 
     def gather(tensors: Sequence[Tensor], place: Place) -> Gathered:
         return tuple(count(*known) for known in zip(derive(tensors, place), prefixes, strict=True))
