@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mergemill.cli import console
-from mergemill.cli.options import MEMORY, SHARD_SIZE, Memory, Recipe, Seed, ShardSize, Threads, Workers
+from mergemill.cli.options import MEMORY, SHARD_SIZE, Memory, Methods, Recipe, Seed, ShardSize, Threads, Workers
 from mergemill.cli.plan import plan_lines
 from mergemill.cli.signals import Interrupted, hold_back, let_through, raise_interrupts
 
@@ -35,6 +35,7 @@ def merge(
     memory: Memory = MEMORY,
     shard_size: ShardSize = SHARD_SIZE,
     seed: Seed = 0,
+    methods: Methods = None,
     quiet: Quiet = False,
     json: JsonLines = False,
 ) -> None:
@@ -47,7 +48,7 @@ def merge(
             stack.enter_context(_errors_as_events())
         from mergemill.engine import describe_plan, load_recipe, make_plan, run
 
-        plan = make_plan(load_recipe(recipe), seed=seed, shard_size=shard_size)
+        plan = make_plan(load_recipe(recipe), seed=seed, shard_size=shard_size, methods=methods or ())
         watch = Watch(stack, quiet=quiet, json=json)
         watch.show_plan(describe_plan(plan, memory=memory, workers=workers, threads=threads))
         with _say_how_to_resume(watch, context.obj or sys.argv[1:]), raise_interrupts(), hold_back():

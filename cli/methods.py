@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mergemill.cli import console
-from mergemill.cli.options import Json
+from mergemill.cli.options import Json, Methods
 
 if TYPE_CHECKING:
     from mergemill.engine.methods.coefficients import Coefficients
@@ -35,14 +35,16 @@ SLABS = {"block": "a few blocks of elements", "row": "whole rows", "tensor": "th
 STAGES = {"coefficients": "coefficients, before a method", "post": "post, after a method"}
 
 
-def methods(name: Name = None, model: Model = None, models: Models = None, json: Json = False) -> None:
+def methods(
+    name: Name = None, model: Model = None, models: Models = None, own: Methods = None, json: Json = False
+) -> None:
     """List the merge methods, or show one of them.
 
     Example: mergemill methods ties --model models/base --models 3
     """
-    from mergemill.engine import find_methods
+    from mergemill.engine import find_all_methods, open_methods
 
-    known, stages = find_methods(), _find_stages()
+    known, stages = find_all_methods(open_methods(own or ())), _find_stages()
     if name is None:
         if model is not None:
             raise typer.BadParameter("--model is for one method: mergemill methods NAME --model PATH")

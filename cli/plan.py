@@ -5,7 +5,7 @@ from typing import Any
 
 from mergemill.cli import console
 from mergemill.cli.console import count
-from mergemill.cli.options import MEMORY, SHARD_SIZE, Json, Memory, Recipe, Seed, ShardSize, Threads, Workers
+from mergemill.cli.options import MEMORY, SHARD_SIZE, Json, Memory, Methods, Recipe, Seed, ShardSize, Threads, Workers
 
 
 def plan(
@@ -15,6 +15,7 @@ def plan(
     memory: Memory = MEMORY,
     shard_size: ShardSize = SHARD_SIZE,
     seed: Seed = 0,
+    methods: Methods = None,
     json: Json = False,
 ) -> None:
     """Show what a merge will read, write and need.
@@ -23,7 +24,7 @@ def plan(
     """
     from mergemill.engine import describe_plan, load_recipe, make_plan
 
-    found = make_plan(load_recipe(recipe), seed=seed, shard_size=shard_size)
+    found = make_plan(load_recipe(recipe), seed=seed, shard_size=shard_size, methods=methods or ())
     numbers = describe_plan(found, memory=memory, workers=workers, threads=threads)
     if json:
         console.say_json(numbers)
@@ -49,6 +50,8 @@ def plan_lines(numbers: Mapping[str, Any]) -> Iterator[str]:
     workers, threads = count(numbers["workers"], "worker"), count(numbers["threads"], "thread")
     yield f"  memory  {projected:>10}  at most, of {promised} promised to each worker; {workers} of {threads}"
     yield f"  digest  {numbers['digest'][:12]}"
+    for code in numbers["code"]:
+        yield f"  code    {code['path']}, sha256 {code['sha256']}: is run by this merge"
     for warning in numbers["warnings"]:
         yield f"warning: {warning}"
 

@@ -18,7 +18,10 @@ def verify(out: Out, replay: Replay = 0, json: Json = False) -> None:
     """
     from mergemill.engine import format_size
     from mergemill.engine import verify as verify_merge
+    from mergemill.engine.run.verify import list_code
 
+    for name, checksum in list_code(out) if replay else ():
+        console.note(f"merging again runs the code of {name} (sha256 {checksum}), as {out} keeps it")
     verified = verify_merge(out, replay=replay)
     if json:
         console.say_json(asdict(verified))

@@ -6,7 +6,8 @@
 
 from mergemill.engine.errors import MergemillError
 from mergemill.engine.methods.catalogue import find_coefficients, find_methods, find_steps
-from mergemill.engine.methods.contract import merge_method
+from mergemill.engine.methods.contract import Density, PerModel, Within, merge_method
+from mergemill.engine.methods.own import find_all_methods, open_methods
 from mergemill.engine.plan.cost import estimate_cost
 from mergemill.engine.plan.make import make_plan
 from mergemill.engine.plan.sizes import format_size
@@ -22,12 +23,16 @@ from mergemill.engine.run.verify import verify
 
 __all__ = [
     "Committed",
+    "Density",
     "MergemillError",
     "PartFinished",
+    "PerModel",
     "Started",
+    "Within",
     "abort",
     "describe_plan",
     "estimate_cost",
+    "find_all_methods",
     "find_coefficients",
     "find_methods",
     "find_steps",
@@ -39,6 +44,7 @@ __all__ = [
     "merge_method",
     "merge_state_dicts",
     "merge_tensors",
+    "open_methods",
     "recipe_schema",
     "run",
     "verify",

@@ -8,6 +8,7 @@
     │   ├── CheckpointError              a stored model
     │   │   ├── HeaderError              a safetensors file that breaks the format
     │   │   └── IndexFileError           a model.safetensors.index.json that does not fit its shards
+    │   ├── MethodsError                 a file of methods: it cannot be read or run, or holds none
     │   ├── PlanError                    recipe and checkpoints do not go together
     │   └── OutputError                  the output folder holds something else, or cannot be written
     └── RunError                      1  the work itself
@@ -46,6 +47,10 @@ class HeaderError(CheckpointError):
 
 class IndexFileError(CheckpointError):
     """An index names shards or tensors that are not there."""
+
+
+class MethodsError(InputError):
+    """A user's file of methods cannot be read or run, or holds none."""
 
 
 class PlanError(InputError):

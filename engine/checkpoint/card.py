@@ -7,6 +7,7 @@ Only what is stored beside the inputs is looked at; the network never is.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -28,11 +29,13 @@ def make_card(
     tensor_count: int,
     parameter_count: int,
     license_fields: Mapping[str, str],
+    code: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """Return the text of a ``README.md`` for a merge.
 
     models: as the recipe writes them, base first; those that are Hub names go into ``base_model``.
-    method_source: one line; an ``arXiv:`` number in it becomes a link. license_fields: see `common_license`.
+    method_source: one line; an ``arXiv:`` number in it becomes a link. license_fields: see `common_license`. code:
+    files of methods beside the card, each with its sha256.
     """
     front = yaml.safe_dump(_make_front(models, license_fields), sort_keys=False, allow_unicode=True)
     body = [
@@ -42,6 +45,7 @@ def make_card(
         "## Models\n\n" + "\n".join(f"* {_mention(model)}" for model in models),
         f"## Tensors\n\n{tensor_count:,} tensors, {parameter_count:,} parameters, {', '.join(dtypes)}.",
         f"## Recipe\n\n{_fence(recipe_text)}",
+        *([f"## Code\n\n{_describe_code(code)}"] if code else []),
     ]
     return f"---\n{front}---\n\n" + "\n\n".join(body) + "\n"
 
@@ -103,6 +107,11 @@ def _link_papers(source: str) -> str:
 def _mention(model: str) -> str:
     name = next(iter(hub_names([model])), None)
     return f"[{model}](https://huggingface.co/{name})" if name else f"`{model}`"
+
+
+def _describe_code(code: Mapping[str, str]) -> str:
+    files = "\n".join(f"* `{name}`, sha256 `{checksum}`" for name, checksum in code.items())
+    return f"The method is not of mergemill's own. These files, here beside the recipe, hold it:\n\n{files}"
 
 
 def _fence(recipe_text: str) -> str:

@@ -51,17 +51,17 @@ def methods_of(module: ModuleType) -> Iterator[Method]:
 
 def get_method(name: str) -> Method:
     """Return the method called `name`; `PlanError` names the nearest one there is."""
-    return _get(name, find_methods(), "merge_method")
+    return get_named(name, find_methods(), "merge_method")
 
 
 def get_coefficients(name: str) -> Coefficients:
     """Return the coefficient method called `name`; `PlanError` names the nearest one there is."""
-    return _get(name, find_coefficients(), "method of coefficients")
+    return get_named(name, find_coefficients(), "method of coefficients")
 
 
 def get_step(name: str) -> Step:
     """Return the step called `name`; `PlanError` names the nearest one there is."""
-    return _get(name, find_steps(), "step after a merge")
+    return get_named(name, find_steps(), "step after a merge")
 
 
 def _import_all() -> Iterator[ModuleType]:
@@ -81,7 +81,8 @@ def _by_name(found: Iterator[N]) -> Mapping[str, N]:
     return MappingProxyType({value.name: value for value in sorted(found, key=lambda value: value.name)})
 
 
-def _get(name: str, known: Mapping[str, N], what: str) -> N:
+def get_named(name: str, known: Mapping[str, N], what: str) -> N:
+    """Return what is called `name`; `PlanError` says `what` it should be, and the nearest one there is."""
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, n=1)

@@ -20,6 +20,7 @@ from mergemill.engine.checkpoint.family import Family, find_tie
 from mergemill.engine.checkpoint.folder import copied_files
 from mergemill.engine.checkpoint.index import INDEX_NAME
 from mergemill.engine.methods.contract import Method
+from mergemill.engine.methods.own import MethodsFile
 from mergemill.engine.plan.slots import Stack
 from mergemill.engine.plan.values import OutputTensor, Shard, SmallFile
 from mergemill.engine.recipe import Recipe
@@ -39,9 +40,12 @@ def make_files(
     stacks: Sequence[Stack],
     tensors: Sequence[OutputTensor],
     shards: Sequence[Shard],
+    code: Sequence[MethodsFile] = (),
 ) -> tuple[SmallFile, ...]:
     """Return the files in the order in which they are written; the index is the last."""
-    made = {RECIPE_NAME: recipe_text(recipe).encode(), CARD_NAME: _card(recipe, method, checkpoints, tensors).encode()}
+    made = {file.name: file.text.encode() for file in code}
+    made[RECIPE_NAME] = recipe_text(recipe).encode()
+    made[CARD_NAME] = _card(recipe, method, checkpoints, tensors, code).encode()
     if donor.config_text:
         made[CONFIG_NAME] = make_config(donor.config_text, _config_changes(donor, checkpoints, family, stacks, tensors))
     copied = [SmallFile(name, None, pin_file(f"{donor.path}/{name}")) for name in copied_files(donor.files)]
@@ -102,7 +106,11 @@ def _was_tied(name: str, donor: Checkpoint, checkpoints: Mapping[str, Checkpoint
 
 
 def _card(
-    recipe: Recipe, method: Method, checkpoints: Mapping[str, Checkpoint], tensors: Sequence[OutputTensor]
+    recipe: Recipe,
+    method: Method,
+    checkpoints: Mapping[str, Checkpoint],
+    tensors: Sequence[OutputTensor],
+    code: Sequence[MethodsFile],
 ) -> str:
     names = list(checkpoints)
     title = " + ".join(name.rstrip("/").rsplit("/", 1)[-1] for name in names)
@@ -112,6 +120,7 @@ def _card(
         method_source=method.source,
         models=names,
         recipe_text=recipe_text(recipe),
+        code={file.name: file.sha256 for file in code},
         dtypes=sorted({tensor.dtype for tensor in tensors}),
         tensor_count=len(tensors),
         parameter_count=sum(_size(tensor) for tensor in tensors),

@@ -6,8 +6,9 @@ from mergemill.engine.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from mergemill.engine.checkpoint.family import choose_family
 from mergemill.engine.checkpoint.folder import same_tokenizer
 from mergemill.engine.errors import PlanError
-from mergemill.engine.methods.catalogue import get_method
 from mergemill.engine.methods.contract import Method
+from mergemill.engine.methods.own import GivenMethods, get_any_method
+from mergemill.engine.plan.code import find_code, warn_of_code
 from mergemill.engine.plan.coverage import Ledger
 from mergemill.engine.plan.digest import make_digest
 from mergemill.engine.plan.fill import Filling, fill_slot
@@ -17,7 +18,7 @@ from mergemill.engine.plan.settings import warn_of_unused
 from mergemill.engine.plan.slots import Stack, iter_slots, make_stacks
 from mergemill.engine.plan.stages import make_stages
 from mergemill.engine.plan.values import OutputTensor, Plan
-from mergemill.engine.plan.vectors import list_vectors
+from mergemill.engine.plan.vectors import check_delta_bases, list_vectors
 from mergemill.engine.recipe import Guard, ModelEntry, ModelRef, Recipe, Slice
 from mergemill.engine.storage.ranges import Pin
 from mergemill.engine.tensors.dtypes import RECIPE_DTYPES
@@ -27,22 +28,27 @@ from mergemill.engine.tensors.slabs import Span
 SHARD_SIZE = "5GB"
 
 
-def make_plan(recipe: Recipe, *, seed: int = 0, shard_size: str | int = SHARD_SIZE) -> Plan:
+def make_plan(
+    recipe: Recipe, *, seed: int = 0, shard_size: str | int = SHARD_SIZE, methods: Sequence[GivenMethods] = ()
+) -> Plan:
     """Plan the merge that `recipe` describes, from the headers of its models.
 
     seed: of the random methods' masks. shard_size: the most bytes of an output file, or ``"tensor"`` for one file a
-    tensor. Raises `InputError` for everything that is wrong with the recipe or its inputs.
+    tensor. methods: files of your own methods, beside those that the recipe names; a path, or a decorated function for
+    the file that it stands in. Raises `InputError` for everything that is wrong with the recipe or its inputs.
     """
     where = recipe.name or "recipe"
     refs = list_models(recipe)
     _check_runnable(recipe, refs, where)
-    method = get_method(recipe.merge_method)
+    code = find_code(recipe, methods)
+    method = get_any_method(recipe.merge_method, code)
     stages = make_stages(recipe, method, where=where)
     checkpoints = {name: open_checkpoint(name) for name in refs}
     donor = checkpoints[str(recipe.base_model) if recipe.base_model else next(iter(refs))]
     _check_vocabularies(recipe, donor, checkpoints, where)
     family = choose_family(donor.config)
     stacks = make_stacks(recipe, checkpoints)
+    check_delta_bases(stacks, method, where=where)
     vectors = list_vectors(stacks)
     dtype = recipe.out_dtype or recipe.dtype
     filling = Filling(
@@ -62,9 +68,9 @@ def make_plan(recipe: Recipe, *, seed: int = 0, shard_size: str | int = SHARD_SI
     tensors = [tensor for tensor in filled if tensor is not None]
     sources = ledger.close(checkpoints, stacks, family)
     shards, parts = make_layout(tensors, shard_size)
-    files = make_files(recipe, method, donor, checkpoints, family, stacks, tensors, shards)
+    files = make_files(recipe, method, donor, checkpoints, family, stacks, tensors, shards, code)
     return Plan(
-        digest=make_digest(recipe, seed, tensors, shards, parts, files),
+        digest=make_digest(recipe, seed, tensors, shards, parts, files, code),
         recipe=recipe,
         seed=seed,
         shard_size=str(shard_size),
@@ -74,7 +80,8 @@ def make_plan(recipe: Recipe, *, seed: int = 0, shard_size: str | int = SHARD_SI
         sources=sources,
         pins=_pins(tensors),
         scaling=stages.make_scaling([model for model, _ in vectors], where=where),
-        warnings=tuple(_warn(method, stacks, where)),
+        warnings=(*warn_of_code(recipe, code, where=where), *_warn(method, stacks, where)),
+        code=code,
     )
 
 

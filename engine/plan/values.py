@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mergemill.engine.methods.own import MethodsFile
 from mergemill.engine.plan.stages import Scaling
 from mergemill.engine.recipe import Guard, Recipe
 from mergemill.engine.storage.ranges import Pin
@@ -95,6 +96,7 @@ class Plan:
     pins: tuple[Pin, ...]  # every file that is read
     scaling: Scaling | None  # factors on task vectors that can only be known from all weights
     warnings: tuple[str, ...]
+    code: tuple[MethodsFile, ...] = ()  # files of the user's own methods
 
     @property
     def guard(self) -> Guard:

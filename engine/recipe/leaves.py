@@ -4,11 +4,12 @@ Each is a type with the check that says its fault in plain words. A check return
 spelling that stands for it.
 """
 
+from pathlib import PurePosixPath
 from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
-from mergemill.engine.recipe.faults import describe, make_predicate, shorten, suggest
+from mergemill.engine.recipe.faults import describe, make_faults, make_predicate, shorten, suggest
 
 DtypeName = Literal["float32", "float16", "bfloat16", "float64"]
 
@@ -83,6 +84,28 @@ def _check_chat_template(value: object) -> object:
     return value
 
 
+def _check_methods(value: object) -> object:
+    """Return the names of Python files beside the recipe, also where one stands without a list."""
+    if value is None:
+        return value
+    names = check_items([value] if isinstance(value, str) else value)
+    assert isinstance(names, list | tuple)
+    for place, name in enumerate(names):
+        if fault := _find_fault(name):
+            raise make_faults([((place,), make_predicate(fault))]) if names is value else make_predicate(fault)
+    return tuple(str(PurePosixPath(name)) for name in names)
+
+
+def _find_fault(name: object) -> str | None:
+    """A recipe that is passed on must find its files, and only its own: below its folder, on this disk."""
+    if not isinstance(name, str):
+        return f"must be the name of a Python file, not {describe(name)}"
+    path = PurePosixPath(name)
+    if path.suffix == ".py" and not path.is_absolute() and ".." not in path.parts and not set(name) & set(":\\~"):
+        return None
+    return f"is '{shorten(name)}'; it must be a Python file below the recipe's folder, such as my_methods.py"
+
+
 def _check_layer_range(value: object) -> tuple[int, int]:
     wanted = "must be two whole numbers [from, to], for example [0, 32]"
     if not isinstance(value, list | tuple):
@@ -115,5 +138,8 @@ Flag = Annotated[bool, BeforeValidator(_check_flag)]
 OptionalCount = Annotated[int | None, BeforeValidator(lambda value: _check_count(value, least=1))]
 OptionalTokenId = Annotated[int | None, BeforeValidator(lambda value: _check_count(value, least=0))]
 OptionalDtype = Annotated[DtypeName | None, BeforeValidator(_check_dtype)]
+OptionalMethods = Annotated[
+    tuple[str, ...] | None, BeforeValidator(_check_methods, json_schema_input_type=str | tuple[str, ...] | None)
+]
 OptionalChatTemplate = Annotated[str | None, BeforeValidator(_check_chat_template)]
 LayerRange = Annotated[tuple[int, int], BeforeValidator(_check_layer_range, json_schema_input_type=tuple[int, int])]

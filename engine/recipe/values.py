@@ -11,6 +11,7 @@ from mergemill.engine.recipe.leaves import (
     LayerRange,
     OptionalChatTemplate,
     OptionalDtype,
+    OptionalMethods,
     Text,
     check_items,
 )
@@ -144,6 +145,8 @@ class Recipe(Value):
     """Models or slices for each named stack of layers."""
     parameters: Parameters = Parameters()
     """Settings that hold everywhere."""
+    methods: OptionalMethods = None
+    """Python files of merge methods beside the recipe, whose code the merge runs: `my_methods.py`, or a list."""
     coefficients: Stage | None = None
     """Factors on the task vectors before the method sees them: `{method: lines | metagpt, …}`."""
     post: Annotated[tuple[Stage, ...] | None, BeforeValidator(check_items)] = None

@@ -36,5 +36,6 @@ def describe_plan(
         "task_bytes": most_bytes,
         "projected_bytes": min(most_bytes * min(chosen.threads, len(plan.parts)), chosen.memory_bytes),
         "sources": [asdict(source) for source in plan.sources],
+        "code": [{"name": file.name, "path": file.path, "sha256": file.sha256} for file in plan.code],
         "warnings": list(plan.warnings),
     }

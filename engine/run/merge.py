@@ -1,7 +1,9 @@
 """From a recipe file to a checkpoint in one call."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from mergemill.engine.methods.own import GivenMethods
 from mergemill.engine.plan.make import SHARD_SIZE, make_plan
 from mergemill.engine.recipe import Recipe, load_recipe
 from mergemill.engine.run.drive import MEMORY, run
@@ -14,6 +16,7 @@ def merge(
     *,
     seed: int = 0,
     shard_size: str | int = SHARD_SIZE,
+    methods: Sequence[GivenMethods] = (),
     workers: int | None = None,
     threads: int | None = None,
     memory: str | int = MEMORY,
@@ -24,5 +27,5 @@ def merge(
     The parameters are those of `make_plan` and `run`, and so are the errors.
     """
     value = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    plan = make_plan(value, seed=seed, shard_size=shard_size)
+    plan = make_plan(value, seed=seed, shard_size=shard_size, methods=methods)
     return run(plan, out, workers=workers, threads=threads, memory=memory, on_event=on_event)

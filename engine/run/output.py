@@ -201,6 +201,7 @@ def _write_small(path: Path, data: bytes) -> None:
         if path.read_bytes() == data:
             return
         raise _appeared(path)
+    make_folder(path.parent)  # of a file of methods in a folder below the recipe's
     write_file(path, data)
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Record:
     shards: Mapping[str, Mapping[str, Any]]  # name -> header (as text), size_bytes
     parts: Sequence[Sequence[Any]]  # [shard name, start byte, stop byte]
     files: Mapping[str, str]  # small files, the index last: name -> xxh3_128
+    code: Mapping[str, str] = field(default_factory=dict)  # files of the user's own methods: name -> text
 
     def to_json(self) -> bytes:
         """Return the bytes of ``plan.json``."""
@@ -39,12 +40,13 @@ class Record:
         """Say in which respects two records differ."""
         names = {
             "recipe": "the recipe",
+            "code": "the methods file",
             "seed": "the seed",
             "shard_size": "the shard size",
             "sources": "the sources' sizes or times",
             "version": "the version of mergemill",
             "parts": "the layout",
-            "files": "the donor's small files",
+            "files": "the small files",
         }
         different = [words for name, words in names.items() if getattr(self, name) != getattr(other, name)]
         return ", ".join(different) or "its plan"
@@ -66,6 +68,7 @@ def make_record(plan: Plan) -> Record:
         },
         parts=[[plan.shards[part.shard].name, part.start_bytes, part.stop_bytes] for part in plan.parts],
         files={file.name: checksum(read_small(file)) for file in plan.files},
+        code={file.name: file.text for file in plan.code},
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mergemill.engine.errors import OutputError, VerifyError
+from mergemill.engine.methods.own import MethodsFile
 from mergemill.engine.plan.make import make_plan
 from mergemill.engine.plan.values import Part, Piece, Plan
 from mergemill.engine.recipe import Recipe, parse_recipe
@@ -61,6 +62,17 @@ def verify(out: str | Path, *, replay: int = 0) -> Verified:
     )
 
 
+def list_code(out: str | Path) -> tuple[tuple[str, str], ...]:
+    """Return name and sha256 of each file of methods that replaying the merge in `out` runs."""
+    output = Output(Path(out))
+    record = read_record(output.record_path) if output.record_path.exists() else None
+    return tuple((file.name, file.sha256) for file in _list_code(record)) if record else ()
+
+
+def _list_code(record: Record) -> list[MethodsFile]:
+    return [MethodsFile(name, name, text) for name, text in record.code.items()]
+
+
 def _open_record(output: Output) -> Record:
     if not output.record_path.exists():
         raise OutputError(f"{output.folder}: holds no merge that mergemill wrote; there is no {output.record_path}")
@@ -106,7 +118,7 @@ def _check_file(path: Path, expected: str) -> None:
 
 
 def _replay(record: Record, receipts: Mapping[tuple[str, int], Receipt], count: int, workplace: Workplace) -> int:
-    plan = make_plan(_read_recipe(record), seed=record.seed, shard_size=record.shard_size)
+    plan = make_plan(_read_recipe(record), seed=record.seed, shard_size=record.shard_size, methods=_list_code(record))
     if plan.digest != record.digest:
         raise VerifyError(
             f"{record.recipe_name or 'recipe'}: gives another plan now; the sources or the version changed"

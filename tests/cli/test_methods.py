@@ -1,5 +1,6 @@
 """``mergemill methods``: what is there, what one of them is, and what it takes for a model."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -93,3 +94,81 @@ def test_wrong_input_is_one_line(mergemill: Run, here: Path, arguments: list[str
     assert (code, out) == (2, "")
     assert words in err
     assert err.count("\n") == 1
+
+
+OWN = '''"""Own: the first model.
+
+Source: a test.
+"""
+
+from torch import Tensor
+
+from mergemill.engine import merge_method
+
+
+@merge_method(reads="element")
+def first(models: list[Tensor], *, scale: float = 1.0) -> Tensor:
+    """Return the first model, scaled."""
+    return models[0].mul_(scale)
+'''
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder with ``own.py``, and ``plain.yml`` that does not name it."""
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "plain.yml").write_text("merge_method: first\nmodels: [{model: ./a}, {model: ./b}]\n")
+    return tmp_path
+
+
+def test_own_methods_are_listed_and_shown(mergemill: Run, here: Path, own: Path) -> None:
+    _, out, _ = mergemill("methods", "--methods", own / "own.py")
+    assert any(line.split()[0] == "first" and "the first model." in line for line in out.splitlines())
+    _, out, _ = mergemill("methods", "first", "--methods", own / "own.py", "--model", "base")
+    assert out.startswith("Own: the first model.\n")
+    assert facts_of(out)["merging"] == "2 models like it"
+    assert mergemill("methods", "first")[0] == 2
+
+
+def test_plan_and_merge_say_whose_code_they_run(mergemill: Run, here: Path, own: Path, tmp_path: Path) -> None:
+    checksum = hashlib.sha256(OWN.encode()).hexdigest()
+    code, out, _ = mergemill("plan", own / "plain.yml", "--methods", own / "own.py")
+    assert code == 0
+    assert f"  code    {own}/own.py, sha256 {checksum}: is run by this merge\n" in out
+    assert "warning" not in out
+    code, _, err = mergemill("merge", own / "plain.yml", tmp_path / "out", "--methods", own / "own.py")
+    assert code == 0
+    assert f"own.py, sha256 {checksum}" in err
+    code, out, err = mergemill("verify", tmp_path / "out", "--replay", 1)
+    assert "1 part merged again" in out
+    assert err == f"merging again runs the code of own.py (sha256 {checksum}), as {tmp_path / 'out'} keeps it\n"
+    assert mergemill("verify", tmp_path / "out")[2] == ""
+
+
+def test_a_recipe_that_names_code_is_warned_of(mergemill: Run, here: Path, own: Path) -> None:
+    named = own / "named.yml"
+    named.write_text((own / "plain.yml").read_text() + "methods: own.py\n")
+    _, out, _ = mergemill("plan", named)
+    assert f"warning: {named}: runs the code of own.py beside it, here and on every worker (sha256 " in out
+    _, out, _ = mergemill("plan", named, "--json")
+    assert json.loads(out)["code"][0]["path"] == str(own / "own.py")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("def f(:\n", "own.py:1: invalid syntax"),
+        ("", "own.py: holds no merge method"),
+        (None, "own.py: cannot be read"),
+    ],
+)
+def test_a_wrong_file_of_methods_is_one_line(
+    mergemill: Run, here: Path, own: Path, text: str | None, words: str
+) -> None:
+    (own / "own.py").unlink() if text is None else (own / "own.py").write_text(text)
+    for command in (["plan", own / "plain.yml"], ["merge", own / "plain.yml", own / "out"], ["methods"]):
+        code, out, err = mergemill(*command, "--methods", own / "own.py")
+        assert (code, out) == (2, "")
+        assert words in err
+        assert err.count("\n") == 1
+    assert not (own / "out").exists()
