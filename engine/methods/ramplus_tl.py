@@ -21,7 +21,7 @@ Counts = tuple[int, int]  # of one model's changed elements: those it shares wit
 def _amplify_unique(epsilon: float, r: float, alpha: float) -> Generator[Gather, Any, tuple[float, ...]]:
     """Find for each model the factor on what it alone changes: ``1 + r · clip(shared / unique, 0, alpha)``."""
     counts = yield _counting(epsilon)
-    return tuple(1 + r * _clip(shared / max(unique, epsilon), alpha) if unique else 1.0 for shared, unique in counts)
+    return tuple(1 + r * min(shared / max(unique, epsilon), alpha) if unique else 1.0 for shared, unique in counts)
 
 
 @merge_method(reads="sums", base="required", statistics=_amplify_unique, rounds=1)
@@ -43,10 +43,6 @@ def ramplus_tl(
     for delta, factor in zip(deltas, statistics, strict=True):
         delta.mul_(torch.mul(unique, factor - 1, out=factors).add_(1))
     return base.add_(mean_of_changes(deltas, count))
-
-
-def _clip(ratio: float, most: float) -> float:
-    return min(max(ratio, 0.0), most)
 
 
 def _counting(epsilon: float) -> Callable[[Sequence[Tensor], Place], tuple[Counts, ...]]:

@@ -220,6 +220,10 @@ def test_an_input_without_a_length_has_no_direction_but_counts(mill: Mill) -> No
 
 def test_opposite_directions_have_the_first_as_their_karcher_mean(mill: Mill) -> None:
     assert mill.merge(make_task("karcher", [3.0, 4.0], [-6.0, -8.0])).tolist() == close([4.5, 6.0])
+    for factor in (0.1, 0.7, 1.9, 3.3):
+        (model,) = make_values((7, 9), dtype=torch.float64, count=1)
+        result = mill.merge(make_task("karcher", model, -factor * model))
+        assert torch.allclose(result, (1 + factor) / 2 * model, rtol=0, atol=1e-13)
 
 
 # ------------------------------------------------------------------------------------------------- Model Stock
@@ -242,8 +246,15 @@ def test_model_stock_of_right_angles_is_the_base(mill: Mill) -> None:
 
 @pytest.mark.parametrize("filter_wise", [False, True])
 def test_model_stock_stays_at_the_base_where_models_are_opposite(mill: Mill, filter_wise: bool) -> None:
-    result = mill.merge(make_task("model_stock", [1.0, 1.0], [3.0, 4.0], [-1.0, -2.0], filter_wise=filter_wise))
+    result = mill.merge(make_task("model_stock", [1.0, 1.0], [3.0, 4.0], [-3.0, -5.0], filter_wise=filter_wise))
     assert result.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("filter_wise", [False, True])
+def test_model_stock_counts_a_product_of_norms_under_a_millionth_as_one(mill: Mill, filter_wise: bool) -> None:
+    tiny = [2e-4, 0.0]
+    result = mill.merge(make_task("model_stock", [0.0, 0.0], tiny, tiny, filter_wise=filter_wise))
+    assert result.tolist() == close([2e-4 * 2 * 0.04 / 1.04, 0.0])
 
 
 @pytest.mark.parametrize("shape", [(30, 40), (5, 6, 7), (90,), (1, 50), (50, 1)], ids=str)
