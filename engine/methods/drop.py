@@ -17,7 +17,7 @@ from mergemill.engine.methods.task_vectors import rescale_factor, sum_absolute
 from mergemill.engine.tensors.exact import ExactSum
 from mergemill.engine.tensors.kernels import Gather
 from mergemill.engine.tensors.place import Place
-from mergemill.engine.tensors.random import keep_under_limits, keep_with_probability, random_limits
+from mergemill.engine.tensors.random import drop_with_probability, keep_under_limits, random_limits
 
 MAGPRUNE_SLABS = 8  # keys to sort by, limits, masks
 
@@ -90,7 +90,7 @@ def _thin(deltas: Sequence[Tensor], drop: Drop, factors: Sequence[float], place:
 def _drop(density: Sequence[float], delta: Tensor, place: Place, i: int) -> Tensor:
     if not 0 < density[i] < 1:
         return delta if density[i] >= 1 else delta.zero_()
-    return delta.mul_(keep_with_probability(place, place.models[i], density[i], torch.empty_like(delta)))
+    return drop_with_probability(delta, place, place.models[i], density[i])
 
 
 def _magprune(density: Sequence[float], epsilon: Sequence[float], delta: Tensor, place: Place, i: int) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Generator, Sequence
 import torch
 from torch import Tensor
 
+from mergemill.engine.tensors import native
 from mergemill.engine.tensors.exact import ExactSum, sum_products
 from mergemill.engine.tensors.kernels import Gather
 from mergemill.engine.tensors.place import Place
@@ -17,6 +18,7 @@ from mergemill.engine.tensors.slabs import SLAB
 
 Gram = tuple[tuple[float, ...], ...]  # k rows of k inner products, symmetric
 Coefficients = tuple[float, ...]  # one for each input
+_MOST = torch.finfo(torch.float32).max
 GRAM_BYTES = SLAB * 8  # one float64 copy of each input's slab
 
 
@@ -61,6 +63,8 @@ def dot(left: Sequence[float], right: Sequence[float]) -> float:
 
 def combine_linearly(tensors: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
     """Return ``sum(coefficients[i] · tensors[i])``, in the first of them; all are overwritten."""
+    if native.suits(*tensors) and all(abs(factor) <= _MOST for factor in coefficients):
+        return native.combine(tensors, coefficients)
     total = _scale(tensors[0], coefficients[0])
     for tensor, coefficient in zip(tensors[1:], coefficients[1:], strict=True):
         total.add_(_scale(tensor, coefficient))
@@ -76,6 +80,4 @@ def _scale(tensor: Tensor, factor: float) -> Tensor:
 
 
 def _products(tensors: Sequence[Tensor], place: Place) -> tuple[ExactSum, ...]:
-    wide = [tensor.to(torch.float64) for tensor in tensors]
-    scratch = torch.empty_like(wide[0])
-    return tuple(sum_products(wide[i], wide[j], scratch, place.block) for i in range(len(wide)) for j in range(i + 1))
+    return tuple(sum_products(tensors[i], tensors[j], place.block) for i in range(len(tensors)) for j in range(i + 1))

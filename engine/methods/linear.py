@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mergemill.engine.methods.contract import PerModel, merge_method
+from mergemill.engine.tensors import native
 
 
 def _weights_cancel(*, weight: Sequence[float], normalize: bool) -> str | None:
@@ -22,6 +23,8 @@ def linear(models: list[Tensor], *, weight: PerModel[float], normalize: bool = T
 
     Shapes: every model ``[n]``; the result ``[n]``.
     """
+    if native.suits(*models):
+        return native.combine(models, weight, sum(weight) if normalize else 0.0)
     result = models[0].mul_(weight[0])
     for model, w in zip(models[1:], weight[1:], strict=True):
         result.add_(model.mul_(w))

@@ -106,13 +106,13 @@ def _count_differing(deltas: Sequence[Tensor], place: Place) -> tuple[int, ...]:
 def _squares_at(kept: Cut | int) -> Callable[[Sequence[Tensor], Place], tuple[ExactSum, ...]]:
     def gather(deltas: Sequence[Tensor], place: Place) -> tuple[ExactSum, ...]:
         _keep(deltas, kept, place)
-        return tuple(_sum_squares(delta.to(torch.float64), place) for delta in deltas)
+        return tuple(_sum_squares(delta, place) for delta in deltas)
 
     return gather
 
 
 def _sum_squares(delta: Tensor, place: Place) -> ExactSum:
-    return sum_products(delta, delta, torch.empty_like(delta), place.block)
+    return sum_products(delta, delta, place.block)
 
 
 def _weigh(squares: Sequence[float]) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ import math
 from torch import Tensor
 
 from mergemill.engine.methods.contract import merge_method
-from mergemill.engine.methods.gram import GRAM_BYTES, Gram, gram_matrix
+from mergemill.engine.methods.gram import GRAM_BYTES, Gram, combine_linearly, gram_matrix
 
 _PARALLEL = 0.9995  # beyond this |cos| the two are taken as parallel
 _NO_NORM = 1e-8
@@ -23,9 +23,7 @@ def slerp(models: list[Tensor], statistics: Gram, *, t: float) -> Tensor:
     ``sin((1-t)θ)/sin θ · a + sin(tθ)/sin θ · b`` with θ the angle between the whole tensors; a straight line where
     they are almost parallel. Shapes: both ``[n]``; the result ``[n]``.
     """
-    a, b = models
-    left, right = _coefficients(statistics, t)
-    return a.mul_(left).add_(b.mul_(right))
+    return combine_linearly(models, _coefficients(statistics, t))
 
 
 def _coefficients(gram: Gram, t: float) -> tuple[float, float]:

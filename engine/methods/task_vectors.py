@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mergemill.engine.tensors.exact import ExactSum, sum_blocks
+from mergemill.engine.tensors import exact, native
+from mergemill.engine.tensors.exact import ExactSum
 from mergemill.engine.tensors.place import Place
 
 _NOTHING = 1e-7  # an L1 norm under this is not rescaled
@@ -17,7 +18,7 @@ _NO_WEIGHT = 1e-8
 
 def sum_absolute(delta: Tensor, place: Place) -> ExactSum:
     """Return the L1 norm of a flat slab."""
-    return sum_blocks(delta.abs().to(torch.float64), place.block)
+    return exact.sum_absolute(delta, place.block)
 
 
 def rescale_factor(whole: float, kept: float) -> float:
@@ -32,11 +33,14 @@ def add_deltas(
 
     Shapes: all ``[n]``. `base` and `deltas` are overwritten.
     """
+    divisor = sum(weight) if normalize and abs(sum(weight)) >= _NO_WEIGHT else 0.0
+    if native.suits(base, *deltas):
+        return native.add_deltas(base, deltas, weight, divisor=divisor, lambda_=lambda_)
     total = deltas[0].mul_(weight[0])
     for delta, w in zip(deltas[1:], weight[1:], strict=True):
         total.add_(delta.mul_(w))
-    if normalize and abs(sum(weight)) >= _NO_WEIGHT:
-        total.div_(sum(weight))
+    if divisor:
+        total.div_(divisor)
     return base.add_(total.mul_(lambda_))
 
 
@@ -49,6 +53,8 @@ def add_agreeing_deltas(
     divided by the sum of the weights that went into it, where that is not nothing. Shapes: all ``[n]``; `base` and
     `deltas` are overwritten.
     """
+    if native.suits(base, *deltas):
+        return native.add_agreeing(base, deltas, weight, normalize=normalize, lambda_=lambda_)
     for delta, w in zip(deltas, weight, strict=True):
         delta.mul_(w)
     sign = elect_sign(deltas)

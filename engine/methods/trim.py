@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mergemill.engine.methods.task_vectors import rescale_factor, sum_absolute
+from mergemill.engine.tensors import native
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES
 from mergemill.engine.tensors.exact import ExactSum
 from mergemill.engine.tensors.kernels import Gather
@@ -91,11 +92,26 @@ def apply_trims(deltas: Sequence[Tensor], trims: Sequence[Trim], place: Place) -
 def _keep(delta: Tensor, trim: Trim, place: Place) -> Tensor:
     if trim.cut is None:
         return delta
+    if trim.outliers is None and native.suits(delta):
+        return _keep_natively(delta, trim.cut, place)
     magnitude = delta.abs()
     marks = mark_largest(magnitude, trim.cut, place, torch.empty_like(delta))
     if trim.outliers is not None:
         marks.sub_(mark_largest(magnitude, trim.outliers, place, torch.empty_like(delta)))
     return delta.mul_(marks)
+
+
+def _keep_natively(delta: Tensor, cut: Cut, place: Place) -> Tensor:
+    """Drop what does not belong to the cut: up to its last tie all that equals the threshold stays, then none."""
+    first, last = cut.block * place.block - place.start, (cut.block + 1) * place.block - place.start
+    size = len(delta)
+    first, last = min(max(first, 0), size), min(max(last, 0), size)
+    native.keep_large(delta[:first], cut.threshold, inclusive=True)
+    native.keep_large(delta[last:], cut.threshold, inclusive=False)
+    if first < last:
+        tied = delta[first:last]
+        tied.mul_(mark_largest(tied.abs(), cut, place.at(place.start + first), torch.empty_like(tied)))
+    return delta
 
 
 def _norms_of(trims: Sequence[Trim]) -> Callable[[Sequence[Tensor], Place], tuple[tuple[ExactSum, ExactSum], ...]]:

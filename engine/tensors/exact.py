@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mergemill.engine.tensors import native
 from mergemill.engine.tensors.slabs import BLOCK
 
 # float64 values are integers times 2**-1074; 53 more bits keep every shift below non-negative.
@@ -96,7 +97,7 @@ def _sum_whole_blocks(flat: np.ndarray[Any, np.dtype[np.float64]]) -> ExactSum:
     with np.errstate(all="ignore"):
         lanes = np.add.reduce(flat.reshape(-1, 64, 1024), axis=1)
         lanes = np.add.reduce(lanes.reshape(-1, 32, 32), axis=1)
-    return reduce(ExactSum.__add__, (exact(_add_lanes(block)) for block in lanes), ExactSum())
+    return _sum_lanes(lanes)
 
 
 def _add_lanes(lanes: np.ndarray[Any, np.dtype[np.float64]]) -> float:
@@ -106,9 +107,28 @@ def _add_lanes(lanes: np.ndarray[Any, np.dtype[np.float64]]) -> float:
         return float(sum(lanes.tolist()))
 
 
-def sum_products(left: Tensor, right: Tensor, scratch: Tensor, block: int = BLOCK) -> ExactSum:
-    """Return the inner product of two flat float64 slabs; `scratch`, of their shape, is overwritten."""
-    return sum_blocks(torch.mul(left, right, out=scratch), block)
+def sum_absolute(slab: Tensor, block: int = BLOCK) -> ExactSum:
+    """Return the sum of |x| of a flat slab, in float64."""
+    if native.suits(slab):
+        return _sum_lanes(native.sum_absolute(slab, block, _count_cuts(len(slab), block)))
+    return sum_blocks(slab.abs().to(torch.float64), block)
+
+
+def sum_products(left: Tensor, right: Tensor, block: int = BLOCK) -> ExactSum:
+    """Return the inner product of two flat slabs of one dtype, in float64."""
+    if native.suits(left, right):
+        return _sum_lanes(native.sum_products(left, right, block, _count_cuts(len(left), block)))
+    return sum_blocks(left.to(torch.float64) * right.to(torch.float64), block)
+
+
+def _count_cuts(size: int, block: int) -> int:
+    """Into how many sums a slab is cut: at multiples of `block`, and these at multiples of `BLOCK`."""
+    whole, rest = divmod(size, block)
+    return whole * -(-block // BLOCK) + -(-rest // BLOCK)
+
+
+def _sum_lanes(lanes: native.Sums) -> ExactSum:
+    return reduce(ExactSum.__add__, (exact(_add_lanes(each)) for each in lanes), ExactSum())
 
 
 def sum_rows(values: Tensor) -> Tensor:

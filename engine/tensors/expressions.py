@@ -290,9 +290,7 @@ class Merged:
 
     def combine(self, statistics: Any, span: Span, work: Workspace, watch: Watch | None = None) -> Tensor:
         """Return the merged slab, flat, in the dtype of the accumulation; `watch` sees it and its inputs."""
-        tensors, base = self._load(span, work)
-        if watch is not None:
-            watch.look(tensors, base)
+        tensors, base = self._load(span, work, watch)
         merged = self.kernel.combine(tensors, base, statistics, self.place.at(span.start), self.settings)
         if watch is not None:
             watch.compare(merged)
@@ -312,17 +310,18 @@ class Merged:
         tensors, _ = self._load(span, work)
         squares = [ExactSum() for _ in range(count)]
         for vector, tensor in zip(self.vectors, tensors, strict=True):
-            wide = tensor.to(torch.float64)
-            squares[vector] += sum_products(wide, wide, wide, self.place.block)
+            squares[vector] += sum_products(tensor, tensor, self.place.block)
         return tuple(squares)
 
-    def _load(self, span: Span, work: Workspace) -> tuple[list[Tensor], Tensor | None]:
+    def _load(self, span: Span, work: Workspace, watch: Watch | None = None) -> tuple[list[Tensor], Tensor | None]:
         tensors = [source.evaluate(span, work, self.dtype) for source in self.inputs]
         base = tensors.pop(0) if self.has_base else None
         if base is not None and self.kernel.takes_deltas:
             for source, tensor in zip(self.inputs[1:], tensors, strict=True):
                 if not isinstance(source, Difference):
                     tensor.sub_(base)
+        if watch is not None:
+            watch.look(tensors, base)  # as the models are: what large factors make of them is growth
         for tensor, factor in zip(tensors, self.factors, strict=bool(self.factors)):
             if factor != 1.0:
                 tensor.mul_(factor)

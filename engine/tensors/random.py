@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mergemill.engine.tensors import native
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.slabs import BLOCK
 
@@ -28,10 +29,21 @@ def keep_with_probability(place: Place, model: int, probability: float, out: Ten
 
     `out` is a flat floating slab that begins at ``place.start``; `model` is the input's place in the recipe.
     """
-    limit = min(int(probability * 2**32), 2**32 - 1) - 2**31
+    limit = _limit(probability)
     for start, bits in _iterate_bits(place, model, len(out)):
         torch.lt(bits, limit, out=out[start : start + len(bits)])
     return out
+
+
+def drop_with_probability(slab: Tensor, place: Place, model: int, probability: float) -> Tensor:
+    """Multiply by 0, in place, what is not kept with `probability`: as `keep_with_probability` says."""
+    if not native.suits(slab):
+        return slab.mul_(keep_with_probability(place, model, probability, torch.empty_like(slab)))
+    for start, block, counters in _iterate_counters(place, len(slab)):
+        first, second = _block_keys(place.seed, model, place.tensor, block)
+        here = slab[start : start + len(counters)]
+        native.keep_random(here, counters, first, second, _limit(probability))
+    return slab
 
 
 def keep_under_limits(place: Place, model: int, limits: Tensor, out: Tensor) -> Tensor:
@@ -64,12 +76,21 @@ def random_bits(place: Place, model: int, block: int) -> Tensor:
 def _iterate_bits(place: Place, model: int, size: int) -> Iterator[tuple[int, Tensor]]:
     """Yield the numbers of the `size` elements from ``place.start`` on, by pieces: where in the slab, and which."""
     bits, scratch = torch.empty(BLOCK, dtype=torch.int32), torch.empty(BLOCK, dtype=torch.int32)
+    for start, block, counters in _iterate_counters(place, size):
+        count = len(counters)
+        yield start, _fill_bits(place, model, block, counters, bits[:count], scratch[:count])
+
+
+def _iterate_counters(place: Place, size: int) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield for each block that the slab touches where in the slab, which block, and the counters of its elements."""
     first, last = place.start // BLOCK, -(-(place.start + size) // BLOCK)
     for block in range(first, last):
         start, stop = max(place.start, block * BLOCK), min(place.start + size, (block + 1) * BLOCK)
-        counters = _mixed_counters()[start - block * BLOCK : stop - block * BLOCK]
-        count = stop - start
-        yield start - place.start, _fill_bits(place, model, block, counters, bits[:count], scratch[:count])
+        yield start - place.start, block, _mixed_counters()[start - block * BLOCK : stop - block * BLOCK]
+
+
+def _limit(probability: float) -> int:
+    return min(int(probability * 2**32), 2**32 - 1) - 2**31
 
 
 def _fill_bits(place: Place, model: int, block: int, counters: Tensor, bits: Tensor, scratch: Tensor) -> Tensor:

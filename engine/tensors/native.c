@@ -1,0 +1,185 @@
+/* The loops that torch has no single operation for, over flat float32 slabs.
+ *
+ * Every loop gives the same bits as the torch operations that it stands for (native.py says which): the same
+ * operations in the same order, none of them contracted into a fused one (-ffp-contract=off), so that a machine
+ * without this library writes the same bytes. The compiler makes a version for each width of vector registers.
+ */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define WIDTHS __attribute__((target_clones("default", "avx2", "avx512f")))
+#else
+#define WIDTHS
+#endif
+
+#define CHUNK 1024 /* elements that stay in the first-level cache */
+#define BLOCK 65536
+#define LANES 1024
+#define LAST 32
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* out = sum(weight[i] * x[i]) of count slabs, over `divisor` where that is not 0. */
+WIDTHS static void sum_weighted(float *restrict out, float *const *x, const float *weight, int64_t count,
+                                int64_t start, int64_t size, float divisor) {
+    const float *first = x[0] + start;
+    for (int64_t j = 0; j < size; j++) out[j] = first[j] * weight[0];
+    for (int64_t i = 1; i < count; i++) {
+        const float *next = x[i] + start;
+        const float w = weight[i];
+        for (int64_t j = 0; j < size; j++) out[j] += next[j] * w;
+    }
+    if (divisor != 0)
+        for (int64_t j = 0; j < size; j++) out[j] /= divisor;
+}
+
+/* x[0] = sum(weight[i] * x[i]), over `divisor` where that is not 0. */
+void mergemill_combine(float *const *x, const float *weight, int64_t count, int64_t size, float divisor) {
+    float total[CHUNK];
+    for (int64_t start = 0; start < size; start += CHUNK) {
+        const int64_t here = least(CHUNK, size - start);
+        sum_weighted(total, x, weight, count, start, here, divisor);
+        memcpy(x[0] + start, total, (size_t)here * sizeof(float));
+    }
+}
+
+WIDTHS static void add_scaled(float *restrict base, const float *restrict total, int64_t size, float lambda) {
+    for (int64_t j = 0; j < size; j++) base[j] += total[j] * lambda;
+}
+
+/* base += lambda * sum(weight[i] * x[i]) / divisor. */
+void mergemill_add_deltas(float *base, float *const *x, const float *weight, int64_t count, int64_t size,
+                          float divisor, float lambda) {
+    float total[CHUNK];
+    for (int64_t start = 0; start < size; start += CHUNK) {
+        const int64_t here = least(CHUNK, size - start);
+        sum_weighted(total, x, weight, count, start, here, divisor);
+        add_scaled(base + start, total, here, lambda);
+    }
+}
+
+/* The sum of the weighted deltas that have the sign of all weighted deltas' sum, 0 counting as plus. */
+WIDTHS static void sum_agreeing(float *restrict total, float *restrict sign, float *restrict divisor, float *const *x,
+                                const float *weight, int64_t count, int64_t start, int64_t size, int normalize) {
+    sum_weighted(sign, x, weight, count, start, size, 0);
+    for (int64_t j = 0; j < size; j++) sign[j] = sign[j] >= 0 ? 1.0f : -1.0f;
+    memset(total, 0, (size_t)size * sizeof(float));
+    memset(divisor, 0, (size_t)size * sizeof(float));
+    for (int64_t i = 0; i < count; i++) {
+        const float *delta = x[i] + start;
+        const float w = weight[i];
+        for (int64_t j = 0; j < size; j++) {
+            const float weighted = delta[j] * w;
+            const float agrees = weighted * sign[j] > 0 ? 1.0f : 0.0f;
+            total[j] += weighted * agrees;
+            divisor[j] += agrees * w;
+        }
+    }
+    if (normalize)
+        for (int64_t j = 0; j < size; j++) {
+            const float nothing = fabsf(divisor[j]) < 1e-8f ? 1.0f : 0.0f;
+            total[j] /= divisor[j] + nothing;
+        }
+}
+
+/* base += lambda * (that sum), each element over the weights that went into it with `normalize`. */
+void mergemill_add_agreeing(float *base, float *const *x, const float *weight, int64_t count, int64_t size,
+                            int32_t normalize, float lambda) {
+    float total[CHUNK], sign[CHUNK], divisor[CHUNK];
+    for (int64_t start = 0; start < size; start += CHUNK) {
+        const int64_t here = least(CHUNK, size - start);
+        sum_agreeing(total, sign, divisor, x, weight, count, start, here, normalize);
+        add_scaled(base + start, total, here, lambda);
+    }
+}
+
+/* x = 0 (x times 0) where |x| is not above the threshold; `inclusive` keeps what equals it. */
+WIDTHS void mergemill_keep_large(float *x, int64_t size, float threshold, int32_t inclusive) {
+    if (inclusive)
+        for (int64_t j = 0; j < size; j++) x[j] *= fabsf(x[j]) >= threshold ? 1.0f : 0.0f;
+    else
+        for (int64_t j = 0; j < size; j++) x[j] *= fabsf(x[j]) > threshold ? 1.0f : 0.0f;
+}
+
+/* x = 0 (x times 0) where the random number of the element, a hash of its counter and the keys, is not under `limit`. */
+WIDTHS void mergemill_keep_random(float *restrict x, const uint32_t *restrict counters, int64_t size, uint32_t first,
+                                  uint32_t second, int32_t limit) {
+    for (int64_t j = 0; j < size; j++) {
+        uint32_t bits = counters[j] ^ first;
+        bits ^= bits >> 16;
+        bits = bits * 0x21F0AAADu + second;
+        bits ^= bits >> 15;
+        bits *= 0xD35A2D97u;
+        bits ^= bits >> 15;
+        x[j] *= (int32_t)bits < limit ? 1.0f : 0.0f;
+    }
+}
+
+/* Count the upper 16 bits of ordered integers, made unsigned by adding `bias`. */
+void mergemill_count_first(const uint32_t *ordered, int64_t size, uint32_t bias, int64_t *counts) {
+    for (int64_t j = 0; j < size; j++) counts[(ordered[j] + bias) >> 16]++;
+}
+
+/* Count the next digit of the integers that lie in [low, low + span). */
+void mergemill_count_within(const uint32_t *ordered, int64_t size, uint32_t low, uint32_t span, int32_t shift,
+                            int64_t *counts) {
+    for (int64_t j = 0; j < size; j++) {
+        const uint32_t beyond = ordered[j] - low;
+        if (beyond < span) counts[beyond >> shift]++;
+    }
+}
+
+/* How many of a slab's elements equal the threshold. */
+WIDTHS int64_t mergemill_count_equal(const float *x, int64_t size, float threshold) {
+    int64_t total = 0;
+    for (int64_t start = 0; start < size; start += BLOCK) {
+        const int64_t stop = least(start + BLOCK, size);
+        int32_t count = 0;
+        for (int64_t j = start; j < stop; j++) count += x[j] == threshold;
+        total += count;
+    }
+    return total;
+}
+
+static void fold(const double *restrict lanes, double *restrict last) {
+    memcpy(last, lanes, LAST * sizeof(double));
+    for (int64_t i = 1; i < LANES / LAST; i++)
+        for (int64_t j = 0; j < LAST; j++) last[j] += lanes[i * LAST + j];
+}
+
+/* Sums of |x| over at most BLOCK elements: rows of 1,024 lanes one after the other, then 32 rows of 32. */
+WIDTHS static void sum_absolute(const float *restrict x, int64_t size, double *restrict last) {
+    double lanes[LANES];
+    memset(lanes, 0, sizeof lanes);
+    for (int64_t start = 0; start < size; start += LANES) {
+        const int64_t here = least(LANES, size - start);
+        for (int64_t j = 0; j < here; j++) lanes[j] += (double)fabsf(x[start + j]);
+    }
+    fold(lanes, last);
+}
+
+WIDTHS static void sum_products(const float *restrict x, const float *restrict y, int64_t size, double *restrict last) {
+    double lanes[LANES];
+    memset(lanes, 0, sizeof lanes);
+    for (int64_t start = 0; start < size; start += LANES) {
+        const int64_t here = least(LANES, size - start);
+        for (int64_t j = 0; j < here; j++) lanes[j] += (double)x[start + j] * (double)y[start + j];
+    }
+    fold(lanes, last);
+}
+
+/* Cut a slab at multiples of `block`, each of these at multiples of BLOCK, and write 32 sums for each cut. */
+void mergemill_sum_absolute(const float *x, int64_t size, int64_t block, double *sums) {
+    for (int64_t first = 0; first < size; first += block)
+        for (int64_t start = first; start < least(first + block, size); start += BLOCK, sums += LAST)
+            sum_absolute(x + start, least(BLOCK, least(first + block, size) - start), sums);
+}
+
+void mergemill_sum_products(const float *x, const float *y, int64_t size, int64_t block, double *sums) {
+    for (int64_t first = 0; first < size; first += block)
+        for (int64_t start = first; start < least(first + block, size); start += BLOCK, sums += LAST)
+            sum_products(x + start, y + start, least(BLOCK, least(first + block, size) - start), sums);
+}

@@ -1,0 +1,147 @@
+"""The loops of ``native.c``: what torch has no single operation for, at the speed of memory, without Python's lock.
+
+They are built where the package is installed, if there is a C compiler. Where there is none, or a slab is not flat
+float32 on the CPU, the same is done by several operations of torch: slower, with the same bits (the tests compare).
+``MERGEMILL_NATIVE=0`` leaves the library unused.
+"""
+
+import ctypes
+import functools
+import importlib.machinery
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Sums = np.ndarray[Any, np.dtype[np.float64]]
+Counts = np.ndarray[Any, np.dtype[np.int64]]
+
+LANES = 32  # sums of a block that are left to add
+
+_POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
+_FLOAT, _FLAG, _WORD = ctypes.c_float, ctypes.c_int32, ctypes.c_uint32
+_SIGNATURES: dict[str, tuple[list[Any], Any]] = {
+    "combine": ([_POINTER, _POINTER, _SIZE, _SIZE, _FLOAT], None),
+    "add_deltas": ([_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _FLOAT, _FLOAT], None),
+    "add_agreeing": ([_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _FLAG, _FLOAT], None),
+    "keep_large": ([_POINTER, _SIZE, _FLOAT, _FLAG], None),
+    "keep_random": ([_POINTER, _POINTER, _SIZE, _WORD, _WORD, _FLAG], None),
+    "count_first": ([_POINTER, _SIZE, _WORD, _POINTER], None),
+    "count_within": ([_POINTER, _SIZE, _WORD, _WORD, _FLAG, _POINTER], None),
+    "count_equal": ([_POINTER, _SIZE, _FLOAT], _SIZE),
+    "sum_absolute": ([_POINTER, _SIZE, _SIZE, _POINTER], None),
+    "sum_products": ([_POINTER, _POINTER, _SIZE, _SIZE, _POINTER], None),
+}
+
+
+@functools.cache
+def load() -> ctypes.CDLL | None:
+    """Return the library; None where it was not built or is not wanted."""
+    if os.environ.get("MERGEMILL_NATIVE") == "0":
+        return None
+    for ending in importlib.machinery.EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name(f"_native{ending}")
+        if path.exists():
+            return _declare(ctypes.CDLL(str(path)))
+    return None
+
+
+def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    for name, (arguments, result) in _SIGNATURES.items():
+        function = getattr(library, f"mergemill_{name}")
+        function.argtypes, function.restype = arguments, result
+    return library
+
+
+def suits(*slabs: Tensor) -> bool:
+    """Whether the library is there and can work on these slabs."""
+    return load() is not None and all(
+        slab.dtype == torch.float32 and slab.is_contiguous() and slab.device.type == "cpu" for slab in slabs
+    )
+
+
+def combine(slabs: Sequence[Tensor], weight: Sequence[float], divisor: float = 0.0) -> Tensor:
+    """Write ``sum(weight[i] · slabs[i])``, over `divisor` where that is not 0, into the first slab."""
+    _call("combine", _pointers(slabs), _floats(weight), len(slabs), slabs[0].numel(), divisor)
+    return slabs[0]
+
+
+def add_deltas(
+    base: Tensor, deltas: Sequence[Tensor], weight: Sequence[float], *, divisor: float, lambda_: float
+) -> Tensor:
+    """Add ``lambda · sum(weight[i] · deltas[i])``, over `divisor` where that is not 0, to the base."""
+    size = base.numel()
+    _call("add_deltas", base.data_ptr(), _pointers(deltas), _floats(weight), len(deltas), size, divisor, lambda_)
+    return base
+
+
+def add_agreeing(
+    base: Tensor, deltas: Sequence[Tensor], weight: Sequence[float], *, normalize: bool, lambda_: float
+) -> Tensor:
+    """Add ``lambda ·`` the sum of the weighted deltas that have the sign of the sum of all of them to the base."""
+    size = base.numel()
+    _call("add_agreeing", base.data_ptr(), _pointers(deltas), _floats(weight), len(deltas), size, normalize, lambda_)
+    return base
+
+
+def keep_large(slab: Tensor, threshold: float, *, inclusive: bool) -> None:
+    """Multiply what is not above the threshold in magnitude by 0; `inclusive` keeps what equals it."""
+    _call("keep_large", slab.data_ptr(), slab.numel(), threshold, inclusive)
+
+
+def keep_random(slab: Tensor, counters: Tensor, first: int, second: int, limit: int) -> None:
+    """Multiply the elements whose random number, from its counter and two keys, is not under `limit` by 0."""
+    _call("keep_random", slab.data_ptr(), counters.data_ptr(), slab.numel(), _word(first), _word(second), limit)
+
+
+def count_first(ordered: Tensor, bias: int, bins: int) -> Counts:
+    """Count the upper 16 bits of int32 that are made unsigned by adding `bias`."""
+    counts = np.zeros(bins, np.int64)
+    _call("count_first", ordered.data_ptr(), ordered.numel(), _word(bias), counts.ctypes.data)
+    return counts
+
+
+def count_within(ordered: Tensor, low: int, span: int, shift: int) -> Counts:
+    """Count ``(x - low) >> shift`` of the int32 for which ``0 <= x - low < span``, modulo 2**32."""
+    counts = np.zeros(span >> shift, np.int64)
+    _call("count_within", ordered.data_ptr(), ordered.numel(), _word(low), span, shift, counts.ctypes.data)
+    return counts
+
+
+def count_equal(slab: Tensor, value: float) -> int:
+    """Count the elements that equal `value`."""
+    return int(_call("count_equal", slab.data_ptr(), slab.numel(), value))
+
+
+def sum_absolute(slab: Tensor, block: int, cuts: int) -> Sums:
+    """Return 32 sums of |x| in float64 for each of the slab's `cuts`."""
+    sums = np.empty((cuts, LANES))
+    _call("sum_absolute", slab.data_ptr(), slab.numel(), block, sums.ctypes.data)
+    return sums
+
+
+def sum_products(left: Tensor, right: Tensor, block: int, cuts: int) -> Sums:
+    """Return 32 sums of products in float64 for each of the slabs' `cuts`."""
+    sums = np.empty((cuts, LANES))
+    _call("sum_products", left.data_ptr(), right.data_ptr(), left.numel(), block, sums.ctypes.data)
+    return sums
+
+
+def _call(name: str, *arguments: Any) -> Any:
+    return getattr(load(), f"mergemill_{name}")(*arguments)
+
+
+def _pointers(slabs: Sequence[Tensor]) -> Any:
+    return (_POINTER * len(slabs))(*(slab.data_ptr() for slab in slabs))
+
+
+def _floats(values: Sequence[float]) -> Any:
+    return (_FLOAT * len(values))(*values)
+
+
+def _word(value: int) -> int:
+    return value & 0xFFFFFFFF
