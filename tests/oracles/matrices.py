@@ -46,17 +46,21 @@ def svc(merged: Array, deltas: Sequence[Array], *, eps: float, alpha: float = 1.
     """Return the merged task vector with each singular value times ``K / Σ max(alpha, sᵢ)``."""
     if merged.ndim != 2:
         return merged
-    result = merged.copy()
-    for u, value, v in zip(*(part.T for part in find_triples(merged, eps)), strict=True):
-        factor = len(deltas) / sum(max(alpha, find_share(u @ merged, u @ delta, delta, eps, alpha)) for delta in deltas)
-        result += (factor - 1) * value * np.outer(u, v)
-    return result
+    left, values, right = find_triples(merged, eps)
+    total = np.sum(
+        [np.maximum(alpha, find_shares(left.T @ merged, left, delta, eps, alpha)) for delta in deltas], axis=0
+    )
+    factors = np.divide(len(deltas), total, out=np.ones_like(total), where=total > 0)
+    return np.asarray(merged + (left * (factors - 1) * values) @ right.T)
 
 
-def find_share(image: Array, own: Array, delta: Array, eps: float, alpha: float) -> float:
-    """Return ``⟨a, aᵢ⟩/‖aᵢ‖²``; alpha where aᵢ is nothing but the rounding of Dᵢ."""
+def find_shares(images: Array, left: Array, delta: Array, eps: float, alpha: float) -> Array:
+    """Return ``⟨a, aᵢ⟩/‖aᵢ‖²`` for every left vector; alpha where aᵢ is nothing but the rounding of Dᵢ."""
+    own = left.T @ delta
+    norms = np.linalg.norm(own, axis=1)
     least = max(eps, max(delta.shape) * np.finfo(float).eps) * np.linalg.norm(delta)
-    return alpha if np.linalg.norm(own) <= least else float(image @ own / (own @ own))
+    squares = np.where(norms > least, norms**2, 1)
+    return np.where(norms > least, np.sum(images * own, axis=1) / squares, alpha)
 
 
 def add_sum(base: Array, deltas: Sequence[Array], lambda_: float) -> Array:
