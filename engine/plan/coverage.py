@@ -1,12 +1,12 @@
 """The ledger: every tensor of every input is merged, copied, or dropped by a named rule; anything else is an error."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
-from mergemill.engine.checkpoint.family import Family, section, split_layer
+from mergemill.engine.checkpoint.family import Family, is_optional, section, split_layer
 from mergemill.engine.errors import PlanError
 from mergemill.engine.plan.slots import Stack, models_of
 from mergemill.engine.plan.values import SourceUse
@@ -36,16 +36,20 @@ class Ledger:
         self._fate.setdefault((model, tensor), rule)
 
     def close(
-        self, checkpoints: Mapping[str, Checkpoint], stacks: Iterable[Stack], family: Family
+        self, checkpoints: Mapping[str, Checkpoint], stacks: Sequence[Stack], family: Family
     ) -> tuple[SourceUse, ...]:
         """Drop what no slice wants; `PlanError` names a tensor that nothing accounts for."""
         wanted = _wanted_layers(stacks)
         ends = {model for stack in stacks for source in stack.stretches[0].sources for model in models_of(source)}
         tails = {model for stack in stacks for source in stack.stretches[-1].sources for model in models_of(source)}
+        sources = [source for stack in stacks for stretch in stack.stretches for source in stretch.sources]
+        taken_from = {str(source.delta_base) for source in sources if source.delta_base is not None}
         for model, checkpoint in checkpoints.items():
             for name in checkpoint.tensors:
                 if (model, name) not in self._fate:
                     rule = _rule(model, name, wanted, ends, tails, family)
+                    if rule is None and model in taken_from and is_optional(name, family):
+                        rule = VECTOR_UNUSED
                     if rule is None:
                         raise PlanError(f"{model}: tensor {name} would be lost: nothing merges, copies or drops it")
                     self.drop(model, name, rule)
@@ -59,7 +63,7 @@ class Ledger:
         return SourceUse(model, checkpoint.path, len(fates), merged, copied, dict(sorted(counts.items())), read)
 
 
-def _wanted_layers(stacks: Iterable[Stack]) -> set[tuple[str, str, int]]:
+def _wanted_layers(stacks: Sequence[Stack]) -> set[tuple[str, str, int]]:
     return {
         (model, stack.name, layer)
         for stack in stacks

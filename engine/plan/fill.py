@@ -12,7 +12,14 @@ from mergemill.engine.plan.settings import resolve_settings
 from mergemill.engine.plan.slots import Candidate, Checkpoints, Slot
 from mergemill.engine.plan.stages import Stages
 from mergemill.engine.plan.values import OutputTensor
-from mergemill.engine.plan.vectors import Vectors, enter_delta_bases, find_delta_base, make_source, make_stored
+from mergemill.engine.plan.vectors import (
+    Vectors,
+    enter_delta_bases,
+    find_delta_base,
+    find_numbers,
+    make_source,
+    make_stored,
+)
 from mergemill.engine.recipe import Guard
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES, compute_dtype, is_mergeable, promote
 from mergemill.engine.tensors.expressions import Agreed, Expression, Merged
@@ -140,7 +147,10 @@ def _merge(slot: Slot, found: Sequence[Found], filling: Filling, dtypes: Sequenc
     shape, places = inputs[0][1].shape, tuple(candidate.place for candidate, _ in inputs)
     kernel = filling.stages.find_kernel(filling.method, slot.site, where=filling.where)
     place = Place(slot.site.tensor, shape, filling.seed, places, block=kernel.block(shape, settings))
-    deltas = [_find_delta_base(slot, candidate, stored, filling) for candidate, stored in inputs]
+    deltas = [
+        find_delta_base(slot, candidate, stored, filling.checkpoints, filling.family, where=filling.where)
+        for candidate, stored in inputs
+    ]
     wide = compute_dtype([*dtypes, *(delta.dtype for delta in deltas if delta is not None)])
     return Merged(
         kernel,
@@ -153,21 +163,8 @@ def _merge(slot: Slot, found: Sequence[Found], filling: Filling, dtypes: Sequenc
         place,
         wide,
         filling.stages.find_factors(slot.site, len(inputs), where=filling.where),
-        tuple(filling.vectors.get((candidate.model, candidate.delta_base), 0) for candidate, _ in inputs)
-        if filling.stages.takes_squares
-        else (),
+        find_numbers(filling.vectors, [each for each, _ in inputs]) if filling.stages.takes_squares else (),
     )
-
-
-def _find_delta_base(slot: Slot, candidate: Candidate, stored: StoredTensor, filling: Filling) -> StoredTensor | None:
-    if candidate.delta_base is None:
-        return None
-    if not filling.method.takes_deltas or not _has_role(slot, filling):
-        raise PlanError(
-            f"{filling.where}: {filling.method.name} takes no task vector of {candidate.model} here; "
-            f"delta_base is for methods with a base model"
-        )
-    return find_delta_base(slot, candidate, stored, filling.checkpoints, filling.family, where=filling.where)
 
 
 def copies_input(method: Method, settings: Mapping[str, object]) -> bool:

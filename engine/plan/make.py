@@ -79,7 +79,7 @@ def make_plan(
         files=files,
         sources=sources,
         pins=_pins(tensors),
-        scaling=stages.make_scaling([model for model, _ in vectors], where=where),
+        scaling=stages.make_scaling([model for model, *_ in vectors], where=where),
         warnings=(*warn_of_code(recipe, code, where=where), *_warn(method, stacks, where)),
         code=code,
     )

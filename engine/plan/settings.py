@@ -13,6 +13,7 @@ from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.contract import Method, Parameter
 from mergemill.engine.recipe import Condition, Parameters, Setting
 
+_SET_IT = "set it beside the model, or under 'parameters'"
 _HARMLESS = {"int8_mask"}  # published recipes of sparse methods carry it; masks are never stored here
 
 
@@ -48,9 +49,9 @@ def resolve_settings(
     return settings
 
 
-def resolve_shared(parameters: Sequence[Parameter], site: Site, *, where: str) -> dict[str, Any]:
+def resolve_shared(parameters: Sequence[Parameter], site: Site, *, where: str, hint: str = _SET_IT) -> dict[str, Any]:
     """Return the values of parameters that all models share; `PlanError` as `resolve_settings`."""
-    return {parameter.name: _resolve(parameter, site, site.scopes, "", where) for parameter in parameters}
+    return {parameter.name: _resolve(parameter, site, site.scopes, "", where, hint) for parameter in parameters}
 
 
 def _check_together(method: Method, site: Site, arguments: Mapping[str, Any], where: str) -> None:
@@ -61,16 +62,15 @@ def _check_together(method: Method, site: Site, arguments: Mapping[str, Any], wh
         raise PlanError(f"{where}: tensor {site.tensor}: {fault}")
 
 
-def _resolve(parameter: Parameter, site: Site, scopes: Sequence[Parameters], of: str, where: str) -> Any:
+def _resolve(
+    parameter: Parameter, site: Site, scopes: Sequence[Parameters], of: str, where: str, hint: str = _SET_IT
+) -> Any:
     for scope in scopes:
         value = evaluate(scope.get(parameter.name), site)
         if value is not None:
             return _check(parameter, value, f"{where}: parameter {parameter.name!r}{of} for tensor {site.tensor}")
     if parameter.required:
-        raise PlanError(
-            f"{where}: parameter {parameter.name!r}{of} has no value for tensor {site.tensor}; "
-            f"set it beside the model, or under 'parameters'"
-        )
+        raise PlanError(f"{where}: parameter {parameter.name!r}{of} has no value for tensor {site.tensor}; {hint}")
     return parameter.default
 
 

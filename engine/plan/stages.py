@@ -1,11 +1,12 @@
 """The stages around a merge method: coefficients before it and steps after it, for one tensor at a time."""
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mergemill.engine.errors import PlanError
+from mergemill.engine.errors import MergeError, PlanError
 from mergemill.engine.methods.catalogue import get_coefficients, get_step
 from mergemill.engine.methods.coefficients import Coefficients
 from mergemill.engine.methods.contract import Method, Parameter
@@ -24,7 +25,13 @@ class Scaling:
     vectors: tuple[str, ...]  # the task vectors' models, as the recipe writes them
 
     def find_factors(self, squares: Sequence[float]) -> tuple[float, ...]:
-        """Return the factor of each task vector from their squared norms."""
+        """Return the factor of each task vector from their squared norms; `MergeError` where one is no number."""
+        wrong = [model for model, square in zip(self.vectors, squares, strict=True) if not math.isfinite(square)]
+        if wrong:
+            raise MergeError(
+                f"coefficients: {self.method.name} needs the norms of all task vectors, and that of {wrong[0]} is not "
+                f"finite; NaN or infinities in it or in what it is taken from must be mended first"
+            )
         return self.method.find_factors(self.settings, len(self.vectors), squares=squares)
 
 
@@ -70,10 +77,10 @@ def make_stages(recipe: Recipe, method: Method, *, where: str) -> Stages:
     """Look the recipe's stages up; `PlanError` for unknown ones, and where the method has no task vectors."""
     if (recipe.coefficients or recipe.post) and not _has_vectors(recipe, method):
         stage = "coefficients" if recipe.coefficients else "post"
-        raise PlanError(
-            f"{where}: {stage} need task vectors, which {method.name} does not take; "
-            f"leave {stage} out, or choose a method with a base model"
-        )
+        optional = method.takes_deltas and method.base == "optional"
+        taken = f"which {method.name} does not take{' without a base model' if optional else ''}"
+        choice = "name a base_model" if optional else "choose a method with a base model"
+        raise PlanError(f"{where}: {stage} need task vectors, {taken}; leave {stage} out, or {choice}")
     coefficients = None
     if recipe.coefficients is not None:
         found = get_coefficients(recipe.coefficients.method)
@@ -86,9 +93,11 @@ def make_stages(recipe: Recipe, method: Method, *, where: str) -> Stages:
 
 
 def _has_vectors(recipe: Recipe, method: Method) -> bool:
-    if not method.takes_deltas:
-        return False
-    return method.base == "required" or (method.base == "optional" and recipe.base_model is not None)
+    if not method.takes_deltas or method.base != "optional":
+        return method.takes_deltas and method.base == "required"
+    modules = [module.slices for module in (recipe.modules or {}).values()]
+    slices = [part for parts in (recipe.slices, *modules) for part in parts or ()]
+    return recipe.base_model is not None or (bool(slices) and all(part.base_model is not None for part in slices))
 
 
 def _check_known(name: str, known: Sequence[Parameter], stage: Stage, where: str, key: str) -> Parameters:
@@ -102,4 +111,5 @@ def _check_known(name: str, known: Sequence[Parameter], stage: Stage, where: str
 
 
 def _resolve(parameters: Sequence[Parameter], given: Parameters, site: Site, where: str) -> dict[str, Any]:
-    return resolve_shared(parameters, Site(site.tensor, site.t, (given,), site.depth), where=where)
+    own = Site(site.tensor, site.t, (given,), site.depth)
+    return resolve_shared(parameters, own, where=where, hint="set it beside its method")

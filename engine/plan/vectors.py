@@ -1,28 +1,70 @@
 """Task vectors: which model each is taken from, the base model or one that its entry names (`delta_base`)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from mergemill.engine.checkpoint.checkpoint import StoredTensor
 from mergemill.engine.checkpoint.family import Family, find_tie
 from mergemill.engine.errors import PlanError
+from mergemill.engine.methods.contract import Method
 from mergemill.engine.plan.coverage import VECTOR_UNUSED, Ledger
 from mergemill.engine.plan.slots import Candidate, Checkpoints, Slot, Stack
+from mergemill.engine.recipe import ModelRef
 from mergemill.engine.tensors.dtypes import is_mergeable
 from mergemill.engine.tensors.expressions import Difference, Expression, Merged, Stored
 
-Vectors = dict[tuple[str, str | None], int]  # (model, its delta_base) -> number
+Vectors = dict[tuple[str, str | None, int], int]  # (model, its delta_base, which of several such) -> number
 
 
 def list_vectors(stacks: Sequence[Stack]) -> Vectors:
-    """Return the numbers of the merge's task vectors, in the recipe's order."""
+    """Return the numbers of the merge's task vectors, in the recipe's order.
+
+    A model has one over all slices; where it is several of the sources of one slice, as many.
+    """
     vectors: Vectors = {}
     for stack in stacks:
         for stretch in stack.stretches:
-            for source in stretch.sources:
-                if str(source.model) != stretch.base:
-                    delta_base = None if source.delta_base is None else str(source.delta_base)
-                    vectors.setdefault((str(source.model), delta_base), len(vectors))
+            own = [source for source in stretch.sources if str(source.model) != stretch.base]
+            named = [(str(source.model), _name(source.delta_base)) for source in own]
+            for key in _count_up(named):
+                vectors.setdefault(key, len(vectors))
     return vectors
+
+
+def find_numbers(vectors: Vectors, candidates: Sequence[Candidate]) -> tuple[int, ...]:
+    """Return which of the merge's task vectors those of one tensor are."""
+    return tuple(vectors[key] for key in _count_up([(each.model, each.delta_base) for each in candidates]))
+
+
+def _count_up(named: Sequence[tuple[str, str | None]]) -> Iterator[tuple[str, str | None, int]]:
+    for i, (model, delta_base) in enumerate(named):
+        yield model, delta_base, named[:i].count((model, delta_base))
+
+
+def _name(model: ModelRef | None) -> str | None:
+    return None if model is None else str(model)
+
+
+def check_delta_bases(stacks: Sequence[Stack], method: Method, *, where: str) -> None:
+    """Refuse a model's delta_base where no task vector is taken of it."""
+    for stack in stacks:
+        for stretch in stack.stretches:
+            for source in stretch.sources:
+                if source.delta_base is None:
+                    continue
+                if not has_vectors(method, stretch.base):
+                    raise PlanError(
+                        f"{where}: {method.name} takes no task vector of {source.model} here; "
+                        f"delta_base is for methods with a base model"
+                    )
+                if str(source.model) == stretch.base:
+                    raise PlanError(
+                        f"{where}: the base model {source.model} has no task vector; leave its delta_base out"
+                    )
+
+
+def has_vectors(method: Method, base: str | None) -> bool:
+    """Whether the method is given task vectors where the base model is `base`."""
+    return method.takes_deltas and (method.base == "required" or (method.base == "optional" and base is not None))
 
 
 def find_delta_base(
@@ -32,8 +74,6 @@ def find_delta_base(
     model = candidate.delta_base
     if model is None or model == slot.base:
         return None
-    if candidate.model == slot.base:
-        raise PlanError(f"{where}: the base model {candidate.model} has no task vector; leave its delta_base out")
     tensors = checkpoints[model].tensors
     name = candidate.tensor if candidate.tensor in tensors else find_tie(candidate.tensor, tensors, family)
     if name is None:

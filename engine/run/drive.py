@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dask.delayed import Delayed
 from distributed import Client, as_completed
@@ -14,7 +15,7 @@ from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.run.cluster import Workers, open_cluster
 from mergemill.engine.run.events import Committed, OnEvent, PartFinished, Started, ignore
-from mergemill.engine.run.graph import make_tasks
+from mergemill.engine.run.graph import make_checks, make_tasks
 from mergemill.engine.run.guard import Report, check_report, make_report
 from mergemill.engine.run.output import Output, check_same, commit_output, find_shard, open_output, start_output
 from mergemill.engine.run.receipts import Receipt
@@ -104,7 +105,7 @@ def _run_parts(
     done = merged = done_bytes = read_bytes = 0
     with open_cluster(workers) as client:
         on_event(_describe_start(plan, output, receipts, workers, client))
-        for receipt, kept in _iter_results(client, make_tasks(plan, plan.parts, paths, receipts, slab)):
+        for receipt, kept in _iter_parts(client, plan, paths, receipts, slab):
             done += 1
             done_bytes += receipt.stop_bytes - receipt.start_bytes
             if not kept:
@@ -131,7 +132,20 @@ def _describe_start(
     )
 
 
-def _iter_results(client: Client, tasks: Sequence[Delayed]) -> Iterator[tuple[Receipt, bool]]:
+def _iter_parts(
+    client: Client, plan: Plan, paths: Sequence[Path], receipts: Mapping[int, Receipt], slab: int
+) -> Iterator[tuple[Receipt, bool]]:
+    """Yield each part's receipt, and whether it is of an earlier run: what is kept needs no statistics any more."""
+    left = {part.number: part for part in plan.parts}
+    for receipt, good in _iter_results(client, make_checks(plan, paths, receipts)):
+        if good:
+            del left[receipt.part]
+            yield receipt, True
+    for receipt in _iter_results(client, make_tasks(plan, list(left.values()), paths, slab)):
+        yield receipt, False
+
+
+def _iter_results(client: Client, tasks: Sequence[Delayed]) -> Iterator[Any]:
     """Yield results as they come, letting each go at once; the first error ends the run."""
     futures = client.compute(list(tasks), optimize_graph=False)
     try:

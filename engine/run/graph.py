@@ -23,12 +23,24 @@ from mergemill.engine.tensors.slabs import SLAB
 FAN_IN = 4  # partial statistics that one task adds up
 
 
-def make_tasks(
-    plan: Plan, parts: Sequence[Part], paths: Sequence[Path], kept: Mapping[int, Receipt], slab: int = SLAB
-) -> list[Delayed]:
-    """Return a task for each of `parts`; its result is ``(Receipt, whether the part of an earlier run was kept)``.
+def make_checks(plan: Plan, paths: Sequence[Path], receipts: Mapping[int, Receipt]) -> list[Delayed]:
+    """Return a task for each receipt of an earlier run; its result is ``(Receipt, whether the part is as it says)``.
 
-    paths: where each shard of the plan is written. kept: receipts of an earlier run, whose parts are checked first.
+    paths: where each shard of the plan is written.
+    """
+    return [
+        _check(
+            pickle.dumps((plan.parts[number], paths[plan.parts[number].shard], receipt)),
+            dask_key_name=f"check-{number:06d}-{plan.digest[:12]}",
+        )
+        for number, receipt in receipts.items()
+    ]
+
+
+def make_tasks(plan: Plan, parts: Sequence[Part], paths: Sequence[Path], slab: int = SLAB) -> list[Delayed]:
+    """Return a task for each of `parts`, before it whatever must be gathered; its result is the part's receipt.
+
+    paths: where each shard of the plan is written.
     """
     factors = _make_factors(plan, slab)
     totals = {
@@ -36,10 +48,10 @@ def make_tasks(
     }
     return [
         _run(
-            pickle.dumps((part, plan.shards[part.shard].name, paths[part.shard], kept.get(part.number), slab)),
+            pickle.dumps((part, plan.shards[part.shard].name, paths[part.shard], slab)),
             [piece.tensor.name for piece in _cut_pieces(part)],
             [totals[piece.tensor.name] for piece in _cut_pieces(part)],
-            factors,
+            factors if any(isinstance(piece.tensor.expression, Merged) for piece in part.pieces) else None,
             dask_key_name=f"merge-{part.number:06d}-{plan.digest[:12]}",
         )
         for part in parts
@@ -107,16 +119,17 @@ def _cut_pieces(part: Part) -> list[Piece]:
     return [piece for piece in part.pieces if not piece.whole and needs_passes(piece)]
 
 
+@delayed(pure=False)
+def _check(spec: bytes) -> tuple[Receipt, bool]:
+    part, path, receipt = pickle.loads(spec)
+    return receipt, check_part(part, path, receipt, find_workplace())
+
+
 @delayed(pure=False, traverse=True)
-def _run(
-    spec: bytes, names: list[str], totals: list[list[Partial]], factors: Sequence[float] | None
-) -> tuple[Receipt, bool]:
-    part, shard, path, receipt, slab = pickle.loads(spec)
-    workplace = find_workplace()
-    if receipt is not None and check_part(part, path, receipt, workplace):
-        return receipt, True
+def _run(spec: bytes, names: list[str], totals: list[list[Partial]], factors: Sequence[float] | None) -> Receipt:
+    part, shard, path, slab = pickle.loads(spec)
     part = replace(part, pieces=tuple(with_factors(piece, factors) for piece in part.pieces))
-    return run_part(part, shard, path, dict(zip(names, totals, strict=True)), workplace, slab), False
+    return run_part(part, shard, path, dict(zip(names, totals, strict=True)), find_workplace(), slab)
 
 
 @delayed(pure=False)

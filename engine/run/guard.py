@@ -13,6 +13,9 @@ from mergemill.engine.tensors.expressions import Merged
 _NOISE = 1e-6  # of the base's norm: a change as small as this is rounding, whatever the inputs' own
 MOST_CHANGED = 10
 
+# Of a piece: whether the base was kept, how many values are not finite, and sampled squares; None is no finite number.
+Row = Sequence[float | None]
+
 
 @dataclass(frozen=True, slots=True)
 class TensorChange:
@@ -45,22 +48,29 @@ def find_fault(drift: Drift, most_growth: float) -> str:
 
 
 def find_growth(drift: Drift) -> float:
-    """Return the tensor's change as a multiple of the largest among its inputs; 0 where there is none to compare."""
-    if not drift.inputs:
+    """Return the tensor's change as a multiple of the largest among its inputs; 0 where there is none to compare.
+
+    Infinite where only the change is not finite; what follows from inputs that are not finite says nothing.
+    """
+    if not drift.inputs or not all(map(math.isfinite, [drift.base, *drift.inputs])):
         return 0.0
+    if not math.isfinite(drift.moved):
+        return math.inf
     largest = max([*drift.inputs, _NOISE**2 * drift.base])
     return math.sqrt(drift.moved / largest) if largest > 0 else 0.0
 
 
 def make_report(plan: Plan, receipts: Iterable[Receipt]) -> Report:
-    """Sum up what the receipts of all parts say of the tensors."""
-    rows: dict[str, Sequence[float]] = {}
-    for receipt in receipts:
+    """Sum up what the receipts of all parts say of the tensors, whatever the order in which the parts ended."""
+    rows: dict[str, list[Row]] = {}
+    for receipt in sorted(receipts, key=lambda receipt: receipt.part):
+        if not receipt.drifts:
+            continue  # nothing was merged, or the journal is of a version without a guard
         pieces = [piece for piece in plan.parts[receipt.part].pieces if isinstance(piece.tensor.expression, Merged)]
         for piece, row in zip(pieces, receipt.drifts, strict=True):
-            known = rows.get(piece.tensor.name, [0.0] * len(row))
-            rows[piece.tensor.name] = [a + b for a, b in zip(known, row, strict=True)] if row else known
-    changes = [_make_change(name, row, plan.guard.growth) for name, row in rows.items() if row]
+            if row:
+                rows.setdefault(piece.tensor.name, []).append(row)
+    changes = [_make_change(name, found, plan.guard.growth) for name, found in rows.items()]
     ranked = sorted(changes, key=lambda change: (-_rank(change), change.tensor))
     return Report(tuple(change for change in ranked if change.fault), tuple(ranked[:MOST_CHANGED]))
 
@@ -77,14 +87,13 @@ def check_report(report: Report, policy: str, out: str) -> None:
     )
 
 
-def to_row(drift: Drift, *, kept_base: bool) -> list[float]:
+def to_row(drift: Drift, *, kept_base: bool) -> Row:
     """Return a drift as a receipt keeps it: rows of the pieces of one tensor add up, number by number."""
-    numbers = [float(kept_base), drift.broken, drift.base, *drift.inputs, drift.moved]
-    return [float(f"{number:.6g}") for number in numbers]
+    return [int(kept_base), drift.broken, *map(_finite, [drift.base, *drift.inputs, drift.moved])]
 
 
-def _make_change(tensor: str, row: Sequence[float], most_growth: float) -> TensorChange:
-    kept, broken, base, *inputs, moved = row
+def _make_change(tensor: str, rows: Sequence[Row], most_growth: float) -> TensorChange:
+    kept, broken, base, *inputs, moved = map(_add_up, zip(*rows, strict=True))
     drift = Drift(int(broken), moved, base, tuple(inputs))
     return TensorChange(
         tensor=tensor,
@@ -94,6 +103,10 @@ def _make_change(tensor: str, row: Sequence[float], most_growth: float) -> Tenso
         kept_base=kept > 0,
         fault=find_fault(drift, most_growth),
     )
+
+
+def _add_up(numbers: Sequence[float | None]) -> float:
+    return sum(math.nan if number is None else number for number in numbers)
 
 
 def _finite(value: float) -> float | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from mergemill.engine.plan.memory import stream_bytes
 from mergemill.engine.plan.stages import Scaling
 from mergemill.engine.plan.values import Part, Piece
-from mergemill.engine.run.guard import find_fault, to_row
+from mergemill.engine.run.guard import Row, find_fault, to_row
 from mergemill.engine.run.workplace import Workplace
 from mergemill.engine.storage.ranges import read_ahead
 from mergemill.engine.tensors.drift import Drift, Watch, make_drift
@@ -34,15 +34,16 @@ def merge_piece(
     work: Workspace,
     workplace: Workplace,
     slab: int = SLAB,
-    drifts: list[list[float]] | None = None,
+    drifts: list[Row] | None = None,
 ) -> Iterator[tuple[Span, Tensor]]:
     """Yield the piece's slabs, each with its output bytes, flat uint8, which are gone with the next.
 
     With `drifts`, what the guard saw of a merged piece is added to them at the end.
     """
     statistics = _find_statistics(piece, totals, work, workplace, slab)
+    block = piece.tensor.expression.block  # also for a base that is kept: its ranges then are those that were read
     watch = _make_watch(piece) if drifts is not None else None
-    row: list[float] | None = None
+    row: Row | None = None
     if piece.tensor.most_growth is not None and (
         drift := _find_drift(piece, statistics, totals, work, workplace, slab)
     ):
@@ -50,7 +51,7 @@ def merge_piece(
         row = to_row(drift, kept_base=kept) if piece.span.start == 0 else []  # the whole tensor's, said once
         piece = _with_base(piece) if kept else piece
         watch = None
-    for span in _iter_slabs(piece, work, workplace, slab):
+    for span in _iter_slabs(piece, work, workplace, slab, block):
         yield span, _make_bytes(piece, span, statistics, work, watch)
     if watch is not None:
         row = to_row(make_drift(watch.partial()), kept_base=False)
@@ -160,9 +161,11 @@ def _with_expression(piece: Piece, expression: Expression) -> Piece:
     return replace(piece, tensor=replace(piece.tensor, expression=expression))
 
 
-def _iter_slabs(piece: Piece, work: Workspace, workplace: Workplace, slab: int) -> Iterator[Span]:
+def _iter_slabs(
+    piece: Piece, work: Workspace, workplace: Workplace, slab: int, block: int | None = None
+) -> Iterator[Span]:
     expression, asked = piece.tensor.expression, piece.span.start
-    for span in iter_slabs(piece.span, slab, expression.block):
+    for span in iter_slabs(piece.span, slab, block or expression.block):
         workplace.check_going()
         work.next_slab()
         if span.start >= asked:

@@ -20,7 +20,7 @@ class Receipt:
     checksum: str  # xxh3_128 of the range, 32 hexadecimal digits
     read_bytes: int  # read from the sources, second reads included
     seconds: float  # of the task, waiting for memory excluded
-    drifts: Sequence[Sequence[float]] = ()  # of each merged piece in order, what the guard saw: see `guard.to_row`
+    drifts: Sequence[Sequence[float | None]] = ()  # what the guard saw of each merged piece: `guard.Row`
 
 
 class Journal:

@@ -8,6 +8,7 @@ import xxhash
 
 from mergemill.engine.plan.memory import keep_bytes, needs_passes, task_bytes
 from mergemill.engine.plan.values import Part
+from mergemill.engine.run.guard import Row
 from mergemill.engine.run.piece import Totals, merge_piece
 from mergemill.engine.run.receipts import Receipt
 from mergemill.engine.run.workplace import Workplace
@@ -35,7 +36,7 @@ def merge_part(part: Part, shard: str, sink: Sink, totals: Totals, workplace: Wo
     read_bytes = 0
     with workplace.lend(need_bytes) as arena:
         started = time.perf_counter()
-        drifts: list[list[float]] = []
+        drifts: list[Row] = []
         for piece in part.pieces:
             keep = piece.whole and needs_passes(piece) and keep_bytes(piece) <= need_bytes
             work = Workspace(arena, keep=keep)

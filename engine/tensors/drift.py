@@ -20,6 +20,8 @@ from mergemill.engine.tensors.slabs import BLOCK
 
 SAMPLE = 1024  # elements
 _LANES = 32
+# Sums of these overflow, or torch has none.
+_NARROW = (torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 Sums = npt.NDArray[np.float64]
 
@@ -61,9 +63,10 @@ class Watch:
     def check(self, written: Tensor) -> None:
         """Count what is not finite in the slab as it is written."""
         # A sum is a tenth as costly as a look at each element, and finite only if all of them are.
-        total = written.sum(dtype=torch.float32 if written.dtype == torch.float16 else None)
+        total = written.sum(dtype=torch.float32 if written.dtype in _NARROW else None)
         if not bool(torch.isfinite(total)):
-            self._broken += written.numel() - int(torch.isfinite(written).sum())
+            values = written.to(torch.float32) if written.dtype in _NARROW else written
+            self._broken += written.numel() - int(torch.isfinite(values).sum())
 
     def partial(self) -> tuple[int | ExactSum, ...]:
         """Return what adds up over pieces, exactly: see `make_drift`."""
