@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mergemill.engine.methods.contract import Grain, merge_method
 from mergemill.engine.methods.gram import gram_matrix
-from mergemill.engine.methods.rows import row_products, view_rows
+from mergemill.engine.methods.rows import multiply_rows, view_rows
 from mergemill.engine.tensors.kernels import Gather
 from mergemill.engine.tensors.place import Place
 
@@ -70,13 +70,15 @@ def _cosine(product: float, norms: float) -> float:
 
 def _find_shares(rows: Sequence[Tensor]) -> Tensor:
     """Return how far towards the mean each row goes: ``[r, 1]``, of inputs ``[r, c]``."""
-    count, products = len(rows), row_products(rows)
-    norms = [products[i][i].sqrt_() for i in range(count)]
+    count, wide = len(rows), [row.to(torch.float64) for row in rows]
+    scratch = torch.empty_like(wide[0])
+    norms = [multiply_rows(x, x, scratch).sqrt_() for x in wide]
     mean = torch.zeros_like(norms[0])
     for i in range(count):
         for j in range(i):
             least = torch.mul(norms[i], norms[j]).clamp_(min=_LEAST_PRODUCT)
-            mean.add_(products[i][j].div_(least).nan_to_num_(0.0).clamp_(-1, 1))
+            cosine = multiply_rows(wide[i], wide[j], scratch).div_(least)
+            mean.add_(cosine.nan_to_num_(0.0).clamp_(-1, 1))
     mean.div_(count * (count - 1) // 2)
     divisor = mean.mul(count - 1).add_(1)
     singular = divisor.abs().lt_(_SINGULAR)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mergemill.engine.methods.contract import Grain, PerModel, merge_method
 from mergemill.engine.methods.gram import Coefficients, combine_linearly, gram_matrix
-from mergemill.engine.methods.rows import row_products, view_rows
+from mergemill.engine.methods.rows import multiply_rows, view_rows
 from mergemill.engine.tensors.kernels import Gather
 from mergemill.engine.tensors.place import Place
 
@@ -90,10 +90,10 @@ def _view(tensor: Tensor, place: Place, columns: bool) -> Tensor:
 
 def _turn_rows(rows: Sequence[Tensor], t: float) -> None:
     """Write, row by row, the point at `t` of the arc into the first of two inputs ``[r, c]``."""
-    (left,), (across, right) = row_products(rows)
-    left.sqrt_().clamp_(min=_NO_NORM)
-    right.sqrt_().clamp_(min=_NO_NORM)
-    cosines = across.div_(left.mul_(right)).numpy()
+    a, b = (row.to(torch.float64) for row in rows)
+    scratch = torch.empty_like(a)
+    left, right = (multiply_rows(x, x, scratch).sqrt_().clamp_(min=_NO_NORM) for x in (a, b))
+    cosines = multiply_rows(a, b, scratch).div_(left.mul_(right)).numpy()
     # One angle a row: math's functions, unlike those of arrays, do not follow the machine's vector registers.
     arcs = itertools.chain.from_iterable(_find_arc(cosine, t) for cosine in map(float, cosines))
     ends = torch.from_numpy(np.fromiter(arcs, np.float64, 2 * len(cosines))).view(-1, 2).to(rows[0].dtype)
