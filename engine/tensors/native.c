@@ -118,9 +118,9 @@ WIDTHS void mergemill_keep_random(float *restrict x, const uint32_t *restrict co
     }
 }
 
-/* Count the upper 16 bits of ordered integers, made unsigned by adding `bias`. */
-void mergemill_count_first(const uint32_t *ordered, int64_t size, uint32_t bias, int64_t *counts) {
-    for (int64_t j = 0; j < size; j++) counts[(ordered[j] + bias) >> 16]++;
+/* Count the bits from `shift` on of ordered integers, made unsigned by adding `bias`. */
+void mergemill_count_first(const uint32_t *ordered, int64_t size, uint32_t bias, int32_t shift, int64_t *counts) {
+    for (int64_t j = 0; j < size; j++) counts[(ordered[j] + bias) >> shift]++;
 }
 
 /* Count the next digit of the integers that lie in [low, low + span). */

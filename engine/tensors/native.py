@@ -30,7 +30,7 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "add_agreeing": ([_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _FLAG, _FLOAT], None),
     "keep_large": ([_POINTER, _SIZE, _FLOAT, _FLAG], None),
     "keep_random": ([_POINTER, _POINTER, _SIZE, _WORD, _WORD, _FLAG], None),
-    "count_first": ([_POINTER, _SIZE, _WORD, _POINTER], None),
+    "count_first": ([_POINTER, _SIZE, _WORD, _FLAG, _POINTER], None),
     "count_within": ([_POINTER, _SIZE, _WORD, _WORD, _FLAG, _POINTER], None),
     "count_equal": ([_POINTER, _SIZE, _FLOAT], _SIZE),
     "sum_absolute": ([_POINTER, _SIZE, _SIZE, _POINTER], None),
@@ -59,9 +59,16 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
 
 def suits(*slabs: Tensor) -> bool:
     """Whether the library is there and can work on these slabs."""
-    return load() is not None and all(
-        slab.dtype == torch.float32 and slab.is_contiguous() and slab.device.type == "cpu" for slab in slabs
-    )
+    return load() is not None and all(_is_plain(slab, torch.float32) for slab in slabs)
+
+
+def suits_integers(bits: Tensor) -> bool:
+    """Whether the library is there and can count these, as int32."""
+    return load() is not None and _is_plain(bits, torch.int32)
+
+
+def _is_plain(slab: Tensor, dtype: torch.dtype) -> bool:
+    return slab.dtype == dtype and slab.is_contiguous() and slab.device.type == "cpu"
 
 
 def combine(slabs: Sequence[Tensor], weight: Sequence[float], divisor: float = 0.0) -> Tensor:
@@ -98,10 +105,10 @@ def keep_random(slab: Tensor, counters: Tensor, first: int, second: int, limit: 
     _call("keep_random", slab.data_ptr(), counters.data_ptr(), slab.numel(), _word(first), _word(second), limit)
 
 
-def count_first(ordered: Tensor, bias: int, bins: int) -> Counts:
-    """Count the upper 16 bits of int32 that are made unsigned by adding `bias`."""
+def count_first(ordered: Tensor, bias: int, shift: int, bins: int) -> Counts:
+    """Count the bits from `shift` on of int32 that are made unsigned by adding `bias`."""
     counts = np.zeros(bins, np.int64)
-    _call("count_first", ordered.data_ptr(), ordered.numel(), _word(bias), counts.ctypes.data)
+    _call("count_first", ordered.data_ptr(), ordered.numel(), _word(bias), shift, counts.ctypes.data)
     return counts
 
 

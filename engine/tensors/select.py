@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mergemill.engine.tensors import native
 from mergemill.engine.tensors.place import Place
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]
@@ -135,6 +136,8 @@ class _Digits:
     def count_first(self, ordered: Tensor) -> Counts:
         """Count the most significant digit; `ordered` is overwritten."""
         shift = sum(self.widths[1:])
+        if native.suits_integers(ordered):
+            return native.count_first(ordered, self._bias, shift, 1 << self.widths[0])
         digit = ordered.bitwise_right_shift_(shift)
         if self._signed:
             digit.add_(self._bias >> shift)
@@ -148,6 +151,9 @@ class _Digits:
         """
         shift = sum(self.widths[level + 1 :])
         span = 1 << (shift + self.widths[level])
+        if native.suits_integers(ordered):
+            yield from (native.count_within(ordered, prefix * span - self._bias, span, shift) for prefix in prefixes)
+            return
         beyond, least = ordered.numpy().view(self._unsigned), self._bias
         for prefix in prefixes:
             # In place less the least key that begins with the prefix; what is less than that wraps around.
@@ -211,8 +217,12 @@ def _count_ties(values: Tensor, threshold: float, place: Place) -> Counts:
     counts = np.zeros(-(-place.size // place.block), np.int64)
     blocks = torch.split(values, place.block)
     first = place.start // place.block
-    counts[first : first + len(blocks)] = [np.count_nonzero(block.numpy() == threshold) for block in blocks]
+    counts[first : first + len(blocks)] = [_count_equal(block, threshold) for block in blocks]
     return counts
+
+
+def _count_equal(values: Tensor, value: float) -> int:
+    return native.count_equal(values, value) if native.suits(values) else int((values.numpy() == value).sum())
 
 
 def _make_cut(threshold: float, search: _Search, counts: Counts) -> Cut:

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from unittest.mock import patch
 
 import numpy as np
@@ -20,7 +20,7 @@ from mergemill.engine.tensors import native
 from mergemill.engine.tensors.exact import sum_absolute, sum_products
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.random import drop_with_probability
-from mergemill.engine.tensors.select import Cut
+from mergemill.engine.tensors.select import Cut, select_largest
 from mergemill.engine.tensors.slabs import BLOCK
 
 pytestmark = pytest.mark.skipif(native.load() is None, reason="the native loops were not built: there is no C compiler")
@@ -117,6 +117,27 @@ def test_trims(size: int, block: int) -> None:
     threshold = float(make_slabs(size)[0][size // 2].abs().nan_to_num(0.5))
     cut = Cut(threshold, 0, 0, block, 3)
     check(lambda x: _trimmed(x[0], Trim(cut, 0.5), place), size)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_ranks(size: int, signed: bool) -> None:
+    values = make_slabs(size)[0].nan_to_num(0.5, 2.0, -2.0)
+    values = values if signed else values.abs()
+    place = Place("tensor", (size,), 3, (1,))
+    wanted = [sorted({1, size // 3 + 1, size})]
+
+    def find() -> list[object]:
+        rounds = select_largest(place, wanted, torch.float32, lambda x, _: x, signed=signed)
+        gathered = [next(rounds)([values.clone()], place)]
+        with suppress(StopIteration):
+            while True:
+                gathered.append(rounds.send(gathered[-1])([values.clone()], place))
+        return [[counts.tolist() for counts in each] for (each,) in gathered]
+
+    found = find()
+    with plain():
+        assert found == find()
 
 
 def _trimmed(slab: Tensor, trim: Trim, place: Place) -> Tensor:
