@@ -55,7 +55,7 @@ def find_threshold(place: Place, dtype: str) -> Generator[Gather, Any, Fusion]:
     statistics=find_threshold,
     rounds=max(VALUE_ROUNDS.values()) + 1,
     grain="row",
-    extra_slabs=6,
+    extra_slabs=4,
     extra_bytes=2 * HISTOGRAM_BYTES + 2 * 8 * _KEPT_ROWS,
 )
 def arcee_fusion(models: list[Tensor], statistics: Fusion, place: Place) -> Tensor:

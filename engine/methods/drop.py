@@ -19,7 +19,7 @@ from mergemill.engine.tensors.kernels import Gather
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.random import drop_with_probability, keep_under_limits, random_limits
 
-MAGPRUNE_SLABS = 8  # keys to sort by, limits, masks
+MAGPRUNE_SLABS = 5  # keys to sort by, limits, masks
 
 Drop = Callable[[Tensor, Place, int], Tensor]  # thins the slab of the task vector i in place
 

@@ -49,7 +49,7 @@ def select_spread(place: Place, dtype: str, select_topk: float) -> Generator[Gat
     base="required",
     statistics=select_spread,
     rounds=max(SELECT_ROUNDS.values()) + 2,
-    extra_slabs=6,
+    extra_slabs=7,
     extra_bytes=HISTOGRAM_BYTES,
 )
 def sce(base: Tensor, deltas: list[Tensor], statistics: Selection, place: Place, *, select_topk: float = 1.0) -> Tensor:

@@ -102,6 +102,13 @@ def test_sce_of_one_model_is_that_model_and_nothing_of_it_differs(mill: Mill) ->
     assert torch.equal(merge(mill, "sce", (base, model), select_topk=0.9), base)
 
 
+def test_sce_weighs_small_task_vectors_alike(mill: Mill) -> None:
+    base = torch.zeros(4)
+    for size, expected in ((1e-4, 1.5), (1.0, (1 + 4 * 2) / 5)):
+        result = merge(mill, "sce", (base, base + size, base + 2 * size))
+        assert (result / size).tolist() == pytest.approx([expected] * 4)
+
+
 def test_sce_selects_as_many_as_asked_of_those_that_differ(mill: Mill) -> None:
     size = BLOCK + 1000
     base = torch.zeros(size)
