@@ -109,6 +109,13 @@ def test_sce_weighs_small_task_vectors_alike(mill: Mill) -> None:
         assert (result / size).tolist() == pytest.approx([expected] * 4)
 
 
+@pytest.mark.parametrize(("far", "expected"), [(100.0, 1.0), (1e4, 0.01)])
+def test_sce_takes_a_share_under_a_millionth_as_that(mill: Mill, far: float, expected: float) -> None:
+    base = torch.zeros(2)
+    result = merge(mill, "sce", (base, torch.tensor([far, 0.0]), torch.tensor([0.0, 1.0])))
+    assert result.tolist() == pytest.approx([far, expected], rel=1e-4)
+
+
 def test_sce_selects_as_many_as_asked_of_those_that_differ(mill: Mill) -> None:
     size = BLOCK + 1000
     base = torch.zeros(size)
