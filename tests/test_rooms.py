@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "methods": {"errors", "storage", "tensors"},
     "plan": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods"},
     "run": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "plan"},
+    "conformance": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "plan", "run"},
 }
 """The table of rooms, from the lowest to the highest: what each may import besides itself."""
 

@@ -11,17 +11,19 @@ from methods.harness import Settings, Task
 from oracles import Array, Bools
 from tensors.masks import random_mask
 
+from mergemill.engine.conformance import Based, Expected
 
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """What the oracle says."""
-
-    values: Array
-    doubtful: Bools  # an elected sign hangs on the last bit of a sum there: either answer is right
-
-
-class Based(dict[str, Any]):
-    """Settings of a variant in which an optional base is there."""
+__all__ = [
+    "Based",
+    "Entry",
+    "Expected",
+    "as_arrays",
+    "certain",
+    "doubt_signs",
+    "make_deltas",
+    "make_masks",
+    "take_arguments",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class Entry:
 
 def as_arrays(task: Task) -> list[Array]:
     """Return the task's inputs as float64."""
-    return [np.asarray(tensor.double().numpy()) for tensor in task.inputs]
+    return task.arrays()
 
 
 def certain(values: Array) -> Expected:

@@ -3,12 +3,15 @@
 import importlib
 import pkgutil
 from collections.abc import Sequence
+from dataclasses import fields
 
 from methods import entries
-from methods.entry import Based, Entry
-from methods.harness import Settings, Task, fill_settings
+from methods.entry import Entry
+from methods.harness import Settings, Task
 from torch import Tensor
 
+from mergemill.engine.conformance import Subject
+from mergemill.engine.conformance.subject import TENSOR
 from mergemill.engine.methods.catalogue import get_method
 
 ENTRIES: dict[str, Entry] = {
@@ -28,20 +31,21 @@ def find_entry(name: str) -> Entry:
     return ENTRIES[name]
 
 
+def find_subject(name: str) -> Subject:
+    """Return the method with what its entry claims, as the engine's suite takes it."""
+    entry = find_entry(name)
+    claimed = {field.name: getattr(entry, field.name) for field in fields(entry) if field.name != "everywhere"}
+    return Subject(get_method(name), **claimed)
+
+
 def make_task(
     name: str,
     values: Sequence[Tensor],
     given: Settings | None = None,
     *,
-    tensor: str = "model.layers.3.mlp.up_proj.weight",
+    tensor: str = TENSOR,
     seed: int = 7,
     models: tuple[int, ...] | None = None,
 ) -> Task:
     """Return a task over as many of `values` as the method takes: its base first, then its models."""
-    method, entry = get_method(name), find_entry(name)
-    given = entry.variants[0] if given is None else given
-    optional_base = method.base == "optional" and isinstance(given, Based)
-    count = entry.models + int(optional_base or method.base == "required")
-    inputs = tuple(values[:count])
-    settings = fill_settings(method, given, entry.models)
-    return Task(name, inputs, settings, tensor, seed, models, optional_base)
+    return find_subject(name).make_task(values, given, tensor=tensor, seed=seed, models=models)

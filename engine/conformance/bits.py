@@ -1,0 +1,103 @@
+"""Claims about the same bits: however a tensor is cut, by however many threads, kept or read again."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from mergemill.engine.conformance.claim import Cases, Check, each, once, variants
+from mergemill.engine.conformance.mill import Mill, Settings, bits_of
+from mergemill.engine.conformance.subject import Subject
+from mergemill.engine.conformance.values import values_for
+from mergemill.engine.tensors.expressions import Stored
+from mergemill.engine.tensors.kernels import Partial
+from mergemill.engine.tensors.slabs import BLOCK, Span
+from mergemill.engine.tensors.workspace import Workspace
+
+
+def inputs_are_not_changed(mill: Mill, subject: Subject) -> None:
+    """A method may overwrite its slabs, and nothing that they were decoded from."""
+    expression = mill.express(subject.make_task(values_for(subject, (2 * BLOCK,))))
+    first = expression.inputs[0]
+    assert isinstance(first, Stored)
+    file = Path(first.pin.url)
+    stored, span = file.read_bytes(), Span(0, 2 * BLOCK)
+    work = Workspace(torch.empty(2 * len(stored) + (16 << 20), dtype=torch.uint8), keep=True)
+    totals: list[Partial] = []
+    gather, statistics = expression.advance(totals)
+    while gather is not None:
+        work.next_slab()
+        totals.append(expression.gather(gather, span, work))
+        gather, statistics = expression.advance(totals)
+    work.next_slab()
+    expression.combine(statistics, span, work)
+    for read in expression.reads(span):
+        kept = bytes(work.read(read.pin, read.offset_bytes, read.size_bytes).numpy())
+        assert kept == stored[read.offset_bytes : read.offset_bytes + read.size_bytes], "an input was overwritten"
+    assert work.read_bytes == sum(read.size_bytes for read in expression.reads(span)), "read once and kept"
+    assert file.read_bytes() == stored
+
+
+def the_same_task_gives_the_same_bits(mill: Mill, subject: Subject) -> None:
+    """Nothing is left from one run to the next."""
+    task = subject.make_task(values_for(subject, (300, 300)))
+    assert bits_of(mill.merge(task)) == bits_of(mill.merge(task))
+
+
+def any_slab_gives_the_same_bits(mill: Mill, subject: Subject, dtype: torch.dtype) -> None:
+    """A slab may be one block or seven."""
+    expression = mill.express(subject.make_task(values_for(subject, (8 * BLOCK + 5,), dtype=dtype)))
+    results = {bits_of(mill.run(expression, slab=blocks * BLOCK)) for blocks in (1, 2, 3, 7)}
+    assert len(results) == 1, "slabs of 1, 2, 3 and 7 blocks give different bits"
+
+
+def any_cut_into_parts_gives_the_same_bits(mill: Mill, subject: Subject, variant: Settings) -> None:
+    """Parts gather their statistics apart, which are added up in any order."""
+    values = values_for(subject, (4 * BLOCK + 5,), dtype=torch.bfloat16)
+    expression = mill.express(subject.make_task(values, variant))
+    whole = bits_of(mill.run(expression, out="BF16"))
+    assert bits_of(mill.run(expression, out="BF16", parts=2)) == whole
+    assert bits_of(mill.run(expression, out="BF16", parts=5, slab=BLOCK)) == whole
+
+
+def keeping_the_inputs_between_passes_gives_the_same_bits(mill: Mill, subject: Subject) -> None:
+    """Reading again or not is a matter of memory alone."""
+    expression = mill.express(subject.make_task(values_for(subject, (3 * BLOCK + 5,))))
+    assert bits_of(mill.run(expression, keep=True)) == bits_of(mill.run(expression, keep=False))
+
+
+def threads_of_torch_change_nothing(mill: Mill, subject: Subject) -> None:
+    """A worker has one thread a task, a notebook has more."""
+    expression = mill.express(subject.make_task(values_for(subject, (3 * BLOCK + 5,))))
+    before = torch.get_num_threads()
+    try:
+        results = set()
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.add(bits_of(mill.run(expression)))
+    finally:
+        torch.set_num_threads(before)
+    assert len(results) == 1
+
+
+def seed_tensor_and_place_matter_to_random_methods_alone(mill: Mill, subject: Subject) -> None:
+    """Random numbers hang on nothing else, and others' results on none of these."""
+    task = subject.make_task(values_for(subject, (100, 100)))
+    others = [
+        dataclasses.replace(task, seed=task.seed + 1),
+        dataclasses.replace(task, tensor=task.tensor + "_"),
+        dataclasses.replace(task, models=tuple(place + 1 for place in task.places)),
+    ]
+    same = [bits_of(mill.merge(other)) == bits_of(mill.merge(task)) for other in others]
+    assert same == [not subject.random] * 3, "whether another seed, tensor and place give the same bits"
+
+
+CHECKS: tuple[tuple[Check, Cases], ...] = (
+    (inputs_are_not_changed, once),
+    (the_same_task_gives_the_same_bits, once),
+    (any_slab_gives_the_same_bits, each(torch.float32, torch.bfloat16)),
+    (any_cut_into_parts_gives_the_same_bits, variants),
+    (keeping_the_inputs_between_passes_gives_the_same_bits, once),
+    (threads_of_torch_change_nothing, once),
+    (seed_tensor_and_place_matter_to_random_methods_alone, once),
+)
