@@ -4,23 +4,26 @@ Workers can import this module (`tests` is on their path), so functions that are
 """
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from distributed import Client
 from models import read_tensors, write_llama
 
-from mergemill.engine import make_plan
+from mergemill.engine import PartFinished, make_plan, run
 from mergemill.engine.plan import layout
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import Recipe, parse_recipe
 from mergemill.engine.run import drive
 from mergemill.engine.run.cluster import Workers, open_cluster
+from mergemill.engine.run.events import Event
 from mergemill.engine.run.output import STATE_NAME, Output
 from mergemill.engine.run.workplace import Workplace
 from mergemill.engine.tensors.slabs import BLOCK
@@ -93,6 +96,11 @@ def make_recipe(method: str, folder: Path, *, more: str = "") -> Recipe:
     return parse_recipe(f"merge_method: {method}{body}{more}", name=f"{method}.yml")
 
 
+def make_recipe_of(value: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that `value` says; its name is recipe.yml."""
+    return parse_recipe(json.dumps(value))
+
+
 @contextmanager
 def parts_of(size_bytes: int) -> Iterator[None]:
     """Cut plans that are made meanwhile into parts of about `size_bytes`."""
@@ -142,6 +150,23 @@ def list_files(folder: Path) -> dict[str, bytes]:
 def finished_parts(out: Path) -> list[int]:
     """Return the part numbers in the journal, in the order of their lines."""
     return [receipt.part for receipt in Output(out).journal.read()]
+
+
+class Killed(BaseException):
+    """Stands for the end of the driver's process: nothing in the engine catches it."""
+
+
+def run_until(plan: Plan, out: Path, parts: int) -> None:
+    """Run `plan` and end as if killed after `parts` receipts."""
+
+    def stop(event: Event) -> None:
+        if isinstance(event, PartFinished) and event.parts_done == parts:
+            raise Killed
+
+    with suppress(Killed):
+        run(plan, out, workers=0, threads=1, on_event=stop)
+    assert len(finished_parts(out)) == parts
+    assert not is_loadable(out)
 
 
 @contextmanager

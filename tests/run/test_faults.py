@@ -16,12 +16,14 @@ from typing import Any
 import psutil
 import pytest
 from run.merging import (
+    Killed,
     finished_parts,
     flip_bit,
     hash_output,
     is_loadable,
     list_files,
     plan_merge,
+    run_until,
     slowed,
 )
 
@@ -38,10 +40,6 @@ METHOD = "slerp"  # a round of statistics, then the merge
 SHARD = "model-00001-of-00001.safetensors"
 
 
-class Killed(BaseException):
-    """Stands for the end of the driver's process: nothing in the engine catches it."""
-
-
 @pytest.fixture(scope="module")
 def plan(family: Path) -> Plan:
     return plan_merge(METHOD, family)
@@ -53,19 +51,6 @@ def expected(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     out = tmp_path_factory.mktemp("expected") / "out"
     run(plan, out, workers=0, threads=2)
     return hash_output(out)
-
-
-def run_until(plan: Plan, out: Path, parts: int) -> None:
-    """Run `plan` and end as if killed after `parts` receipts."""
-
-    def stop(event: Event) -> None:
-        if isinstance(event, PartFinished) and event.parts_done == parts:
-            raise Killed
-
-    with pytest.raises(Killed):
-        run(plan, out, workers=0, threads=1, on_event=stop)
-    assert len(finished_parts(out)) == parts
-    assert not is_loadable(out)
 
 
 def resume(plan: Plan, out: Path, **options: Any) -> tuple[Committed, list[PartFinished]]:
