@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePath
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType, ModuleType, TracebackType
 from typing import Any
 
 from mergemill.engine.errors import MethodsError
@@ -21,6 +21,7 @@ from mergemill.engine.methods.catalogue import find_methods, get_named, methods_
 from mergemill.engine.methods.contract import Method
 
 _LOADING = threading.RLock()
+_MODULE = "mergemill_methods_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ def _open(given: str | Path | Callable[..., Any]) -> MethodsFile:
 
 def _run(file: MethodsFile) -> ModuleType:
     """Run the file's text as a module, which dataclasses and docstrings find by its name."""
-    module = ModuleType(f"mergemill_methods_{file.sha256[:16]}")
+    module = ModuleType(f"{_MODULE}{file.sha256[:16]}")
     module.__file__ = file.path
     sys.modules[module.__name__] = module
     try:
@@ -131,15 +132,17 @@ def _run(file: MethodsFile) -> ModuleType:
         where = f"{file.path}:{error.lineno}" if error.filename == file.path else f"{file.path}: {error.filename}"
         raise MethodsError(f"{where}: {error.msg}") from error
     except Exception as error:  # a user's code may raise anything
-        raise MethodsError(f"{file.path}:{_find_line(error, file.path)}: {type(error).__name__}: {error}") from error
+        where = find_own_line(error.__traceback__) or f"{file.path}:1"
+        raise MethodsError(f"{where}: {type(error).__name__}: {error}") from error
     return module
 
 
-def _find_line(error: BaseException, path: str) -> int:
-    """Return the last line of the file that the error came through."""
-    line, trace = 1, error.__traceback__
+def find_own_line(trace: TracebackType | None) -> str | None:
+    """Return ``file:line`` of the last line of a user's file that an error came through; None where there is none."""
+    line = None
     while trace is not None:
-        line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == path else line
+        if str(trace.tb_frame.f_globals.get("__name__", "")).startswith(_MODULE):
+            line = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
         trace = trace.tb_next
     return line
 

@@ -4,12 +4,14 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from dask.delayed import Delayed
 from distributed import Client, as_completed
 
 from mergemill.engine.errors import MergemillError, RunError
+from mergemill.engine.methods.own import find_own_line
 from mergemill.engine.plan.memory import check_memory
 from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.plan.values import Plan
@@ -151,15 +153,20 @@ def _iter_results(client: Client, tasks: Sequence[Delayed]) -> Iterator[Any]:
     try:
         for future, result in as_completed(futures, loop=client.loop, with_results=True, raise_errors=False):
             if future.status != "finished":
-                raise _explain(future.exception() if future.status == "error" else None)
+                failed = future.status == "error"
+                raise _explain(*(future.exception(), future.traceback()) if failed else (None, None))
             future.release()
             yield result
     finally:
         client.cancel(futures, force=True)
 
 
-def _explain(error: BaseException | None) -> MergemillError:
+def _explain(error: BaseException | None, trace: TracebackType | None) -> MergemillError:
     if isinstance(error, MergemillError):
         return error
+    if line := find_own_line(trace):
+        return RunError(
+            f"{line}: {type(error).__name__}: {error}; with another file it is another merge, into another folder"
+        )
     kind = type(error).__name__
     return RunError(f"a task failed: {kind}: {error}; run the same command again to resume")

@@ -10,7 +10,7 @@ from models import read_tensors, write_llama
 from run.merging import flip_bit, hash_output, parts_of
 
 from mergemill.engine import load_recipe, make_plan, merge, merge_method, merge_tensors, run, verify
-from mergemill.engine.errors import MethodsError, OutputError, PlanError, RecipeError
+from mergemill.engine.errors import MethodsError, OutputError, PlanError, RecipeError, RunError
 from mergemill.engine.methods.own import MethodsFile, find_all_methods, open_methods
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.run import drive
@@ -279,3 +279,10 @@ def test_a_recipe_warns_of_the_code_that_it_runs(here: Path) -> None:
     assert warning == (
         f"{here}/middle.yml: runs the code of own.py beside it, here and on every worker (sha256 {plan.code[0].sha256})"
     )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_a_task_names_the_line_of_the_file(workers: int, here: Path, tmp_path: Path) -> None:
+    (here / "own.py").write_text(CODE.replace("tensor.mul_(Share(HALF).of)", "tensor.mul_(HALF).view(7, 11)"))
+    with pytest.raises(RunError, match=r"own.py:2\d: RuntimeError: shape '\[7, 11\]' is invalid .*; with another file"):
+        run(plan_merge(here), tmp_path / "out", workers=workers, threads=1)
