@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from mergemill.engine.methods.own import MethodsFile
 from mergemill.engine.plan.values import OutputTensor, Part, Shard, SmallFile
 from mergemill.engine.recipe import Recipe, recipe_to_json
 
@@ -26,7 +25,6 @@ def make_digest(
     shards: Sequence[Shard],
     parts: Sequence[Part],
     files: Sequence[SmallFile],
-    code: Sequence[MethodsFile] = (),
 ) -> str:
     """Return the digest as 64 hexadecimal digits."""
     digest = hashlib.sha256()
@@ -36,8 +34,6 @@ def make_digest(
         digest.update(b"\n")
 
     add(["mergemill", engine_version(), recipe_to_json(recipe), seed])
-    for own in code:
-        add([own.name, own.sha256])
     for tensor in tensors:
         add([tensor.name, tensor.dtype, tensor.expression.describe()])
     for shard in shards:

@@ -42,7 +42,10 @@ def make_files(
     shards: Sequence[Shard],
     code: Sequence[MethodsFile] = (),
 ) -> tuple[SmallFile, ...]:
-    """Return the files in the order in which they are written; the index is the last."""
+    """Return the files in the order in which they are written; the index is the last.
+
+    The user's own methods are among them, so that the recipe works from there, and that the plan's digest covers them.
+    """
     made = {file.name: file.text.encode() for file in code}
     made[RECIPE_NAME] = recipe_text(recipe).encode()
     made[CARD_NAME] = _card(recipe, method, checkpoints, tensors, code).encode()

@@ -70,7 +70,7 @@ def make_plan(
     shards, parts = make_layout(tensors, shard_size)
     files = make_files(recipe, method, donor, checkpoints, family, stacks, tensors, shards, code)
     return Plan(
-        digest=make_digest(recipe, seed, tensors, shards, parts, files, code),
+        digest=make_digest(recipe, seed, tensors, shards, parts, files),
         recipe=recipe,
         seed=seed,
         shard_size=str(shard_size),
