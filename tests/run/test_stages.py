@@ -8,7 +8,6 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from distributed import Client
 from models import read_arrays, read_tensors, write_llama, write_tensors
 from oracles import EMBEDDING, HEAD, LAYER, Array, count_layers, read_outside, task_arithmetic, ties
 from oracles.element import expo
@@ -28,13 +26,12 @@ from mergemill.engine import Committed, PartFinished, make_plan, run, verify
 from mergemill.engine.errors import MergeError
 from mergemill.engine.plan.memory import stream_bytes
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.run import drive, graph
-from mergemill.engine.run.cluster import Workers, open_cluster
+from mergemill.engine.run import graph
 from mergemill.engine.tensors.slabs import BLOCK
 
 Recipe = Mapping[str, Any]
 Load = Callable[[str], Mapping[str, Array]]
-Merge = Callable[[Recipe, Path], None]
+Merge = Callable[[Recipe, Path], Committed]
 
 LAYERS = 3
 TOLERANCE = 2e-6  # of a tensor's largest value
@@ -220,25 +217,6 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def load(zoo: Path) -> Load:
     return cache(lambda model: read_arrays(Path(model)))
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    """A worker of this process that many small merges share."""
-    with open_cluster(Workers(0, 2, 1 << 30)) as client:
-        yield client
-
-
-@pytest.fixture
-def merge_here(client: Client, monkeypatch: pytest.MonkeyPatch) -> Merge:
-    """Merge a recipe into a folder."""
-
-    def merge(recipe: Recipe, out: Path) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(drive, "open_cluster", lambda workers: nullcontext(client))
-            run(make_plan(make_recipe_of(recipe)), out, workers=0, threads=2, memory="1GiB")
-
-    return merge
 
 
 def in_folder(recipe: Recipe, folder: Path) -> dict[str, Any]:
