@@ -18,7 +18,8 @@ from plan.sketches import list_stored, list_tensors, name_inputs
 
 from mergemill.engine import load_recipe, make_plan
 from mergemill.engine.plan.values import OutputTensor, Plan, SmallFile
-from mergemill.engine.tensors.expressions import Agreed, Merged
+from mergemill.engine.tensors.expressions import Agreed
+from mergemill.engine.tensors.merged import Merged
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yml"))

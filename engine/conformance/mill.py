@@ -24,8 +24,9 @@ from mergemill.engine.run.task import merge_part
 from mergemill.engine.run.workplace import Workplace
 from mergemill.engine.storage.ranges import pin_file
 from mergemill.engine.tensors.dtypes import NAMES, TORCH_DTYPES, compute_dtype, item_bytes
-from mergemill.engine.tensors.expressions import Merged, Stored
+from mergemill.engine.tensors.expressions import Stored
 from mergemill.engine.tensors.kernels import Partial, add_partials
+from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.slabs import SLAB, Span, cut_evenly
 

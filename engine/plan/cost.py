@@ -12,7 +12,8 @@ from mergemill.engine.plan.layout import make_layout
 from mergemill.engine.plan.memory import keep_bytes, stream_bytes
 from mergemill.engine.plan.values import OutputTensor, Part, Piece
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES, compute_dtype, is_mergeable
-from mergemill.engine.tensors.expressions import Agreed, Expression, Merged, Stored
+from mergemill.engine.tensors.expressions import Agreed, Expression, Stored
+from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.slabs import BLOCK
 

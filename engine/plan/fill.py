@@ -22,7 +22,8 @@ from mergemill.engine.plan.vectors import (
 )
 from mergemill.engine.recipe import Guard
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES, compute_dtype, is_mergeable, promote
-from mergemill.engine.tensors.expressions import Agreed, Expression, Merged
+from mergemill.engine.tensors.expressions import Agreed, Expression
+from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.place import Place
 
 

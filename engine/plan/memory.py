@@ -12,7 +12,7 @@ from mergemill.engine.errors import PlanError
 from mergemill.engine.plan.sizes import format_size
 from mergemill.engine.plan.values import Part, Piece
 from mergemill.engine.tensors.dtypes import item_bytes
-from mergemill.engine.tensors.expressions import Merged
+from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.slabs import SLAB, slab_step
 from mergemill.engine.tensors.workspace import aligned
 

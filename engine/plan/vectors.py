@@ -10,7 +10,8 @@ from mergemill.engine.plan.coverage import VECTOR_UNUSED, Ledger
 from mergemill.engine.plan.slots import Candidate, Checkpoints, Slot, Stack
 from mergemill.engine.recipe import ModelRef
 from mergemill.engine.tensors.dtypes import is_mergeable
-from mergemill.engine.tensors.expressions import Difference, Expression, Merged, Stored
+from mergemill.engine.tensors.expressions import Expression, Stored
+from mergemill.engine.tensors.merged import Difference, Merged
 
 Vectors = dict[tuple[str, str | None, int], int]  # (model, its delta_base, which of several such) -> number
 

@@ -16,8 +16,8 @@ from mergemill.engine.run.cluster import find_workplace
 from mergemill.engine.run.piece import find_factors, gather_piece, gather_squares, with_factors
 from mergemill.engine.run.receipts import Receipt
 from mergemill.engine.run.task import check_part, run_part
-from mergemill.engine.tensors.expressions import Merged
 from mergemill.engine.tensors.kernels import Partial, add_partials
+from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.slabs import SLAB
 
 FAN_IN = 4  # partial statistics that one task adds up

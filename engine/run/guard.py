@@ -8,7 +8,7 @@ from mergemill.engine.errors import RunError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.run.receipts import Receipt
 from mergemill.engine.tensors.drift import Drift
-from mergemill.engine.tensors.expressions import Merged
+from mergemill.engine.tensors.merged import Merged
 
 _NOISE = 1e-6  # of the base's norm: a change as small as this is rounding, whatever the inputs' own
 MOST_CHANGED = 10

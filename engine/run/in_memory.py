@@ -30,7 +30,8 @@ from mergemill.engine.tensors.dtypes import (
     item_bytes,
     promote,
 )
-from mergemill.engine.tensors.expressions import Agreed, Expression, Held, Merged
+from mergemill.engine.tensors.expressions import Agreed, Expression, Held
+from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.slabs import Span
 from mergemill.engine.tensors.workspace import Workspace

@@ -18,8 +18,9 @@ from mergemill.engine.run.workplace import Workplace
 from mergemill.engine.storage.ranges import read_ahead
 from mergemill.engine.tensors.drift import Drift, Watch, make_drift
 from mergemill.engine.tensors.exact import ExactSum
-from mergemill.engine.tensors.expressions import Agreed, Expression, Held, Merged, Stored
+from mergemill.engine.tensors.expressions import Agreed, Expression, Held, Stored
 from mergemill.engine.tensors.kernels import Gather, Partial, add_partials
+from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.slabs import SLAB, Span, iter_slabs
 from mergemill.engine.tensors.workspace import Workspace
 

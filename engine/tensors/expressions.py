@@ -5,8 +5,8 @@ when asked. It is a frozen value that pickles in a few hundred bytes; none but `
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -14,11 +14,7 @@ from torch import Tensor
 
 from mergemill.engine.errors import MergeError
 from mergemill.engine.storage.ranges import Pin
-from mergemill.engine.tensors.drift import Watch
 from mergemill.engine.tensors.dtypes import NAMES, TORCH_DTYPES, item_bytes
-from mergemill.engine.tensors.exact import ExactSum, sum_products
-from mergemill.engine.tensors.kernels import Gather, Kernel, Partial, advance
-from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.slabs import BLOCK, Span
 from mergemill.engine.tensors.workspace import Workspace, aligned
 
@@ -203,149 +199,6 @@ class Agreed:
     def describe(self) -> Mapping[str, Any]:
         """The inputs."""
         return {"agreed": [stored.describe() for stored in self.inputs]}
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """One expression less another: the task vector of a model that has a base of its own."""
-
-    model: Expression
-    base: Expression
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of both."""
-        return self.model.shape
-
-    @property
-    def dtype(self) -> str:
-        """The model's dtype."""
-        return self.model.dtype
-
-    @property
-    def block(self) -> int:
-        """What suits both."""
-        return max(self.model.block, self.base.block)
-
-    def reads(self, span: Span) -> Iterator[Read]:
-        """Yield the span's ranges in both."""
-        yield from self.model.reads(span)
-        yield from self.base.reads(span)
-
-    def evaluate(self, span: Span, work: Workspace, dtype: str) -> Tensor:
-        """Return the difference, taken in `dtype`."""
-        return self.model.evaluate(span, work, dtype).sub_(self.base.evaluate(span, work, dtype))
-
-    def slab_bytes(self, elements: int, dtype: str) -> int:
-        """Both, decoded."""
-        return self.model.slab_bytes(elements, dtype) + self.base.slab_bytes(elements, dtype)
-
-    def describe(self) -> Mapping[str, Any]:
-        """Both."""
-        return {"difference": [self.model.describe(), self.base.describe()]}
-
-
-@dataclass(frozen=True, slots=True)
-class Merged:
-    """A merge method over other expressions."""
-
-    kernel: Kernel
-    inputs: tuple[Expression, ...]  # the base, where there is one, comes first
-    has_base: bool
-    settings: Mapping[str, Any]  # the method's parameters for this tensor
-    place: Place
-    dtype: str  # to accumulate in: F32 or F64
-    factors: tuple[float, ...] = ()  # on each task vector, before the method; none: all 1
-    vectors: tuple[int, ...] = ()  # which of the merge's task vectors each is, where factors follow from their norms
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The inputs' common shape."""
-        return self.place.shape
-
-    @property
-    def block(self) -> int:
-        """As the method needs it."""
-        return self.place.block
-
-    def reads(self, span: Span) -> Iterator[Read]:
-        """Yield the span's ranges in every input."""
-        for source in self.inputs:
-            yield from source.reads(span)
-
-    def advance(self, totals: Sequence[Partial]) -> tuple[Gather | None, Any]:
-        """Return what the next round gathers from each slab; None and the statistics when all is known."""
-        if not self.place.size:
-            return None, None  # of no elements nothing can be known, nor need be
-        return advance(self.kernel, self.place, self.settings, self.dtype, totals)
-
-    def rounds(self) -> int:
-        """How many rounds of statistics must precede the combination, at most."""
-        return 0 if self.advance(())[0] is None else self.kernel.most_rounds
-
-    def gather(self, gather: Gather, span: Span, work: Workspace) -> Partial:
-        """Return what one round gathers from one slab."""
-        tensors, _ = self._load(span, work)
-        return gather(tensors, self.place.at(span.start))
-
-    def combine(self, statistics: Any, span: Span, work: Workspace, watch: Watch | None = None) -> Tensor:
-        """Return the merged slab, flat, in the dtype of the accumulation; `watch` sees it and its inputs."""
-        tensors, base = self._load(span, work, watch)
-        merged = self.kernel.combine(tensors, base, statistics, self.place.at(span.start), self.settings)
-        if watch is not None:
-            watch.compare(merged)
-        return merged
-
-    def evaluate(self, span: Span, work: Workspace, dtype: str) -> Tensor:
-        """Return the merged slab of a method that needs no statistics, as `dtype`."""
-        result = self.combine(None, span, work)
-        return result if dtype == self.dtype else work.take((span.size,), dtype).copy_(result)
-
-    def with_factors(self, factors: Sequence[float]) -> "Merged":
-        """Return the expression with its share of the factors that all the merge's task vectors have."""
-        return replace(self, factors=tuple(factors[vector] for vector in self.vectors))
-
-    def gather_squares(self, count: int, span: Span, work: Workspace) -> Partial:
-        """Return the slab's share of the squared norms of the merge's `count` task vectors."""
-        tensors, _ = self._load(span, work)
-        squares = [ExactSum() for _ in range(count)]
-        for vector, tensor in zip(self.vectors, tensors, strict=True):
-            squares[vector] += sum_products(tensor, tensor, self.place.block)
-        return tuple(squares)
-
-    def _load(self, span: Span, work: Workspace, watch: Watch | None = None) -> tuple[list[Tensor], Tensor | None]:
-        tensors = [source.evaluate(span, work, self.dtype) for source in self.inputs]
-        base = tensors.pop(0) if self.has_base else None
-        if base is not None and self.kernel.takes_deltas:
-            for source, tensor in zip(self.inputs[1:], tensors, strict=True):
-                if not isinstance(source, Difference):
-                    tensor.sub_(base)
-        if watch is not None:
-            watch.look(tensors, base)  # as the models are: what large factors make of them is growth
-        for tensor, factor in zip(tensors, self.factors, strict=bool(self.factors)):
-            if factor != 1.0:
-                tensor.mul_(factor)
-        return tensors, base
-
-    def slab_bytes(self, elements: int, dtype: str) -> int:
-        """The inputs' slabs, and what kernels and statistics allocate beside them."""
-        inputs = sum(source.slab_bytes(elements, self.dtype) for source in self.inputs)
-        slabs = self.kernel.extra_slabs + self.kernel.extra_slabs_each * len(self.inputs)
-        beside = slabs * aligned(elements * item_bytes("F64"))
-        return inputs + beside + self.kernel.extra_bytes * len(self.inputs) + aligned(elements * item_bytes(dtype))
-
-    def describe(self) -> Mapping[str, Any]:
-        """The method, its settings, where its random numbers come from, and its inputs."""
-        return {
-            "merged": self.kernel.name,
-            "settings": dict(self.settings),
-            "seed": [self.place.seed, self.place.tensor, *self.place.models],
-            "base": self.has_base,
-            "dtype": self.dtype,
-            "inputs": [source.describe() for source in self.inputs],
-            **({"factors": list(self.factors)} if self.factors else {}),
-            **({"vectors": list(self.vectors)} if self.vectors else {}),
-        }
 
 
 def input_bytes(expression: Expression) -> int:

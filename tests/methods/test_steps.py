@@ -12,7 +12,7 @@ from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.catalogue import find_steps, get_method, get_step
 from mergemill.engine.methods.contract import Parameter, Within
 from mergemill.engine.methods.steps import Step, Stepped, post_step
-from mergemill.engine.tensors.expressions import Merged
+from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.slabs import BLOCK, row_block
 

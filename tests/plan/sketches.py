@@ -12,7 +12,8 @@ from mergemill.engine import make_plan
 from mergemill.engine.checkpoint import TensorInfo, make_header, open_checkpoint
 from mergemill.engine.plan.values import OutputTensor, Plan
 from mergemill.engine.recipe import Recipe, parse_recipe
-from mergemill.engine.tensors.expressions import Agreed, Difference, Merged, Stored
+from mergemill.engine.tensors.expressions import Agreed, Stored
+from mergemill.engine.tensors.merged import Difference, Merged
 
 Sketch = Mapping[str, tuple[str, Sequence[int]]]  # name -> dtype and shape
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"

@@ -20,7 +20,8 @@ from plan.sketches import (
 
 from mergemill.engine.errors import PlanError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.tensors.expressions import Agreed, Merged, Stored
+from mergemill.engine.tensors.expressions import Agreed, Stored
+from mergemill.engine.tensors.merged import Merged
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 INV_FREQ = "model.layers.0.self_attn.rotary_emb.inv_freq"

@@ -20,7 +20,8 @@ from plan.sketches import (
 
 from mergemill.engine.errors import PlanError
 from mergemill.engine.plan.values import Plan, SourceUse
-from mergemill.engine.tensors.expressions import Agreed, Difference, Merged, Stored
+from mergemill.engine.tensors.expressions import Agreed, Stored
+from mergemill.engine.tensors.merged import Difference, Merged
 
 LAYERS = 3
 Q = "model.layers.0.self_attn.q_proj.weight"

@@ -16,7 +16,8 @@ from mergemill.engine.methods.catalogue import get_method
 from mergemill.engine.storage.ranges import Pin, pin_file
 from mergemill.engine.tensors import workspace
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES
-from mergemill.engine.tensors.expressions import Agreed, Expression, Merged, Read, Stored, input_bytes
+from mergemill.engine.tensors.expressions import Agreed, Expression, Read, Stored, input_bytes
+from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.slabs import BLOCK, SLAB, Span
 from mergemill.engine.tensors.workspace import Workspace
