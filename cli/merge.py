@@ -119,7 +119,8 @@ def guard_lines(event: "Committed") -> Iterator[str]:
     if event.guard.most_changed:
         yield "most changed, as a share of the base's norm, and beside the largest change of an input:"
     for change in event.guard.most_changed:
-        share = "  not finite" if change.change is None else f"{change.change:12.3%}"
+        unknown = "not finite" if change.broken else "from zero"
+        share = f"{unknown:>12}" if change.change is None else f"{change.change:12.3%}"
         beside = " " * 8 if change.growth is None else f"{change.growth:7.3g}×"
         yield f"{share}  {beside}  {change.tensor}"
     for fault in event.guard.faults:
