@@ -4,12 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from mergemill.engine.tensors import native
 from mergemill.engine.tensors.drift import Watch
 from mergemill.engine.tensors.dtypes import item_bytes
 from mergemill.engine.tensors.exact import ExactSum, sum_products
-from mergemill.engine.tensors.expressions import Expression, Read
+from mergemill.engine.tensors.expressions import Expression, Read, Stored
 from mergemill.engine.tensors.kernels import Gather, Kernel, Partial, advance
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.slabs import Span
@@ -96,12 +98,11 @@ class Merged:
 
     def gather(self, gather: Gather, span: Span, work: Workspace) -> Partial:
         """Return what one round gathers from one slab."""
-        tensors, _ = self._load(span, work)
-        return gather(tensors, self.place.at(span.start))
+        return gather(self._load_tensors(span, work), self.place.at(span.start))
 
     def combine(self, statistics: Any, span: Span, work: Workspace, watch: Watch | None = None) -> Tensor:
         """Return the merged slab, flat, in the dtype of the accumulation; `watch` sees it and its inputs."""
-        tensors, base = self._load(span, work, watch)
+        tensors, base = self._load_all(span, work, watch)
         merged = self.kernel.combine(tensors, base, statistics, self.place.at(span.start), self.settings)
         if watch is not None:
             watch.compare(merged)
@@ -118,25 +119,59 @@ class Merged:
 
     def gather_squares(self, count: int, span: Span, work: Workspace) -> Partial:
         """Return the slab's share of the squared norms of the merge's `count` task vectors."""
-        tensors, _ = self._load(span, work)
+        tensors = self._load_tensors(span, work)
         squares = [ExactSum() for _ in range(count)]
         for vector, tensor in zip(self.vectors, tensors, strict=True):
             squares[vector] += sum_products(tensor, tensor, self.place.block)
         return tuple(squares)
 
-    def _load(self, span: Span, work: Workspace, watch: Watch | None = None) -> tuple[list[Tensor], Tensor | None]:
+    def _load_tensors(self, span: Span, work: Workspace) -> list[Tensor]:
+        """Return what a round gathers from: the inputs without the base."""
+        return self._scale(self._load_natively(span, work)[0] if self._is_plain() else self._load(span, work)[0])
+
+    def _load_all(self, span: Span, work: Workspace, watch: Watch | None) -> tuple[list[Tensor], Tensor | None]:
+        """Return what the kernel combines: the inputs and the base."""
+        if self._is_plain():
+            tensors, bits = self._load_natively(span, work)
+            base: Tensor | None = work.take((span.size,), self.dtype).copy_(bits.view(torch.bfloat16))
+        else:
+            tensors, base = self._load(span, work)
+        if watch is not None:
+            watch.look(tensors, base)  # as the models are: what large factors make of them is growth
+        return self._scale(tensors), base
+
+    def _load(self, span: Span, work: Workspace) -> tuple[list[Tensor], Tensor | None]:
         tensors = [source.evaluate(span, work, self.dtype) for source in self.inputs]
         base = tensors.pop(0) if self.has_base else None
         if base is not None and self.kernel.takes_deltas:
             for source, tensor in zip(self.inputs[1:], tensors, strict=True):
                 if not isinstance(source, Difference):
                     tensor.sub_(base)
-        if watch is not None:
-            watch.look(tensors, base)  # as the models are: what large factors make of them is growth
+        return tensors, base
+
+    def _load_natively(self, span: Span, work: Workspace) -> tuple[list[Tensor], Tensor]:
+        """Return the task vectors, decoded and subtracted in one go, and the base as it is stored."""
+        stored = [source.read(span, work) for source in self.inputs if isinstance(source, Stored)]
+        taken = [work.take((span.size,), self.dtype) for _ in stored[1:]]
+        return [
+            native.subtract_bf16(bits, stored[0], out) for bits, out in zip(stored[1:], taken, strict=True)
+        ], stored[0]
+
+    def _is_plain(self) -> bool:
+        """Whether all that is wanted are differences of stored bfloat16."""
+        return (
+            self.has_base
+            and self.kernel.takes_deltas
+            and self.dtype == "F32"
+            and all(isinstance(source, Stored) and source.dtype == "BF16" for source in self.inputs)
+            and native.load() is not None
+        )
+
+    def _scale(self, tensors: list[Tensor]) -> list[Tensor]:
         for tensor, factor in zip(tensors, self.factors, strict=bool(self.factors)):
             if factor != 1.0:
                 tensor.mul_(factor)
-        return tensors, base
+        return tensors
 
     def slab_bytes(self, elements: int, dtype: str) -> int:
         """The inputs' slabs, and what kernels and statistics allocate beside them."""

@@ -22,6 +22,17 @@
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
+static inline float decode_bf16(uint16_t bits) {
+    const union { uint32_t bits; float value; } word = {(uint32_t)bits << 16};
+    return word.value;
+}
+
+/* out = model - base, of bfloat16 as it is stored. */
+WIDTHS void mergemill_subtract_bf16(const uint16_t *restrict model, const uint16_t *restrict base, float *restrict out,
+                                    int64_t size) {
+    for (int64_t j = 0; j < size; j++) out[j] = decode_bf16(model[j]) - decode_bf16(base[j]);
+}
+
 /* out = sum(weight[i] * x[i]) of count slabs, over `divisor` where that is not 0. */
 WIDTHS static void sum_weighted(float *restrict out, float *const *x, const float *weight, int64_t count,
                                 int64_t start, int64_t size, float divisor) {
