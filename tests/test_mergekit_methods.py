@@ -78,6 +78,11 @@ def case(
 
 CASES: dict[str, Case] = {
     "linear": case("linear", "a", "b", base=None, weight=(0.7, 0.4)),
+    "slerp": case("slerp", "a", t=0.3),
+    "passthrough": case("passthrough", "a", base=None, scale=(0.7,)),
+    "ties": case("ties", "a", "b", weight=(0.7, 0.4), density=(0.5, 0.8), lambda_=0.8),
+    "dare_linear whole": case("dare_linear", "a", "b", weight=(0.7, 0.4), density=(1.0, 1.0)),
+    "dare_ties whole": case("dare_ties", "a", "b", weight=(0.7, 0.4), density=(1.0, 1.0), lambda_=0.8),
     "task_arithmetic": case("task_arithmetic", "a", "b", weight=(0.7, 0.4), lambda_=0.8),
     "ram": case("ram", "a", "b", "c"),
     "ram far": case("ram", "a", "b", "c", epsilon=0.02),
