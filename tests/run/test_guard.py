@@ -339,8 +339,9 @@ def make_kept_recipe(method: str, folder: Path, **more: Any) -> Recipe:
     return {**recipe, "merge_method": method, "parameters": {"weight": WEIGHT, **KEEPING[method]}}
 
 
-@pytest.mark.parametrize("method", KEEPING)
-@pytest.mark.parametrize("part_bytes", [SMALL_PART, 1 << 30])
+@pytest.mark.parametrize(
+    ("method", "part_bytes"), [*((method, SMALL_PART) for method in KEEPING), ("ties", 1 << 30), ("della", 1 << 30)]
+)
 def test_keep_base_writes_the_base_for_flagged_tensors_only(
     method: str, part_bytes: int, large: Path, tmp_path: Path
 ) -> None:
@@ -481,7 +482,7 @@ def test_a_resume_keeps_what_was_found_before(policy: str, large: Path, tmp_path
     plan = plan_of(recipe)
     whole = run(plan, tmp_path / "whole", workers=0)
     assert set(find_faults(whole.guard)) == {*KEPT, DOWN, Q}
-    for parts in (1, len(plan.parts) // 2, len(plan.parts) - 1):
+    for parts in (1, len(plan.parts) // 2):
         out = tmp_path / f"out-{parts}"
         run_until(plan, out, parts)
         committed = run(plan, out, workers=0)
@@ -513,7 +514,7 @@ def test_the_journal_is_json_that_any_reader_takes(zoo: Path, tmp_path: Path, me
         json.loads(line, parse_constant=refuse)
 
 
-@pytest.mark.parametrize("policy", ["warn", "keep-base", "fail"])
+@pytest.mark.parametrize("policy", ["keep-base", "fail"])
 def test_a_journal_of_a_version_without_a_guard_is_taken_as_it_is(policy: str, large: Path, tmp_path: Path) -> None:
     plan = plan_of(tasks(large, guard={"policy": policy}))
     for parts, out in ((len(plan.parts) // 2, tmp_path / "half"), (len(plan.parts), tmp_path / "all")):
