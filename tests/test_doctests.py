@@ -13,6 +13,7 @@ MODULES = [
     found.name
     for package in (mergemill.engine, mergemill.cli)
     for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    if not found.name.endswith("._native")  # a plain library that looks like a module of Python
 ]
 
 
