@@ -80,8 +80,8 @@ ENTRIES: dict[str, Entry] = {
     "geometric_median": Entry(
         models=3,
         variants=(
+            {"weight": THREE, "lambda": 0.7},  # with lambda 1 the base makes no difference
             {},
-            {"weight": THREE, "lambda": 0.7},
             {"weight": (5.0, 1.0, 1.0)},
             {"weight": (0.0, 1.0, 1.0), "max_iter": 3},
             {"max_iter": 0, "weight": THREE},
