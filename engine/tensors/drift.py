@@ -6,16 +6,19 @@ have up to there), so that watching costs a few percent of a merge; the sums are
 any slabs and parts.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mergemill.engine.tensors.exact import ExactSum, exact
+from mergemill.engine.tensors import native
+from mergemill.engine.tensors.exact import ExactSum, count_cuts, exact
 from mergemill.engine.tensors.slabs import BLOCK
 
 SAMPLE = 1024  # elements
@@ -44,27 +47,37 @@ class Watch:
         self._deltas = deltas  # whether a kernel's inputs are differences to the base already
         self._broken = 0
         self._squares: list[Sums] = []  # a row for base, inputs and merged; a column for each chunk
-        self._before: Sums | None = None
+        self._kept: npt.NDArray[Any] | None = None  # the base's sample, [chunk, SAMPLE], float32 or float64
 
     def look(self, tensors: Sequence[Tensor], base: Tensor | None) -> None:
         """See a slab's inputs before the kernel overwrites them."""
-        deltas = self._deltas and base is not None
-        samples = [_take_sample(tensor, self._block) for tensor in ([] if base is None else [base]) + [*tensors]]
-        first = samples[0]
-        others = samples[1:] if deltas else [sample - first for sample in samples[1:]]
-        self._before = np.stack([first, *others])
+        subtract = base is None or not self._deltas
+        slabs = [*tensors] if base is None else [base, *tensors]
+        chunks = count_cuts(len(slabs[0]), self._block)
+        squares = np.empty((len(slabs) + 1, chunks))
+        if native.suits(*slabs):
+            self._kept = np.empty((chunks, SAMPLE), np.float32)
+            native.look(slabs, self._block, self._kept, squares[:-1], subtract=subtract)
+        else:
+            first, *others = (_take_sample(slab, self._block) for slab in slabs)
+            self._kept = first
+            squares[:-1] = _sum_squares(np.stack([first, *(x - first if subtract else x for x in others)]))
+        self._squares.append(squares)
 
     def compare(self, merged: Tensor) -> None:
         """See what became of the slab."""
-        assert self._before is not None, "a slab is looked at before it is merged"
-        moved = _take_sample(merged, self._block) - self._before[0]
-        self._squares.append(_sum_squares(np.concatenate([self._before, moved[None]])))
+        assert self._kept is not None, "a slab is looked at before it is merged"
+        moved = self._squares[-1][-1]
+        if self._kept.dtype == np.float32 and native.suits(merged):
+            native.compare(merged, self._block, self._kept, moved)
+        else:
+            moved[:] = _sum_squares((_take_sample(merged, self._block) - self._kept)[None])[0]
 
     def check(self, written: Tensor) -> None:
         """Count what is not finite in the slab as it is written."""
         # A sum is a tenth as costly as a look at each element, and finite only if all of them are.
         total = written.sum(dtype=torch.float32 if written.dtype in _NARROW else None)
-        if not bool(torch.isfinite(total)):
+        if not math.isfinite(total):
             values = written.to(torch.float32) if written.dtype in _NARROW else written
             self._broken += written.numel() - int(torch.isfinite(values).sum())
 

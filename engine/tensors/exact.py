@@ -110,18 +110,18 @@ def _add_lanes(lanes: np.ndarray[Any, np.dtype[np.float64]]) -> float:
 def sum_absolute(slab: Tensor, block: int = BLOCK) -> ExactSum:
     """Return the sum of |x| of a flat slab, in float64."""
     if native.suits(slab):
-        return _sum_lanes(native.sum_absolute(slab, block, _count_cuts(len(slab), block)))
+        return _sum_lanes(native.sum_absolute(slab, block, count_cuts(len(slab), block)))
     return sum_blocks(slab.abs().to(torch.float64), block)
 
 
 def sum_products(left: Tensor, right: Tensor, block: int = BLOCK) -> ExactSum:
     """Return the inner product of two flat slabs of one dtype, in float64."""
     if native.suits(left, right):
-        return _sum_lanes(native.sum_products(left, right, block, _count_cuts(len(left), block)))
+        return _sum_lanes(native.sum_products(left, right, block, count_cuts(len(left), block)))
     return sum_blocks(left.to(torch.float64) * right.to(torch.float64), block)
 
 
-def _count_cuts(size: int, block: int) -> int:
+def count_cuts(size: int, block: int) -> int:
     """Into how many sums a slab is cut: at multiples of `block`, and these at multiples of `BLOCK`."""
     whole, rest = divmod(size, block)
     return whole * -(-block // BLOCK) + -(-rest // BLOCK)

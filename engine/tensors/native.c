@@ -19,6 +19,7 @@
 #define BLOCK 65536
 #define LANES 1024
 #define LAST 32
+#define SAMPLE 1024
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -193,4 +194,47 @@ void mergemill_sum_products(const float *x, const float *y, int64_t size, int64_
     for (int64_t first = 0; first < size; first += block)
         for (int64_t start = first; start < least(first + block, size); start += BLOCK, sums += LAST)
             sum_products(x + start, y + start, least(BLOCK, least(first + block, size) - start), sums);
+}
+
+/* The sum of squares of a sample, or of its difference to another: rows of 32 lanes one after the other, then the lanes. */
+WIDTHS static double sum_squares(const float *restrict x, const float *restrict less, int64_t size) {
+    double lanes[LAST];
+    memset(lanes, 0, sizeof lanes);
+    for (int64_t start = 0; start < size; start += LAST) {
+        const int64_t here = least(LAST, size - start);
+        for (int64_t j = 0; j < here; j++) {
+            const double value = less ? (double)x[start + j] - (double)less[start + j] : (double)x[start + j];
+            lanes[j] += value * value;
+        }
+    }
+    double total = lanes[0];
+    for (int64_t j = 1; j < LAST; j++) total += lanes[j];
+    return total;
+}
+
+/* Of each chunk (the first SAMPLE elements of each BLOCK of each block) keep the sample of x[0], and sum its squares and
+ * those of the other slabs, or with `subtract` of their differences to x[0]; sums are a row for each slab. */
+void mergemill_look(const float *const *x, int64_t count, int64_t size, int64_t block, int32_t subtract, int64_t chunks,
+                    float *samples, double *sums) {
+    int64_t chunk = 0;
+    for (int64_t first = 0; first < size; first += block) {
+        const int64_t end = least(first + block, size);
+        for (int64_t start = first; start < end; start += BLOCK, chunk++) {
+            const int64_t here = least(SAMPLE, least(start + BLOCK, end) - start);
+            memcpy(samples + chunk * SAMPLE, x[0] + start, (size_t)here * sizeof(float));
+            for (int64_t i = 0; i < count; i++)
+                sums[i * chunks + chunk] = sum_squares(x[i] + start, i && subtract ? x[0] + start : 0, here);
+        }
+    }
+}
+
+/* Sum the squares of the differences of a slab to the samples that were kept, chunk by chunk. */
+void mergemill_compare(const float *x, int64_t size, int64_t block, const float *samples, double *sums) {
+    for (int64_t first = 0; first < size; first += block) {
+        const int64_t end = least(first + block, size);
+        for (int64_t start = first; start < end; start += BLOCK, samples += SAMPLE) {
+            const int64_t here = least(SAMPLE, least(start + BLOCK, end) - start);
+            *sums++ = sum_squares(x + start, samples, here);
+        }
+    }
 }

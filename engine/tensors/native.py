@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+Floats = np.ndarray[Any, np.dtype[np.float32]]
 Sums = np.ndarray[Any, np.dtype[np.float64]]
 Counts = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -35,6 +36,8 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "count_within": ([_POINTER, _SIZE, _WORD, _WORD, _FLAG, _POINTER], None),
     "count_equal": ([_POINTER, _SIZE, _FLOAT], _SIZE),
     "sum_absolute": ([_POINTER, _SIZE, _SIZE, _POINTER], None),
+    "look": ([_POINTER, _SIZE, _SIZE, _SIZE, _FLAG, _SIZE, _POINTER, _POINTER], None),
+    "compare": ([_POINTER, _SIZE, _SIZE, _POINTER, _POINTER], None),
     "sum_products": ([_POINTER, _POINTER, _SIZE, _SIZE, _POINTER], None),
 }
 
@@ -143,6 +146,18 @@ def sum_products(left: Tensor, right: Tensor, block: int, cuts: int) -> Sums:
     sums = np.empty((cuts, LANES))
     _call("sum_products", left.data_ptr(), right.data_ptr(), left.numel(), block, sums.ctypes.data)
     return sums
+
+
+def look(slabs: Sequence[Tensor], block: int, samples: Floats, sums: Sums, *, subtract: bool) -> None:
+    """Keep the sample of the first slab, ``[chunk, SAMPLE]``, and fill `sums`, a row for each slab."""
+    size, chunks = slabs[0].numel(), sums.shape[1]
+    pointers = _pointers(slabs)
+    _call("look", pointers, len(slabs), size, block, subtract, chunks, samples.ctypes.data, sums.ctypes.data)
+
+
+def compare(slab: Tensor, block: int, samples: Floats, sums: Sums) -> None:
+    """Fill `sums`, one for each chunk, with the squares of the slab's differences to the samples."""
+    _call("compare", slab.data_ptr(), slab.numel(), block, samples.ctypes.data, sums.ctypes.data)
 
 
 def _call(name: str, *arguments: Any) -> Any:

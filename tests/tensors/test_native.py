@@ -17,6 +17,7 @@ from mergemill.engine.methods.linear import linear
 from mergemill.engine.methods.task_vectors import add_agreeing_deltas, add_deltas
 from mergemill.engine.methods.trim import Trim, apply_trims
 from mergemill.engine.tensors import native
+from mergemill.engine.tensors.drift import Watch
 from mergemill.engine.tensors.exact import sum_absolute, sum_products
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.random import drop_with_probability
@@ -117,6 +118,23 @@ def test_trims(size: int, block: int) -> None:
     threshold = float(make_slabs(size)[0][size // 2].abs().nan_to_num(0.5))
     cut = Cut(threshold, 0, 0, block, 3)
     check(lambda x: _trimmed(x[0], Trim(cut, 0.5), place), size)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("block", [BLOCK, 1000, 3 * BLOCK, BLOCK + 5])
+@pytest.mark.parametrize("deltas", [False, True])
+def test_drifts(size: int, block: int, deltas: bool) -> None:
+    base, *models = (slab.nan_to_num(0.5, 2.0, -2.0) for slab in make_slabs(size))
+
+    def see(base: Tensor | None) -> tuple[object, ...]:
+        watch = Watch(block, deltas=deltas)
+        watch.look(models, base)
+        watch.compare(models[1] * 3)
+        return watch.partial()
+
+    found = see(base), see(None)
+    with plain():
+        assert found == (see(base), see(None))
 
 
 @pytest.mark.parametrize("signed", [False, True])
