@@ -55,7 +55,7 @@ def merge_piece(
     for span in _iter_slabs(piece, work, workplace, slab, block):
         yield span, _make_bytes(piece, span, statistics, work, watch)
     if watch is not None:
-        row = to_row(make_drift(watch.partial()), kept_base=False)
+        row = to_row(watch.drift(), kept_base=False)
     if drifts is not None and row is not None:
         drifts.append(row)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mergemill.engine.tensors import native
-from mergemill.engine.tensors.exact import ExactSum, count_cuts, exact
+from mergemill.engine.tensors.exact import ExactSum, add_up, count_cuts, exact
 from mergemill.engine.tensors.slabs import BLOCK
 
 SAMPLE = 1024  # elements
@@ -75,16 +75,27 @@ class Watch:
 
     def check(self, written: Tensor) -> None:
         """Count what is not finite in the slab as it is written."""
+        if native.suits_halves(written):
+            self._broken += native.count_broken(written)
+            return
         # A sum is a tenth as costly as a look at each element, and finite only if all of them are.
         total = written.sum(dtype=torch.float32 if written.dtype in _NARROW else None)
         if not math.isfinite(total):
             values = written.to(torch.float32) if written.dtype in _NARROW else written
             self._broken += written.numel() - int(torch.isfinite(values).sum())
 
+    def drift(self) -> Drift:
+        """Return what was seen of the piece."""
+        base, *inputs, moved = (add_up(row.tolist()) for row in self._rows()) if self._squares else (0.0, 0.0)
+        return Drift(self._broken, moved, base, tuple(inputs))
+
     def partial(self) -> tuple[int | ExactSum, ...]:
         """Return what adds up over pieces, exactly: see `make_drift`."""
-        rows = np.concatenate(self._squares, axis=1) if self._squares else np.zeros((0, 0))
-        return (self._broken, *(reduce(ExactSum.__add__, map(exact, row.tolist()), ExactSum()) for row in rows))
+        sums = (reduce(ExactSum.__add__, map(exact, row.tolist()), ExactSum()) for row in self._rows())
+        return (self._broken, *sums)
+
+    def _rows(self) -> Sums:
+        return np.concatenate(self._squares, axis=1) if self._squares else np.zeros((0, 0))
 
 
 def make_drift(partial: Sequence[int | ExactSum]) -> Drift:

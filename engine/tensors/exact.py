@@ -6,6 +6,7 @@ width of the machine's vector registers. Block sums are then added as integers, 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -100,11 +101,12 @@ def _sum_whole_blocks(flat: np.ndarray[Any, np.dtype[np.float64]]) -> ExactSum:
     return _sum_lanes(lanes)
 
 
-def _add_lanes(lanes: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+def add_up(values: Sequence[float]) -> float:
+    """Return the sum, rounded once."""
     try:
-        return math.fsum(lanes)
+        return math.fsum(values)
     except (OverflowError, ValueError):  # infinities of both signs, or a sum beyond float64
-        return float(sum(lanes.tolist()))
+        return float(sum(values))
 
 
 def sum_absolute(slab: Tensor, block: int = BLOCK) -> ExactSum:
@@ -128,7 +130,7 @@ def count_cuts(size: int, block: int) -> int:
 
 
 def _sum_lanes(lanes: native.Sums) -> ExactSum:
-    return reduce(ExactSum.__add__, (exact(_add_lanes(each)) for each in lanes), ExactSum())
+    return reduce(ExactSum.__add__, (exact(add_up(each.tolist())) for each in lanes), ExactSum())
 
 
 def sum_rows(values: Tensor) -> Tensor:

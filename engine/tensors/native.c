@@ -196,6 +196,18 @@ void mergemill_sum_products(const float *x, const float *y, int64_t size, int64_
             sum_products(x + start, y + start, least(BLOCK, least(first + block, size) - start), sums);
 }
 
+/* How many of 16-bit floats have all bits of `mask`, their exponent's: infinities and NaN. */
+WIDTHS int64_t mergemill_count_broken(const uint16_t *bits, int64_t size, uint16_t mask) {
+    int64_t total = 0;
+    for (int64_t start = 0; start < size; start += CHUNK) {
+        const int64_t stop = least(start + CHUNK, size);
+        uint16_t count = 0;
+        for (int64_t j = start; j < stop; j++) count += (bits[j] & mask) == mask;
+        total += count;
+    }
+    return total;
+}
+
 /* The sum of squares of a sample, or of its difference to another: rows of 32 lanes one after the other, then the lanes. */
 WIDTHS static double sum_squares(const float *restrict x, const float *restrict less, int64_t size) {
     double lanes[LAST];

@@ -36,6 +36,7 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "count_within": ([_POINTER, _SIZE, _WORD, _WORD, _FLAG, _POINTER], None),
     "count_equal": ([_POINTER, _SIZE, _FLOAT], _SIZE),
     "sum_absolute": ([_POINTER, _SIZE, _SIZE, _POINTER], None),
+    "count_broken": ([_POINTER, _SIZE, ctypes.c_uint16], _SIZE),
     "look": ([_POINTER, _SIZE, _SIZE, _SIZE, _FLAG, _SIZE, _POINTER, _POINTER], None),
     "compare": ([_POINTER, _SIZE, _SIZE, _POINTER, _POINTER], None),
     "sum_products": ([_POINTER, _POINTER, _SIZE, _SIZE, _POINTER], None),
@@ -69,6 +70,11 @@ def suits(*slabs: Tensor) -> bool:
 def suits_integers(bits: Tensor) -> bool:
     """Whether the library is there and can count these, as int32."""
     return load() is not None and _is_plain(bits, torch.int32)
+
+
+def suits_halves(written: Tensor) -> bool:
+    """Whether the library is there and can count these, as float16 or bfloat16."""
+    return load() is not None and (_is_plain(written, torch.bfloat16) or _is_plain(written, torch.float16))
 
 
 def _is_plain(slab: Tensor, dtype: torch.dtype) -> bool:
@@ -146,6 +152,12 @@ def sum_products(left: Tensor, right: Tensor, block: int, cuts: int) -> Sums:
     sums = np.empty((cuts, LANES))
     _call("sum_products", left.data_ptr(), right.data_ptr(), left.numel(), block, sums.ctypes.data)
     return sums
+
+
+def count_broken(written: Tensor) -> int:
+    """Count the infinities and NaN of a flat slab of float16 or bfloat16."""
+    mask = 0x7F80 if written.dtype == torch.bfloat16 else 0x7C00
+    return int(_call("count_broken", written.data_ptr(), written.numel(), mask))
 
 
 def look(slabs: Sequence[Tensor], block: int, samples: Floats, sums: Sums, *, subtract: bool) -> None:

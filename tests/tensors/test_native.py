@@ -17,7 +17,7 @@ from mergemill.engine.methods.linear import linear
 from mergemill.engine.methods.task_vectors import add_agreeing_deltas, add_deltas
 from mergemill.engine.methods.trim import Trim, apply_trims
 from mergemill.engine.tensors import native
-from mergemill.engine.tensors.drift import Watch
+from mergemill.engine.tensors.drift import Watch, make_drift
 from mergemill.engine.tensors.exact import sum_absolute, sum_products
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.random import drop_with_probability
@@ -130,11 +130,20 @@ def test_drifts(size: int, block: int, deltas: bool) -> None:
         watch = Watch(block, deltas=deltas)
         watch.look(models, base)
         watch.compare(models[1] * 3)
+        assert watch.drift() == make_drift(watch.partial())
         return watch.partial()
 
     found = see(base), see(None)
     with plain():
         assert found == (see(base), see(None))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_not_finite_is_counted(size: int, dtype: torch.dtype) -> None:
+    written = make_slabs(size)[2].to(dtype)
+    assert native.suits_halves(written)
+    assert native.count_broken(written) == size - int(torch.isfinite(written).sum())
 
 
 @pytest.mark.parametrize("signed", [False, True])
