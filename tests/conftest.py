@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from reference.mergekit import find_skip_reason, run_mergekit
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
