@@ -15,8 +15,8 @@ from mergemill.engine.methods.matrices import add_matrix, whole_matrices
 from mergemill.engine.tensors.place import Place
 
 
-# For each input one slab of the matrix that is solved with.
-@merge_method(reads="matrix", base="required", grain=whole_matrices, extra_slabs=5, extra_slabs_each=1)
+# For each input one slab of the matrix that is solved with; two of the seven for what LAPACK and MKL pack.
+@merge_method(reads="matrix", base="required", grain=whole_matrices, extra_slabs=7, extra_slabs_each=1)
 def wudi(
     base: Tensor,
     deltas: list[Tensor],

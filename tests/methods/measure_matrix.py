@@ -3,6 +3,7 @@
 Run as ``python measure_matrix.py FOLDER ROWS COLUMNS DTYPE MODELS``, with FOLDER for scratch files.
 """
 
+import ctypes
 import dataclasses
 import json
 import mmap
@@ -38,6 +39,7 @@ def measure(expression: Merged) -> dict[str, int]:
     size, kernel = expression.place.size, expression.kernel
     room = sum(source.slab_bytes(size, expression.dtype) for source in expression.inputs)
     arena = torch.frombuffer(mmap.mmap(-1, room), dtype=torch.uint8).zero_()
+    ctypes.CDLL(None).malloc_trim(0)  # pages freed by an earlier method would hide what this one takes
     before = read_status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     expression.combine(None, Span(0, size), Workspace(arena))

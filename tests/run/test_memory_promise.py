@@ -148,4 +148,4 @@ def test_a_promise_that_kept_inputs_fill_is_kept(large: Path, tmp_path: Path) ->
     shutil.rmtree(tmp_path / "out")
     ((base, peak),) = ((watch.base[pid], watch.peak[pid]) for pid in watch.base)
     print(f"\nslerp: taken {(peak - base) >> 20} MiB of {memory >> 20}")  # noqa: T201
-    assert THREADS * kept * 0.9 < peak - base <= memory
+    assert kept < peak - base <= memory  # whether all threads are full at one moment is chance
