@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from mergemill.engine.conformance.claim import Cases, Check, each, once, variants
@@ -22,7 +23,7 @@ def inputs_are_not_changed(mill: Mill, subject: Subject) -> None:
     assert isinstance(first, Stored)
     file = Path(first.pin.url)
     stored, span = file.read_bytes(), Span(0, 2 * BLOCK)
-    work = Workspace(torch.empty(2 * len(stored) + (16 << 20), dtype=torch.uint8), keep=True)
+    work = Workspace(np.empty(2 * len(stored) + (16 << 20), np.uint8), keep=True)
     totals: list[Partial] = []
     gather, statistics = expression.advance(totals)
     while gather is not None:

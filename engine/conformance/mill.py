@@ -29,6 +29,7 @@ from mergemill.engine.tensors.kernels import Partial, add_partials
 from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.slabs import SLAB, Span, cut_evenly
+from mergemill.engine.tensors.workspace import Arena
 
 Settings = Mapping[str, Any]
 Array = npt.NDArray[np.float64]
@@ -96,14 +97,16 @@ class Roomy(Workplace):
     def __init__(self, memory_bytes: int) -> None:
         super().__init__(memory_bytes, 1)
         self.room_bytes = 0
-        self._arena = torch.empty(0, dtype=torch.uint8)
+        self._arena: Arena = np.empty(0, np.uint8)
 
     @contextmanager
-    def lend(self, size_bytes: int) -> Iterator[Tensor]:
+    def lend(self, size_bytes: int) -> Iterator[Arena]:
         """Lend all the room there is."""
         if len(self._arena) < self.room_bytes:
-            self._arena = torch.empty(self.room_bytes, dtype=torch.uint8)
-        yield self._arena[: self.room_bytes].fill_(0xFF)
+            self._arena = np.empty(self.room_bytes, np.uint8)
+        arena = self._arena[: self.room_bytes]
+        arena.fill(0xFF)
+        yield arena
 
 
 class Mill:

@@ -10,15 +10,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mergemill.engine.methods.contract import merge_method
 from mergemill.engine.methods.rows import view_rows
-from mergemill.engine.tensors.dtypes import TORCH_DTYPES
 from mergemill.engine.tensors.elementary import exp_, log_
 from mergemill.engine.tensors.exact import sum_rows
 from mergemill.engine.tensors.kernels import Gather
+from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.select import HISTOGRAM_BYTES, VALUE_ROUNDS, find_ranked
 
@@ -44,7 +42,7 @@ def find_threshold(place: Place, dtype: str) -> Generator[Gather, Any, Fusion]:
     last = place.size - 1
     ranks = [place.size - last * quarter // 4 for quarter in (1, 2, 3)]
     derive = partial(_derive_importance, divergences)
-    ((lower, median, upper),) = yield from find_ranked([ranks], TORCH_DTYPES[dtype], derive)
+    ((lower, median, upper),) = yield from find_ranked([ranks], dtype, derive)
     return Fusion(median + 1.5 * (upper - lower), divergences)
 
 

@@ -6,11 +6,10 @@ arXiv:2312.06795, section 3.
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from mergemill.engine.methods.contract import Density, PerModel, merge_method
 from mergemill.engine.methods.task_vectors import add_deltas
 from mergemill.engine.methods.trim import OUTLIER_BYTES, TRIM_ROUNDS, Trim, apply_trims, trim_outliers
+from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
 
 

@@ -3,6 +3,7 @@
 import difflib
 import functools
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType, ModuleType
@@ -72,7 +73,7 @@ def _import_all() -> Iterator[ModuleType]:
 def _defined(module: ModuleType, mark: str, kind: type[N]) -> Iterator[N]:
     """Yield what decorators of one kind left at functions that the module itself defines."""
     for value in vars(module).values():
-        found = getattr(value, mark, None)
+        found = getattr(value, mark, None) if inspect.isfunction(value) else None
         if isinstance(found, kind) and value.__module__ == module.__name__:
             yield found
 

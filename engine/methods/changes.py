@@ -5,8 +5,7 @@ Source: Yuan et al., "Behavior knowledge merge in reinforced agentic models" (RA
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
+from mergemill.engine.tensors.lazy import Tensor, torch
 
 
 def drop_unchanged(deltas: Sequence[Tensor], epsilon: float) -> Tensor:

@@ -6,8 +6,7 @@ arXiv:2405.07813, section 4 (masks and consensus).
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
+from mergemill.engine.tensors.lazy import Tensor, torch
 
 
 def add_agreed(

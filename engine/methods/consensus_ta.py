@@ -6,11 +6,9 @@ arXiv:2405.07813, section 4 (masks and consensus).
 
 from typing import Annotated
 
-import torch
-from torch import Tensor
-
 from mergemill.engine.methods.consensus import add_agreed
 from mergemill.engine.methods.contract import PerModel, Within, merge_method
+from mergemill.engine.tensors.lazy import Tensor, torch
 
 
 @merge_method(reads="element", base="required")

@@ -7,13 +7,11 @@ arXiv:2405.07813, section 4 (masks and consensus).
 from collections.abc import Sequence
 from typing import Annotated
 
-import torch
-from torch import Tensor
-
 from mergemill.engine.methods.consensus import add_agreed
 from mergemill.engine.methods.contract import Density, PerModel, Within, merge_method
 from mergemill.engine.methods.task_vectors import add_agreeing_deltas
 from mergemill.engine.methods.trim import TRIM_BYTES, TRIM_ROUNDS, Trim, apply_trims, trim_to_largest
+from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 
 

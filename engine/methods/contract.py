@@ -26,9 +26,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from torch import Tensor
-
 from mergemill.engine.tensors.kernels import Rounds
+from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.slabs import BLOCK, row_block
 

@@ -5,11 +5,10 @@ Source: Yu et al., "Language models are super mario", arXiv:2311.03099, section 
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from mergemill.engine.methods.contract import Density, PerModel, merge_method
 from mergemill.engine.methods.drop import drop_at_random, kept_norms
 from mergemill.engine.methods.task_vectors import add_agreeing_deltas
+from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
 
 

@@ -6,11 +6,10 @@ arXiv:2406.11617, section 3.
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from mergemill.engine.methods.contract import Density, PerModel, merge_method
 from mergemill.engine.methods.drop import MAGPRUNE_SLABS, magprune, magpruned_norms, refuse_epsilon
 from mergemill.engine.methods.task_vectors import add_agreeing_deltas
+from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
 
 

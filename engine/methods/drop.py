@@ -10,12 +10,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mergemill.engine.methods.task_vectors import rescale_factor, sum_absolute
 from mergemill.engine.tensors.exact import ExactSum
 from mergemill.engine.tensors.kernels import Gather
+from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.random import drop_with_probability, keep_under_limits, random_limits
 

@@ -5,10 +5,9 @@ Source: Zheng et al., "Model extrapolation expedites alignment" (ExPO), arXiv:24
 arXiv:2310.04799) and ParamΔ (arXiv:2504.21023).
 """
 
-from torch import Tensor
-
 from mergemill.engine.methods.contract import PerModel, merge_method
 from mergemill.engine.methods.task_vectors import add_deltas
+from mergemill.engine.tensors.lazy import Tensor
 
 
 @merge_method(reads="element", base="required")

@@ -8,8 +8,6 @@ import math
 from collections.abc import Generator, Sequence
 from typing import Annotated, Any
 
-from torch import Tensor
-
 from mergemill.engine.methods.contract import PerModel, Within, merge_method
 from mergemill.engine.methods.gram import (
     GRAM_BYTES,
@@ -23,6 +21,7 @@ from mergemill.engine.methods.gram import (
     times,
 )
 from mergemill.engine.tensors.kernels import Gather
+from mergemill.engine.tensors.lazy import Tensor
 
 _AT_ONE = 1e-7  # of the longest task vector: nearer than that, the median is at an input
 

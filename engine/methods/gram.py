@@ -7,18 +7,16 @@ in float64, so that no iteration looks at the tensors again.
 import math
 from collections.abc import Generator, Sequence
 
-import torch
-from torch import Tensor
-
 from mergemill.engine.tensors import native
 from mergemill.engine.tensors.exact import ExactSum, sum_products
 from mergemill.engine.tensors.kernels import Gather
+from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.slabs import SLAB
 
 Gram = tuple[tuple[float, ...], ...]  # k rows of k inner products, symmetric
 Coefficients = tuple[float, ...]  # one for each input
-_MOST = torch.finfo(torch.float32).max
+_MOST = (2 - 2**-23) * 2.0**127  # of float32
 GRAM_BYTES = SLAB * 8  # one float64 copy of each input's slab
 
 

@@ -4,11 +4,9 @@ Source: Marczak et al., "No task left behind: isotropic model merging with commo
 arXiv:2502.04959, section 4, Iso-C.
 """
 
-import torch
-from torch import Tensor
-
 from mergemill.engine.methods.contract import merge_method
 from mergemill.engine.methods.matrices import SVD_SLABS, add_matrix, decompose, whole_matrices
+from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 
 

@@ -7,8 +7,6 @@ import math
 from collections.abc import Generator
 from typing import Annotated, Any
 
-from torch import Tensor
-
 from mergemill.engine.methods.contract import Within, merge_method
 from mergemill.engine.methods.gram import (
     GRAM_BYTES,
@@ -22,6 +20,7 @@ from mergemill.engine.methods.gram import (
     times,
 )
 from mergemill.engine.tensors.kernels import Gather
+from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
 
 _NO_ANGLE = 1e-7  # float64's cosine tells no smaller one

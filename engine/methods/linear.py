@@ -5,10 +5,9 @@ Source: Wortsman et al., "Model soups", arXiv:2203.05482, section 2.
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from mergemill.engine.methods.contract import PerModel, merge_method
 from mergemill.engine.tensors import native
+from mergemill.engine.tensors.lazy import Tensor
 
 
 def _weights_cancel(*, weight: Sequence[float], normalize: bool) -> str | None:

@@ -3,10 +3,8 @@
 Source: Marczak et al., "MagMax: leveraging model merging for seamless continual learning", arXiv:2407.06322.
 """
 
-import torch
-from torch import Tensor
-
 from mergemill.engine.methods.contract import merge_method
+from mergemill.engine.tensors.lazy import Tensor, torch
 
 
 @merge_method(reads="element", base="required")

@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
 from mergemill.engine.errors import MergeError
 from mergemill.engine.methods.contract import Grain
 from mergemill.engine.methods.task_vectors import add_deltas
+from mergemill.engine.tensors.lazy import Dtype, Tensor, torch
 from mergemill.engine.tensors.place import Place
 
 # Of a square matrix LAPACK's SVD takes a copy, both vectors and four more for its work; rounded up.
@@ -76,7 +74,7 @@ def on_one_thread(place: Place) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def decompose(matrix: Tensor, stored: torch.dtype, most: int | None = None) -> Triples:
+def decompose(matrix: Tensor, stored: Dtype, most: int | None = None) -> Triples:
     """Return the `most` largest singular triples of a matrix (all by default) that is exact to `stored`'s rounding.
 
     Left out are singular values of at most ``max(m, n) · eps`` of the largest, with the eps of `stored`: rounding

@@ -7,13 +7,11 @@ import math
 from collections.abc import Generator, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from mergemill.engine.methods.contract import Grain, merge_method
 from mergemill.engine.methods.gram import gram_matrix
 from mergemill.engine.methods.rows import multiply_rows, view_rows
 from mergemill.engine.tensors.kernels import Gather
+from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 
 _LEAST_PRODUCT = 1e-6  # of two norms
@@ -59,7 +57,7 @@ def model_stock(
     for delta in deltas[1:]:
         mean.add_(delta)
     mean.div_(len(deltas))
-    view_rows(mean, place).mul_(share) if isinstance(share, Tensor) else mean.mul_(share)
+    view_rows(mean, place).mul_(share) if isinstance(share, torch.Tensor) else mean.mul_(share)
     return base.add_(mean)
 
 

@@ -7,8 +7,6 @@ import math
 from collections.abc import Generator, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from mergemill.engine.errors import MergeError
 from mergemill.engine.methods.contract import PerModel, merge_method
 from mergemill.engine.methods.gram import (
@@ -22,6 +20,7 @@ from mergemill.engine.methods.gram import (
     split_gram,
 )
 from mergemill.engine.tensors.kernels import Gather
+from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
 
 

@@ -3,9 +3,8 @@
 Source: alchemonaut, "QuartetAnemoi-70B", model card, 2024; https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001.
 """
 
-from torch import Tensor
-
 from mergemill.engine.methods.contract import merge_method
+from mergemill.engine.tensors.lazy import Tensor
 
 _LEAST_DISTANCE = 1e-6
 

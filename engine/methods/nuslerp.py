@@ -9,13 +9,12 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mergemill.engine.methods.contract import Grain, PerModel, merge_method
 from mergemill.engine.methods.gram import Coefficients, combine_linearly, gram_matrix
 from mergemill.engine.methods.rows import multiply_rows, view_rows
 from mergemill.engine.tensors.kernels import Gather
+from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 
 _NO_WEIGHT, _NO_NORM = 1e-6, 1e-7

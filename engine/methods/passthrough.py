@@ -3,9 +3,8 @@
 Source: layer stacking ("frankenmerging"); without a scale the plan copies the stored bytes and calls no kernel.
 """
 
-from torch import Tensor
-
 from mergemill.engine.methods.contract import PerModel, merge_method
+from mergemill.engine.tensors.lazy import Tensor
 
 
 @merge_method(reads="element", inputs=(1, 1))

@@ -10,14 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from mergemill.engine.methods.contract import Density, merge_method
-from mergemill.engine.tensors.dtypes import TORCH_DTYPES
 from mergemill.engine.tensors.elementary import exp_, tanh_
 from mergemill.engine.tensors.exact import Extremes, find_extremes
 from mergemill.engine.tensors.kernels import Gather
+from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.select import HISTOGRAM_BYTES, SELECT_ROUNDS, Cut, mark_largest, select_largest
 
@@ -38,7 +35,7 @@ def balance(place: Place, dtype: str, ratio: float) -> Generator[Gather, Any, Ba
     sizes = yield _gather_sizes
     count = max(1, math.floor(ratio * place.size))
     scores = partial(_replace_by_scores, sizes)
-    cuts = yield from select_largest(place, [(count, 1)] * len(sizes), TORCH_DTYPES[dtype], scores, signed=True)
+    cuts = yield from select_largest(place, [(count, 1)] * len(sizes), dtype, scores, signed=True)
     return Balance(sizes, tuple(kept for kept, _ in cuts), tuple(first.threshold for _, first in cuts))
 
 

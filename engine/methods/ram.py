@@ -3,10 +3,9 @@
 Source: Yuan et al., "Behavior knowledge merge in reinforced agentic models" (RAM), arXiv:2601.13572.
 """
 
-from torch import Tensor
-
 from mergemill.engine.methods.changes import drop_unchanged, mean_of_changes
 from mergemill.engine.methods.contract import merge_method
+from mergemill.engine.tensors.lazy import Tensor
 
 
 @merge_method(reads="element", base="required")

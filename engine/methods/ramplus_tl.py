@@ -7,12 +7,10 @@ arXiv:2601.13572; the shares are counted for each tensor.
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from mergemill.engine.methods.changes import drop_unchanged, mean_of_changes
 from mergemill.engine.methods.contract import merge_method
 from mergemill.engine.tensors.kernels import Gather
+from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 
 Counts = tuple[int, int]  # of one model's changed elements: those it shares with others, those it has alone

@@ -1,9 +1,7 @@
 """Inner products of the rows of a slab, one number a row, in an order that depends on the row alone."""
 
-import torch
-from torch import Tensor
-
 from mergemill.engine.tensors.exact import sum_rows
+from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 
 

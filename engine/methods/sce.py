@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mergemill.engine.methods.contract import merge_method
 from mergemill.engine.methods.task_vectors import elect_sign
-from mergemill.engine.tensors.dtypes import TORCH_DTYPES
 from mergemill.engine.tensors.exact import ExactSum, sum_products
 from mergemill.engine.tensors.kernels import Gather
+from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.select import HISTOGRAM_BYTES, SELECT_ROUNDS, Cut, mark_largest, select_largest
 
@@ -39,7 +37,7 @@ def select_spread(place: Place, dtype: str, select_topk: float) -> Generator[Gat
         count = math.floor(select_topk * differing)
         kept = 0
         if count > 0:
-            ((kept,),) = yield from select_largest(place, [(count,)], TORCH_DTYPES[dtype], _derive_spread)
+            ((kept,),) = yield from select_largest(place, [(count,)], dtype, _derive_spread)
     squares = yield _squares_at(kept)
     return Selection(kept, _weigh([float(square) / place.size for square in squares]))
 

@@ -5,10 +5,9 @@ Source: Shoemake, "Animating rotation with quaternion curves", SIGGRAPH 1985, on
 
 import math
 
-from torch import Tensor
-
 from mergemill.engine.methods.contract import merge_method
 from mergemill.engine.methods.gram import GRAM_BYTES, Gram, combine_linearly, gram_matrix
+from mergemill.engine.tensors.lazy import Tensor
 
 _PARALLEL = 0.9995  # beyond this |cos| the two are taken as parallel
 _NO_NORM = 1e-8

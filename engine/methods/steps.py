@@ -16,11 +16,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from torch import Tensor
-
 from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.contract import Grain, Method, Parameter, find_block, read_signature
 from mergemill.engine.tensors.kernels import Rounds
+from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
 
 F = TypeVar("F", bound=Callable[..., Tensor])

@@ -6,9 +6,6 @@ Source: Li et al., "When shared knowledge hurts: spectral over-accumulation in m
 import math
 from typing import Annotated
 
-import torch
-from torch import Tensor
-
 from mergemill.engine.methods.contract import Within
 from mergemill.engine.methods.matrices import (
     SVD_SLABS,
@@ -20,6 +17,7 @@ from mergemill.engine.methods.matrices import (
     whole_matrices,
 )
 from mergemill.engine.methods.steps import post_step
+from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 
 

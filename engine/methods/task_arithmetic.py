@@ -3,10 +3,9 @@
 Source: Ilharco et al., "Editing models with task arithmetic", arXiv:2212.04089, section 2.
 """
 
-from torch import Tensor
-
 from mergemill.engine.methods.contract import PerModel, merge_method
 from mergemill.engine.methods.task_vectors import add_deltas
+from mergemill.engine.tensors.lazy import Tensor
 
 
 @merge_method(reads="element", base="required")

@@ -5,11 +5,9 @@ Source: Ilharco et al., arXiv:2212.04089 (task arithmetic); Yadav et al., arXiv:
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
 from mergemill.engine.tensors import exact, native
 from mergemill.engine.tensors.exact import ExactSum
+from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 
 _NOTHING = 1e-7  # an L1 norm under this is not rescaled

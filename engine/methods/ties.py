@@ -5,11 +5,10 @@ Source: Yadav et al., "TIES-Merging: resolving interference when merging models"
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from mergemill.engine.methods.contract import Density, PerModel, merge_method
 from mergemill.engine.methods.task_vectors import add_agreeing_deltas
 from mergemill.engine.methods.trim import TRIM_BYTES, TRIM_ROUNDS, Trim, apply_trims, trim_to_largest
+from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
 
 

@@ -9,14 +9,11 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from mergemill.engine.methods.task_vectors import rescale_factor, sum_absolute
 from mergemill.engine.tensors import native
-from mergemill.engine.tensors.dtypes import TORCH_DTYPES
 from mergemill.engine.tensors.exact import ExactSum
 from mergemill.engine.tensors.kernels import Gather
+from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.select import HISTOGRAM_BYTES, SELECT_ROUNDS, Cut, mark_largest, select_largest
 
@@ -66,7 +63,7 @@ def _find_trims(
     """Find the trims to ``ranks[i]``, how many stay with the outliers, and how many these are; else ``plain[i]``."""
     if not any(ranks):
         return tuple(plain)
-    cuts = yield from select_largest(place, ranks, TORCH_DTYPES[dtype])
+    cuts = yield from select_largest(place, ranks, dtype)
     trims = tuple(_make_trim(*found) if found else trim for trim, found in zip(plain, cuts, strict=True))
     if not rescale:
         return trims

@@ -4,11 +4,9 @@ Source: Gargiulo et al., "Task singular vectors: reducing task interference in m
 section 4.2 and algorithm 1.
 """
 
-import torch
-from torch import Tensor
-
 from mergemill.engine.methods.contract import merge_method
 from mergemill.engine.methods.matrices import SVD_SLABS, Triples, add_matrix, decompose, whole_matrices
+from mergemill.engine.tensors.lazy import Dtype, Tensor, torch
 from mergemill.engine.tensors.place import Place
 
 
@@ -48,7 +46,7 @@ def _put_triples(triples: Triples, left: Tensor, values: Tensor, right: Tensor, 
     return len(triples.values)
 
 
-def _make_orthonormal(joined: Tensor, stored: torch.dtype) -> Tensor:
+def _make_orthonormal(joined: Tensor, stored: Dtype) -> Tensor:
     """Return the nearest matrix of orthonormal columns; its columns are as dependent as the given ones."""
     if not joined.numel():
         return torch.zeros_like(joined)

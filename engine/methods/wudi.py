@@ -7,11 +7,9 @@ vectors", arXiv:2503.08099, whose objective is minimised there by gradient desce
 import math
 from typing import Annotated, NamedTuple
 
-import torch
-from torch import Tensor
-
 from mergemill.engine.methods.contract import Within, merge_method
 from mergemill.engine.methods.matrices import add_matrix, whole_matrices
+from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 
 

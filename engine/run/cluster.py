@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import dask
-import torch
 from distributed import Client, LocalCluster, Worker, WorkerPlugin, get_worker
 
 from mergemill.engine.run.workplace import Workplace
 from mergemill.engine.storage.ranges import close_all
+from mergemill.engine.tensors.lazy import torch
 
 PLUGIN = "mergemill"
 SPARE_BYTES = 1 << 30  # Python, torch and Dask themselves, before Dask's own limit may stop a worker

@@ -5,13 +5,12 @@ recipe's models. The results are new tensors on the CPU, without gradients; the 
 strides, and are not changed. Beside inputs and result, no more is taken than a few slabs.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.contract import Method
@@ -31,6 +30,7 @@ from mergemill.engine.tensors.dtypes import (
     promote,
 )
 from mergemill.engine.tensors.expressions import Agreed, Expression, Held
+from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.slabs import Span
@@ -138,7 +138,7 @@ def _make_piece(name: str, tensors: Sequence[Tensor], request: Request[Any]) -> 
 
 
 def _check_tensor(tensor: object, where: str) -> None:
-    if not isinstance(tensor, Tensor):
+    if not isinstance(tensor, torch.Tensor):
         raise PlanError(f"{where} is a {type(tensor).__name__}; it must be a torch.Tensor")
     if tensor.dtype not in NAMES or tensor.layout != torch.strided or tensor.is_meta:
         kind = f"{tensor.dtype}, {tensor.layout}" + (", without values" if tensor.is_meta else "")
@@ -170,10 +170,10 @@ def _merge(piece: Piece, workplace: Workplace) -> Tensor:
     """Return the piece's tensor, merged slab by slab as a worker does."""
     tensor, item = piece.tensor, item_bytes(piece.tensor.dtype)
     result = torch.empty(tensor.expression.shape, dtype=TORCH_DTYPES[tensor.dtype])
-    data = result.view(-1).view(torch.uint8)
+    data = result.view(-1).view(torch.uint8).numpy()
     with torch.no_grad(), workplace.lend(stream_bytes(_alone(piece))) as arena:
         for span, merged in merge_piece(piece, {}, Workspace(arena), workplace):
-            data[span.start * item : span.stop * item].copy_(merged)
+            data[span.start * item : span.stop * item] = merged
     return result
 
 

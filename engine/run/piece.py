@@ -7,9 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from mergemill.engine.plan.memory import stream_bytes
 from mergemill.engine.plan.stages import Scaling
 from mergemill.engine.plan.values import Part, Piece
@@ -20,9 +17,10 @@ from mergemill.engine.tensors.drift import Drift, Watch, make_drift
 from mergemill.engine.tensors.exact import ExactSum
 from mergemill.engine.tensors.expressions import Agreed, Expression, Held, Stored
 from mergemill.engine.tensors.kernels import Gather, Partial, add_partials
+from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.slabs import SLAB, Span, iter_slabs
-from mergemill.engine.tensors.workspace import Workspace
+from mergemill.engine.tensors.workspace import Arena, Workspace
 
 Totals = Mapping[str, Sequence[Partial]]  # of cut tensors: what their rounds gathered, by output tensor
 
@@ -36,8 +34,8 @@ def merge_piece(
     workplace: Workplace,
     slab: int = SLAB,
     drifts: list[Row] | None = None,
-) -> Iterator[tuple[Span, Tensor]]:
-    """Yield the piece's slabs, each with its output bytes, flat uint8, which are gone with the next.
+) -> Iterator[tuple[Span, Arena]]:
+    """Yield the piece's slabs, each with its output bytes, which are gone with the next.
 
     With `drifts`, what the guard saw of a merged piece is added to them at the end.
     """
@@ -180,11 +178,11 @@ def _read_ahead(expression: Expression, span: Span) -> None:
         read_ahead(read.pin, read.offset_bytes, read.size_bytes)
 
 
-def _make_bytes(piece: Piece, span: Span, statistics: Any, work: Workspace, watch: Watch | None = None) -> Tensor:
+def _make_bytes(piece: Piece, span: Span, statistics: Any, work: Workspace, watch: Watch | None = None) -> Arena:
     """Return the slab's output bytes, flat uint8; `watch` sees a merged slab on its way."""
     expression, dtype = piece.tensor.expression, piece.tensor.dtype
     if isinstance(expression, Stored | Held | Agreed) and expression.dtype == dtype:
-        return expression.read(span, work)
+        return expression.read(span, work).numpy()
     if not isinstance(expression, Merged):
         return _bytes(expression.evaluate(span, work, dtype))
     merged = expression.combine(statistics, span, work, watch)
@@ -195,8 +193,9 @@ def _make_bytes(piece: Piece, span: Span, statistics: Any, work: Workspace, watc
     return _bytes(merged)
 
 
-def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view(-1).view(torch.uint8)
+def _bytes(tensor: Tensor) -> Arena:
+    array: Arena = tensor.contiguous().view(-1).view(torch.uint8).numpy()
+    return array
 
 
 def _alone(piece: Piece) -> Part:

@@ -1,13 +1,12 @@
 """What a call of the in-memory merge asks for: its arguments as the planner has them from a recipe."""
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Generic, TypeVar
-
-import torch
-from torch import Tensor
 
 from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.catalogue import get_method
@@ -15,6 +14,7 @@ from mergemill.engine.methods.contract import Method, Parameter
 from mergemill.engine.plan.fill import say_count
 from mergemill.engine.recipe import Parameters
 from mergemill.engine.tensors.dtypes import NAMES, RECIPE_DTYPES
+from mergemill.engine.tensors.lazy import Dtype, Tensor
 
 T = TypeVar("T")
 MethodOrName = str | Callable[..., Tensor]  # a name of the catalogue, or a function that `merge_method` decorates
@@ -43,7 +43,7 @@ def make_request(
     parameters: Mapping[str, Any],
     *,
     seed: int,
-    dtype: torch.dtype | None,
+    dtype: Dtype | None,
     where: str,
 ) -> Request[T]:
     """Return the request; `PlanError` where method, models, base and parameters do not go together."""

@@ -41,7 +41,7 @@ def merge_part(part: Part, shard: str, sink: Sink, totals: Totals, workplace: Wo
             keep = piece.whole and needs_passes(piece) and keep_bytes(piece) <= need_bytes
             work = Workspace(arena, keep=keep)
             for span, merged in merge_piece(piece, totals, work, workplace, slab, drifts):
-                data = merged.numpy().data
+                data = merged.data
                 checksum.update(data)
                 sink(piece.offset_bytes + (span.start - piece.span.start) * item_bytes(piece.tensor.dtype), data)
             read_bytes += work.read_bytes
@@ -69,7 +69,7 @@ def checksum_range(path: Path, start_bytes: int, stop_bytes: int, workplace: Wor
     checksum = xxhash.xxh3_128()
     buffer_bytes = min(1 << 20, workplace.share_bytes)
     with workplace.lend(buffer_bytes) as arena, open(path, "rb", buffering=0) as file:
-        buffer = arena.numpy().data[:buffer_bytes]
+        buffer = arena.data[:buffer_bytes]
         file.seek(start_bytes)
         left = stop_bytes - start_bytes
         while left > 0:

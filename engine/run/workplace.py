@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from mergemill.engine.errors import RunError
+from mergemill.engine.tensors.workspace import Arena
 
 MALLOC_BYTES = 40 << 20  # a thread; measured up to 26 MiB: freed scratch that glibc keeps, and its fragments
 _STEP = 1 << 20  # bytes; arenas are whole multiples, so that they fit the next task as well
@@ -30,7 +30,7 @@ class Workplace:
         self.peak_bytes = 0  # the most that was ever lent at once
         self._lent_bytes = 0
         self._lent = 0  # arenas
-        self._free: list[Tensor] = []
+        self._free: list[Arena] = []
         self._queue: deque[object] = deque()
         self._changed = threading.Condition()
 
@@ -41,8 +41,8 @@ class Workplace:
         return max(share_bytes - MALLOC_BYTES, share_bytes // 2)
 
     @contextmanager
-    def lend(self, size_bytes: int) -> Iterator[Tensor]:
-        """Lend a flat uint8 tensor of at least `size_bytes`, once it is this task's turn and the memory is there."""
+    def lend(self, size_bytes: int) -> Iterator[Arena]:
+        """Lend a flat uint8 array of at least `size_bytes`, once it is this task's turn and the memory is there."""
         # As a whole number of steps, but never beyond the promise.
         size_bytes = max(size_bytes, min(-(-size_bytes // _STEP) * _STEP, self.memory_bytes))
         if size_bytes > self.memory_bytes:
@@ -58,7 +58,7 @@ class Workplace:
         if self.stopping:
             raise RunError("the worker is being stopped")
 
-    def _enter(self, size_bytes: int) -> Tensor:
+    def _enter(self, size_bytes: int) -> Arena:
         ticket = object()
         with self._changed:
             self._queue.append(ticket)
@@ -71,7 +71,7 @@ class Workplace:
             self.peak_bytes = max(self.peak_bytes, self._lent_bytes)
         return arena
 
-    def _leave(self, arena: Tensor) -> None:
+    def _leave(self, arena: Arena) -> None:
         with self._changed:
             self._lent_bytes -= len(arena)
             self._lent -= 1
@@ -81,7 +81,7 @@ class Workplace:
     def _fits(self, size_bytes: int) -> bool:
         return self._lent_bytes + size_bytes <= self.memory_bytes
 
-    def _take_arena(self, size_bytes: int) -> Tensor:
+    def _take_arena(self, size_bytes: int) -> Arena:
         """Reuse the smallest free arena that fits; else drop free ones until a new one fits the promise."""
         self._free.sort(key=len)
         for i, arena in enumerate(self._free):
@@ -95,7 +95,7 @@ class Workplace:
         return _map_arena(size_bytes)
 
 
-def _map_arena(size_bytes: int) -> Tensor:
+def _map_arena(size_bytes: int) -> Arena:
     """Return fresh memory, in huge pages where there are, which goes back to the kernel when nobody holds it.
 
     What is allocated instead stays with malloc for later when it is small, beside the promise.
@@ -103,4 +103,4 @@ def _map_arena(size_bytes: int) -> Tensor:
     region = mmap.mmap(-1, max(1, size_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         region.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(region, dtype=torch.uint8)
+    return np.frombuffer(region, np.uint8)

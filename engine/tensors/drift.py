@@ -14,17 +14,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from mergemill.engine.tensors import native
+from mergemill.engine.tensors.dtypes import NAMES
 from mergemill.engine.tensors.exact import ExactSum, add_up, count_cuts, exact
+from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.slabs import BLOCK
 
 SAMPLE = 1024  # elements
 _LANES = 32
 # Sums of these overflow, or torch has none.
-_NARROW = (torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
+_NARROW = ("F16", "F8_E4M3", "F8_E5M2")
 
 Sums = npt.NDArray[np.float64]
 
@@ -78,10 +78,11 @@ class Watch:
         if native.suits_halves(written):
             self._broken += native.count_broken(written)
             return
+        narrow = NAMES[written.dtype] in _NARROW
         # A sum is a tenth as costly as a look at each element, and finite only if all of them are.
-        total = written.sum(dtype=torch.float32 if written.dtype in _NARROW else None)
+        total = written.sum(dtype=torch.float32 if narrow else None)
         if not math.isfinite(total):
-            values = written.to(torch.float32) if written.dtype in _NARROW else written
+            values = written.to(torch.float32) if narrow else written
             self._broken += written.numel() - int(torch.isfinite(values).sum())
 
     def drift(self) -> Drift:

@@ -8,8 +8,7 @@ are bits. An error is at most about three units in the last place of float64.
 import math
 from collections.abc import Iterator
 
-import torch
-from torch import Tensor
+from mergemill.engine.tensors.lazy import Tensor, torch
 
 PIECE = 1 << 15  # elements that are worked on at once: with the scratch they stay in the L2 cache
 

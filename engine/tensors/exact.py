@@ -12,10 +12,9 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mergemill.engine.tensors import native
+from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.slabs import BLOCK
 
 # float64 values are integers times 2**-1074; 53 more bits keep every shift below non-negative.

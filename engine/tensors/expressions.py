@@ -9,12 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor
-
 from mergemill.engine.errors import MergeError
 from mergemill.engine.storage.ranges import Pin
 from mergemill.engine.tensors.dtypes import NAMES, TORCH_DTYPES, item_bytes
+from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.slabs import BLOCK, Span
 from mergemill.engine.tensors.workspace import Workspace, aligned
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from torch import Tensor
 
 from mergemill.engine.tensors.exact import ExactSum, Extremes
+from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
 
 # What a round gathers; partial results of slabs are added, component by component, exactly.

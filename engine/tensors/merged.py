@@ -4,15 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from mergemill.engine.tensors import native
 from mergemill.engine.tensors.drift import Watch
 from mergemill.engine.tensors.dtypes import item_bytes
 from mergemill.engine.tensors.exact import ExactSum, sum_products
 from mergemill.engine.tensors.expressions import Expression, Read, Stored
 from mergemill.engine.tensors.kernels import Gather, Kernel, Partial, advance
+from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.slabs import Span
 from mergemill.engine.tensors.workspace import Workspace, aligned

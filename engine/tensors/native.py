@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+
+from mergemill.engine.tensors.lazy import Dtype, Tensor, torch
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Sums = np.ndarray[Any, np.dtype[np.float64]]
@@ -77,7 +77,7 @@ def suits_halves(written: Tensor) -> bool:
     return load() is not None and (_is_plain(written, torch.bfloat16) or _is_plain(written, torch.float16))
 
 
-def _is_plain(slab: Tensor, dtype: torch.dtype) -> bool:
+def _is_plain(slab: Tensor, dtype: Dtype) -> bool:
     return slab.dtype == dtype and slab.is_contiguous() and slab.device.type == "cpu"
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mergemill.engine.tensors import native
+from mergemill.engine.tensors.dtypes import TORCH_DTYPES, item_bytes
+from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]
@@ -23,8 +23,8 @@ Derive = Callable[[Sequence[Tensor], Place], Sequence[Tensor]]
 Gathered = tuple[tuple[Counts, ...], ...]  # for each derived value: for each distinct search, its histogram
 CountSlab = Callable[[Sequence[Tensor], Place], Gathered]
 
-VALUE_ROUNDS = {torch.float32: 2, torch.float64: 4}  # of find_ranked
-SELECT_ROUNDS = {torch.float32: 3, torch.float64: 5}  # of select_largest
+VALUE_ROUNDS = {"F32": 2, "F64": 4}  # of find_ranked
+SELECT_ROUNDS = {"F32": 3, "F64": 5}  # of select_largest
 HISTOGRAM_BYTES = 4 << 20  # for each rank: a slab's 65,536 bins, the part's, the total and its running sum
 
 
@@ -45,7 +45,7 @@ def magnitudes(tensors: Sequence[Tensor], place: Place) -> Sequence[Tensor]:
 
 
 def find_ranked(
-    wanted: Sequence[Sequence[int]], dtype: torch.dtype, derive: Derive = magnitudes, *, signed: bool = False
+    wanted: Sequence[Sequence[int]], dtype: str, derive: Derive = magnitudes, *, signed: bool = False
 ) -> Generator[CountSlab, Any, tuple[tuple[float, ...], ...]]:
     """Find for each value that `derive` makes of a slab its ``wanted[i]``-th largest ones; 1 is the largest.
 
@@ -60,7 +60,7 @@ def find_ranked(
 def select_largest(
     place: Place,
     wanted: Sequence[Sequence[int]],
-    dtype: torch.dtype,
+    dtype: str,
     derive: Derive = magnitudes,
     *,
     signed: bool = False,
@@ -111,19 +111,19 @@ class _Search:
 class _Digits:
     """How floats become unsigned integers of the same order, and split into digits of at most 16 bits."""
 
-    def __init__(self, dtype: torch.dtype, signed: bool) -> None:
+    def __init__(self, dtype: str, signed: bool) -> None:
         self._dtype = dtype
-        self._integer = torch.int64 if dtype == torch.float64 else torch.int32
-        self._unsigned = np.dtype(np.uint64 if dtype == torch.float64 else np.uint32)
-        self._sign = 8 * dtype.itemsize - 1  # the highest bit's number
+        self._integer = "I64" if dtype == "F64" else "I32"
+        self._unsigned = np.dtype(np.uint64 if dtype == "F64" else np.uint32)
+        self._sign = 8 * item_bytes(dtype) - 1  # the highest bit's number
         self._signed = signed
-        self.widths = (16,) * (dtype.itemsize // 2 - 1) + (16 if signed else 15,)
+        self.widths = (16,) * (item_bytes(dtype) // 2 - 1) + (16 if signed else 15,)
 
     def order(self, values: Tensor) -> Tensor:
         """Return signed integers of the same order as the `values`, which are overwritten."""
         if not self._signed:
-            return values.view(self._integer)
-        bits = values.add_(0.0).view(self._integer)  # the sum makes -0 the 0 that it equals
+            return values.view(TORCH_DTYPES[self._integer])
+        bits = values.add_(0.0).view(TORCH_DTYPES[self._integer])  # the sum makes -0 the 0 that it equals
         return bits.bitwise_xor_((bits >> self._sign).bitwise_and_(self._magnitude))
 
     def value(self, key: int) -> float:
@@ -131,7 +131,7 @@ class _Digits:
         bits = key - self._bias
         if bits < 0:
             bits ^= self._magnitude
-        return float(torch.tensor(bits, dtype=self._integer).view(self._dtype))
+        return float(np.array(bits, self._unsigned.str.replace("u", "i")).view(self._unsigned.str.replace("u", "f")))
 
     def count_first(self, ordered: Tensor) -> Counts:
         """Count the most significant digit; `ordered` is overwritten."""

@@ -1,11 +1,15 @@
 """The memory of one task: an arena that slabs and read buffers are taken from, and given back to all at once."""
 
+import functools
 import math
 
-from torch import Tensor
+import numpy as np
 
 from mergemill.engine.storage.ranges import Pin, read_into
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES
+from mergemill.engine.tensors.lazy import Tensor, torch
+
+Arena = np.ndarray[tuple[int], np.dtype[np.uint8]]  # flat memory that is lent
 
 _ALIGN = 64  # bytes; a cache line, and a multiple of every dtype's size
 
@@ -16,15 +20,15 @@ def aligned(size_bytes: int) -> int:
 
 
 class Workspace:
-    """Hands out flat tensors that lie in `arena`, a flat uint8 tensor, and never allocates.
+    """Hands out flat tensors that lie in `arena`, and never allocates.
 
     What is taken for a slab is gone at the next `next_slab`; with `keep`, the bytes that were read stay until the
     workspace is dropped, so that a second pass over the same inputs reads nothing.
     """
 
-    def __init__(self, arena: Tensor, *, keep: bool = False) -> None:
+    def __init__(self, arena: Arena, *, keep: bool = False) -> None:
         self._arena = arena
-        self._raw = arena.numpy().data
+        self._raw = arena.data
         self._keep = keep
         self._kept: dict[tuple[str, int], Tensor] = {}
         self._low = 0  # slabs grow up from here
@@ -40,7 +44,7 @@ class Workspace:
         kind = TORCH_DTYPES[dtype]
         size_bytes = math.prod(shape) * kind.itemsize
         start = self._take_low(size_bytes)
-        return self._arena[start : start + size_bytes].view(kind).view(shape)
+        return self._tensor(start, size_bytes).view(kind).view(shape)
 
     def read(self, pin: Pin, offset_bytes: int, size_bytes: int) -> Tensor:
         """Return a range of a stored file as flat uint8; the caller does not change it."""
@@ -51,10 +55,19 @@ class Workspace:
         start = self._take_kept(size_bytes) if self._keep else self._take_low(size_bytes)
         read_into(pin, offset_bytes, self._raw[start : start + size_bytes])
         self.read_bytes += size_bytes
-        data = self._arena[start : start + size_bytes]
+        data = self._tensor(start, size_bytes)
         if self._keep:
             self._kept[key] = data
         return data
+
+    def _tensor(self, start: int, size_bytes: int) -> Tensor:
+        return self._whole[start : start + size_bytes]
+
+    @functools.cached_property
+    def _whole(self) -> Tensor:
+        if not len(self._arena):
+            return torch.empty(0, dtype=torch.uint8)  # torch gives an empty array a stride that cannot be viewed
+        return torch.from_numpy(self._arena)
 
     def _take_low(self, size_bytes: int) -> int:
         start = self._low

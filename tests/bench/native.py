@@ -31,7 +31,7 @@ LOOPS: dict[str, Callable[[Slabs], object]] = {
     "base + two, signs elected": lambda x: add_agreeing_deltas(x[0], x[1:], (0.5, 0.3), lambda_=1.0, normalize=True),
     "trim to a threshold": lambda x: apply_trims(x[:1], [Trim(Cut(0.5, 0, 0, 9, 0), 1.0)], PLACE),
     "random mask": lambda x: drop_with_probability(x[0], PLACE, 0, 0.5),
-    "histogram of a select": lambda x: next(select_largest(PLACE, [(9,)], torch.float32, magnitudes))(x[:1], PLACE),
+    "histogram of a select": lambda x: next(select_largest(PLACE, [(9,)], "F32", magnitudes))(x[:1], PLACE),
     "exact sum of |x|": lambda x: sum_absolute(x[0]),
     "exact inner product": lambda x: sum_products(x[0], x[1]),
 }

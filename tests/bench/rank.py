@@ -90,7 +90,7 @@ def select(values: Tensor, count: int) -> Cut:
     place = Place("x", tuple(values.shape), 0, (0,))
     slabs = list(iter_slabs(Span(0, len(values))))
     memory = torch.empty(slabs[0].size)
-    rounds = select_largest(place, [(count,)], values.dtype)
+    rounds = select_largest(place, [(count,)], "F32")
     try:
         gather = next(rounds)
         while True:

@@ -10,6 +10,7 @@ import mmap
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from methods.harness import Mill, Task, fill_settings, make_values
 
@@ -38,7 +39,8 @@ def measure(expression: Merged) -> dict[str, int]:
     """Return what the kernel allocated at most, and what it promised."""
     size, kernel = expression.place.size, expression.kernel
     room = sum(source.slab_bytes(size, expression.dtype) for source in expression.inputs)
-    arena = torch.frombuffer(mmap.mmap(-1, room), dtype=torch.uint8).zero_()
+    arena = np.frombuffer(mmap.mmap(-1, room), np.uint8)
+    arena.fill(0)
     ctypes.CDLL(None).malloc_trim(0)  # pages freed by an earlier method would hide what this one takes
     before = read_status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew

@@ -144,11 +144,11 @@ def test_never_more_than_the_promise_is_lent(promise: int, count: int, seed: int
 def test_an_arena_is_used_again() -> None:
     workplace = Workplace(16 * MIB, 2)
     with workplace.lend(3 * MIB) as first:
-        address = first.data_ptr()
+        address = first.ctypes.data
     with workplace.lend(2 * MIB + 1) as second:
-        assert second.data_ptr() == address
+        assert second.ctypes.data == address
         with workplace.lend(3 * MIB) as third:
-            assert third.data_ptr() != address
+            assert third.ctypes.data != address
 
 
 def test_a_process_keeps_no_more_arenas_than_it_has_threads() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ def make_merged(*inputs: Expression, method: str = "task_arithmetic", **settings
 
 def work_for(expression: Expression, span: Span, dtype: str) -> Workspace:
     """Return a workspace of no more than the expression says it takes."""
-    return Workspace(torch.full((expression.slab_bytes(span.size, dtype),), 0xFF, dtype=torch.uint8))
+    return Workspace(np.full(expression.slab_bytes(span.size, dtype), 0xFF, np.uint8))
 
 
 @pytest.mark.parametrize("span", SPANS, ids=str)
@@ -86,7 +87,7 @@ def test_stored_reads_the_span_and_decodes_it(
 
 def test_stored_gives_memory_that_may_be_overwritten(store: Callable[[Tensor], Stored]) -> None:
     stored = store(make_values(1))
-    work = Workspace(torch.zeros(1 << 22, dtype=torch.uint8), keep=True)
+    work = Workspace(np.zeros(1 << 22, np.uint8), keep=True)
     stored.evaluate(Span(0, SIZE), work, "F32").fill_(3.0)
     assert torch.equal(stored.evaluate(Span(0, SIZE), work, "F32"), make_values(1))
     assert work.read_bytes == 4 * SIZE
@@ -107,7 +108,7 @@ def test_agreed_names_the_two_models_that_differ(store: Callable[[Tensor], Store
     values, other = torch.arange(SIZE), torch.arange(SIZE)
     other[-1] += 1
     agreed = Agreed("positions", (store(values), store(values), store(other)), ("org/a", "org/b", "org/c"))
-    work = Workspace(torch.empty(1 << 24, dtype=torch.uint8))
+    work = Workspace(np.empty(1 << 24, np.uint8))
     assert len(agreed.read(Span(0, BLOCK), work)) == 8 * BLOCK, "they agree so far"
     with pytest.raises(MergeError, match=r"positions: org/a and org/c hold different values.*I64") as caught:
         agreed.read(Span(BLOCK, SIZE), work)
@@ -116,7 +117,7 @@ def test_agreed_names_the_two_models_that_differ(store: Callable[[Tensor], Store
 
 def test_agreed_compares_bytes_and_not_values(store: Callable[[Tensor], Stored]) -> None:
     inputs = (store(torch.tensor([0.0, torch.nan])), store(torch.tensor([-0.0, torch.nan])))
-    agreed, work = Agreed("x", inputs, ("a", "b")), Workspace(torch.empty(1024, dtype=torch.uint8))
+    agreed, work = Agreed("x", inputs, ("a", "b")), Workspace(np.empty(1024, np.uint8))
     assert len(agreed.read(Span(1, 2), work)) == 4, "equal NaN are equal bytes"
     with pytest.raises(MergeError):
         agreed.read(Span(0, 1), work)

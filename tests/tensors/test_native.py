@@ -155,7 +155,7 @@ def test_ranks(size: int, signed: bool) -> None:
     wanted = [sorted({1, size // 3 + 1, size})]
 
     def find() -> list[object]:
-        rounds = select_largest(place, wanted, torch.float32, lambda x, _: x, signed=signed)
+        rounds = select_largest(place, wanted, "F32", lambda x, _: x, signed=signed)
         gathered = [next(rounds)([values.clone()], place)]
         with suppress(StopIteration):
             while True:

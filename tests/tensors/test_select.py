@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mergemill.engine.tensors.dtypes import NAMES, TORCH_DTYPES
 from mergemill.engine.tensors.kernels import Partial, add_partials
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.select import (
@@ -35,7 +36,7 @@ def find_cuts(
 ) -> tuple[tuple[Cut, ...], ...]:
     """Drive the rounds over slabs; the slabs' partial sums are added from the last to the first."""
     place = Place("x", (len(inputs[0]),), 0, tuple(range(len(inputs))), block=block)
-    rounds = select_largest(place, wanted, inputs[0].dtype, derive, signed=signed)
+    rounds = select_largest(place, wanted, NAMES[inputs[0].dtype], derive, signed=signed)
     count = 0
     try:
         gather = next(rounds)
@@ -47,7 +48,7 @@ def find_cuts(
             count += 1
             gather = rounds.send(total)
     except StopIteration as finished:
-        assert count == SELECT_ROUNDS[inputs[0].dtype]
+        assert count == SELECT_ROUNDS[NAMES[inputs[0].dtype]]
         return finished.value
 
 
@@ -179,8 +180,8 @@ def test_a_value_derived_from_several_inputs_is_ranked() -> None:
 
 
 @pytest.mark.parametrize("dtype", VALUE_ROUNDS, ids=str)
-def test_values_alone_need_a_pass_less(dtype: torch.dtype) -> None:
-    x = CASES["normal"].to(dtype)
+def test_values_alone_need_a_pass_less(dtype: str) -> None:
+    x = CASES["normal"].to(TORCH_DTYPES[dtype])
     rounds = find_ranked([(3, SIZE)], dtype)
     gather = next(rounds)
     for _ in range(VALUE_ROUNDS[dtype] - 1):

@@ -3,19 +3,19 @@
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from mergemill.engine.storage.ranges import Pin, pin_file
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES
-from mergemill.engine.tensors.workspace import Workspace, aligned
+from mergemill.engine.tensors.workspace import Arena, Workspace, aligned
 
 
-def make_arena(size_bytes: int) -> Tensor:
-    return torch.full((size_bytes,), 0xAB, dtype=torch.uint8)
+def make_arena(size_bytes: int) -> Arena:
+    return np.full(size_bytes, 0xAB, np.uint8)
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def test_tensors_are_aligned_and_do_not_overlap(wanted: list[tuple[int, str]]) -
     work = Workspace(arena)
     taken = [work.take((size,), dtype) for size, dtype in wanted]
     ends = [(x.data_ptr(), x.data_ptr() + x.nbytes) for x in taken if len(x)]
-    assert all((start - arena.data_ptr()) % 64 == 0 for start, _ in ends)
-    assert all(arena.data_ptr() <= start <= stop <= arena.data_ptr() + len(arena) for start, stop in ends)
+    assert all((start - arena.ctypes.data) % 64 == 0 for start, _ in ends)
+    assert all(arena.ctypes.data <= start <= stop <= arena.ctypes.data + len(arena) for start, stop in ends)
     assert all(left[1] <= right[0] for left, right in pairwise(ends))
     assert [x.dtype for x in taken] == [TORCH_DTYPES[dtype] for _, dtype in wanted]
 
