@@ -4,7 +4,18 @@ Everywhere in the engine ``from mergemill.engine.tensors.lazy import Tensor, tor
 """
 
 import importlib
+import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+_LOCK = threading.RLock()
+_waiting: list[Callable[[], None]] = []
+
+
+def on_first_use(act: Callable[[], None]) -> None:
+    """Call `act` when torch is first used through this module, before the one who asked for it gets anything."""
+    _waiting.append(act)
+
 
 if TYPE_CHECKING:
     import torch as torch
@@ -23,7 +34,10 @@ else:
         """Has the attributes of torch, each fetched once."""
 
         def __getattr__(self, name: str) -> Any:
-            found = getattr(importlib.import_module("torch"), name)
+            with _LOCK:  # nobody computes before those who wait have acted
+                found = getattr(importlib.import_module("torch"), name)
+                while _waiting:
+                    _waiting.pop()()
             setattr(self, name, found)
             return found
 
