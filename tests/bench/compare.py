@@ -1,11 +1,13 @@
 """Compare mergemill with mergekit and with the plain I/O floor, in turn, on this machine.
 
-    MERGEMILL_MERGEKIT_PYTHON=/path/to/mergekit/venv/bin/python \
-        python tests/bench/compare.py --shape 1.1B --methods linear --runs 5
+    MERGEMILL_MERGEKIT_PYTHON=/path/to/mergekit/venv/bin/python \\
+        python tests/bench/compare.py --shape 1.1B --methods linear,ties --runs 5 --mergekit-runs 3
 
-Prints a Markdown table (median, minimum and maximum of the wall time, CPU seconds, peak memory over all processes) and
-the ratios; ``--json FILE`` keeps every run. The floor reads the same inputs into a reused buffer and writes as many
-bytes with fdatasync, nothing else. Each program runs once before it counts, so the page cache is warm.
+makes the models, runs every program N times in turn, so that a drift of the machine hits all alike, and prints a
+Markdown table: the median of each cost with its least and most, and ratios of medians with the least and most of the
+ratios within a round. Peak memory is resident memory summed over all processes, sampled every 20 ms; the private part
+leaves out pages of mapped files. mergekit does not sync what it writes, so each program's output is synced once more
+after it has ended, and the time is given with that too. The small merges that come first also warm up the programs.
 """
 
 import argparse
@@ -14,214 +16,238 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import psutil
-import torch
-from safetensors.torch import save_file
+from checkpoints import LLAMAS, Data, Llama, count_bytes, list_shapes, open_models
+from contents import Contents, DifferentWorkError, Likeness, compare_contents, read_contents
+from machine import describe_machine
+from measure import ProgramError, drop_from_cache, measure, sync_files
+from programs import (
+    FLOOR,
+    MERGEKIT,
+    MERGEMILL,
+    PROGRAMS,
+    RECIPES,
+    Job,
+    find_missing,
+    find_script,
+    list_models,
+    list_weights,
+    make_command,
+    make_environ,
+    make_job,
+)
+from runs import Run, find_median, wall_s
+from tables import format_disk, format_likeness, format_runs, format_table
+from targets import judge, judge_small
 
-SHAPES = {  # hidden, layers, intermediate, rows of k and v, vocabulary
-    "tiny": (256, 4, 704, 64, 4096),
-    "1.1B": (2048, 22, 5632, 256, 32000),
-    "8B": (4096, 32, 14336, 1024, 128256),
-}
-MODELS = ("base", "a", "b")
-_BOTH = "models: [{{model: {a}, parameters: {{weight: 0.5}}}}, {{model: {b}, parameters: {{weight: 0.5}}}}]\n"
-RECIPES = {
-    "linear": "merge_method: linear\n" + _BOTH + "dtype: bfloat16\n",
-    "slerp": "merge_method: slerp\nbase_model: {a}\nmodels: [{{model: {a}}}, {{model: {b}}}]\n"
-    "parameters: {{t: 0.4}}\ndtype: bfloat16\n",
-    "task_arithmetic": "merge_method: task_arithmetic\nbase_model: {base}\n" + _BOTH + "dtype: bfloat16\n",
-    "ties": "merge_method: ties\nbase_model: {base}\n" + _BOTH + "parameters: {{density: 0.5}}\ndtype: bfloat16\n",
-    "dare_ties": "merge_method: dare_ties\nbase_model: {base}\n"
-    + _BOTH
-    + "parameters: {{density: 0.5}}\ndtype: bfloat16\n",
-}
-FLOOR = """
-import os, sys
-buffer = memoryview(bytearray(8 << 20))
-sources, target, size = sys.argv[1:-2], sys.argv[-2], int(sys.argv[-1])
-for source in sources:
-    file = os.open(source, os.O_RDONLY)
-    while os.readv(file, [buffer]):
-        pass
-    os.close(file)
-file = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-for start in range(0, size, len(buffer)):
-    os.write(file, buffer[: min(len(buffer), size - start)])
-os.fdatasync(file)
-"""
+SMALL, SMALL_METHOD = "1MB", "ties"
 
 
 @dataclass(frozen=True)
-class Run:
-    """What one run of a program took."""
+class Options:
+    """What the command line asks for."""
 
-    program: str
-    wall_s: float
-    cpu_s: float  # user and system, of the program and all its processes
-    peak_bytes: int  # resident, over all its processes at once
+    llama: Llama
+    data: Data
+    methods: tuple[str, ...]
+    programs: tuple[str, ...]
+    runs: int
+    mergekit_runs: int
+    cold: bool
+    memory: str
 
 
 def main() -> None:
     """Run the comparison that the command line asks for."""
-    options = parse_options()
-    with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        folder = Path(name)
-        sizes = make_models(folder, options.shape)
-        runs = {method: list(compare(method, folder, sizes, options)) for method in options.methods}
-    sys.stdout.write(format_table(runs, options.shape) + "\n")
-    if options.json:
-        found = {method: [asdict(run) for run in taken] for method, taken in runs.items()}
-        options.json.write_text(json.dumps({"shape": options.shape, "runs": found}, indent=1) + "\n")
-
-
-def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="1.1B")
-    parser.add_argument("--methods", type=lambda text: text.split(","), default=["linear"])
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--memory", default="512MiB", help="promised to mergemill")
-    parser.add_argument("--folder", type=Path, default=None, help="a disk with room for four models")
-    parser.add_argument("--json", type=Path, default=None)
-    return parser.parse_args()
-
-
-def make_models(folder: Path, shape: str) -> int:
-    """Write three bf16 models of a Llama shape; returns the size of one in bytes."""
-    for seed, name in enumerate(MODELS):
-        (folder / name).mkdir()
-        generator = torch.Generator().manual_seed(seed)
-        tensors = {
-            key: torch.empty(dims, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
-            for key, dims in iter_shapes(shape)
-        }
-        save_file(tensors, folder / name / "model.safetensors", metadata={"format": "pt"})
-        (folder / name / "config.json").write_text(json.dumps(make_config(shape)))
-    return (folder / MODELS[0] / "model.safetensors").stat().st_size
-
-
-def iter_shapes(shape: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-    hidden, layers, intermediate, kv_rows, vocabulary = SHAPES[shape]
-    yield "model.embed_tokens.weight", (vocabulary, hidden)
-    for i in range(layers):
-        layer = f"model.layers.{i}"
-        for name, rows in (("q", hidden), ("k", kv_rows), ("v", kv_rows), ("o", hidden)):
-            yield f"{layer}.self_attn.{name}_proj.weight", (rows, hidden)
-        yield f"{layer}.mlp.gate_proj.weight", (intermediate, hidden)
-        yield f"{layer}.mlp.up_proj.weight", (intermediate, hidden)
-        yield f"{layer}.mlp.down_proj.weight", (hidden, intermediate)
-        yield f"{layer}.input_layernorm.weight", (hidden,)
-        yield f"{layer}.post_attention_layernorm.weight", (hidden,)
-    yield "model.norm.weight", (hidden,)
-    yield "lm_head.weight", (vocabulary, hidden)
-
-
-def make_config(shape: str) -> dict[str, object]:
-    hidden, layers, intermediate, kv_rows, vocabulary = SHAPES[shape]
-    heads = hidden // 64
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": hidden,
-        "num_hidden_layers": layers,
-        "intermediate_size": intermediate,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_rows // 64,
-        "vocab_size": vocabulary,
-        "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
-    }
-
-
-def compare(method: str, folder: Path, size: int, options: argparse.Namespace) -> Iterator[Run]:
-    """Yield the counted runs of all programs, in turn."""
-    places = {name: str(folder / name) for name in MODELS}
-    recipe = folder / f"{method}.yml"
-    recipe.write_text(RECIPES[method].format(**places))
-    out = folder / "out"
-    used = [name for name in MODELS if places[name] in recipe.read_text()]
-    sources = [str(folder / name / "model.safetensors") for name in used]
-    own = str(Path(sys.executable).with_name("mergemill"))
-    commands = {
-        "floor": [sys.executable, "-c", FLOOR, *sources, str(folder / "floor"), str(size)],
-        "mergemill": [own, "merge", str(recipe), str(out), "--quiet", "--memory", options.memory],
-    }
-    if python := os.environ.get("MERGEMILL_MERGEKIT_PYTHON"):
-        os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-        script = str(Path(python).with_name("mergekit-yaml"))
-        commands["mergekit"] = [script, str(recipe), str(out), "--no-write-model-card", "--quiet"]
-    for number in range(options.runs + 1):
-        for program, command in commands.items():
-            shutil.rmtree(out, ignore_errors=True)
-            (folder / "floor").unlink(missing_ok=True)
-            os.sync()
-            run = measure(program, command)
-            sys.stderr.write(f"{method} {number}/{options.runs} {run}\n")
-            if number:
-                yield run
-
-
-def measure(program: str, command: Sequence[str]) -> Run:
-    """Run a command to its end; its processes' memory is sampled every 20 ms."""
-    started = time.perf_counter()
-    before = os.times()
-    process = psutil.Popen(command, stdout=subprocess.DEVNULL)
-    peak = [0]
-    watcher = threading.Thread(target=watch_memory, args=(process, peak))
-    watcher.start()
-    code = process.wait()
-    wall_s = time.perf_counter() - started
-    watcher.join()
-    after = os.times()
-    if code:
-        raise SystemExit(f"{program} ended with {code}: {' '.join(command)}")
-    cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
-    return Run(program, wall_s, cpu_s, peak[0])
-
-
-def watch_memory(process: psutil.Popen, peak: list[int]) -> None:
-    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-        with contextlib.suppress(psutil.NoSuchProcess):  # one that ends while it is looked at
-            family = (process, *process.children(recursive=True))
-            peak[0] = max(peak[0], sum(one.memory_info().rss for one in family))
-        time.sleep(0.02)
-
-
-def format_table(runs: dict[str, list[Run]], shape: str) -> str:
-    lines = [
-        f"| {shape}, bf16 | program | wall s: median (min–max) | CPU s | peak MiB | wall / floor | wall / mergekit |",
-        "|---|---|---|---|---|---|---|",
+    asked = parse_arguments()
+    options = make_options(asked)
+    with open_folder(asked.folder, keep=asked.keep) as folder:
+        check_room(folder, options)
+        small = list(run_small(folder, options))
+        help_s = measure_help(options)
+        models = open_models(folder, list_models(options.methods), options.llama, options.data)
+        runs: dict[str, list[Run]] = {}
+        likeness: dict[str, Likeness] = {}
+        for method in options.methods:
+            runs[method], found = run_method(make_job(method, models, folder), options)
+            likeness |= {method: found} if found else {}
+        machine = describe_machine(folder)
+    verdicts = [verdict for method in runs for verdict in judge(method, runs[method], options.cold)]
+    small_s = find_median(small, MERGEMILL, wall_s) if MERGEMILL in options.programs else None
+    verdicts += judge_small(small_s, statistics.median(help_s) if help_s else None)
+    title = f"{asked.shape}, bfloat16, {options.data} data, page cache {'cold' if options.cold else 'warm'}"
+    report = [
+        f"{title}; --memory {options.memory}",
+        format_runs(runs),
+        f"Three models of 1 MB, {SMALL_METHOD}:",
+        format_runs({SMALL_METHOD: small}),
+        format_table(["machine", ""], machine.items()),
+        format_disk(runs),
+        "\n".join(format_likeness(method, found) for method, found in likeness.items()),
+        "\n".join(f"* {verdict}" for verdict in verdicts),
     ]
-    for method, taken in runs.items():
-        for program in dict.fromkeys(run.program for run in taken):
-            own = [run for run in taken if run.program == program]
-            walls = sorted(run.wall_s for run in own)
-            lines.append(
-                f"| {method} | {program} | {statistics.median(walls):.1f} ({walls[0]:.1f}–{walls[-1]:.1f}) "
-                f"| {statistics.median(run.cpu_s for run in own):.1f} "
-                f"| {max(run.peak_bytes for run in own) / 2**20:.0f} "
-                f"| {ratio(taken, program, 'floor')} | {ratio(taken, program, 'mergekit')} |"
-            )
-    return "\n".join(lines)
+    sys.stdout.write("\n\n".join(part for part in report if part) + "\n")
+    if asked.json:
+        found = {
+            "options": asdict(options),
+            "machine": machine,
+            "runs": {method: [asdict(run) for run in taken] for method, taken in runs.items()},
+            "small": [asdict(run) for run in small],
+            "help_s": help_s,
+            "likeness": {method: asdict(each) for method, each in likeness.items()},
+            "targets": [asdict(verdict) for verdict in verdicts],
+        }
+        asked.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def ratio(runs: Sequence[Run], program: str, other: str) -> str:
-    """The median of the wall times' ratios, run by run."""
-    pairs = zip(
-        [run.wall_s for run in runs if run.program == program],
-        [run.wall_s for run in runs if run.program == other],
-        strict=False,
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=LLAMAS, default="1.1B")
+    parser.add_argument("--layers", type=int, default=None, help="another number of layers than the shape has")
+    parser.add_argument("--data", choices=("random", "sparse"), default="random", help="sparse takes no disk")
+    parser.add_argument("--methods", type=split_list, default=("linear",), help=f"of {','.join(RECIPES)}")
+    parser.add_argument("--programs", type=split_list, default=PROGRAMS, help=f"of {','.join(PROGRAMS)}")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--mergekit-runs", type=int, default=None, help="fewer, of the slow one")
+    parser.add_argument("--cold", action="store_true", help="drop the inputs from the page cache before every run")
+    parser.add_argument("--memory", default="512MiB", help="promised to mergemill")
+    parser.add_argument("--folder", type=Path, default=None, help="on a disk with room for models and an output")
+    parser.add_argument("--keep", action="store_true", help="leave the models in --folder, and use those made before")
+    parser.add_argument("--json", type=Path, default=None, help="where every run goes")
+    asked = parser.parse_args()
+    if asked.keep and not asked.folder:
+        parser.error("--keep needs --folder: where the models stay")
+    if asked.runs < 1 or (asked.mergekit_runs is not None and asked.mergekit_runs < 1):
+        parser.error("--runs and --mergekit-runs must be at least 1")
+    for what, chosen, known in (("method", asked.methods, RECIPES), ("program", asked.programs, PROGRAMS)):
+        if unknown := set(chosen) - set(known):
+            parser.error(f"unknown {what} {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+    return asked
+
+
+def split_list(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def make_options(asked: argparse.Namespace) -> Options:
+    """Return the options, without programs that are not here."""
+    for program in asked.programs:
+        if reason := find_missing(program):
+            tell(f"without {program}: {reason}")
+    if asked.cold and asked.data == "sparse":
+        tell("--cold with --data sparse: what is a hole is never read from the disk, so reading is as if warm")
+    llama = LLAMAS[asked.shape]
+    return Options(
+        llama=llama if asked.layers is None else replace(llama, layers=asked.layers),
+        data=asked.data,
+        methods=asked.methods,
+        programs=tuple(program for program in asked.programs if not find_missing(program)),
+        runs=asked.runs,
+        mergekit_runs=asked.runs if asked.mergekit_runs is None else min(asked.runs, asked.mergekit_runs),
+        cold=asked.cold,
+        memory=asked.memory,
     )
-    found = [mine / theirs for mine, theirs in pairs]
-    return f"{statistics.median(found):.2f}" if found else "–"
+
+
+@contextlib.contextmanager
+def open_folder(folder: Path | None, *, keep: bool) -> Iterator[Path]:
+    """Yield the folder to work in: a new one inside `folder` that is removed afterwards, or itself, to stay."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    if folder is not None and keep:
+        yield folder.absolute()
+        return
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        yield Path(name)
+
+
+def check_room(folder: Path, options: Options) -> None:
+    """Refuse to begin what the disk cannot hold."""
+    size_bytes = count_bytes(list_shapes(options.llama))
+    made = 0 if options.data == "sparse" else len(list_models(options.methods))
+    there_bytes = sum(path.stat().st_blocks * 512 for path in list_weights(folder))
+    need_bytes = (made + 1) * size_bytes - there_bytes
+    free_bytes = shutil.disk_usage(folder).free
+    if need_bytes > free_bytes:
+        raise SystemExit(
+            f"{folder}: {need_bytes / 1e9:.1f} GB are needed, {free_bytes / 1e9:.1f} GB are free; "
+            f"take --layers, --data sparse, or another --folder"
+        )
+
+
+def run_small(folder: Path, options: Options) -> Iterator[Run]:
+    """Yield runs of a merge of three models of 1 MB, without the floor; they also load the programs once."""
+    models = open_models(folder / "small", list_models([SMALL_METHOD]), LLAMAS[SMALL], "random")
+    job = make_job(SMALL_METHOD, models, folder / "small")
+    programs = [program for program in options.programs if program != FLOOR]
+    for program in programs:
+        run_once(program, job, 0, options)
+    for number in range(options.runs):
+        for program in programs:
+            if program != MERGEKIT or number < options.mergekit_runs:
+                yield run_once(program, job, number, options)
+
+
+def measure_help(options: Options) -> list[float]:
+    """Return the seconds of `mergemill --help`."""
+    if MERGEMILL not in options.programs:
+        return []
+    command = [find_script(MERGEMILL), "--help"]
+    return [measure(command, make_environ()).wall_s for _ in range(options.runs)]
+
+
+def run_method(job: Job, options: Options) -> tuple[list[Run], Likeness | None]:
+    """Run all programs in turn; returns the runs, and how far the outputs agree where both merged."""
+    if not options.cold:
+        run_once(FLOOR, job, 0, options)  # the inputs go into the page cache
+    runs: list[Run] = []
+    contents: dict[str, Contents] = {}
+    for number in range(options.runs):
+        for program in options.programs:
+            if program == MERGEKIT and number >= options.mergekit_runs:
+                continue
+            runs.append(run_once(program, job, number, options))
+            if number == 0 and program != FLOOR:
+                contents[program] = read_contents(job.out)
+    remove(job.out)
+    if len(contents) < 2:
+        return runs, None
+    try:
+        return runs, compare_contents(contents[MERGEMILL], contents[MERGEKIT])
+    except DifferentWorkError as error:
+        raise SystemExit(f"{job.method}: mergemill and mergekit did not do the same work: {error}") from error
+
+
+def run_once(program: str, job: Job, number: int, options: Options) -> Run:
+    """Run a program once, from a clean state."""
+    remove(job.out)
+    os.sync()
+    if options.cold:
+        drop_from_cache(job.sources)
+    try:
+        usage = measure(make_command(program, job, options.memory), make_environ())
+    except ProgramError as error:
+        raise SystemExit(f"{job.method}: {error}") from error
+    written = [job.out] if job.out.is_file() else list_weights(job.out)
+    sync_s = sync_files(written)
+    tell(f"{job.method} {program} {number + 1}: {usage.wall_s:.2f} s + {sync_s:.2f} s, CPU {usage.cpu_s:.2f} s")
+    return Run(job.method, program, number, usage, sync_s, sum(path.stat().st_size for path in written))
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+def tell(text: str) -> None:
+    sys.stderr.write(text + "\n")
 
 
 if __name__ == "__main__":
