@@ -50,8 +50,10 @@ def merge(
 
         plan = make_plan(load_recipe(recipe), seed=seed, shard_size=shard_size, methods=methods or ())
         watch = Watch(stack, quiet=quiet, json=json)
-        watch.show_plan(describe_plan(plan, memory=memory, workers=workers, threads=threads))
-        with _say_how_to_resume(watch, context.obj or sys.argv[1:]), raise_interrupts(), hold_back():
+        numbers = describe_plan(plan, memory=memory, workers=workers, threads=threads)
+        watch.show_plan(numbers)
+        resume = _say_how_to_resume(watch, context.obj or sys.argv[1:])
+        with resume, raise_interrupts(), hold_back(processes=numbers["processes"]):
             run(plan, out, workers=workers, threads=threads, memory=memory, on_event=watch)
 
 
@@ -109,7 +111,8 @@ def start_lines(event: "Started") -> Iterator[str]:
     from mergemill.engine import format_size
 
     workers, threads = console.count(event.workers, "worker"), console.count(event.threads, "thread")
-    yield f"{workers} of {threads} and {format_size(event.memory_bytes)}; dashboard: {event.dashboard}"
+    dashboard = f"; dashboard: {event.dashboard}" if event.dashboard else ""
+    yield f"{workers} of {threads} and {format_size(event.memory_bytes)}{dashboard}"
     if event.resumed_parts:
         yield f"resuming: {event.resumed_parts} of {event.parts} parts are done and are only checked"
 

@@ -64,16 +64,17 @@ def raise_interrupts() -> Iterator[None]:
 
 
 @contextmanager
-def hold_back() -> Iterator[None]:
-    """Let signals wait until `let_through`, or the end of the block.
+def hold_back(*, processes: int) -> Iterator[None]:
+    """Let signals wait until `let_through`, or the end of the block, in which `processes` workers are started.
 
     A thread inherits what is held back where it is started, and a process does from its thread. So the
     threads and worker processes of a cluster that starts meanwhile stay deaf to the Ctrl-C that a terminal
     sends to all of them: only the main thread is stopped, and it stops the others.
     """
-    from multiprocessing import resource_tracker
+    if processes:
+        from multiprocessing import resource_tracker
 
-    resource_tracker.ensure_running()  # else it starts with the first worker, and lets signals through
+        resource_tracker.ensure_running()  # else it starts with the first worker, and lets signals through
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

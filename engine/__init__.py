@@ -2,50 +2,84 @@
 
 >>> from mergemill.engine import load_recipe, make_plan, run  # doctest: +SKIP
 >>> run(make_plan(load_recipe("recipe.yml")), "out")  # doctest: +SKIP
+
+Each name is imported from its place when it is first asked for: planning needs no Dask, an abort no NumPy.
 """
 
-from mergemill.engine.errors import MergemillError
-from mergemill.engine.methods.catalogue import find_coefficients, find_methods, find_steps
-from mergemill.engine.methods.contract import Density, PerModel, Within, merge_method
-from mergemill.engine.methods.own import find_all_methods, open_methods
-from mergemill.engine.plan.cost import estimate_cost
-from mergemill.engine.plan.make import make_plan
-from mergemill.engine.plan.sizes import format_size
-from mergemill.engine.recipe import load_recipe, recipe_schema
-from mergemill.engine.run.describe import describe_plan
-from mergemill.engine.run.drive import run
-from mergemill.engine.run.events import Committed, PartFinished, Started
-from mergemill.engine.run.in_memory import merge_state_dicts, merge_tensors
-from mergemill.engine.run.inspect import inspect
-from mergemill.engine.run.merge import merge
-from mergemill.engine.run.output import abort_output as abort
-from mergemill.engine.run.verify import verify
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Committed",
-    "Density",
-    "MergemillError",
-    "PartFinished",
-    "PerModel",
-    "Started",
-    "Within",
-    "abort",
-    "describe_plan",
-    "estimate_cost",
-    "find_all_methods",
-    "find_coefficients",
-    "find_methods",
-    "find_steps",
-    "format_size",
-    "inspect",
-    "load_recipe",
-    "make_plan",
-    "merge",
-    "merge_method",
-    "merge_state_dicts",
-    "merge_tensors",
-    "open_methods",
-    "recipe_schema",
-    "run",
-    "verify",
-]
+if TYPE_CHECKING:
+    from mergemill.engine.errors import MergemillError as MergemillError
+    from mergemill.engine.methods.catalogue import find_coefficients as find_coefficients
+    from mergemill.engine.methods.catalogue import find_methods as find_methods
+    from mergemill.engine.methods.catalogue import find_steps as find_steps
+    from mergemill.engine.methods.contract import Density as Density
+    from mergemill.engine.methods.contract import PerModel as PerModel
+    from mergemill.engine.methods.contract import Within as Within
+    from mergemill.engine.methods.contract import merge_method as merge_method
+    from mergemill.engine.methods.own import find_all_methods as find_all_methods
+    from mergemill.engine.methods.own import open_methods as open_methods
+    from mergemill.engine.plan.cost import estimate_cost as estimate_cost
+    from mergemill.engine.plan.make import make_plan as make_plan
+    from mergemill.engine.plan.sizes import format_size as format_size
+    from mergemill.engine.recipe import load_recipe as load_recipe
+    from mergemill.engine.recipe import recipe_schema as recipe_schema
+    from mergemill.engine.run.describe import describe_plan as describe_plan
+    from mergemill.engine.run.drive import run as run
+    from mergemill.engine.run.events import Committed as Committed
+    from mergemill.engine.run.events import PartFinished as PartFinished
+    from mergemill.engine.run.events import Started as Started
+    from mergemill.engine.run.in_memory import merge_state_dicts as merge_state_dicts
+    from mergemill.engine.run.in_memory import merge_tensors as merge_tensors
+    from mergemill.engine.run.inspect import inspect as inspect
+    from mergemill.engine.run.merge import merge as merge
+    from mergemill.engine.run.output import abort as abort
+    from mergemill.engine.run.verify import verify as verify
+
+_PLACES = {
+    "Committed": "run.events",
+    "Density": "methods.contract",
+    "MergemillError": "errors",
+    "PartFinished": "run.events",
+    "PerModel": "methods.contract",
+    "Started": "run.events",
+    "Within": "methods.contract",
+    "abort": "run.output",
+    "describe_plan": "run.describe",
+    "estimate_cost": "plan.cost",
+    "find_all_methods": "methods.own",
+    "find_coefficients": "methods.catalogue",
+    "find_methods": "methods.catalogue",
+    "find_steps": "methods.catalogue",
+    "format_size": "plan.sizes",
+    "inspect": "run.inspect",
+    "load_recipe": "recipe",
+    "make_plan": "plan.make",
+    "merge": "run.merge",
+    "merge_method": "methods.contract",
+    "merge_state_dicts": "run.in_memory",
+    "merge_tensors": "run.in_memory",
+    "open_methods": "methods.own",
+    "recipe_schema": "recipe",
+    "run": "run.drive",
+    "verify": "run.verify",
+}
+
+__all__ = list(_PLACES)
+
+# A room has the name of a function: imported now, no later import puts it where the function belongs.
+importlib.import_module(f"{__name__}.run")
+del globals()["run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,17 +1,17 @@
-"""Dask clusters and what a worker is set up with; beside `graph`, the only importer of dask and distributed."""
+"""A local cluster of worker processes, and what each is set up with; the only importer of distributed."""
 
-import ctypes
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import dask
-from distributed import Client, LocalCluster, Worker, WorkerPlugin, get_worker
+from dask.delayed import Delayed
+from distributed import Client, LocalCluster, Worker, WorkerPlugin, as_completed, get_worker
 
+from mergemill.engine.run.failures import explain_failure
+from mergemill.engine.run.process import set_up_process
+from mergemill.engine.run.workers import Workers
 from mergemill.engine.run.workplace import Workplace
-from mergemill.engine.storage.ranges import close_all
-from mergemill.engine.tensors.lazy import torch
 
 PLUGIN = "mergemill"
 SPARE_BYTES = 1 << 30  # Python, torch and Dask themselves, before Dask's own limit may stop a worker
@@ -27,46 +27,54 @@ _CONFIG = {
     "distributed.worker.profile.enabled": False,
     "distributed.comm.timeouts.connect": "60s",
 }
-_MALLOPT_TRIM, _MALLOPT_MMAP = -1, -3  # of malloc.h
 
 
-@dataclass(frozen=True, slots=True)
-class Workers:
-    """How many workers a local cluster has, and what each is given."""
+class Cluster:
+    """A crew of worker processes."""
 
-    processes: int  # 0: one worker of `threads` threads in this process
-    threads: int  # of each worker
-    memory_bytes: int  # promised to each worker
+    def __init__(self, client: Client) -> None:
+        self.client = client
 
     @property
-    def count(self) -> int:
-        """The number of Dask workers."""
-        return max(1, self.processes)
+    def dashboard(self) -> str:
+        """The address of the Dask dashboard."""
+        return str(self.client.dashboard_link)
+
+    def run_tasks(self, tasks: Sequence[Delayed], each: Callable[[Any], None]) -> None:
+        """Run tasks, and call `each` in this thread with each result as it comes; the first error ends the run."""
+        futures = self.client.compute(list(tasks), optimize_graph=False)
+        try:
+            for future, result in as_completed(futures, loop=self.client.loop, with_results=True, raise_errors=False):
+                if future.status != "finished":
+                    failed = future.status == "error"
+                    raise explain_failure(*(future.exception(), future.traceback()) if failed else (None, None))
+                future.release()  # let each result go at once
+                each(result)
+        finally:
+            self.client.cancel(futures, force=True)
 
 
 @contextmanager
-def open_cluster(workers: Workers) -> Iterator[Client]:
-    """Start a local cluster and yield its client; everything is stopped afterwards."""
+def open_cluster(workers: Workers) -> Iterator[Cluster]:
+    """Start worker processes; when the block ends, everything is stopped."""
     with (
         dask.config.set(_CONFIG),
         LocalCluster(
-            n_workers=workers.count,
+            n_workers=workers.processes,
             threads_per_worker=workers.threads,
-            processes=workers.processes > 0,
-            memory_limit=workers.memory_bytes + SPARE_BYTES if workers.processes else 0,
+            memory_limit=workers.memory_bytes + SPARE_BYTES,
             host="127.0.0.1",
-            protocol="tcp",  # also for threads: the in-process one looks for a network, and warns where there is none
             dashboard_address="127.0.0.1:0",
             silence_logs=50,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         client.register_plugin(MergemillPlugin(workers.memory_bytes, workers.threads), name=PLUGIN)
-        yield client
+        yield Cluster(client)
 
 
 class MergemillPlugin(WorkerPlugin):
-    """Gives a worker its memory gate and arenas, one torch thread a task, and an allocator that keeps its pages."""
+    """Gives a worker its memory gate and arenas, and sets its process up."""
 
     def __init__(self, memory_bytes: int, threads: int) -> None:
         self.memory_bytes = memory_bytes
@@ -75,15 +83,13 @@ class MergemillPlugin(WorkerPlugin):
     def setup(self, worker: Worker) -> None:
         """Called on the worker when it joins."""
         self.workplace = Workplace(self.memory_bytes, self.threads)
-        self._torch_threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        keep_freed_pages()
+        self._set_up = ExitStack()
+        self._set_up.enter_context(set_up_process())
 
     def teardown(self, worker: Worker) -> None:
         """Called on the worker when it leaves: running tasks end at their next slab."""
         self.workplace.stopping = True
-        torch.set_num_threads(self._torch_threads)
-        close_all()
+        self._set_up.close()
 
 
 def find_workplace() -> Workplace:
@@ -91,15 +97,3 @@ def find_workplace() -> Workplace:
     plugin = get_worker().plugins[PLUGIN]
     assert isinstance(plugin, MergemillPlugin)
     return plugin.workplace
-
-
-def keep_freed_pages() -> None:
-    """Let glibc keep freed blocks of up to 8 MiB instead of returning their pages.
-
-    Dask's nanny sets MALLOC_TRIM_THRESHOLD_, after which every temporary of a kernel would be mapped and
-    faulted in anew. Elsewhere than on glibc nothing is done.
-    """
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt") and os.uname().sysname == "Linux":
-        library.mallopt(_MALLOPT_MMAP, 8 << 20)
-        library.mallopt(_MALLOPT_TRIM, 32 << 20)

@@ -5,7 +5,7 @@ from typing import Any
 
 from mergemill.engine.plan.memory import check_memory, task_bytes
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.run.drive import choose_workers
+from mergemill.engine.run.workers import choose_workers
 from mergemill.engine.run.workplace import Workplace
 
 
@@ -31,6 +31,7 @@ def describe_plan(
         "first_pass_bytes": plan.read_bytes if plan.scaling else 0,  # for coefficients that need all norms
         "write_bytes": plan.write_bytes,
         "workers": chosen.count,
+        "processes": chosen.processes,  # 0: the worker is threads of this process
         "threads": chosen.threads,
         "memory_bytes": chosen.memory_bytes,
         "task_bytes": most_bytes,

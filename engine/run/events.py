@@ -16,7 +16,7 @@ class Started:
     workers: int
     threads: int  # of each worker
     memory_bytes: int  # promised to each worker
-    dashboard: str  # address of the Dask dashboard
+    dashboard: str  # address of the Dask dashboard; empty where threads of this process work
     parts: int  # of the plan
     resumed_parts: int  # finished by an earlier run; they are only checked
     write_bytes: int  # of all parts

@@ -12,7 +12,7 @@ from dask.delayed import Delayed, delayed
 
 from mergemill.engine.plan.memory import needs_passes
 from mergemill.engine.plan.values import Part, Piece, Plan
-from mergemill.engine.run.cluster import find_workplace
+from mergemill.engine.run.crew import find_workplace
 from mergemill.engine.run.piece import find_factors, gather_piece, gather_squares, with_factors
 from mergemill.engine.run.receipts import Receipt
 from mergemill.engine.run.task import check_part, run_part

@@ -6,8 +6,9 @@ from pathlib import Path
 from mergemill.engine.methods.own import GivenMethods
 from mergemill.engine.plan.make import SHARD_SIZE, make_plan
 from mergemill.engine.recipe import Recipe, load_recipe
-from mergemill.engine.run.drive import MEMORY, run
+from mergemill.engine.run.drive import run
 from mergemill.engine.run.events import Committed, OnEvent, ignore
+from mergemill.engine.run.workers import MEMORY
 
 
 def merge(

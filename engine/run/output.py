@@ -117,7 +117,7 @@ def commit_output(output: Output, plan: Plan) -> None:
     output.journal.append_commit()
 
 
-def abort_output(out: str | Path) -> int:
+def abort(out: str | Path) -> int:
     """Remove what an unfinished merge left in the folder `out`; returns the bytes freed. Nothing else is touched."""
     folder = Path(out)
     output = Output(folder)

@@ -14,7 +14,6 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from distributed import Client
 from models import read_tensors, write_llama
 
 from mergemill.engine import PartFinished, make_plan, run
@@ -22,9 +21,11 @@ from mergemill.engine.plan import layout
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import Recipe, parse_recipe
 from mergemill.engine.run import drive
-from mergemill.engine.run.cluster import Workers, open_cluster
+from mergemill.engine.run.cluster import Cluster
+from mergemill.engine.run.crew import Crew, open_crew
 from mergemill.engine.run.events import Event
 from mergemill.engine.run.output import STATE_NAME, Output
+from mergemill.engine.run.workers import Workers
 from mergemill.engine.run.workplace import Workplace
 from mergemill.engine.tensors.slabs import BLOCK
 
@@ -172,21 +173,21 @@ def run_until(plan: Plan, out: Path, parts: int) -> None:
 @contextmanager
 def slowed(seconds: float) -> Iterator[None]:
     """Let every slab that this process or the workers of its clusters merge meanwhile take `seconds` longer."""
-    open_before, check_before = drive.open_cluster, Workplace.check_going
+    open_before, check_before = drive.open_crew, Workplace.check_going
 
     @contextmanager
-    def open_slow_cluster(workers: Workers) -> Iterator[Client]:
-        with open_cluster(workers) as client:
-            if workers.processes:
-                client.run(slow_down, seconds)
-            yield client
+    def open_slow_crew(workers: Workers) -> Iterator[Crew]:
+        with open_crew(workers) as crew:
+            if isinstance(crew, Cluster):
+                crew.client.run(slow_down, seconds)
+            yield crew
 
-    drive.open_cluster = open_slow_cluster
+    drive.open_crew = open_slow_crew
     slow_down(seconds)
     try:
         yield
     finally:
-        drive.open_cluster, Workplace.check_going = open_before, check_before
+        drive.open_crew, Workplace.check_going = open_before, check_before
 
 
 def slow_down(seconds: float) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed import Client
 from run.merging import SMALL_PART, hash_output, parts_of
 
 from mergemill.engine import find_methods, make_plan, run
@@ -15,7 +14,8 @@ from mergemill.engine.methods.contract import Method
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import parse_recipe
 from mergemill.engine.run import drive
-from mergemill.engine.run.cluster import Workers, open_cluster
+from mergemill.engine.run.cluster import Cluster, open_cluster
+from mergemill.engine.run.workers import Workers
 from mergemill.engine.tensors.slabs import BLOCK
 
 METHODS = tuple(find_methods())
@@ -35,10 +35,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def processes() -> Iterator[Client]:
+def processes() -> Iterator[Cluster]:
     """A real cluster of two worker processes, kept for all methods."""
-    with open_cluster(WORKERS) as client:
-        yield client
+    with open_cluster(WORKERS) as cluster:
+        yield cluster
 
 
 def plan_method(method: Method, folder: Path, *, part_bytes: int) -> Plan:
@@ -58,7 +58,7 @@ def plan_method(method: Method, folder: Path, *, part_bytes: int) -> Plan:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_threads_processes_slabs_and_parts_give_the_same_bytes(
-    name: str, family: Path, tmp_path: Path, processes: Client, monkeypatch: pytest.MonkeyPatch
+    name: str, family: Path, tmp_path: Path, processes: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method = find_methods()[name]
     whole = plan_method(method, family, part_bytes=LARGE_PART)
@@ -67,7 +67,7 @@ def test_threads_processes_slabs_and_parts_give_the_same_bytes(
     run(whole, tmp_path / "one thread", workers=0, threads=1)
     run(whole, tmp_path / "small slabs", workers=0, threads=1, slab=BLOCK)
     run(cut, tmp_path / "four threads, small parts", workers=0, threads=4)
-    monkeypatch.setattr(drive, "open_cluster", lambda wanted: nullcontext(processes))
+    monkeypatch.setattr(drive, "open_crew", lambda wanted: nullcontext(processes))
     committed = run(cut, tmp_path / "two processes", workers=WORKERS.processes, threads=1, memory=WORKERS.memory_bytes)
     assert committed.redone_parts == len(cut.parts)
     expected = hash_output(tmp_path / "one thread")

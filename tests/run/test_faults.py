@@ -313,7 +313,7 @@ def test_a_finished_merge_is_not_run_again(plan: Plan, tmp_path: Path, monkeypat
     out = tmp_path / "out"
     run(plan, out, workers=0, threads=2)
     before = list_files(out)
-    monkeypatch.delattr(drive, "open_cluster")  # no worker is started
+    monkeypatch.delattr(drive, "open_crew")  # no worker is started
     committed, parts = resume(plan, out)
     assert (committed.redone_parts, committed.read_bytes, parts) == (0, 0, [])
     assert committed.parts == len(plan.parts)

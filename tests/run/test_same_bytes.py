@@ -5,25 +5,25 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
-from distributed import Client
 from run.merging import ISSUE_METHODS, METHODS, SMALL_PART, hash_output, plan_merge, same_tensors
 
 from mergemill.engine import run
 from mergemill.engine.plan.memory import stream_bytes, task_bytes
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.run import drive
-from mergemill.engine.run.cluster import Workers, open_cluster
+from mergemill.engine.run.cluster import Cluster, open_cluster
+from mergemill.engine.run.workers import Workers
 from mergemill.engine.tensors.slabs import BLOCK, SLAB
 
 LARGE_PART = 1 << 30
 
 
 @pytest.fixture(scope="module", params=[1, 4])
-def processes(request: pytest.FixtureRequest) -> Iterator[tuple[Workers, Client]]:
+def processes(request: pytest.FixtureRequest) -> Iterator[tuple[Workers, Cluster]]:
     """A real cluster of worker processes, kept for all methods."""
     workers = Workers(request.param, 1, 256 << 20)
-    with open_cluster(workers) as client:
-        yield workers, client
+    with open_cluster(workers) as cluster:
+        yield workers, cluster
 
 
 def merge_alone(plan: Plan, out: Path) -> dict[str, str]:
@@ -69,17 +69,17 @@ def test_threads_slabs_memory_and_part_sizes_give_the_same_bytes(method: str, fa
 
 @pytest.mark.parametrize("method", ISSUE_METHODS)
 def test_one_and_four_processes_give_the_bytes_of_one_thread(
-    method: str, family: Path, tmp_path: Path, processes: tuple[Workers, Client], monkeypatch: pytest.MonkeyPatch
+    method: str, family: Path, tmp_path: Path, processes: tuple[Workers, Cluster], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workers, client = processes
+    workers, cluster = processes
 
-    def lend_cluster(wanted: Workers) -> AbstractContextManager[Client]:
+    def lend_cluster(wanted: Workers) -> AbstractContextManager[Cluster]:
         assert wanted == workers
-        return nullcontext(client)
+        return nullcontext(cluster)
 
     plan = plan_merge(method, family)
     expected = merge_alone(plan, tmp_path / "expected")
-    monkeypatch.setattr(drive, "open_cluster", lend_cluster)
+    monkeypatch.setattr(drive, "open_crew", lend_cluster)
     committed = run(plan, tmp_path / "out", workers=workers.processes, threads=1, memory=workers.memory_bytes)
     assert committed.redone_parts == len(plan.parts)
     assert hash_output(tmp_path / "out") == expected

@@ -1,0 +1,66 @@
+"""Threads of this process as workers, by Dask's own threaded scheduler: nothing to start, and no port is opened."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, NoReturn
+
+from dask.delayed import Delayed
+from dask.highlevelgraph import HighLevelGraph
+from dask.threaded import get
+
+from mergemill.engine.run.failures import explain_failure
+from mergemill.engine.run.process import set_up_process
+from mergemill.engine.run.workers import Workers
+from mergemill.engine.run.workplace import Workplace
+
+_HERE = threading.local()  # of a thread of a crew: its workplace
+
+
+class Threads:
+    """A crew of threads."""
+
+    dashboard = ""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+
+    def run_tasks(self, tasks: Sequence[Delayed], each: Callable[[Any], None]) -> None:
+        """Run tasks, and call `each` in this thread with each result as it comes; the first error ends the run."""
+        keys = [task.key for task in tasks]
+        wanted = frozenset(keys)
+
+        def take(key: str, result: Any, *state: Any) -> None:
+            if key in wanted:  # and no statistics that other tasks add up
+                each(result)
+
+        graph = HighLevelGraph.merge(*(task.dask for task in tasks)).to_dict()
+        get(graph, keys, pool=self._pool, callbacks=[(None, None, None, take, None)], raise_exception=_fail)
+
+
+@contextmanager
+def open_threads(workers: Workers) -> Iterator[Threads]:
+    """Start threads of this process; when the block ends, so do tasks that still run, at their next slab."""
+    workplace = Workplace(workers.memory_bytes, workers.threads)
+    with set_up_process(), ThreadPoolExecutor(workers.threads, "mergemill", _enter, (workplace,)) as pool:
+        try:
+            yield Threads(pool)
+        finally:
+            workplace.stopping = True
+
+
+def find_workplace() -> Workplace | None:
+    """Return the workplace of this thread; None where it is of no crew of threads."""
+    found: Workplace | None = getattr(_HERE, "workplace", None)
+    return found
+
+
+def _enter(workplace: Workplace) -> None:
+    _HERE.workplace = workplace
+
+
+def _fail(error: BaseException, trace: TracebackType) -> NoReturn:
+    failure = explain_failure(error, trace)
+    raise failure from (None if failure is error else error)

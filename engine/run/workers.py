@@ -1,0 +1,38 @@
+"""How many workers a merge on this machine gets, and what each is given."""
+
+import os
+from dataclasses import dataclass
+
+from mergemill.engine.plan.sizes import parse_size
+from mergemill.engine.plan.values import Plan
+
+MEMORY = "1GiB"
+SMALL_BYTES = 4 << 30  # merges that write less than this run as threads of this process
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """How many workers there are, and what each is given."""
+
+    processes: int  # 0: one worker, of threads of this process
+    threads: int  # of each worker
+    memory_bytes: int  # promised to each worker
+
+    @property
+    def count(self) -> int:
+        """The number of workers."""
+        return max(1, self.processes)
+
+
+def choose_workers(
+    plan: Plan, *, workers: int | None = None, threads: int | None = None, memory: str | int = MEMORY
+) -> Workers:
+    """Return the workers of a merge on this machine.
+
+    workers: processes; 0 means threads of this process; None chooses, by the size of the merge. threads: of each
+    worker; None is one a process, or as many as there are cores. memory: promised to each worker.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if workers is None:
+        workers = 0 if threads is not None or plan.write_bytes < SMALL_BYTES or cores == 1 else cores
+    return Workers(workers, threads or (1 if workers else cores), parse_size(memory, what="--memory"))
