@@ -70,14 +70,16 @@ def say_table(rows: Sequence[Sequence[str]], *, heads: Sequence[str] = (), right
 @contextmanager
 def open_progress(total_bytes: int, parts: int) -> Iterator[Advance]:
     """Show how far the work is while the block lasts: a bar on a terminal, else a line now and then."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    watched = sys.stderr.isatty() and not console.is_dumb_terminal
-    if not watched:
+    if not sys.stderr.isatty():
         yield make_lines(total_bytes, parts)
         return
     from rich import progress
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if console.is_dumb_terminal:
+        yield make_lines(total_bytes, parts)
+        return
 
     bar = progress.Progress(
         progress.BarColumn(),

@@ -3,6 +3,7 @@
 from mergemill.engine.recipe.leaves import CHAT_TEMPLATES, DtypeName
 from mergemill.engine.recipe.parsing import load_recipe, parse_recipe
 from mergemill.engine.recipe.references import ModelRef
+from mergemill.engine.recipe.schema import recipe_schema
 from mergemill.engine.recipe.settings import Condition, Parameters, Scalar, Setting
 from mergemill.engine.recipe.stages import Guard, Stage
 from mergemill.engine.recipe.values import (
@@ -12,7 +13,6 @@ from mergemill.engine.recipe.values import (
     Recipe,
     Slice,
     Source,
-    recipe_schema,
     recipe_to_json,
 )
 from mergemill.engine.recipe.vocabulary import (

@@ -25,7 +25,7 @@ V = TypeVar("V")
 class Value(BaseModel):
     """A frozen mapping with a closed set of keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     called: ClassVar[str]
     one_of: ClassVar[tuple[str, ...]] = ()

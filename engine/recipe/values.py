@@ -21,8 +21,6 @@ from mergemill.engine.recipe.shapes import FrozenMap, Value
 from mergemill.engine.recipe.stages import Guard, Stage
 from mergemill.engine.recipe.vocabulary import Tokenizer
 
-SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
-
 
 class ModelEntry(Value):
     """A whole model among those that are merged."""
@@ -199,16 +197,3 @@ class Recipe(Value):
 def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
     """Return the canonical form: JSON that parses to an equal recipe and is the same for equal recipes."""
     return recipe.model_dump(mode="json", exclude_none=True)
-
-
-def recipe_schema() -> dict[str, Any]:
-    """Return the JSON schema of the recipe language, for editors that check and complete from it."""
-    schema = Recipe.model_json_schema()
-    source = schema["$defs"]["Tokenizer"]["properties"]["source"]
-    short = {
-        **source,
-        "description": "The short form of `tokenizer: {source: …}`: `union`, `base`, or a model.",
-    }
-    short.pop("default", None)
-    schema["properties"]["tokenizer_source"] = short
-    return {"$schema": SCHEMA_DIALECT, **schema, "oneOf": [{"required": [name]} for name in Recipe.one_of]}
