@@ -122,6 +122,11 @@ def test_dask_is_known_to_the_run_room() -> None:
     assert {"dask", "distributed"} <= {name.split(".")[0] for name in list_imports(ENGINE / "run" / "cluster.py")}
 
 
+def test_distributed_is_known_to_the_cluster_alone() -> None:
+    knowing = {path.name for path in FILES if any(name.split(".")[0] == "distributed" for name in list_imports(path))}
+    assert knowing == {"cluster.py"}
+
+
 def test_no_room_imports_what_the_engine_does_not_need() -> None:
     assert {(path.name, name) for path in FILES for name in list_imports(path) if is_unwanted(name)} == set()
 
@@ -145,13 +150,51 @@ def test_the_public_face_is_exactly_this() -> None:
     assert [name for name in FACE if not hasattr(mergemill.engine, name)] == []
 
 
-def test_importing_the_engine_imports_no_heavy_library() -> None:
-    code = "import sys, mergemill.engine; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+HEAVY = {"torch", "distributed", "transformers", "tokenizers", "peft", "accelerate", "bokeh", "huggingface_hub", "s3fs"}
+
+
+def list_loaded(code: str) -> set[str]:
+    """Return the libraries that a process has loaded after `code`."""
+    code += "\nimport sys; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = set(done.stdout.split())
-    assert "dask" in loaded
-    heavy = {"torch", "transformers", "tokenizers", "peft", "accelerate", "bokeh", "huggingface_hub", "s3fs"}
-    assert loaded & heavy == set()
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_importing_the_engine_imports_nothing_else() -> None:
+    assert list_loaded("import mergemill.engine") & (HEAVY | {"dask", "numpy", "pydantic", "yaml"}) == set()
+
+
+def test_the_whole_public_face_imports_no_heavy_library() -> None:
+    loaded = list_loaded("from mergemill.engine import *")
+    assert loaded >= {"dask", "numpy", "pydantic"}
+    assert loaded & HEAVY == set()
+
+
+def test_the_public_function_run_is_not_hidden_by_the_room_of_that_name() -> None:
+    code = "from mergemill.engine.run import drive; import mergemill.engine as e; assert e.run is drive.run"
+    list_loaded(code)
+    list_loaded("import mergemill.engine as e; e.run; import mergemill.engine.run.verify; assert callable(e.run)")
+
+
+MERGE = """
+import sys
+events = []
+sys.addaudithook(lambda event, values: events.append(event) if event.startswith("socket.") else None)
+from mergemill.cli.main import execute
+assert execute(["merge", "recipe.yml", "out", "--quiet"]) == 0
+print(*events)
+print("distributed" in sys.modules)
+"""
+
+
+def test_a_small_merge_opens_no_socket_and_imports_no_cluster(tmp_path: Path) -> None:
+    write_llama(tmp_path / "a", seed=1, layers=1)
+    write_llama(tmp_path / "b", seed=2, layers=1)
+    recipe = "{merge_method: linear, models: [{model: a}, {model: b}], parameters: {weight: 1}}"
+    (tmp_path / "recipe.yml").write_text(recipe)
+    done = subprocess.run([sys.executable, "-c", MERGE], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert (tmp_path / "out" / "model.safetensors.index.json").is_file()
+    assert done.stdout == "\nFalse\n"
 
 
 def test_a_merge_of_local_models_leaves_the_network_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from dask.delayed import Delayed
-from dask.highlevelgraph import HighLevelGraph
 from dask.threaded import get
 
 from mergemill.engine.run.failures import explain_failure
@@ -36,8 +35,9 @@ class Threads:
             if key in wanted:  # and no statistics that other tasks add up
                 each(result)
 
-        graph = HighLevelGraph.merge(*(task.dask for task in tasks)).to_dict()
-        get(graph, keys, pool=self._pool, callbacks=[(None, None, None, take, None)], raise_exception=_fail)
+        get(
+            _make_graph(tasks), keys, pool=self._pool, callbacks=[(None, None, None, take, None)], raise_exception=_fail
+        )
 
 
 @contextmanager
@@ -55,6 +55,20 @@ def find_workplace() -> Workplace | None:
     """Return the workplace of this thread; None where it is of no crew of threads."""
     found: Workplace | None = getattr(_HERE, "workplace", None)
     return found
+
+
+def _make_graph(tasks: Sequence[Delayed]) -> dict[str, Any]:
+    """Return the tasks and what they depend on, each looked at once: all may depend on a round over all parts."""
+    graph: dict[str, Any] = {}
+    seen: set[str] = set()
+    for task in tasks:
+        names = list(task.__dask_layers__())
+        while names:
+            if (name := names.pop()) not in seen:
+                seen.add(name)
+                graph.update(task.dask.layers[name])
+                names += task.dask.dependencies[name]
+    return graph
 
 
 def _enter(workplace: Workplace) -> None:
