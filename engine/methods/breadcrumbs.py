@@ -7,13 +7,20 @@ arXiv:2312.06795, section 3.
 from collections.abc import Sequence
 
 from mergemill.engine.methods.contract import Density, PerModel, merge_method
-from mergemill.engine.methods.task_vectors import add_deltas
-from mergemill.engine.methods.trim import OUTLIER_BYTES, TRIM_ROUNDS, Trim, apply_trims, trim_outliers
+from mergemill.engine.methods.task_vectors import add_deltas, fuse_sum
+from mergemill.engine.methods.trim import OUTLIER_BYTES, TRIM_ROUNDS, Trim, apply_trims, keeps_of, trim_outliers
+from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
 
 
-@merge_method(reads="rank", base="required", statistics=trim_outliers, rounds=TRIM_ROUNDS, extra_bytes=OUTLIER_BYTES)
+def _fuse(statistics: Sequence[Trim], weight: Sequence[float], normalize: bool, lambda_: float) -> Fusion:
+    return fuse_sum(weight, keeps_of(statistics), lambda_=lambda_, normalize=normalize)
+
+
+@merge_method(
+    reads="rank", base="required", statistics=trim_outliers, rounds=TRIM_ROUNDS, extra_bytes=OUTLIER_BYTES, fused=_fuse
+)
 def breadcrumbs(
     base: Tensor,
     deltas: list[Tensor],

@@ -7,13 +7,20 @@ arXiv:2306.01708, algorithm 1.
 from collections.abc import Sequence
 
 from mergemill.engine.methods.contract import Density, PerModel, merge_method
-from mergemill.engine.methods.task_vectors import add_agreeing_deltas
-from mergemill.engine.methods.trim import OUTLIER_BYTES, TRIM_ROUNDS, Trim, apply_trims, trim_outliers
+from mergemill.engine.methods.task_vectors import add_agreeing_deltas, fuse_agreeing
+from mergemill.engine.methods.trim import OUTLIER_BYTES, TRIM_ROUNDS, Trim, apply_trims, keeps_of, trim_outliers
+from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
 
 
-@merge_method(reads="rank", base="required", statistics=trim_outliers, rounds=TRIM_ROUNDS, extra_bytes=OUTLIER_BYTES)
+def _fuse(statistics: Sequence[Trim], weight: Sequence[float], normalize: bool, lambda_: float) -> Fusion:
+    return fuse_agreeing(weight, keeps_of(statistics), lambda_=lambda_, normalize=normalize)
+
+
+@merge_method(
+    reads="rank", base="required", statistics=trim_outliers, rounds=TRIM_ROUNDS, extra_bytes=OUTLIER_BYTES, fused=_fuse
+)
 def breadcrumbs_ties(
     base: Tensor,
     deltas: list[Tensor],

@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.kernels import Rounds
 from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
@@ -95,6 +96,7 @@ class Method:
     extra_slabs_each: int
     extra_bytes: int
     check: Callable[..., str | None] | None  # given the settings, what is wrong with them
+    fused: Callable[..., Fusion | None] | None  # the method as native loops do it
 
     @property
     def takes_deltas(self) -> bool:
@@ -122,6 +124,13 @@ class Method:
             return None
         known = {"place": place, "dtype": dtype, **self._arguments(settings)}
         return self.statistics(**{name: known[name] for name in inspect.signature(self.statistics).parameters})
+
+    def fuse(self, statistics: Any, place: Place, settings: Mapping[str, Any]) -> Fusion | None:
+        """Return how native loops merge a slab; None where they cannot."""
+        if self.fused is None:
+            return None
+        known = {"statistics": statistics, "place": place, **self._arguments(settings)}
+        return self.fused(**{name: known[name] for name in inspect.signature(self.fused).parameters})
 
     def combine(
         self,
@@ -151,6 +160,7 @@ def merge_method(
     extra_slabs_each: int = 0,
     extra_bytes: int = 0,
     check: Callable[..., str | None] | None = None,
+    fused: Callable[..., Fusion | None] | None = None,
 ) -> Callable[[F], F]:
     """Declare a function to be a merge method; the function itself stays as it is.
 
@@ -160,6 +170,7 @@ def merge_method(
     what it names of `shape` and the settings. `extra_slabs` is the number of slabs that method and statistics allocate
     at most at once, counted as float64, and `extra_slabs_each` how many more for each input; `extra_bytes` what the
     statistics hold for each input. `check` is given the settings and returns what is wrong with them.
+    `fused` is given what it names of `statistics`, `place` and the settings, and says how native loops do the same.
     """
 
     def declare(function: F) -> F:
@@ -180,6 +191,7 @@ def merge_method(
             extra_slabs_each=extra_slabs_each,
             extra_bytes=extra_bytes,
             check=check,
+            fused=fused,
         )
         return function
 

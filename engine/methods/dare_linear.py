@@ -6,13 +6,20 @@ Source: Yu et al., "Language models are super mario", arXiv:2311.03099, section 
 from collections.abc import Sequence
 
 from mergemill.engine.methods.contract import Density, PerModel, merge_method
-from mergemill.engine.methods.drop import drop_at_random, kept_norms
-from mergemill.engine.methods.task_vectors import add_deltas
+from mergemill.engine.methods.drop import drop_at_random, keeps_at_random, kept_norms
+from mergemill.engine.methods.task_vectors import add_deltas, fuse_sum
+from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
 
 
-@merge_method(reads="sums", base="required", statistics=kept_norms, rounds=1)
+def _fuse(
+    statistics: Sequence[float], weight: Sequence[float], density: Sequence[float], normalize: bool, lambda_: float
+) -> Fusion:
+    return fuse_sum(weight, keeps_at_random(density, statistics), lambda_=lambda_, normalize=normalize)
+
+
+@merge_method(reads="sums", base="required", statistics=kept_norms, rounds=1, fused=_fuse)
 def dare_linear(
     base: Tensor,
     deltas: list[Tensor],

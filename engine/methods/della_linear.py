@@ -7,10 +7,24 @@ arXiv:2406.11617, section 3.
 from collections.abc import Sequence
 
 from mergemill.engine.methods.contract import Density, PerModel, merge_method
-from mergemill.engine.methods.drop import MAGPRUNE_SLABS, magprune, magpruned_norms, refuse_epsilon
-from mergemill.engine.methods.task_vectors import add_deltas
+from mergemill.engine.methods.drop import MAGPRUNE_SLABS, keeps_of_magprune, magprune, magpruned_norms, refuse_epsilon
+from mergemill.engine.methods.task_vectors import add_deltas, fuse_sum
+from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
+
+
+def _fuse(
+    statistics: Sequence[float],
+    place: Place,
+    weight: Sequence[float],
+    density: Sequence[float],
+    epsilon: Sequence[float],
+    normalize: bool,
+    lambda_: float,
+) -> Fusion:
+    keeps = keeps_of_magprune(density, epsilon, statistics, place)
+    return fuse_sum(weight, keeps, lambda_=lambda_, normalize=normalize)
 
 
 @merge_method(
@@ -21,6 +35,7 @@ from mergemill.engine.tensors.place import Place
     grain="row",
     extra_slabs=MAGPRUNE_SLABS,
     check=refuse_epsilon,
+    fused=_fuse,
 )
 def della_linear(
     base: Tensor,

@@ -6,6 +6,7 @@ instead of dividing by the density.
 """
 
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,10 +14,12 @@ import numpy as np
 
 from mergemill.engine.methods.task_vectors import rescale_factor, sum_absolute
 from mergemill.engine.tensors.exact import ExactSum
+from mergemill.engine.tensors.fusion import Keep, Limits
 from mergemill.engine.tensors.kernels import Gather
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
-from mergemill.engine.tensors.random import drop_with_probability, keep_under_limits, random_limits
+from mergemill.engine.tensors.random import drop_with_probability, find_limit, keep_under_limits, random_limits
+from mergemill.engine.tensors.stored import StoredSlab
 
 MAGPRUNE_SLABS = 5  # keys to sort by, limits, masks
 
@@ -25,7 +28,8 @@ Drop = Callable[[Tensor, Place, int], Tensor]  # thins the slab of the task vect
 
 def kept_norms(place: Place, density: Sequence[float], rescale: bool) -> Generator[Gather, Any, tuple[float, ...]]:
     """Find the factor that restores each task vector's L1 norm after `drop_at_random`."""
-    return (yield from _find_factors(partial(_drop, density), density, rescale))
+    keeps = keeps_at_random(density, (1.0,) * len(density))
+    return (yield from _find_factors(_Norms(partial(_drop, density), keeps), density, rescale))
 
 
 def drop_at_random(deltas: Sequence[Tensor], density: Sequence[float], factors: Sequence[float], place: Place) -> None:
@@ -37,7 +41,8 @@ def magpruned_norms(
     place: Place, density: Sequence[float], epsilon: Sequence[float], rescale: bool
 ) -> Generator[Gather, Any, tuple[float, ...]]:
     """Find the factor that restores each task vector's L1 norm after `magprune`."""
-    return (yield from _find_factors(partial(_magprune, density, epsilon), density, rescale))
+    keeps = keeps_of_magprune(density, epsilon, (1.0,) * len(density), place)
+    return (yield from _find_factors(_Norms(partial(_magprune, density, epsilon), keeps), density, rescale))
 
 
 def magprune(
@@ -63,20 +68,54 @@ def refuse_epsilon(density: Sequence[float], epsilon: Sequence[float]) -> str | 
     return None
 
 
-def _find_factors(drop: Drop, density: Sequence[float], rescale: bool) -> Generator[Gather, Any, tuple[float, ...]]:
+def keeps_at_random(density: Sequence[float], factors: Sequence[float]) -> tuple[Keep, ...]:
+    """Return `drop_at_random` as native loops do it."""
+    return tuple(
+        _keep_all_or_nothing(d, factor) or Keep(factor, limit=find_limit(d))
+        for d, factor in zip(density, factors, strict=True)
+    )
+
+
+def keeps_of_magprune(
+    density: Sequence[float], epsilon: Sequence[float], factors: Sequence[float], place: Place
+) -> tuple[Keep, ...]:
+    """Return `magprune` as native loops do it."""
+    columns = _count_columns(place)
+    return tuple(
+        _keep_all_or_nothing(d, factor) or Keep(factor, limits=_rank_limits(d, e, columns))
+        for d, e, factor in zip(density, epsilon, factors, strict=True)
+    )
+
+
+def _keep_all_or_nothing(density: float, factor: float) -> Keep | None:
+    return None if 0 < density < 1 else Keep(factor, nothing=density <= 0)
+
+
+def _find_factors(
+    norms: "_Norms", density: Sequence[float], rescale: bool
+) -> Generator[Gather, Any, tuple[float, ...]]:
     if not rescale or all(d <= 0 or d >= 1 for d in density):
         return (1.0,) * len(density)
-    norms = yield _norms_after(drop)
-    return tuple(rescale_factor(float(whole), float(kept)) for whole, kept in norms)
+    found = yield norms
+    return tuple(rescale_factor(float(whole), float(kept)) for whole, kept in found)
 
 
-def _norms_after(drop: Drop) -> Callable[[Sequence[Tensor], Place], tuple[tuple[ExactSum, ExactSum], ...]]:
-    def gather(deltas: Sequence[Tensor], place: Place) -> tuple[tuple[ExactSum, ExactSum], ...]:
+@dataclass(frozen=True)
+class _Norms:
+    """Gathers the L1 norm of each task vector before and after it is thinned."""
+
+    drop: Drop
+    keeps: tuple[Keep, ...]
+
+    def __call__(self, deltas: Sequence[Tensor], place: Place) -> tuple[tuple[ExactSum, ExactSum], ...]:
         return tuple(
-            (sum_absolute(delta, place), sum_absolute(drop(delta, place, i), place)) for i, delta in enumerate(deltas)
+            (sum_absolute(delta, place), sum_absolute(self.drop(delta, place, i), place))
+            for i, delta in enumerate(deltas)
         )
 
-    return gather
+    def from_stored(self, slab: StoredSlab) -> tuple[tuple[ExactSum, ExactSum], ...]:
+        """The same from stored bytes."""
+        return tuple(slab.sum_absolute(i, keep) for i, keep in enumerate(self.keeps))
 
 
 def _thin(deltas: Sequence[Tensor], drop: Drop, factors: Sequence[float], place: Place) -> None:
@@ -95,13 +134,17 @@ def _drop(density: Sequence[float], delta: Tensor, place: Place, i: int) -> Tens
 def _magprune(density: Sequence[float], epsilon: Sequence[float], delta: Tensor, place: Place, i: int) -> Tensor:
     if not 0 < density[i] < 1:
         return delta if density[i] >= 1 else delta.zero_()
-    rows = delta.view(-1, place.shape[-1] if place.shape else 1)
-    by_rank = _rank_limits(density[i], epsilon[i], rows.shape[1]).expand(rows.shape)
+    rows = delta.view(-1, _count_columns(place))
+    by_rank = torch.from_numpy(_rank_limits(density[i], epsilon[i], rows.shape[1])).expand(rows.shape)
     limits = torch.empty(rows.shape, dtype=torch.int32).scatter_(1, _sort_rows(rows), by_rank)
     return delta.mul_(keep_under_limits(place, place.models[i], limits.view(-1), torch.empty_like(delta)))
 
 
-def _rank_limits(density: float, epsilon: float, columns: int) -> Tensor:
+def _count_columns(place: Place) -> int:
+    return place.shape[-1] if place.shape else 1
+
+
+def _rank_limits(density: float, epsilon: float, columns: int) -> Limits:
     """Return the limit of each rank's random number, the smallest magnitude's first."""
     steps = np.arange(columns) / (columns - 1) if columns > 1 else np.array([0.5])
     return random_limits(density - epsilon + 2 * epsilon * steps)

@@ -5,12 +5,19 @@ Source: Zheng et al., "Model extrapolation expedites alignment" (ExPO), arXiv:24
 arXiv:2310.04799) and ParamΔ (arXiv:2504.21023).
 """
 
+from collections.abc import Sequence
+
 from mergemill.engine.methods.contract import PerModel, merge_method
-from mergemill.engine.methods.task_vectors import add_deltas
+from mergemill.engine.methods.task_vectors import add_deltas, fuse_sum
+from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.lazy import Tensor
 
 
-@merge_method(reads="element", base="required")
+def _fuse(weight: Sequence[float]) -> Fusion:
+    return fuse_sum(weight, lambda_=1.0, normalize=False)
+
+
+@merge_method(reads="element", base="required", fused=_fuse)
 def expo(base: Tensor, deltas: list[Tensor], *, weight: PerModel[float]) -> Tensor:
     """Return ``base + sum(weight[i] · deltas[i])``. Shapes: all ``[n]``.
 

@@ -9,10 +9,12 @@ from collections.abc import Generator, Sequence
 
 from mergemill.engine.tensors import native
 from mergemill.engine.tensors.exact import ExactSum, sum_products
+from mergemill.engine.tensors.fusion import Fusion, Join
 from mergemill.engine.tensors.kernels import Gather
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.slabs import SLAB
+from mergemill.engine.tensors.stored import StoredSlab
 
 Gram = tuple[tuple[float, ...], ...]  # k rows of k inner products, symmetric
 Coefficients = tuple[float, ...]  # one for each input
@@ -22,7 +24,7 @@ GRAM_BYTES = SLAB * 8  # one float64 copy of each input's slab
 
 def gram_matrix() -> Generator[Gather, tuple[ExactSum, ...], Gram]:
     """Gather the Gram matrix of the inputs over the whole tensor, in float64."""
-    products = yield _products
+    products = yield _Products()
     size = int((2 * len(products)) ** 0.5)
     lower = iter(products)
     rows = [[float(next(lower)) for _ in range(i + 1)] for i in range(size)]
@@ -69,6 +71,13 @@ def combine_linearly(tensors: Sequence[Tensor], coefficients: Sequence[float]) -
     return total
 
 
+def fuse_linearly(coefficients: Sequence[float]) -> Fusion | None:
+    """Return `combine_linearly` as native loops do it."""
+    if not all(abs(factor) <= _MOST for factor in coefficients):
+        return None
+    return Fusion(Join("sum", tuple(coefficients)))
+
+
 def _scale(tensor: Tensor, factor: float) -> Tensor:
     if abs(factor) <= torch.finfo(tensor.dtype).max:
         return tensor.mul_(factor)
@@ -77,5 +86,12 @@ def _scale(tensor: Tensor, factor: float) -> Tensor:
     return tensor.mul_(root).mul_(math.copysign(root, factor))
 
 
-def _products(tensors: Sequence[Tensor], place: Place) -> tuple[ExactSum, ...]:
-    return tuple(sum_products(tensors[i], tensors[j], place.block) for i in range(len(tensors)) for j in range(i + 1))
+class _Products:
+    """Gathers the inner product of each input i with each j <= i, in this order."""
+
+    from_stored = staticmethod(StoredSlab.sum_products)
+
+    def __call__(self, tensors: Sequence[Tensor], place: Place) -> tuple[ExactSum, ...]:
+        return tuple(
+            sum_products(tensors[i], tensors[j], place.block) for i in range(len(tensors)) for j in range(i + 1)
+        )

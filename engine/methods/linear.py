@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from mergemill.engine.methods.contract import PerModel, merge_method
 from mergemill.engine.tensors import native
+from mergemill.engine.tensors.fusion import Fusion, Join
 from mergemill.engine.tensors.lazy import Tensor
 
 
@@ -16,7 +17,11 @@ def _weights_cancel(*, weight: Sequence[float], normalize: bool) -> str | None:
     return None
 
 
-@merge_method(reads="element", check=_weights_cancel)
+def _fuse(weight: Sequence[float], normalize: bool) -> Fusion:
+    return Fusion(Join("sum", tuple(weight), sum(weight) if normalize else 0.0))
+
+
+@merge_method(reads="element", check=_weights_cancel, fused=_fuse)
 def linear(models: list[Tensor], *, weight: PerModel[float], normalize: bool = True) -> Tensor:
     """Return ``sum(weight[i] * models[i])``, divided by ``sum(weight)`` with `normalize`.
 

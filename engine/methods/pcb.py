@@ -11,12 +11,13 @@ from functools import partial
 from typing import Any
 
 from mergemill.engine.methods.contract import Density, merge_method
+from mergemill.engine.tensors.cut import Cut
 from mergemill.engine.tensors.elementary import exp_, tanh_
 from mergemill.engine.tensors.exact import Extremes, find_extremes
 from mergemill.engine.tensors.kernels import Gather
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
-from mergemill.engine.tensors.select import HISTOGRAM_BYTES, SELECT_ROUNDS, Cut, mark_largest, select_largest
+from mergemill.engine.tensors.select import HISTOGRAM_BYTES, SELECT_ROUNDS, mark_largest, select_largest
 
 _NO_WEIGHT = 1e-12
 

@@ -4,7 +4,7 @@ Source: Wan et al., "FuseChat: knowledge fusion of chat models", arXiv:2408.0799
 """
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,14 @@ import numpy as np
 
 from mergemill.engine.methods.contract import merge_method
 from mergemill.engine.methods.task_vectors import elect_sign
+from mergemill.engine.tensors.cut import Cut
 from mergemill.engine.tensors.exact import ExactSum, sum_products
+from mergemill.engine.tensors.fusion import SPREAD, Fusion, Join
 from mergemill.engine.tensors.kernels import Gather
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
-from mergemill.engine.tensors.select import HISTOGRAM_BYTES, SELECT_ROUNDS, Cut, mark_largest, select_largest
+from mergemill.engine.tensors.select import HISTOGRAM_BYTES, SELECT_ROUNDS, mark_largest, select_largest
+from mergemill.engine.tensors.stored import StoredSlab
 
 _NO_WEIGHT = 1e-6
 
@@ -33,13 +36,20 @@ def select_spread(place: Place, dtype: str, select_topk: float) -> Generator[Gat
     """Find the ``floor(select_topk · #{spread > 0})`` elements of largest spread, and the weights of the models."""
     kept: Cut | int = 1
     if select_topk < 1:
-        (differing,) = yield _count_differing
+        (differing,) = yield _Differing()
         count = math.floor(select_topk * differing)
         kept = 0
         if count > 0:
-            ((kept,),) = yield from select_largest(place, [(count,)], dtype, _derive_spread)
-    squares = yield _squares_at(kept)
+            ((kept,),) = yield from select_largest(place, [(count,)], dtype, _Spread())
+    squares = yield _Squares(kept)
     return Selection(kept, _weigh([float(square) / place.size for square in squares]))
+
+
+def _fuse(statistics: Selection) -> Fusion | None:
+    if statistics.kept == 0:
+        return None
+    marked = statistics.kept if isinstance(statistics.kept, Cut) else None
+    return Fusion(Join("share", statistics.weight), marked=marked)
 
 
 @merge_method(
@@ -49,6 +59,7 @@ def select_spread(place: Place, dtype: str, select_topk: float) -> Generator[Gat
     rounds=max(SELECT_ROUNDS.values()) + 2,
     extra_slabs=7,
     extra_bytes=HISTOGRAM_BYTES,
+    fused=_fuse,
 )
 def sce(base: Tensor, deltas: list[Tensor], statistics: Selection, place: Place, *, select_topk: float = 1.0) -> Tensor:
     """Return the base plus the weighted mean, over the models of the elected sign, of the selected elements.
@@ -93,20 +104,43 @@ def find_spread(deltas: Sequence[Tensor]) -> Tensor:
     return squares.div_(len(deltas)).sqrt_().to(deltas[0].dtype)
 
 
-def _derive_spread(deltas: Sequence[Tensor], place: Place) -> Sequence[Tensor]:
-    return [find_spread(deltas)]
+class _Spread:
+    """Derives the spread, to rank it."""
+
+    def __call__(self, deltas: Sequence[Tensor], place: Place) -> Sequence[Tensor]:
+        return [find_spread(deltas)]
+
+    def in_stored(self, slab: StoredSlab) -> Sequence[int]:
+        """What native loops call it."""
+        return (SPREAD,)
 
 
-def _count_differing(deltas: Sequence[Tensor], place: Place) -> tuple[int, ...]:
-    return (int(np.count_nonzero(find_spread(deltas).numpy())),)
+class _Differing:
+    """Counts the elements on which the models differ."""
+
+    def __call__(self, deltas: Sequence[Tensor], place: Place) -> tuple[int, ...]:
+        return (int(np.count_nonzero(find_spread(deltas).numpy())),)
+
+    def from_stored(self, slab: StoredSlab) -> tuple[int, ...]:
+        """The same from stored bytes."""
+        return (slab.size - int(slab.count_equal(SPREAD, 0.0).sum()),)
 
 
-def _squares_at(kept: Cut | int) -> Callable[[Sequence[Tensor], Place], tuple[ExactSum, ...]]:
-    def gather(deltas: Sequence[Tensor], place: Place) -> tuple[ExactSum, ...]:
-        _keep(deltas, kept, place)
+@dataclass(frozen=True)
+class _Squares:
+    """Gathers the squares of each task vector's selected elements."""
+
+    kept: Cut | int
+
+    def __call__(self, deltas: Sequence[Tensor], place: Place) -> tuple[ExactSum, ...]:
+        _keep(deltas, self.kept, place)
         return tuple(_sum_squares(delta, place) for delta in deltas)
 
-    return gather
+    def from_stored(self, slab: StoredSlab) -> tuple[ExactSum, ...]:
+        """The same from stored bytes."""
+        if self.kept == 0:
+            return (ExactSum(),) * slab.count
+        return slab.sum_marked_squares(self.kept if isinstance(self.kept, Cut) else None)
 
 
 def _sum_squares(delta: Tensor, place: Place) -> ExactSum:

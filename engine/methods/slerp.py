@@ -6,15 +6,26 @@ Source: Shoemake, "Animating rotation with quaternion curves", SIGGRAPH 1985, on
 import math
 
 from mergemill.engine.methods.contract import merge_method
-from mergemill.engine.methods.gram import GRAM_BYTES, Gram, combine_linearly, gram_matrix
+from mergemill.engine.methods.gram import GRAM_BYTES, Gram, combine_linearly, fuse_linearly, gram_matrix
+from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.lazy import Tensor
 
 _PARALLEL = 0.9995  # beyond this |cos| the two are taken as parallel
 _NO_NORM = 1e-8
 
 
+def _fuse(statistics: Gram, t: float) -> Fusion | None:
+    return fuse_linearly(_coefficients(statistics, t))
+
+
 @merge_method(
-    reads="gram", base="first of two", inputs=(2, 2), statistics=gram_matrix, rounds=1, extra_bytes=GRAM_BYTES
+    reads="gram",
+    base="first of two",
+    inputs=(2, 2),
+    statistics=gram_matrix,
+    rounds=1,
+    extra_bytes=GRAM_BYTES,
+    fused=_fuse,
 )
 def slerp(models: list[Tensor], statistics: Gram, *, t: float) -> Tensor:
     """Return the point at `t` of the great arc from the base (``models[0]``) to the other model.

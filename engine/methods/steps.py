@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.contract import Grain, Method, Parameter, find_block, read_signature
+from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.kernels import Rounds
 from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
@@ -143,6 +144,10 @@ class Stepped:
     def start(self, place: Place, settings: Mapping[str, Any], dtype: str) -> Rounds | None:
         """Begin the method's statistics."""
         return self.method.start(place, settings, dtype)
+
+    def fuse(self, statistics: Any, place: Place, settings: Mapping[str, Any]) -> Fusion | None:
+        """The method's, where no step changes a tensor of this shape."""
+        return None if self._steps_for(place.shape) else self.method.fuse(statistics, place, settings)
 
     def combine(
         self,

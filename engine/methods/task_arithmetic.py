@@ -3,12 +3,19 @@
 Source: Ilharco et al., "Editing models with task arithmetic", arXiv:2212.04089, section 2.
 """
 
+from collections.abc import Sequence
+
 from mergemill.engine.methods.contract import PerModel, merge_method
-from mergemill.engine.methods.task_vectors import add_deltas
+from mergemill.engine.methods.task_vectors import add_deltas, fuse_sum
+from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.lazy import Tensor
 
 
-@merge_method(reads="element", base="required")
+def _fuse(weight: Sequence[float], normalize: bool, lambda_: float) -> Fusion:
+    return fuse_sum(weight, lambda_=lambda_, normalize=normalize)
+
+
+@merge_method(reads="element", base="required", fused=_fuse)
 def task_arithmetic(
     base: Tensor,
     deltas: list[Tensor],

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from mergemill.engine.tensors import exact, native
 from mergemill.engine.tensors.exact import ExactSum
+from mergemill.engine.tensors.fusion import Fusion, Join, Keep
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 
@@ -31,7 +32,7 @@ def add_deltas(
 
     Shapes: all ``[n]``. `base` and `deltas` are overwritten.
     """
-    divisor = sum(weight) if normalize and abs(sum(weight)) >= _NO_WEIGHT else 0.0
+    divisor = _find_divisor(weight, normalize=normalize)
     if native.suits(base, *deltas):
         return native.add_deltas(base, deltas, weight, divisor=divisor, lambda_=lambda_)
     total = deltas[0].mul_(weight[0])
@@ -40,6 +41,21 @@ def add_deltas(
     if divisor:
         total.div_(divisor)
     return base.add_(total.mul_(lambda_))
+
+
+def fuse_sum(weight: Sequence[float], keeps: Sequence[Keep] = (), *, lambda_: float, normalize: bool) -> Fusion:
+    """Return `add_deltas` of what is kept as native loops do it."""
+    divisor = _find_divisor(weight, normalize=normalize)
+    return Fusion(Join("add", tuple(weight), divisor=divisor, lambda_=lambda_), tuple(keeps))
+
+
+def fuse_agreeing(weight: Sequence[float], keeps: Sequence[Keep], *, lambda_: float, normalize: bool) -> Fusion:
+    """Return `add_agreeing_deltas` of what is kept as native loops do it."""
+    return Fusion(Join("agree", tuple(weight), lambda_=lambda_, normalize=normalize), tuple(keeps))
+
+
+def _find_divisor(weight: Sequence[float], *, normalize: bool) -> float:
+    return sum(weight) if normalize and abs(sum(weight)) >= _NO_WEIGHT else 0.0
 
 
 def add_agreeing_deltas(

@@ -6,13 +6,20 @@ Source: Yadav et al., "TIES-Merging: resolving interference when merging models"
 from collections.abc import Sequence
 
 from mergemill.engine.methods.contract import Density, PerModel, merge_method
-from mergemill.engine.methods.task_vectors import add_agreeing_deltas
-from mergemill.engine.methods.trim import TRIM_BYTES, TRIM_ROUNDS, Trim, apply_trims, trim_to_largest
+from mergemill.engine.methods.task_vectors import add_agreeing_deltas, fuse_agreeing
+from mergemill.engine.methods.trim import TRIM_BYTES, TRIM_ROUNDS, Trim, apply_trims, keeps_of, trim_to_largest
+from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
 
 
-@merge_method(reads="rank", base="required", statistics=trim_to_largest, rounds=TRIM_ROUNDS, extra_bytes=TRIM_BYTES)
+def _fuse(statistics: Sequence[Trim], weight: Sequence[float], normalize: bool, lambda_: float) -> Fusion:
+    return fuse_agreeing(weight, keeps_of(statistics), lambda_=lambda_, normalize=normalize)
+
+
+@merge_method(
+    reads="rank", base="required", statistics=trim_to_largest, rounds=TRIM_ROUNDS, extra_bytes=TRIM_BYTES, fused=_fuse
+)
 def ties(
     base: Tensor,
     deltas: list[Tensor],

@@ -5,17 +5,20 @@ arXiv:2312.06795, section 3 (outliers).
 """
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mergemill.engine.methods.task_vectors import rescale_factor, sum_absolute
 from mergemill.engine.tensors import native
+from mergemill.engine.tensors.cut import Cut
 from mergemill.engine.tensors.exact import ExactSum
+from mergemill.engine.tensors.fusion import Keep
 from mergemill.engine.tensors.kernels import Gather
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
-from mergemill.engine.tensors.select import HISTOGRAM_BYTES, SELECT_ROUNDS, Cut, mark_largest, select_largest
+from mergemill.engine.tensors.select import HISTOGRAM_BYTES, SELECT_ROUNDS, mark_largest, select_largest
+from mergemill.engine.tensors.stored import StoredSlab
 
 TRIM_ROUNDS = max(SELECT_ROUNDS.values()) + 1
 TRIM_BYTES = HISTOGRAM_BYTES
@@ -67,7 +70,7 @@ def _find_trims(
     trims = tuple(_make_trim(*found) if found else trim for trim, found in zip(plain, cuts, strict=True))
     if not rescale:
         return trims
-    norms = yield _norms_of(trims)
+    norms = yield _Norms(trims)
     return tuple(
         trim if trim.cut is None else replace(trim, factor=rescale_factor(float(whole), float(kept)))
         for trim, (whole, kept) in zip(trims, norms, strict=True)
@@ -84,6 +87,11 @@ def apply_trims(deltas: Sequence[Tensor], trims: Sequence[Trim], place: Place) -
         _keep(delta, trim, place)
         if trim.factor != 1.0:
             delta.mul_(trim.factor)
+
+
+def keeps_of(trims: Sequence[Trim]) -> tuple[Keep, ...]:
+    """Return `apply_trims` as native loops do it."""
+    return tuple(Keep(trim.factor, cut=trim.cut, outliers=trim.outliers) for trim in trims)
 
 
 def _keep(delta: Tensor, trim: Trim, place: Place) -> Tensor:
@@ -111,11 +119,21 @@ def _keep_natively(delta: Tensor, cut: Cut, place: Place) -> Tensor:
     return delta
 
 
-def _norms_of(trims: Sequence[Trim]) -> Callable[[Sequence[Tensor], Place], tuple[tuple[ExactSum, ExactSum], ...]]:
-    def gather(deltas: Sequence[Tensor], place: Place) -> tuple[tuple[ExactSum, ExactSum], ...]:
-        return tuple(_norms(delta, trim, place) for delta, trim in zip(deltas, trims, strict=True))
+@dataclass(frozen=True)
+class _Norms:
+    """Gathers the L1 norm of each task vector that is cut, before and after."""
 
-    return gather
+    trims: Sequence[Trim]
+
+    def __call__(self, deltas: Sequence[Tensor], place: Place) -> tuple[tuple[ExactSum, ExactSum], ...]:
+        return tuple(_norms(delta, trim, place) for delta, trim in zip(deltas, self.trims, strict=True))
+
+    def from_stored(self, slab: StoredSlab) -> tuple[tuple[ExactSum, ExactSum], ...]:
+        """The same from stored bytes."""
+        return tuple(
+            (ExactSum(), ExactSum()) if trim.cut is None else slab.sum_absolute(i, keep)
+            for i, (trim, keep) in enumerate(zip(self.trims, keeps_of(self.trims), strict=True))
+        )
 
 
 def _norms(delta: Tensor, trim: Trim, place: Place) -> tuple[ExactSum, ExactSum]:

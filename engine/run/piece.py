@@ -16,6 +16,7 @@ from mergemill.engine.storage.ranges import read_ahead
 from mergemill.engine.tensors.drift import Drift, Watch, make_drift
 from mergemill.engine.tensors.exact import ExactSum
 from mergemill.engine.tensors.expressions import Agreed, Expression, Held, Stored
+from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.kernels import Gather, Partial, add_partials
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.merged import Merged
@@ -50,8 +51,9 @@ def merge_piece(
         row = to_row(drift, kept_base=kept) if piece.span.start == 0 else []  # the whole tensor's, said once
         piece = _with_base(piece) if kept else piece
         watch = None
+    fusion = _fuse(piece, statistics)
     for span in _iter_slabs(piece, work, workplace, slab, block):
-        yield span, _make_bytes(piece, span, statistics, work, watch)
+        yield span, _make_bytes(piece, span, statistics, fusion, work, watch)
     if watch is not None:
         row = to_row(watch.drift(), kept_base=False)
     if drifts is not None and row is not None:
@@ -129,8 +131,9 @@ def _gather(piece: Piece, gather: Gather, work: Workspace, workplace: Workplace,
 def _gather_drift(piece: Piece, statistics: Any, work: Workspace, workplace: Workplace, slab: int) -> Partial:
     watch = _make_watch(piece)
     assert watch is not None, "only merged tensors are guarded"
+    fusion = _fuse(piece, statistics)
     for span in _iter_slabs(piece, work, workplace, slab):
-        _make_bytes(piece, span, statistics, work, watch)
+        _make_bytes(piece, span, statistics, fusion, work, watch)
     return watch.partial()
 
 
@@ -178,13 +181,24 @@ def _read_ahead(expression: Expression, span: Span) -> None:
         read_ahead(read.pin, read.offset_bytes, read.size_bytes)
 
 
-def _make_bytes(piece: Piece, span: Span, statistics: Any, work: Workspace, watch: Watch | None = None) -> Arena:
-    """Return the slab's output bytes, flat uint8; `watch` sees a merged slab on its way."""
+def _fuse(piece: Piece, statistics: Any) -> Fusion | None:
+    expression = piece.tensor.expression
+    return expression.fuse(statistics, piece.tensor.dtype) if isinstance(expression, Merged) else None
+
+
+def _make_bytes(
+    piece: Piece, span: Span, statistics: Any, fusion: Fusion | None, work: Workspace, watch: Watch | None
+) -> Arena:
+    """Return the slab's output bytes; `watch` sees a merged slab on its way."""
     expression, dtype = piece.tensor.expression, piece.tensor.dtype
-    if isinstance(expression, Stored | Held | Agreed) and expression.dtype == dtype:
-        return expression.read(span, work).numpy()
+    if isinstance(expression, Stored) and expression.dtype == dtype:
+        return expression.read_array(span, work)
+    if isinstance(expression, Held | Agreed) and expression.dtype == dtype:
+        return _bytes(expression.read(span, work))
     if not isinstance(expression, Merged):
         return _bytes(expression.evaluate(span, work, dtype))
+    if fusion is not None:
+        return expression.merge_stored(fusion, span, work, dtype, watch)
     merged = expression.combine(statistics, span, work, watch)
     if dtype != expression.dtype:
         merged = work.take((span.size,), dtype).copy_(merged)

@@ -73,6 +73,15 @@ class Watch:
         else:
             moved[:] = _sum_squares((_take_sample(merged, self._block) - self._kept)[None])[0]
 
+    def record(self, squares: Sums, broken: int) -> None:
+        """See a slab that was merged in one go: its `squares` as `make_squares` gave them, filled, and what broke."""
+        self._squares.append(squares)
+        self._broken += broken
+
+    def make_squares(self, size: int, rows: int) -> Sums:
+        """Return room for a slab's sums: a row for the base, each input and the result, a column for each chunk."""
+        return np.empty((rows, count_cuts(size, self._block)))
+
     def check(self, written: Tensor) -> None:
         """Count what is not finite in the slab as it is written."""
         if native.suits_halves(written):

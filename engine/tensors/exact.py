@@ -97,7 +97,7 @@ def _sum_whole_blocks(flat: np.ndarray[Any, np.dtype[np.float64]]) -> ExactSum:
     with np.errstate(all="ignore"):
         lanes = np.add.reduce(flat.reshape(-1, 64, 1024), axis=1)
         lanes = np.add.reduce(lanes.reshape(-1, 32, 32), axis=1)
-    return _sum_lanes(lanes)
+    return sum_lanes(lanes)
 
 
 def add_up(values: Sequence[float]) -> float:
@@ -111,14 +111,14 @@ def add_up(values: Sequence[float]) -> float:
 def sum_absolute(slab: Tensor, block: int = BLOCK) -> ExactSum:
     """Return the sum of |x| of a flat slab, in float64."""
     if native.suits(slab):
-        return _sum_lanes(native.sum_absolute(slab, block, count_cuts(len(slab), block)))
+        return sum_lanes(native.sum_absolute(slab, block, count_cuts(len(slab), block)))
     return sum_blocks(slab.abs().to(torch.float64), block)
 
 
 def sum_products(left: Tensor, right: Tensor, block: int = BLOCK) -> ExactSum:
     """Return the inner product of two flat slabs of one dtype, in float64."""
     if native.suits(left, right):
-        return _sum_lanes(native.sum_products(left, right, block, count_cuts(len(left), block)))
+        return sum_lanes(native.sum_products(left, right, block, count_cuts(len(left), block)))
     return sum_blocks(left.to(torch.float64) * right.to(torch.float64), block)
 
 
@@ -128,7 +128,8 @@ def count_cuts(size: int, block: int) -> int:
     return whole * -(-block // BLOCK) + -(-rest // BLOCK)
 
 
-def _sum_lanes(lanes: native.Sums) -> ExactSum:
+def sum_lanes(lanes: native.Sums) -> ExactSum:
+    """Return the sum of the sums of blocks ``[cut, 32]``, each of which is rounded once."""
     return reduce(ExactSum.__add__, (exact(add_up(each.tolist())) for each in lanes), ExactSum())
 
 

@@ -14,7 +14,7 @@ from mergemill.engine.storage.ranges import Pin
 from mergemill.engine.tensors.dtypes import NAMES, TORCH_DTYPES, item_bytes
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.slabs import BLOCK, Span
-from mergemill.engine.tensors.workspace import Workspace, aligned
+from mergemill.engine.tensors.workspace import Arena, Workspace, aligned
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,11 @@ class Stored:
         """Return the span's bytes, flat uint8, not to be changed."""
         (wanted,) = self.reads(span)
         return work.read(wanted.pin, wanted.offset_bytes, wanted.size_bytes)
+
+    def read_array(self, span: Span, work: Workspace) -> Arena:
+        """Return the span's bytes as an array, not to be changed."""
+        (wanted,) = self.reads(span)
+        return work.read_array(wanted.pin, wanted.offset_bytes, wanted.size_bytes)
 
     def evaluate(self, span: Span, work: Workspace, dtype: str) -> Tensor:
         """Return the span decoded to `dtype`."""

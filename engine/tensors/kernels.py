@@ -6,18 +6,29 @@ process can replay it, so a round may run on one worker and the next on another.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from mergemill.engine.tensors.exact import ExactSum, Extremes
+from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
+from mergemill.engine.tensors.stored import StoredSlab
 
 # What a round gathers; partial results of slabs are added, component by component, exactly.
 Partial = tuple[Any, ...]
-Gather = Callable[[Sequence[Tensor], Place], Partial]
+Gather = Callable[[Sequence[Tensor], Place], Partial]  # one that is a `StoredGather` can do without the tensors
 Rounds = Generator[Gather, Partial, Any]
+
+
+@runtime_checkable
+class StoredGather(Protocol):
+    """What a round gathers, given also as native loops over slabs as they are stored, with the same result."""
+
+    @property
+    def from_stored(self) -> Callable[[StoredSlab], Partial] | None:
+        """Gather from a slab of the inputs; None where the loops cannot."""
 
 
 class Kernel(Protocol):
@@ -52,6 +63,9 @@ class Kernel(Protocol):
 
     def start(self, place: Place, settings: Mapping[str, Any], dtype: str) -> Rounds | None:
         """Begin its statistics; None where it has none."""
+
+    def fuse(self, statistics: Any, place: Place, settings: Mapping[str, Any]) -> Fusion | None:
+        """Return how native loops make a slab from what is stored; None where they cannot."""
 
     def combine(
         self,

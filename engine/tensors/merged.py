@@ -9,11 +9,13 @@ from mergemill.engine.tensors.drift import Watch
 from mergemill.engine.tensors.dtypes import item_bytes
 from mergemill.engine.tensors.exact import ExactSum, sum_products
 from mergemill.engine.tensors.expressions import Expression, Read, Stored
-from mergemill.engine.tensors.kernels import Gather, Kernel, Partial, advance
-from mergemill.engine.tensors.lazy import Tensor, torch
+from mergemill.engine.tensors.fusion import Fusion
+from mergemill.engine.tensors.kernels import Gather, Kernel, Partial, StoredGather, advance
+from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.slabs import Span
-from mergemill.engine.tensors.workspace import Workspace, aligned
+from mergemill.engine.tensors.stored import STORED_DTYPES, StoredSlab
+from mergemill.engine.tensors.workspace import Arena, Workspace, aligned
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,24 @@ class Merged:
 
     def gather(self, gather: Gather, span: Span, work: Workspace) -> Partial:
         """Return what one round gathers from one slab."""
+        from_stored = gather.from_stored if isinstance(gather, StoredGather) and self._is_plain() else None
+        if from_stored is not None:
+            return from_stored(self._store(span, work))
         return gather(self._load_tensors(span, work), self.place.at(span.start))
+
+    def fuse(self, statistics: Any, dtype: str) -> Fusion | None:
+        """Return how native loops make the tensor as `dtype` from what is stored; None where they cannot."""
+        if dtype not in STORED_DTYPES or not self.place.size or not self._is_plain():
+            return None
+        return self.kernel.fuse(statistics, self.place, self.settings)
+
+    def merge_stored(self, fusion: Fusion, span: Span, work: Workspace, dtype: str, watch: Watch | None) -> Arena:
+        """Return the merged slab as `dtype`, as bytes; `watch` sees it and its inputs."""
+        squares = None if watch is None else watch.make_squares(span.size, len(self.inputs) + 1)
+        merged, broken = self._store(span, work).merge(fusion, dtype, squares)
+        if watch is not None and squares is not None:
+            watch.record(squares, broken)
+        return merged
 
     def combine(self, statistics: Any, span: Span, work: Workspace, watch: Watch | None = None) -> Tensor:
         """Return the merged slab, flat, in the dtype of the accumulation; `watch` sees it and its inputs."""
@@ -125,15 +144,11 @@ class Merged:
 
     def _load_tensors(self, span: Span, work: Workspace) -> list[Tensor]:
         """Return what a round gathers from: the inputs without the base."""
-        return self._scale(self._load_natively(span, work)[0] if self._is_plain() else self._load(span, work)[0])
+        return self._scale(self._load(span, work)[0])
 
     def _load_all(self, span: Span, work: Workspace, watch: Watch | None) -> tuple[list[Tensor], Tensor | None]:
         """Return what the kernel combines: the inputs and the base."""
-        if self._is_plain():
-            tensors, bits = self._load_natively(span, work)
-            base: Tensor | None = work.take((span.size,), self.dtype).copy_(bits.view(torch.bfloat16))
-        else:
-            tensors, base = self._load(span, work)
+        tensors, base = self._load(span, work)
         if watch is not None:
             watch.look(tensors, base)  # as the models are: what large factors make of them is growth
         return self._scale(tensors), base
@@ -147,21 +162,25 @@ class Merged:
                     tensor.sub_(base)
         return tensors, base
 
-    def _load_natively(self, span: Span, work: Workspace) -> tuple[list[Tensor], Tensor]:
-        """Return the task vectors, decoded and subtracted in one go, and the base as it is stored."""
-        stored = [source.read(span, work) for source in self.inputs if isinstance(source, Stored)]
-        taken = [work.take((span.size,), self.dtype) for _ in stored[1:]]
-        return [
-            native.subtract_bf16(bits, stored[0], out) for bits, out in zip(stored[1:], taken, strict=True)
-        ], stored[0]
+    def _store(self, span: Span, work: Workspace) -> StoredSlab:
+        """Return the slab of every input as it is stored."""
+        stored = [source for source in self.inputs if isinstance(source, Stored)]
+        return StoredSlab(
+            arrays=tuple(source.read_array(span, work) for source in stored),
+            dtypes=tuple(source.dtype for source in stored),
+            has_base=self.has_base,
+            scales=self.factors,
+            place=self.place.at(span.start),
+            size=span.size,
+            work=work,
+        )
 
     def _is_plain(self) -> bool:
-        """Whether all that is wanted are differences of stored bfloat16."""
+        """Whether native loops can work on the inputs as they are stored."""
         return (
-            self.has_base
-            and self.kernel.takes_deltas
-            and self.dtype == "F32"
-            and all(isinstance(source, Stored) and source.dtype == "BF16" for source in self.inputs)
+            self.dtype == "F32"
+            and (self.kernel.takes_deltas or not self.has_base)
+            and all(isinstance(source, Stored) and source.dtype in STORED_DTYPES for source in self.inputs)
             and native.load() is not None
         )
 

@@ -5,28 +5,7 @@
  * without this library writes the same bytes. The compiler makes a version for each width of vector registers.
  */
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define WIDTHS __attribute__((target_clones("default", "avx2", "avx512f")))
-#else
-#define WIDTHS
-#endif
-
-#define CHUNK 1024 /* elements that stay in the first-level cache */
-#define BLOCK 65536
-#define LANES 1024
-#define LAST 32
-#define SAMPLE 1024
-
-static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-static inline float decode_bf16(uint16_t bits) {
-    const union { uint32_t bits; float value; } word = {(uint32_t)bits << 16};
-    return word.value;
-}
+#include "native.h"
 
 /* out = model - base, of bfloat16 as it is stored. */
 WIDTHS void mergemill_subtract_bf16(const uint16_t *restrict model, const uint16_t *restrict base, float *restrict out,
@@ -34,9 +13,8 @@ WIDTHS void mergemill_subtract_bf16(const uint16_t *restrict model, const uint16
     for (int64_t j = 0; j < size; j++) out[j] = decode_bf16(model[j]) - decode_bf16(base[j]);
 }
 
-/* out = sum(weight[i] * x[i]) of count slabs, over `divisor` where that is not 0. */
-WIDTHS static void sum_weighted(float *restrict out, float *const *x, const float *weight, int64_t count,
-                                int64_t start, int64_t size, float divisor) {
+WIDTHS void sum_weighted(float *restrict out, const float *const *x, const float *weight, int64_t count, int64_t start,
+                         int64_t size, float divisor) {
     const float *first = x[0] + start;
     for (int64_t j = 0; j < size; j++) out[j] = first[j] * weight[0];
     for (int64_t i = 1; i < count; i++) {
@@ -53,12 +31,12 @@ void mergemill_combine(float *const *x, const float *weight, int64_t count, int6
     float total[CHUNK];
     for (int64_t start = 0; start < size; start += CHUNK) {
         const int64_t here = least(CHUNK, size - start);
-        sum_weighted(total, x, weight, count, start, here, divisor);
+        sum_weighted(total, (const float *const *)x, weight, count, start, here, divisor);
         memcpy(x[0] + start, total, (size_t)here * sizeof(float));
     }
 }
 
-WIDTHS static void add_scaled(float *restrict base, const float *restrict total, int64_t size, float lambda) {
+WIDTHS void add_scaled(float *restrict base, const float *restrict total, int64_t size, float lambda) {
     for (int64_t j = 0; j < size; j++) base[j] += total[j] * lambda;
 }
 
@@ -68,14 +46,13 @@ void mergemill_add_deltas(float *base, float *const *x, const float *weight, int
     float total[CHUNK];
     for (int64_t start = 0; start < size; start += CHUNK) {
         const int64_t here = least(CHUNK, size - start);
-        sum_weighted(total, x, weight, count, start, here, divisor);
+        sum_weighted(total, (const float *const *)x, weight, count, start, here, divisor);
         add_scaled(base + start, total, here, lambda);
     }
 }
 
-/* The sum of the weighted deltas that have the sign of all weighted deltas' sum, 0 counting as plus. */
-WIDTHS static void sum_agreeing(float *restrict total, float *restrict sign, float *restrict divisor, float *const *x,
-                                const float *weight, int64_t count, int64_t start, int64_t size, int normalize) {
+WIDTHS void sum_agreeing(float *restrict total, float *restrict sign, float *restrict divisor, const float *const *x,
+                         const float *weight, int64_t count, int64_t start, int64_t size, int normalize) {
     sum_weighted(sign, x, weight, count, start, size, 0);
     for (int64_t j = 0; j < size; j++) sign[j] = sign[j] >= 0 ? 1.0f : -1.0f;
     memset(total, 0, (size_t)size * sizeof(float));
@@ -103,31 +80,32 @@ void mergemill_add_agreeing(float *base, float *const *x, const float *weight, i
     float total[CHUNK], sign[CHUNK], divisor[CHUNK];
     for (int64_t start = 0; start < size; start += CHUNK) {
         const int64_t here = least(CHUNK, size - start);
-        sum_agreeing(total, sign, divisor, x, weight, count, start, here, normalize);
+        sum_agreeing(total, sign, divisor, (const float *const *)x, weight, count, start, here, normalize);
         add_scaled(base + start, total, here, lambda);
     }
 }
 
-/* x = 0 (x times 0) where |x| is not above the threshold; `inclusive` keeps what equals it. */
-WIDTHS void mergemill_keep_large(float *x, int64_t size, float threshold, int32_t inclusive) {
+WIDTHS void keep_large(float *x, int64_t size, float threshold, int32_t inclusive) {
     if (inclusive)
         for (int64_t j = 0; j < size; j++) x[j] *= fabsf(x[j]) >= threshold ? 1.0f : 0.0f;
     else
         for (int64_t j = 0; j < size; j++) x[j] *= fabsf(x[j]) > threshold ? 1.0f : 0.0f;
 }
 
-/* x = 0 (x times 0) where the random number of the element, a hash of its counter and the keys, is not under `limit`. */
-WIDTHS void mergemill_keep_random(float *restrict x, const uint32_t *restrict counters, int64_t size, uint32_t first,
-                                  uint32_t second, int32_t limit) {
+void mergemill_keep_large(float *x, int64_t size, float threshold, int32_t inclusive) {
+    keep_large(x, size, threshold, inclusive);
+}
+
+WIDTHS void keep_random(float *restrict x, const uint32_t *restrict counters, int64_t size, uint32_t first,
+                        uint32_t second, int32_t limit) {
     for (int64_t j = 0; j < size; j++) {
-        uint32_t bits = counters[j] ^ first;
-        bits ^= bits >> 16;
-        bits = bits * 0x21F0AAADu + second;
-        bits ^= bits >> 15;
-        bits *= 0xD35A2D97u;
-        bits ^= bits >> 15;
-        x[j] *= (int32_t)bits < limit ? 1.0f : 0.0f;
+        x[j] *= (int32_t)hash_counter(counters[j], first, second) < limit ? 1.0f : 0.0f;
     }
+}
+
+void mergemill_keep_random(float *x, const uint32_t *counters, int64_t size, uint32_t first, uint32_t second,
+                           int32_t limit) {
+    keep_random(x, counters, size, first, second, limit);
 }
 
 /* Count the bits from `shift` on of ordered integers, made unsigned by adding `bias`. */
@@ -156,7 +134,7 @@ WIDTHS int64_t mergemill_count_equal(const float *x, int64_t size, float thresho
     return total;
 }
 
-static void fold(const double *restrict lanes, double *restrict last) {
+void fold_lanes(const double *restrict lanes, double *restrict last) {
     memcpy(last, lanes, LAST * sizeof(double));
     for (int64_t i = 1; i < LANES / LAST; i++)
         for (int64_t j = 0; j < LAST; j++) last[j] += lanes[i * LAST + j];
@@ -170,7 +148,7 @@ WIDTHS static void sum_absolute(const float *restrict x, int64_t size, double *r
         const int64_t here = least(LANES, size - start);
         for (int64_t j = 0; j < here; j++) lanes[j] += (double)fabsf(x[start + j]);
     }
-    fold(lanes, last);
+    fold_lanes(lanes, last);
 }
 
 WIDTHS static void sum_products(const float *restrict x, const float *restrict y, int64_t size, double *restrict last) {
@@ -180,7 +158,7 @@ WIDTHS static void sum_products(const float *restrict x, const float *restrict y
         const int64_t here = least(LANES, size - start);
         for (int64_t j = 0; j < here; j++) lanes[j] += (double)x[start + j] * (double)y[start + j];
     }
-    fold(lanes, last);
+    fold_lanes(lanes, last);
 }
 
 /* Cut a slab at multiples of `block`, each of these at multiples of BLOCK, and write 32 sums for each cut. */
@@ -208,8 +186,7 @@ WIDTHS int64_t mergemill_count_broken(const uint16_t *bits, int64_t size, uint16
     return total;
 }
 
-/* The sum of squares of a sample, or of its difference to another: rows of 32 lanes one after the other, then the lanes. */
-WIDTHS static double sum_squares(const float *restrict x, const float *restrict less, int64_t size) {
+WIDTHS double sum_squares(const float *restrict x, const float *restrict less, int64_t size) {
     double lanes[LAST];
     memset(lanes, 0, sizeof lanes);
     for (int64_t start = 0; start < size; start += LAST) {

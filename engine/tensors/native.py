@@ -40,6 +40,15 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "look": ([_POINTER, _SIZE, _SIZE, _SIZE, _FLAG, _SIZE, _POINTER, _POINTER], None),
     "compare": ([_POINTER, _SIZE, _SIZE, _POINTER, _POINTER], None),
     "sum_products": ([_POINTER, _POINTER, _SIZE, _SIZE, _POINTER], None),
+    "fill_counters": ([], None),
+    "merge_stored": ([_POINTER, _POINTER, _POINTER, _POINTER, _FLAG, _POINTER, _SIZE], _SIZE),
+    "stored_products": ([_POINTER, _POINTER, _SIZE], _FLAG),
+    "stored_norms": ([_POINTER, _SIZE, _POINTER, _FLAG, _POINTER, _POINTER], _FLAG),
+    "stored_upper": ([_POINTER, _SIZE, _POINTER], _FLAG),
+    "stored_lower": ([_POINTER, _SIZE, _WORD, _POINTER], _FLAG),
+    "stored_equal": ([_POINTER, _SIZE, _FLOAT, _POINTER], _FLAG),
+    "stored_ranked_marks": ([_POINTER, _SIZE, _SIZE, _POINTER, _POINTER, _POINTER], _FLAG),
+    "stored_marks": ([_POINTER, _SIZE, _POINTER, _POINTER], _FLAG),
 }
 
 
@@ -59,6 +68,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     for name, (arguments, result) in _SIGNATURES.items():
         function = getattr(library, f"mergemill_{name}")
         function.argtypes, function.restype = arguments, result
+    library.mergemill_fill_counters()
     return library
 
 
@@ -83,13 +93,13 @@ def _is_plain(slab: Tensor, dtype: Dtype) -> bool:
 
 def subtract_bf16(model: Tensor, base: Tensor, out: Tensor) -> Tensor:
     """Fill the float32 `out` with the difference of two slabs of bfloat16, given as the bytes that are stored."""
-    _call("subtract_bf16", model.data_ptr(), base.data_ptr(), out.data_ptr(), out.numel())
+    call("subtract_bf16", model.data_ptr(), base.data_ptr(), out.data_ptr(), out.numel())
     return out
 
 
 def combine(slabs: Sequence[Tensor], weight: Sequence[float], divisor: float = 0.0) -> Tensor:
     """Write ``sum(weight[i] · slabs[i])``, over `divisor` where that is not 0, into the first slab."""
-    _call("combine", _pointers(slabs), _floats(weight), len(slabs), slabs[0].numel(), divisor)
+    call("combine", _pointers(slabs), _floats(weight), len(slabs), slabs[0].numel(), divisor)
     return slabs[0]
 
 
@@ -98,7 +108,7 @@ def add_deltas(
 ) -> Tensor:
     """Add ``lambda · sum(weight[i] · deltas[i])``, over `divisor` where that is not 0, to the base."""
     size = base.numel()
-    _call("add_deltas", base.data_ptr(), _pointers(deltas), _floats(weight), len(deltas), size, divisor, lambda_)
+    call("add_deltas", base.data_ptr(), _pointers(deltas), _floats(weight), len(deltas), size, divisor, lambda_)
     return base
 
 
@@ -107,72 +117,73 @@ def add_agreeing(
 ) -> Tensor:
     """Add ``lambda ·`` the sum of the weighted deltas that have the sign of the sum of all of them to the base."""
     size = base.numel()
-    _call("add_agreeing", base.data_ptr(), _pointers(deltas), _floats(weight), len(deltas), size, normalize, lambda_)
+    call("add_agreeing", base.data_ptr(), _pointers(deltas), _floats(weight), len(deltas), size, normalize, lambda_)
     return base
 
 
 def keep_large(slab: Tensor, threshold: float, *, inclusive: bool) -> None:
     """Multiply what is not above the threshold in magnitude by 0; `inclusive` keeps what equals it."""
-    _call("keep_large", slab.data_ptr(), slab.numel(), threshold, inclusive)
+    call("keep_large", slab.data_ptr(), slab.numel(), threshold, inclusive)
 
 
 def keep_random(slab: Tensor, counters: Tensor, first: int, second: int, limit: int) -> None:
     """Multiply the elements whose random number, from its counter and two keys, is not under `limit` by 0."""
-    _call("keep_random", slab.data_ptr(), counters.data_ptr(), slab.numel(), _word(first), _word(second), limit)
+    call("keep_random", slab.data_ptr(), counters.data_ptr(), slab.numel(), _word(first), _word(second), limit)
 
 
 def count_first(ordered: Tensor, bias: int, shift: int, bins: int) -> Counts:
     """Count the bits from `shift` on of int32 that are made unsigned by adding `bias`."""
     counts = np.zeros(bins, np.int64)
-    _call("count_first", ordered.data_ptr(), ordered.numel(), _word(bias), shift, counts.ctypes.data)
+    call("count_first", ordered.data_ptr(), ordered.numel(), _word(bias), shift, counts.ctypes.data)
     return counts
 
 
 def count_within(ordered: Tensor, low: int, span: int, shift: int) -> Counts:
     """Count ``(x - low) >> shift`` of the int32 for which ``0 <= x - low < span``, modulo 2**32."""
     counts = np.zeros(span >> shift, np.int64)
-    _call("count_within", ordered.data_ptr(), ordered.numel(), _word(low), span, shift, counts.ctypes.data)
+    call("count_within", ordered.data_ptr(), ordered.numel(), _word(low), span, shift, counts.ctypes.data)
     return counts
 
 
 def count_equal(slab: Tensor, value: float) -> int:
     """Count the elements that equal `value`."""
-    return int(_call("count_equal", slab.data_ptr(), slab.numel(), value))
+    return int(call("count_equal", slab.data_ptr(), slab.numel(), value))
 
 
 def sum_absolute(slab: Tensor, block: int, cuts: int) -> Sums:
     """Return 32 sums of |x| in float64 for each of the slab's `cuts`."""
     sums = np.empty((cuts, LANES))
-    _call("sum_absolute", slab.data_ptr(), slab.numel(), block, sums.ctypes.data)
+    call("sum_absolute", slab.data_ptr(), slab.numel(), block, sums.ctypes.data)
     return sums
 
 
 def sum_products(left: Tensor, right: Tensor, block: int, cuts: int) -> Sums:
     """Return 32 sums of products in float64 for each of the slabs' `cuts`."""
     sums = np.empty((cuts, LANES))
-    _call("sum_products", left.data_ptr(), right.data_ptr(), left.numel(), block, sums.ctypes.data)
+    call("sum_products", left.data_ptr(), right.data_ptr(), left.numel(), block, sums.ctypes.data)
     return sums
 
 
 def count_broken(written: Tensor) -> int:
     """Count the infinities and NaN of a flat slab of float16 or bfloat16."""
     mask = 0x7F80 if written.dtype == torch.bfloat16 else 0x7C00
-    return int(_call("count_broken", written.data_ptr(), written.numel(), mask))
+    return int(call("count_broken", written.data_ptr(), written.numel(), mask))
 
 
 def look(slabs: Sequence[Tensor], block: int, samples: Floats, sums: Sums, *, subtract: bool) -> None:
     """Keep the sample of the first slab, ``[chunk, SAMPLE]``, and fill `sums`, a row for each slab."""
     size, chunks = slabs[0].numel(), sums.shape[1]
     pointers = _pointers(slabs)
-    _call("look", pointers, len(slabs), size, block, subtract, chunks, samples.ctypes.data, sums.ctypes.data)
+    call("look", pointers, len(slabs), size, block, subtract, chunks, samples.ctypes.data, sums.ctypes.data)
 
 
 def compare(slab: Tensor, block: int, samples: Floats, sums: Sums) -> None:
     """Fill `sums`, one for each chunk, with the squares of the slab's differences to the samples."""
-    _call("compare", slab.data_ptr(), slab.numel(), block, samples.ctypes.data, sums.ctypes.data)
+    call("compare", slab.data_ptr(), slab.numel(), block, samples.ctypes.data, sums.ctypes.data)
 
 
-def _call(name: str, *arguments: Any) -> Any:
+def call(name: str, *arguments: Any) -> Any:
+    """Call a loop of the library, which must be there."""
     return getattr(load(), f"mergemill_{name}")(*arguments)
 
 

@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 
 from mergemill.engine.tensors import native
+from mergemill.engine.tensors.fusion import Limits
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.slabs import BLOCK
 
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
+
+Keys = np.ndarray[Any, np.dtype[np.uint32]]
 
 _FIRST, _SECOND = 0x21F0AAAD, 0xD35A2D97
 
@@ -28,7 +31,7 @@ def keep_with_probability(place: Place, model: int, probability: float, out: Ten
 
     `out` is a flat floating slab that begins at ``place.start``; `model` is the input's place in the recipe.
     """
-    limit = _limit(probability)
+    limit = find_limit(probability)
     for start, bits in _iterate_bits(place, model, len(out)):
         torch.lt(bits, limit, out=out[start : start + len(bits)])
     return out
@@ -41,7 +44,7 @@ def drop_with_probability(slab: Tensor, place: Place, model: int, probability: f
     for start, block, counters in _iterate_counters(place, len(slab)):
         first, second = _block_keys(place.seed, model, place.tensor, block)
         here = slab[start : start + len(counters)]
-        native.keep_random(here, counters, first, second, _limit(probability))
+        native.keep_random(here, counters, first, second, find_limit(probability))
     return slab
 
 
@@ -56,20 +59,26 @@ def keep_under_limits(place: Place, model: int, limits: Tensor, out: Tensor) -> 
     return out
 
 
-def random_limits(probabilities: Doubles) -> Tensor:
+def random_limits(probabilities: Doubles) -> Limits:
     """Return the int32 under each of which a uniform int32 lies with the probability.
 
     >>> random_limits(np.array([0.0, 0.5, 1.0])).tolist()
     [-2147483648, 0, 2147483647]
     """
     steps = np.clip(probabilities * 2.0**32, 0.0, 2.0**32 - 1).astype(np.int64)
-    return torch.from_numpy((steps - 2**31).astype(np.int32))
+    return (steps - 2**31).astype(np.int32)
 
 
 def random_bits(place: Place, model: int, block: int) -> Tensor:
     """Return the 65,536 uniform int32 of one block."""
     bits, scratch = torch.empty(BLOCK, dtype=torch.int32), torch.empty(BLOCK, dtype=torch.int32)
     return _fill_bits(place, model, block, _mixed_counters(), bits, scratch)
+
+
+def find_keys(place: Place, model: int, size: int) -> Keys:
+    """Return the two keys of each block that the `size` elements from ``place.start`` on touch: ``[block, 2]``."""
+    blocks = range(place.start // BLOCK, -(-(place.start + size) // BLOCK))
+    return np.array([_block_keys(place.seed, model, place.tensor, block) for block in blocks], np.int32).view(np.uint32)
 
 
 def _iterate_bits(place: Place, model: int, size: int) -> Iterator[tuple[int, Tensor]]:
@@ -88,7 +97,8 @@ def _iterate_counters(place: Place, size: int) -> Iterator[tuple[int, int, Tenso
         yield start - place.start, block, _mixed_counters()[start - block * BLOCK : stop - block * BLOCK]
 
 
-def _limit(probability: float) -> int:
+def find_limit(probability: float) -> int:
+    """Return the int32 under which a uniform int32 lies with the probability."""
     return min(int(probability * 2**32), 2**32 - 1) - 2**31
 
 

@@ -2,46 +2,55 @@
 
 The values are the magnitudes of the inputs, or whatever is derived from a slab. Non-negative floats order as their bit
 patterns do, and so do all once the negative ones have their bits turned. One pass counts the upper 16 bits of every
-value (a histogram of 65,536 bins, additive over slabs and workers); the bin that holds the m-th largest is then
+value (a histogram of 65,536 bins, additive over slabs and workers; 15 bits where there is no sign); the bin that holds the m-th largest is then
 counted by the next 16 bits, until all bits are known. Several ranks of the same values share the passes.
 A last pass settles ties: of equal values the first by index are kept.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from mergemill.engine.tensors import native
+from mergemill.engine.tensors.cut import Cut
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES, item_bytes
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
+from mergemill.engine.tensors.stored import StoredSlab
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]
 Derive = Callable[[Sequence[Tensor], Place], Sequence[Tensor]]
 Gathered = tuple[tuple[Counts, ...], ...]  # for each derived value: for each distinct search, its histogram
 CountSlab = Callable[[Sequence[Tensor], Place], Gathered]
 
+
+@runtime_checkable
+class StoredDerive(Protocol):
+    """What derives ranked values, where native loops know them by number as well."""
+
+    def in_stored(self, slab: StoredSlab) -> Sequence[int]:
+        """Return the numbers: of tensors, whose magnitudes are ranked, or `SPREAD`."""
+
+
 VALUE_ROUNDS = {"F32": 2, "F64": 4}  # of find_ranked
 SELECT_ROUNDS = {"F32": 3, "F64": 5}  # of select_largest
 HISTOGRAM_BYTES = 4 << 20  # for each rank: a slab's 65,536 bins, the part's, the total and its running sum
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """Which elements are the m largest: those above `threshold`, and the first `ties` equal to it."""
+class Magnitudes:
+    """Derives |x| of each input, in place."""
 
-    threshold: float
-    above: int  # how many elements are larger than the threshold
-    ties: int  # how many elements that equal it are kept, the first by index
-    block: int  # the block (of the tensor's) in which the last of them lies
-    block_ties: int  # how many are kept in that block
+    def __call__(self, tensors: Sequence[Tensor], place: Place) -> Sequence[Tensor]:
+        return [x.abs_() for x in tensors]
+
+    def in_stored(self, slab: StoredSlab) -> Sequence[int]:
+        """What native loops call the values that are derived."""
+        return range(slab.count)
 
 
-def magnitudes(tensors: Sequence[Tensor], place: Place) -> Sequence[Tensor]:
-    """Return |x| of each input, in place."""
-    return [x.abs_() for x in tensors]
+magnitudes = Magnitudes()
 
 
 def find_ranked(
@@ -69,7 +78,7 @@ def select_largest(
     digits = _Digits(dtype, signed)
     searches = yield from _search(wanted, digits, derive)
     thresholds = [[digits.value(search.prefix) for search in each] for each in searches]
-    ties = yield _counting_ties(thresholds, derive)
+    ties = yield _CountingTies(thresholds, derive, digits.are_magnitudes)
     return tuple(
         tuple(_make_cut(*known) for known in zip(*of_one, strict=True))
         for of_one in zip(thresholds, searches, ties, strict=True)
@@ -117,7 +126,7 @@ class _Digits:
         self._unsigned = np.dtype(np.uint64 if dtype == "F64" else np.uint32)
         self._sign = 8 * item_bytes(dtype) - 1  # the highest bit's number
         self._signed = signed
-        self.widths = (16,) * (item_bytes(dtype) // 2 - 1) + (16 if signed else 15,)
+        self.widths = (16 if signed else 15,) + (16,) * (item_bytes(dtype) // 2 - 1)
 
     def order(self, values: Tensor) -> Tensor:
         """Return signed integers of the same order as the `values`, which are overwritten."""
@@ -163,6 +172,11 @@ class _Digits:
             yield np.bincount(inside.astype(np.int64), minlength=span >> shift)
 
     @property
+    def are_magnitudes(self) -> bool:
+        """Whether they are of float32 without a sign: all that native loops know."""
+        return self._dtype == "F32" and not self._signed
+
+    @property
     def _magnitude(self) -> int:
         return (1 << self._sign) - 1
 
@@ -179,7 +193,7 @@ def _search(
     for level, width in enumerate(digits.widths):
         # Searches that agree so far share a histogram.
         prefixes = [sorted({search.prefix for search in each}) for each in searches]
-        gathered = yield _counting(digits, level, prefixes, derive)
+        gathered = yield _Counting(digits, level, prefixes, derive)
         histograms = [dict(zip(*found, strict=True)) for found in zip(prefixes, gathered, strict=True)]
         searches = [
             [search.narrowed(of[search.prefix], width) for search in each]
@@ -188,29 +202,64 @@ def _search(
     return searches
 
 
-def _counting(digits: _Digits, level: int, prefixes: Sequence[Sequence[int]], derive: Derive) -> CountSlab:
-    def count(values: Tensor, wanted: Sequence[int]) -> tuple[Counts, ...]:
+@dataclass(frozen=True)
+class _Counting:
+    """Counts one digit of every derived value."""
+
+    digits: _Digits
+    level: int
+    prefixes: Sequence[Sequence[int]]  # of each value: those of its searches
+    derive: Derive
+
+    def __call__(self, tensors: Sequence[Tensor], place: Place) -> Gathered:
+        return tuple(self._count(*known) for known in zip(self.derive(tensors, place), self.prefixes, strict=True))
+
+    @property
+    def from_stored(self) -> Callable[[StoredSlab], Gathered] | None:
+        """The same from stored bytes."""
+        return self._count_stored if self.digits.are_magnitudes and isinstance(self.derive, StoredDerive) else None
+
+    def _count(self, values: Tensor, wanted: Sequence[int]) -> tuple[Counts, ...]:
         if not wanted:
             return ()
-        ordered = digits.order(values)
-        if level == 0:
-            return (digits.count_first(ordered),)
-        return tuple(digits.count_within(ordered, level, wanted))
+        ordered = self.digits.order(values)
+        if self.level == 0:
+            return (self.digits.count_first(ordered),)
+        return tuple(self.digits.count_within(ordered, self.level, wanted))
 
-    def gather(tensors: Sequence[Tensor], place: Place) -> Gathered:
-        return tuple(count(*known) for known in zip(derive(tensors, place), prefixes, strict=True))
-
-    return gather
-
-
-def _counting_ties(thresholds: Sequence[Sequence[float]], derive: Derive) -> CountSlab:
-    def gather(tensors: Sequence[Tensor], place: Place) -> Gathered:
+    def _count_stored(self, slab: StoredSlab) -> Gathered:
+        assert isinstance(self.derive, StoredDerive)
         return tuple(
-            tuple(_count_ties(values, threshold, place) for threshold in wanted)
-            for values, wanted in zip(derive(tensors, place), thresholds, strict=True)
+            tuple(slab.count_lower(which, prefix) if self.level else slab.count_upper(which) for prefix in wanted)
+            for which, wanted in zip(self.derive.in_stored(slab), self.prefixes, strict=True)
         )
 
-    return gather
+
+@dataclass(frozen=True)
+class _CountingTies:
+    """Counts in each block what equals the thresholds."""
+
+    thresholds: Sequence[Sequence[float]]  # of each value
+    derive: Derive
+    stored: bool  # whether native loops may be asked
+
+    def __call__(self, tensors: Sequence[Tensor], place: Place) -> Gathered:
+        return tuple(
+            tuple(_count_ties(values, threshold, place) for threshold in wanted)
+            for values, wanted in zip(self.derive(tensors, place), self.thresholds, strict=True)
+        )
+
+    @property
+    def from_stored(self) -> Callable[[StoredSlab], Gathered] | None:
+        """The same from stored bytes."""
+        return self._count_stored if self.stored and isinstance(self.derive, StoredDerive) else None
+
+    def _count_stored(self, slab: StoredSlab) -> Gathered:
+        assert isinstance(self.derive, StoredDerive)
+        return tuple(
+            tuple(slab.count_equal(which, threshold) for threshold in wanted)
+            for which, wanted in zip(self.derive.in_stored(slab), self.thresholds, strict=True)
+        )
 
 
 def _count_ties(values: Tensor, threshold: float, place: Place) -> Counts:

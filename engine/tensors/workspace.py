@@ -30,7 +30,7 @@ class Workspace:
         self._arena = arena
         self._raw = arena.data
         self._keep = keep
-        self._kept: dict[tuple[str, int], Tensor] = {}
+        self._kept: dict[tuple[str, int], tuple[int, int]] = {}  # where in the arena, and how much
         self._low = 0  # slabs grow up from here
         self._high = len(arena) // _ALIGN * _ALIGN  # kept reads grow down from here
         self.read_bytes = 0  # read from storage so far
@@ -44,24 +44,35 @@ class Workspace:
         kind = TORCH_DTYPES[dtype]
         size_bytes = math.prod(shape) * kind.itemsize
         start = self._take_low(size_bytes)
-        return self._tensor(start, size_bytes).view(kind).view(shape)
+        return self._whole[start : start + size_bytes].view(kind).view(shape)
+
+    def take_bytes(self, size_bytes: int) -> Arena:
+        """Return uninitialised memory that lives until the next slab."""
+        start = self._take_low(size_bytes)
+        return self._arena[start : start + size_bytes]
 
     def read(self, pin: Pin, offset_bytes: int, size_bytes: int) -> Tensor:
         """Return a range of a stored file as flat uint8; the caller does not change it."""
+        start = self._read(pin, offset_bytes, size_bytes)
+        return self._whole[start : start + size_bytes]
+
+    def read_array(self, pin: Pin, offset_bytes: int, size_bytes: int) -> Arena:
+        """Return a range of a stored file; the caller does not change it."""
+        start = self._read(pin, offset_bytes, size_bytes)
+        return self._arena[start : start + size_bytes]
+
+    def _read(self, pin: Pin, offset_bytes: int, size_bytes: int) -> int:
+        """Return where in the arena the range lies, read there unless it was kept."""
         key = (pin.url, offset_bytes)
-        found = self._kept.get(key)
-        if found is not None and len(found) == size_bytes:
-            return found
+        start, kept_bytes = self._kept.get(key, (0, -1))
+        if kept_bytes == size_bytes:
+            return start
         start = self._take_kept(size_bytes) if self._keep else self._take_low(size_bytes)
         read_into(pin, offset_bytes, self._raw[start : start + size_bytes])
         self.read_bytes += size_bytes
-        data = self._tensor(start, size_bytes)
         if self._keep:
-            self._kept[key] = data
-        return data
-
-    def _tensor(self, start: int, size_bytes: int) -> Tensor:
-        return self._whole[start : start + size_bytes]
+            self._kept[key] = (start, size_bytes)
+        return start
 
     @functools.cached_property
     def _whole(self) -> Tensor:

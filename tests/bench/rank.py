@@ -21,9 +21,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from mergemill.engine.tensors.cut import Cut
 from mergemill.engine.tensors.kernels import Partial, add_partials
 from mergemill.engine.tensors.place import Place
-from mergemill.engine.tensors.select import Cut, select_largest
+from mergemill.engine.tensors.select import select_largest
 from mergemill.engine.tensors.slabs import Span, iter_slabs
 
 T = TypeVar("T")

@@ -173,7 +173,8 @@ def test_a_slab_may_begin_anywhere(start: int, stop: int) -> None:
 def test_each_element_may_have_a_limit_of_its_own(start: int) -> None:
     size = BLOCK + 100
     probabilities = np.linspace(0, 1, size)
-    mask = keep_under_limits(PLACE.at(start), 1, random_limits(probabilities), torch.full((size,), torch.nan))
+    limits = torch.from_numpy(random_limits(probabilities))
+    mask = keep_under_limits(PLACE.at(start), 1, limits, torch.full((size,), torch.nan))
     padded = np.concatenate([np.zeros(start), probabilities])
     expected = random_mask(start + size, padded, seed=42, model=1, tensor=TENSOR)[start:]
     assert np.array_equal(mask.numpy(), expected)

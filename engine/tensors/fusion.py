@@ -1,0 +1,56 @@
+"""How a merge method's slab is made in one go from what is stored: the part of a method that native loops understand.
+
+A method that can says so with a function that returns a `Fusion` (see `merge_method`). Its body stays the definition:
+it merges what the loops do not know (float64, tensors in memory, steps), with the same bits.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from mergemill.engine.tensors.cut import Cut
+
+JoinKind = Literal["sum", "add", "agree", "share"]
+Limits = np.ndarray[Any, np.dtype[np.int32]]
+SPREAD = -1  # in place of a tensor's number: the standard deviation over all of them
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """What is kept of one task vector; the rest is multiplied by 0. One of the fields at most, and the factor."""
+
+    factor: float = 1.0  # on what is kept
+    nothing: bool = False  # all of it becomes 0
+    cut: Cut | None = None  # of its magnitudes
+    outliers: Cut | None = None  # but not these, the largest of the cut
+    limit: int | None = None  # the elements whose random number, an int32, is under it
+    limits: Limits | None = None  # the same, by the rank of the magnitude in its row, the smallest first
+
+
+ALL = Keep()
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """How the tensors of a slab become one.
+
+    "sum": ``sum(weight[i] · x[i])``, over `divisor` where that is not 0, without the base; "add": base + lambda · that.
+    "agree": base + lambda · the sum over the weighted tensors of the elected sign, with `normalize` over their weights.
+    "share": the same of the plain tensors, each with its weight as share, over the sum of those that agree.
+    """
+
+    kind: JoinKind
+    weight: tuple[float, ...]
+    divisor: float = 0.0
+    lambda_: float = 1.0
+    normalize: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """A method with all that it knows of one tensor: what is kept of each input, and how these are joined."""
+
+    join: Join
+    keeps: tuple[Keep, ...] = ()  # of each input; none: all of all
+    marked: Cut | None = None  # of all inputs: the elements where the models spread most, instead of `keeps`

@@ -1,0 +1,58 @@
+/* What the native loops share: cuts of slabs, how elements are stored, and joins of a chunk in the first-level cache. */
+
+#ifndef MERGEMILL_NATIVE_H
+#define MERGEMILL_NATIVE_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define WIDTHS __attribute__((target_clones("default", "arch=haswell", "arch=skylake-avx512")))
+#else
+#define WIDTHS
+#endif
+#define INSIDE __attribute__((visibility("hidden")))
+
+#define CHUNK 1024 /* elements that stay in the first-level cache */
+#define BLOCK 65536
+#define LANES 1024
+#define LAST 32
+#define SAMPLE 1024
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static inline float decode_bf16(uint16_t bits) {
+    const union { uint32_t bits; float value; } word = {(uint32_t)bits << 16};
+    return word.value;
+}
+
+/* The random number of an element, from its counter and the two keys of its BLOCK. */
+static inline uint32_t hash_counter(uint32_t counter, uint32_t first, uint32_t second) {
+    uint32_t bits = counter ^ first;
+    bits ^= bits >> 16;
+    bits = bits * 0x21F0AAADu + second;
+    bits ^= bits >> 15;
+    bits *= 0xD35A2D97u;
+    return bits ^ bits >> 15;
+}
+
+/* total = sum(weight[i] * x[i][start…]), over `divisor` where that is not 0. */
+INSIDE void sum_weighted(float *restrict total, const float *const *x, const float *weight, int64_t count,
+                         int64_t start, int64_t size, float divisor);
+/* base += lambda * total. */
+INSIDE void add_scaled(float *restrict base, const float *restrict total, int64_t size, float lambda);
+/* The sum of the weighted deltas that have the sign of all weighted deltas' sum, 0 counting as plus. */
+INSIDE void sum_agreeing(float *restrict total, float *restrict sign, float *restrict divisor, const float *const *x,
+                         const float *weight, int64_t count, int64_t start, int64_t size, int normalize);
+/* x = 0 (x times 0) where |x| is not above the threshold; `inclusive` keeps what equals it. */
+INSIDE void keep_large(float *x, int64_t size, float threshold, int32_t inclusive);
+/* x = 0 (x times 0) where the random number of the element, a hash of its counter and the keys, is not under `limit`. */
+INSIDE void keep_random(float *restrict x, const uint32_t *restrict counters, int64_t size, uint32_t first,
+                        uint32_t second, int32_t limit);
+/* The sum of squares of a sample, or of its difference to another: rows of 32 lanes one after the other, then the lanes. */
+INSIDE double sum_squares(const float *restrict x, const float *restrict less, int64_t size);
+/* From 1,024 lanes to 32: rows of 32 one after the other. */
+INSIDE void fold_lanes(const double *restrict lanes, double *restrict last);
+
+#endif

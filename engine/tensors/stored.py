@@ -1,0 +1,227 @@
+"""Slabs as they are stored, and the loops of ``stored.c`` over them: no element is decoded to memory.
+
+The loops know float32, bfloat16 and float16; a slab's tensors are taken less their base, where there is one.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mergemill.engine.tensors import native
+from mergemill.engine.tensors.cut import Cut
+from mergemill.engine.tensors.exact import ExactSum, count_cuts, sum_lanes
+from mergemill.engine.tensors.fusion import SPREAD, Fusion, Join, Keep, Limits
+from mergemill.engine.tensors.place import Place
+from mergemill.engine.tensors.random import Keys, find_keys
+from mergemill.engine.tensors.workspace import Arena, Workspace
+
+STORED_DTYPES = {"F32": 0, "BF16": 1, "F16": 2}
+_KINDS = {"all": 0, "nothing": 1, "cut": 2, "random": 3, "mask": 4}
+_JOINS = {"sum": 0, "add": 1, "agree": 2, "share": 3}
+_NO_CUT = Cut(0.0, 0, 0, 0, 0)
+
+Counts = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class _Slab(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("dtypes", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        ("has_base", ctypes.c_int32),
+        ("size", ctypes.c_int64),
+        ("start", ctypes.c_int64),
+        ("block", ctypes.c_int64),
+    ]
+
+
+class _Cut(ctypes.Structure):
+    _fields_ = [("threshold", ctypes.c_float), ("block", ctypes.c_int64), ("ties", ctypes.c_int64)]
+
+
+class _Keep(ctypes.Structure):
+    _fields_ = [
+        ("kind", ctypes.c_int32),
+        ("factor", ctypes.c_float),
+        ("cut", _Cut),
+        ("outliers", _Cut),
+        ("has_outliers", ctypes.c_int32),
+        ("limit", ctypes.c_int32),
+        ("keys", ctypes.c_void_p),
+        ("mask", ctypes.c_void_p),
+    ]
+
+
+class _Join(ctypes.Structure):
+    _fields_ = [
+        ("kind", ctypes.c_int32),
+        ("normalize", ctypes.c_int32),
+        ("weight", ctypes.c_void_p),
+        ("divisor", ctypes.c_float),
+        ("lambda_", ctypes.c_float),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSlab:
+    """One slab of every input, as bytes; `work` lends room for masks."""
+
+    arrays: tuple[Arena, ...]  # the base first, where there is one
+    dtypes: tuple[str, ...]
+    has_base: bool
+    scales: tuple[float, ...]  # on each tensor beside the base; none: all 1
+    place: Place  # of the slab's first element
+    size: int
+    work: Workspace
+
+    @property
+    def count(self) -> int:
+        """The number of tensors beside the base."""
+        return len(self.arrays) - self.has_base
+
+    def merge(self, fusion: Fusion, dtype: str, squares: native.Sums | None) -> tuple[Arena, int]:
+        """Return the merged slab as `dtype`, as bytes, and how many of its values are not finite.
+
+        `squares`, unless None, is filled as a `Watch` wants it: a row for the base, each tensor and the result.
+        """
+        out = self.work.take_bytes(self.size * (4 if dtype == "F32" else 2))
+        keeps, alive = self._lower_keeps(fusion)
+        join, weight = _lower_join(fusion.join)
+        broken = _checked(
+            "merge_stored",
+            self._lower(),
+            keeps,
+            ctypes.byref(join),
+            out.ctypes.data,
+            STORED_DTYPES[dtype],
+            None if squares is None else squares.ctypes.data,
+            0 if squares is None else squares.shape[1],
+        )
+        del alive, weight  # until here the structures point into them
+        return out, broken
+
+    def sum_products(self) -> tuple[ExactSum, ...]:
+        """Return the inner product of each tensor i with each j <= i, in this order."""
+        pairs, cuts = self.count * (self.count + 1) // 2, self._cuts
+        sums = np.empty((pairs, cuts, native.LANES))
+        _checked("stored_products", self._lower(), sums.ctypes.data, cuts)
+        return tuple(sum_lanes(of_pair) for of_pair in sums)
+
+    def sum_absolute(self, which: int, keep: Keep) -> tuple[ExactSum, ExactSum]:
+        """Return the L1 norm of one tensor, and of what is kept of it."""
+        sums = np.empty((2, self._cuts, native.LANES))
+        self._sum_norms(which, keep, sums[0].ctypes.data, sums[1].ctypes.data, square=False)
+        return sum_lanes(sums[0]), sum_lanes(sums[1])
+
+    def sum_marked_squares(self, marked: Cut | None) -> tuple[ExactSum, ...]:
+        """Return the sum of squares of each tensor over the marked elements; None marks all."""
+        mask = None if marked is None else self.mark(SPREAD, marked)
+        sums = np.empty((self.count, self._cuts, native.LANES))
+        for which, of_one in enumerate(sums):
+            keep = _Keep(kind=_KINDS["all"]) if mask is None else _Keep(kind=_KINDS["mask"], mask=mask.ctypes.data)
+            lowered = ctypes.byref(keep)
+            _checked("stored_norms", self._lower(), which, lowered, True, None, of_one.ctypes.data)
+        return tuple(sum_lanes(of_one) for of_one in sums)
+
+    def count_upper(self, which: int) -> Counts:
+        """Count the upper 15 bits of the magnitudes of one tensor, or of the spread."""
+        counts = np.zeros(1 << 15, np.int64)
+        _checked("stored_upper", self._lower(), which, counts.ctypes.data)
+        return counts
+
+    def count_lower(self, which: int, prefix: int) -> Counts:
+        """Count the lower 16 bits of those whose upper 15 are `prefix`."""
+        counts = np.zeros(1 << 16, np.int64)
+        _checked("stored_lower", self._lower(), which, prefix, counts.ctypes.data)
+        return counts
+
+    def count_equal(self, which: int, value: float) -> Counts:
+        """Count in each block of the whole tensor what equals `value`; 0 in those that the slab does not touch."""
+        counts = np.zeros(-(-self.place.size // self.place.block), np.int64)
+        first = counts[self.place.start // self.place.block :]
+        _checked("stored_equal", self._lower(), which, value, first.ctypes.data)
+        return counts
+
+    def mark(self, which: int, cut: Cut) -> Arena:
+        """Return 1 for each element whose ranked value belongs to the cut, else 0."""
+        mask = self.work.take_bytes(self.size)
+        _checked("stored_marks", self._lower(), which, ctypes.byref(_lower_cut(cut)), mask.ctypes.data)
+        return mask
+
+    @property
+    def _cuts(self) -> int:
+        return count_cuts(self.size, self.place.block)
+
+    def _sum_norms(self, which: int, keep: Keep, whole: int, kept: int, *, square: bool) -> None:
+        lowered, alive = self._lower_keep(which, keep)
+        _checked("stored_norms", self._lower(), which, ctypes.byref(lowered), square, whole, kept)
+        del alive
+
+    def _lower(self) -> Any:
+        """Return a pointer to the slab as the loops want it; it holds what it points into."""
+        data = (ctypes.c_void_p * len(self.arrays))(*(array.ctypes.data for array in self.arrays))
+        dtypes = (ctypes.c_int32 * len(self.arrays))(*(STORED_DTYPES[dtype] for dtype in self.dtypes))
+        scales = (ctypes.c_float * self.count)(*(self.scales or (1.0,) * self.count))
+        pointers = [ctypes.cast(array, ctypes.c_void_p) for array in (data, dtypes, scales)]
+        slab = _Slab(*pointers, self.count, self.has_base, self.size, self.place.start, self.place.block)
+        slab.alive = (data, dtypes, scales)
+        return ctypes.byref(slab)
+
+    def _lower_keeps(self, fusion: Fusion) -> tuple[Any, list[Any]]:
+        """Return the keeps as an array, None where all is kept, and what it points into."""
+        if fusion.marked is not None:
+            mask = self.mark(SPREAD, fusion.marked)
+            marked = _Keep(kind=_KINDS["mask"], factor=1.0, mask=mask.ctypes.data)
+            return (_Keep * self.count)(*(marked,) * self.count), [mask]
+        if not fusion.keeps:
+            return None, []
+        lowered, alive = zip(*(self._lower_keep(which, keep) for which, keep in enumerate(fusion.keeps)), strict=True)
+        return (_Keep * self.count)(*lowered), list(alive)
+
+    def _lower_keep(self, which: int, keep: Keep) -> tuple[_Keep, Any]:
+        """Return one tensor's keep, and what it points into."""
+        lowered = _Keep(kind=_KINDS["all"], factor=keep.factor)
+        alive: Keys | Arena | None = None
+        if keep.nothing:
+            lowered.kind = _KINDS["nothing"]
+        elif keep.cut is not None:
+            lowered.kind, lowered.cut = _KINDS["cut"], _lower_cut(keep.cut)
+            lowered.has_outliers = keep.outliers is not None
+            lowered.outliers = _lower_cut(keep.outliers or _NO_CUT)
+        elif keep.limit is not None:
+            alive = keys = self._find_keys(which)
+            lowered.kind, lowered.limit, lowered.keys = _KINDS["random"], keep.limit, keys.ctypes.data
+        elif keep.limits is not None:
+            alive = mask = self._mark_ranked(which, keep.limits)
+            lowered.kind, lowered.mask = _KINDS["mask"], mask.ctypes.data
+        return lowered, alive
+
+    def _mark_ranked(self, which: int, limits: Limits) -> Arena:
+        """Return 1 for each element whose random number is under the limit of its rank in its row, else 0."""
+        mask, keys = self.work.take_bytes(self.size), self._find_keys(which)
+        pointers = (limits.ctypes.data, keys.ctypes.data, mask.ctypes.data)
+        _checked("stored_ranked_marks", self._lower(), which, len(limits), *pointers)
+        return mask
+
+    def _find_keys(self, which: int) -> Keys:
+        return find_keys(self.place, self.place.models[which], self.size)
+
+
+def _lower_cut(cut: Cut) -> _Cut:
+    return _Cut(cut.threshold, cut.block, cut.block_ties)
+
+
+def _lower_join(join: Join) -> tuple[_Join, Any]:
+    weight = (ctypes.c_float * len(join.weight))(*join.weight)
+    pointer = ctypes.cast(weight, ctypes.c_void_p)
+    return _Join(_JOINS[join.kind], join.normalize, pointer, join.divisor, join.lambda_), weight
+
+
+def _checked(name: str, *arguments: Any) -> int:
+    result = int(native.call(name, *arguments))
+    if result < 0:
+        raise MemoryError("a native loop could not be given its scratch memory")
+    return result
