@@ -3,6 +3,7 @@
 0 done · 1 failed · 2 the recipe, its inputs or the command line are wrong · 130 Ctrl-C · 143 SIGTERM
 """
 
+import gc
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -12,6 +13,7 @@ from mergemill.cli import console, signals
 
 def main() -> NoReturn:
     """Run the command line of this process."""
+    gc.set_threshold(50_000)  # objects of imports and plans stay: looking for garbage among them is a tenth of a start
     signals.leave_on_signals()
     console.silence_libraries()
     sys.exit(execute(sys.argv[1:]))

@@ -35,7 +35,7 @@ ONLY_IMPORTERS = {
     "distributed": {"run"},
     "fsspec": {"storage"},
     "s3fs": {"storage"},
-    "pydantic": {"recipe", "plan"},
+    "pydantic": {"recipe"},
     "yaml": {"recipe", "checkpoint"},
 }
 """Libraries that only some rooms know."""

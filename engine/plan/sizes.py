@@ -1,25 +1,33 @@
 """Sizes in bytes as people write them."""
 
-from pydantic import ByteSize, TypeAdapter, ValidationError
+import re
 
 from mergemill.engine.errors import InputError
 
-_SIZE = TypeAdapter(ByteSize)
+_SIZE = re.compile(r"\s*(\d+|\d*\.\d+)\s*(?:([kmgtpe])(i?))?b?\s*", re.ASCII | re.IGNORECASE)
 
 
 def parse_size(text: str | int, *, what: str) -> int:
-    """Return a number of bytes.
+    """Return a number of bytes; capitals do not matter, and the B may be left out.
 
-    >>> parse_size("5GB", what="--shard-size"), parse_size("512MiB", what="--memory"), parse_size(42, what="x")
-    (5000000000, 536870912, 42)
+    >>> parse_size("5GB", what="--shard-size"), parse_size("1.5 MiB", what="--memory"), parse_size(42, what="x")
+    (5000000000, 1572864, 42)
     """
-    try:
-        size_bytes = int(_SIZE.validate_python(text))
-    except ValidationError:
-        size_bytes = 0
+    size_bytes = text if isinstance(text, int) else _parse(text)
     if size_bytes <= 0:
         raise InputError(f"{what}: {text!r} is not a size; write bytes, or a number with MB, GB, MiB or GiB")
     return size_bytes
+
+
+def _parse(text: str) -> int:
+    """Return a number of bytes, 0 for what is no size."""
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        return 0
+    number, letter, binary = found.groups()
+    power = " kmgtpe".index(letter.lower()) if letter else 0
+    unit = (1024 if binary else 1000) ** power
+    return int(number) * unit if number.isdecimal() else int(float(number) * unit)
 
 
 def format_size(size_bytes: float) -> str:

@@ -1,0 +1,56 @@
+"""Sizes as people write them, beside Pydantic's own reading of them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ByteSize, TypeAdapter
+
+from mergemill.engine.errors import InputError
+from mergemill.engine.plan.sizes import parse_size
+
+UNITS = [
+    "",
+    "b",
+    "B",
+    "kB",
+    "KB",
+    "kib",
+    "KiB",
+    "MB",
+    "mib",
+    "GB",
+    "GiB",
+    "gib",
+    "TB",
+    "TiB",
+    "PiB",
+    "EB",
+    "k",
+    "M",
+    "g",
+]
+
+
+@given(
+    number=st.integers(1, 10**6).map(str) | st.decimals(1, 10**4, places=3).map(str) | st.just(".5"),
+    space=st.sampled_from(["", " "]),
+    unit=st.sampled_from(UNITS),
+)
+def test_a_size_is_what_pydantic_makes_of_it(number: str, space: str, unit: str) -> None:
+    expected = int(TypeAdapter(ByteSize).validate_python(f"{number}{space}{unit}"))
+    if expected:
+        assert parse_size(f"{number}{space}{unit}", what="x") == expected
+
+
+def test_many_digits_are_kept() -> None:
+    assert parse_size("9007199254740993", what="x") == 9007199254740993
+
+
+@pytest.mark.parametrize(
+    "text", ["", "much", "0", "-1", "0.1", "1e9", "5 GBB", "5ib", "5 gigabytes", "٣GB", "1 2", 0, -4]
+)
+def test_what_is_no_size_is_refused_with_what_would_be_one(text: str | int) -> None:
+    with pytest.raises(
+        InputError, match=r"--memory: .* is not a size; write bytes, or a number with MB, GB, MiB or GiB"
+    ):
+        parse_size(text, what="--memory")
