@@ -115,11 +115,14 @@ def write_model(folder: Path, shapes: Shapes, *, number: int, data: Data, config
 
 def _cut_shards(shapes: Shapes) -> Iterator[Shapes]:
     held: dict[str, tuple[int, ...]] = {}
+    held_bytes = 0
     for name, shape in shapes.items():
-        if held and count_bytes(held | {name: shape}) > SHARD_BYTES:
+        size_bytes = ITEM_BYTES * math.prod(shape)
+        if held and held_bytes + size_bytes > SHARD_BYTES:
             yield held
-            held = {}
+            held, held_bytes = {}, 0
         held[name] = shape
+        held_bytes += size_bytes
     yield held
 
 

@@ -47,7 +47,7 @@ def _make_row(method: str, program: str, runs: Sequence[Run]) -> list[str]:
         format_spread(runs, program, cpu_s),
         f"{cpu_per_gib:.2f}",
         f"{find_median(runs, program, peak_bytes) / MIB:.0f} ({private:.0f})",
-        ", ".join(f"{statistics.median(column) / GIB:.1f}" for column in zip(*io, strict=True)),
+        ", ".join(f"{statistics.median(column) / GIB:.2f}" for column in zip(*io, strict=True)),
         format_ratio(runs, program, FLOOR, wall_s),
         format_ratio(runs, program, MERGEKIT, wall_s),
         format_ratio(runs, program, MERGEKIT, cpu_s),
@@ -90,6 +90,6 @@ def format_likeness(method: str, found: Likeness) -> str:
     if method in RANDOM:
         return f"{same} (values are drawn, and not compared)."
     return (
-        f"{same}; in the first rows of {found.looked_into} of them {found.equal_share:.1%} of the elements are equal, "
+        f"{same}; in the first rows of {found.looked_into} of them {found.equal_share:.2%} of the elements are equal, "
         f"and none differs by more than {found.most_difference:.2g}."
     )

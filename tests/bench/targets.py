@@ -50,7 +50,7 @@ def list_targets(method: str, cold: bool) -> list[Target]:
 def judge(method: str, runs: Sequence[Run], cold: bool) -> Iterator[Verdict]:
     """Yield a verdict for each target of a method."""
     for target in list_targets(method, cold):
-        asked = f"{method}: {target.what} at most {_say(target.most)} of {target.other}'s"
+        asked = f"{method}: {target.what} at most {_say(target.most)} {target.other}'s"
         ratio = find_ratio(runs, MERGEMILL, target.other, target.cost)
         if ratio is None:
             yield Verdict(asked, "", None)
@@ -72,4 +72,4 @@ def _judge_seconds(asked: str, found_s: float | None, most_s: float) -> Verdict:
 
 
 def _say(most: float | Fraction) -> str:
-    return str(most) if isinstance(most, Fraction) else f"{most:g} times"
+    return f"{most} of" if isinstance(most, Fraction) else f"{most:g} times the"
