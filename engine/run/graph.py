@@ -4,17 +4,17 @@ Task arguments are pickled beforehand: Dask looks into the arguments of delayed 
 """
 
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from dask.delayed import Delayed, delayed
 
-from mergemill.engine.plan.memory import needs_passes
 from mergemill.engine.plan.values import Part, Piece, Plan
 from mergemill.engine.run.crew import find_workplace
 from mergemill.engine.run.piece import find_factors, gather_piece, gather_squares, with_factors
 from mergemill.engine.run.receipts import Receipt
+from mergemill.engine.run.rounds import count_rounds, cut_pieces, iter_cut_tensors
 from mergemill.engine.run.task import check_part, run_part
 from mergemill.engine.tensors.kernels import Partial, add_partials
 from mergemill.engine.tensors.merged import Merged
@@ -49,31 +49,13 @@ def make_tasks(plan: Plan, parts: Sequence[Part], paths: Sequence[Path], slab: i
     return [
         _run(
             pickle.dumps((part, plan.shards[part.shard].name, paths[part.shard], slab)),
-            [piece.tensor.name for piece in _cut_pieces(part)],
-            [totals[piece.tensor.name] for piece in _cut_pieces(part)],
+            [piece.tensor.name for piece in cut_pieces(part)],
+            [totals[piece.tensor.name] for piece in cut_pieces(part)],
             factors if any(isinstance(piece.tensor.expression, Merged) for piece in part.pieces) else None,
             dask_key_name=f"merge-{part.number:06d}-{plan.digest[:12]}",
         )
         for part in parts
     ]
-
-
-def iter_cut_tensors(plan: Plan, parts: Sequence[Part]) -> Iterator[tuple[str, list[Piece]]]:
-    """Yield the tensors of which `parts` hold pieces and whose statistics need all pieces of the plan."""
-    wanted = {piece.tensor.name for part in parts for piece in _cut_pieces(part)}
-    pieces: dict[str, list[Piece]] = {}
-    for part in plan.parts:
-        for piece in _cut_pieces(part):
-            if piece.tensor.name in wanted:
-                pieces.setdefault(piece.tensor.name, []).append(piece)
-    yield from pieces.items()
-
-
-def count_rounds(piece: Piece) -> int:
-    """Return how many rounds all pieces of the piece's tensor go through before it is merged."""
-    expression = piece.tensor.expression
-    assert isinstance(expression, Merged)
-    return expression.rounds() + (piece.tensor.most_growth is not None)
 
 
 def _make_factors(plan: Plan, slab: int) -> Delayed | None:
@@ -113,10 +95,6 @@ def _make_total(partials: Sequence[Delayed], key: str) -> Delayed:
             for i in range(0, len(partials), FAN_IN)
         ]
     return partials[0]
-
-
-def _cut_pieces(part: Part) -> list[Piece]:
-    return [piece for piece in part.pieces if not piece.whole and needs_passes(piece)]
 
 
 @delayed(pure=False)

@@ -9,11 +9,11 @@ from mergemill.engine.methods.own import MethodsFile
 from mergemill.engine.plan.make import make_plan
 from mergemill.engine.plan.values import Part, Piece, Plan
 from mergemill.engine.recipe import Recipe, parse_recipe
-from mergemill.engine.run.graph import count_rounds, iter_cut_tensors
 from mergemill.engine.run.output import Output
 from mergemill.engine.run.piece import find_factors, gather_piece, gather_squares, with_factors
 from mergemill.engine.run.receipts import Receipt
 from mergemill.engine.run.record import Record, checksum, read_record
+from mergemill.engine.run.rounds import count_rounds, iter_cut_tensors
 from mergemill.engine.run.task import checksum_range, merge_part
 from mergemill.engine.run.workplace import Workplace
 from mergemill.engine.tensors.kernels import Partial, add_partials

@@ -1,5 +1,6 @@
 """Small models and recipes for the command line's tests, and the command itself."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -74,6 +75,9 @@ def start() -> Iterator[Start]:
             text=True,
             start_new_session=True,
         )
+        assert process.stdout is not None
+        # A narrow pipe: what prints an event a part waits for its reader, and is not done before it can be stopped.
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
         started.append(process)
         return process
 

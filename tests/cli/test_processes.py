@@ -7,7 +7,6 @@ import re
 import shlex
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,10 +72,12 @@ def test_interrupted_merge_is_inspected_and_aborted(models: Path, tmp_path: Path
 
 
 def test_signal_before_any_work_ends_at_once(models: Path, tmp_path: Path, start: Start) -> None:
-    process = start("merge", "ties.yml", tmp_path / "out", cwd=models)
-    time.sleep(1)  # torch is being imported, which takes longer
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    recipe = tmp_path / "recipe.yml"
+    os.mkfifo(recipe)
+    process = start("merge", recipe, tmp_path / "out", cwd=models)
+    with open(recipe, "w"):  # once the command reads it, and waits for what it says
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
     assert re.fullmatch("mergemill: interrupted.*\n", err.splitlines(keepends=True)[-1])
     assert "Traceback" not in err
