@@ -55,23 +55,26 @@ WIDTHS void sum_agreeing(float *restrict total, float *restrict sign, float *res
                          const float *weight, int64_t count, int64_t start, int64_t size, int normalize) {
     sum_weighted(sign, x, weight, count, start, size, 0);
     for (int64_t j = 0; j < size; j++) sign[j] = sign[j] >= 0 ? 1.0f : -1.0f;
-    memset(total, 0, (size_t)size * sizeof(float));
-    memset(divisor, 0, (size_t)size * sizeof(float));
     for (int64_t i = 0; i < count; i++) {
         const float *delta = x[i] + start;
         const float w = weight[i];
-        for (int64_t j = 0; j < size; j++) {
-            const float weighted = delta[j] * w;
-            const float agrees = weighted * sign[j] > 0 ? 1.0f : 0.0f;
-            total[j] += weighted * agrees;
-            divisor[j] += agrees * w;
-        }
+        if (i == 0) memset(total, 0, (size_t)size * sizeof(float));
+        if (i == 0 && normalize) memset(divisor, 0, (size_t)size * sizeof(float));
+        if (normalize)
+            for (int64_t j = 0; j < size; j++) {
+                const float weighted = delta[j] * w;
+                const float agrees = weighted * sign[j] > 0 ? 1.0f : 0.0f;
+                total[j] += weighted * agrees;
+                divisor[j] += agrees * w;
+            }
+        else
+            for (int64_t j = 0; j < size; j++) {
+                const float weighted = delta[j] * w;
+                total[j] += weighted * (weighted * sign[j] > 0 ? 1.0f : 0.0f);
+            }
     }
     if (normalize)
-        for (int64_t j = 0; j < size; j++) {
-            const float nothing = fabsf(divisor[j]) < 1e-8f ? 1.0f : 0.0f;
-            total[j] /= divisor[j] + nothing;
-        }
+        for (int64_t j = 0; j < size; j++) total[j] /= divisor[j] + (fabsf(divisor[j]) < 1e-8f ? 1.0f : 0.0f);
 }
 
 /* base += lambda * (that sum), each element over the weights that went into it with `normalize`. */

@@ -8,7 +8,7 @@
 #include <string.h>
 
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define WIDTHS __attribute__((target_clones("default", "arch=haswell", "arch=skylake-avx512")))
+#define WIDTHS __attribute__((target_clones("default", "avx2", "avx512f")))
 #else
 #define WIDTHS
 #endif
@@ -19,6 +19,11 @@
 #define LANES 1024
 #define LAST 32
 #define SAMPLE 1024
+
+#define TILE 16 /* elements that are worked on at once where the compiler needs to be told; any machine can do it */
+typedef int32_t Flags __attribute__((vector_size(4 * TILE))); /* -1 or 0 */
+typedef uint32_t Words __attribute__((vector_size(4 * TILE)));
+typedef uint16_t Halves __attribute__((vector_size(2 * TILE)));
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 

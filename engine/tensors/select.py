@@ -2,8 +2,8 @@
 
 The values are the magnitudes of the inputs, or whatever is derived from a slab. Non-negative floats order as their bit
 patterns do, and so do all once the negative ones have their bits turned. One pass counts the upper 16 bits of every
-value (a histogram of 65,536 bins, additive over slabs and workers; 15 bits where there is no sign); the bin that holds the m-th largest is then
-counted by the next 16 bits, until all bits are known. Several ranks of the same values share the passes.
+value (15 where there is no sign: a histogram, additive over slabs and workers); the bin that holds the m-th largest
+is then counted by the next 16 bits, until all bits are known. Several ranks of the same values share the passes.
 A last pass settles ties: of equal values the first by index are kept.
 """
 

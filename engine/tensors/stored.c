@@ -99,12 +99,25 @@ static void decode(const void *data, int32_t dtype, int64_t start, int64_t size,
 
 /* Encode, and count what is then not finite. */
 WIDTHS static int64_t encode_bf16s(const float *restrict x, int64_t size, uint16_t *restrict out) {
-    int32_t broken = 0;
-    for (int64_t j = 0; j < size; j++) {
-        out[j] = encode_bf16(x[j]);
-        broken += (out[j] & 0x7F80) == 0x7F80;
+    Flags broken = {0};
+    int64_t j = 0;
+    for (; j + TILE <= size; j += TILE) {
+        Words bits;
+        memcpy(&bits, x + j, sizeof bits);
+        const Words nan = (Words)((bits & 0x7FFFFFFFu) > 0x7F800000u);
+        const Words rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+        const Words whole = (rounded & ~nan) | (nan & 0x7FC0);
+        const Halves halves = __builtin_convertvector(whole, Halves);
+        memcpy(out + j, &halves, sizeof halves);
+        broken -= (whole & 0x7F80) == 0x7F80;
     }
-    return broken;
+    int32_t count = 0;
+    for (int64_t lane = 0; lane < TILE; lane++) count += broken[lane];
+    for (; j < size; j++) {
+        out[j] = encode_bf16(x[j]);
+        count += (out[j] & 0x7F80) == 0x7F80;
+    }
+    return count;
 }
 
 WIDTHS static int64_t encode_f16s(const float *restrict x, int64_t size, uint16_t *restrict out) {
@@ -141,6 +154,11 @@ WIDTHS static void multiply(float *restrict x, int64_t size, float factor) {
 
 /* ------------------------------------------------------------------------------------------------- chunks of a slab */
 
+WIDTHS static void decode_bf16s_less(const uint16_t *restrict data, const float *restrict base, int64_t size,
+                                     float *restrict out) {
+    for (int64_t j = 0; j < size; j++) out[j] = decode_bf16(data[j]) - base[j];
+}
+
 static void load_base(const Slab *slab, int64_t start, int64_t size, float *base) {
     if (slab->has_base) decode(slab->data[0], slab->dtypes[0], start, size, base);
 }
@@ -148,6 +166,10 @@ static void load_base(const Slab *slab, int64_t start, int64_t size, float *base
 /* The tensor i as it is, or less the base. */
 static void load_plain(const Slab *slab, int64_t i, int64_t start, int64_t size, const float *base, float *out) {
     const int64_t at = i + slab->has_base;
+    if (slab->has_base && slab->dtypes[at] == BF16) {
+        decode_bf16s_less((const uint16_t *)slab->data[at] + start, base, size, out);
+        return;
+    }
     decode(slab->data[at], slab->dtypes[at], start, size, out);
     if (slab->has_base) subtract(out, base, size);
 }
@@ -477,15 +499,23 @@ int32_t mergemill_stored_upper(const Slab *slab, int64_t which, int64_t *counts)
     return 0;
 }
 
+WIDTHS static void mark_prefix(const float *restrict x, int64_t size, uint32_t prefix, uint8_t *restrict found) {
+    for (int64_t j = 0; j < size; j++) found[j] = (float_to_bits(x[j]) & 0x7FFFFFFFu) >> 16 == prefix;
+}
+
 /* Add the histogram of the lower 16 bits of those whose upper 15 are `prefix` to `counts`. */
 int32_t mergemill_stored_lower(const Slab *slab, int64_t which, uint32_t prefix, int64_t *counts) {
     Room room;
     if (!make_room(&room, slab->count)) return drop_room(&room), -1;
     for (Chunk chunk = {0}; next_chunk(slab, &chunk); ) {
         const float *x = load_ranked(slab, which, &chunk, &room);
-        for (int64_t j = 0; j < chunk.here; j++) {
-            const uint32_t bits = float_to_bits(x[j]) & 0x7FFFFFFFu;
-            if (bits >> 16 == prefix) counts[bits & 0xFFFF]++;
+        uint8_t found[CHUNK] = {0};
+        mark_prefix(x, chunk.here, prefix, found);
+        for (int64_t j = 0; j < chunk.here; j += 8) {
+            uint64_t eight;
+            memcpy(&eight, found + j, 8);
+            for (int64_t k = j; eight; k++, eight >>= 8)
+                if (eight & 1) counts[float_to_bits(x[k]) & 0xFFFF]++;
         }
     }
     drop_room(&room);
@@ -516,8 +546,22 @@ int32_t mergemill_stored_marks(const Slab *slab, int64_t which, const Cut *cut, 
 
 /* ---------------------------------------------------------------------------------------------------- ranks in rows */
 
-#define SHIFT 19 /* of a magnitude's 31 bits, 12 are looked at first: its exponent and 4 more */
-#define ROW_BINS 4096
+#define SHIFT 17 /* of a magnitude's 31 bits, 14 are looked at first: its exponent and 6 more */
+#define ROW_BINS (1 << (31 - SHIFT))
+#define GROUP 64 /* bins that are looked through, and cleared, together */
+
+/* The elements of a row that begin with the same bits. */
+typedef struct {
+    uint32_t count, value, mixed; /* mixed: whether they are not all the same value */
+    uint32_t rank;                /* of the first */
+    int32_t lower, upper;         /* between these limits the random number must lie for an element's rank to matter */
+    uint32_t unused[2];
+} Bin;
+
+typedef struct {
+    Bin bins[ROW_BINS];
+    uint8_t touched[ROW_BINS / GROUP];
+} Bins;
 
 /* How many of a row are less than the element j, or equal and before it. */
 WIDTHS static int64_t find_rank(const uint32_t *row, int64_t columns, int64_t j) {
@@ -537,34 +581,54 @@ WIDTHS static void find_magnitudes(const float *restrict x, int64_t size, uint32
     for (int64_t j = 0; j < size; j++) out[j] = float_to_bits(x[j]) & 0x7FFFFFFFu;
 }
 
-/* Between which limits the random number must lie for a magnitude's rank to matter, by the bin of the magnitude. */
-static void find_bounds(const uint32_t *row, int64_t columns, const int32_t *limits, int32_t *lower, int32_t *upper) {
-    uint32_t counts[ROW_BINS], least_bin = ROW_BINS, most_bin = 0, below = 0;
-    memset(counts, 0, sizeof counts);
-    for (int64_t j = 0; j < columns; j++) counts[row[j] >> SHIFT]++;
-    for (uint32_t bin = 0; bin < ROW_BINS; bin++)
-        if (counts[bin]) {
-            least_bin = bin < least_bin ? bin : least_bin;
-            most_bin = bin;
-        }
-    for (uint32_t bin = least_bin; bin <= most_bin; bin++) {
-        if (!counts[bin]) continue;
-        const int32_t first = limits[below], last = limits[below + counts[bin] - 1];
-        lower[bin] = first < last ? first : last;
-        upper[bin] = first < last ? last : first;
-        below += counts[bin];
+static void fill_bins(const uint32_t *row, int64_t columns, Bins *bins) {
+    for (int64_t j = 0; j < columns; j++) {
+        Bin *bin = bins->bins + (row[j] >> SHIFT);
+        bins->touched[row[j] >> SHIFT >> 6] = 1;
+        const uint32_t first = -(uint32_t)!bin->count; /* all bits: a branch would be guessed wrong for every bin */
+        bin->value |= row[j] & first;
+        bin->mixed |= row[j] ^ bin->value;
+        bin->count++;
     }
 }
 
-/* Mark what stays of a row whose random numbers are `bits`: those under the limit of their rank. */
-static void mark_row(const uint32_t *row, int64_t columns, const int32_t *limits, const int32_t *bits, uint8_t *mask) {
-    int32_t lower[ROW_BINS], upper[ROW_BINS];
-    find_bounds(row, columns, limits, lower, upper);
-    for (int64_t j = 0; j < columns; j++) {
-        const uint32_t bin = row[j] >> SHIFT;
-        mask[j] = bits[j] < lower[bin];
-        if (bits[j] >= lower[bin] && bits[j] < upper[bin]) mask[j] = bits[j] < limits[find_rank(row, columns, j)];
+/* Give each bin that holds anything its first rank and the limits of its ranks. */
+static void find_bounds(Bins *bins, const int32_t *limits) {
+    uint32_t rank = 0;
+    for (int64_t group = 0; group < ROW_BINS / GROUP; group++) {
+        if (!bins->touched[group]) continue;
+        for (Bin *bin = bins->bins + group * GROUP; bin < bins->bins + (group + 1) * GROUP; bin++) {
+            if (!bin->count) continue;
+            const int32_t first = limits[rank], last = limits[rank + bin->count - 1];
+            bin->lower = first < last ? first : last;
+            bin->upper = first < last ? last : first;
+            bin->rank = rank;
+            rank += bin->count;
+        }
     }
+}
+
+static void clear_bins(Bins *bins) {
+    for (int64_t group = 0; group < ROW_BINS / GROUP; group++)
+        if (bins->touched[group]) memset(bins->bins + group * GROUP, 0, GROUP * sizeof(Bin));
+    memset(bins->touched, 0, sizeof bins->touched);
+}
+
+/* Mark what stays of a row whose random numbers are `bits`: those under the limit of their rank. */
+static void mark_row(const uint32_t *row, int64_t columns, const int32_t *limits, const int32_t *bits, Bins *bins,
+                     uint8_t *mask) {
+    fill_bins(row, columns, bins);
+    find_bounds(bins, limits);
+    for (int64_t j = 0; j < columns; j++) {
+        Bin *bin = bins->bins + (row[j] >> SHIFT);
+        const uint32_t first = bin->rank;
+        bin->rank += !bin->mixed; /* equal ones rank by index */
+        mask[j] = bits[j] < bin->lower;
+        /* One comparison, hardly ever true: two would be guessed wrong half of the time. */
+        if ((uint32_t)bits[j] - (uint32_t)bin->lower < (uint32_t)bin->upper - (uint32_t)bin->lower)
+            mask[j] = bits[j] < limits[bin->mixed ? find_rank(row, columns, j) : first];
+    }
+    clear_bins(bins);
 }
 
 WIDTHS static void hash_counters(const uint32_t *restrict counters, int64_t size, uint32_t first, uint32_t second,
@@ -585,8 +649,9 @@ static void find_random(int64_t at, int64_t size, int64_t first, const uint32_t 
 /* Mark in `mask` what stays of one tensor, row by row, the limits given by rank, the smallest magnitude first. */
 int32_t mergemill_stored_ranked_marks(const Slab *slab, int64_t which, int64_t columns, const int32_t *limits,
                                       const uint32_t *keys, uint8_t *mask) {
+    Bins *bins = calloc(1, sizeof(Bins));
     float *base = malloc((size_t)columns * 4 * sizeof(float)), *x = base + columns;
-    if (!base) return -1;
+    if (!base || !bins) return free(base), free(bins), -1;
     uint32_t *row = (uint32_t *)(x + columns);
     int32_t *bits = (int32_t *)(row + columns);
     for (int64_t start = 0; start < slab->size; start += columns) {
@@ -594,8 +659,9 @@ int32_t mergemill_stored_ranked_marks(const Slab *slab, int64_t which, int64_t c
         load(slab, which, start, columns, base, x);
         find_magnitudes(x, columns, row);
         find_random(slab->start + start, columns, slab->start, keys, bits);
-        mark_row(row, columns, limits, bits, mask + start);
+        mark_row(row, columns, limits, bits, bins, mask + start);
     }
     free(base);
+    free(bins);
     return 0;
 }

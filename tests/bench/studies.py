@@ -2,8 +2,10 @@
 
 import cProfile
 import math
+import multiprocessing
 import pstats
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from checkpoints import ITEM_BYTES, Shapes
 from costs import Cost, measure_merge, plan_recipe, read_status, reset_peak, take_time, write_models, write_recipe
 from tables import GIB, MIB, format_table
 
-NEAR = 1.25  # of the least cost for an element: up to there, growth is called linear
+NEAR = 1.25  # of the least cost for an element: what is called linear growth
 WIDTH = 1024  # of a row of a large tensor
 PER_LAYER = 128  # tensors
 COLUMNS = (
@@ -62,7 +64,7 @@ def list_studies(model_bytes: int) -> dict[str, Study]:
             "models", "models beside the base", lambda _: make_tensors(16, model_bytes), lambda count: count
         ),
         "tensors": Study("tensors", "tensors", lambda count: make_tensors(count, model_bytes), lambda _: 2),
-        "sizes": Study("sizes", "bytes of the one tensor", lambda size: make_tensors(1, size), lambda _: 2),
+        "sizes": Study("bytes", "bytes of the one tensor", lambda size: make_tensors(1, size), lambda _: 2),
     }
 
 
@@ -109,9 +111,13 @@ def remove_models(folder: Path) -> None:
 
 def format_study(study: Study, rows: Sequence[Row]) -> str:
     """Return a table and, for each method, where its growth stops being linear and what costs there."""
-    lines = [(row.method, f"{row.amount:,}", *_format_cost(row)) for row in rows]
-    table = format_table(("method", study.unit, *COLUMNS), lines)
     methods = dict.fromkeys(row.method for row in rows)
+    before: dict[str, Row] = {}
+    lines = []
+    for row in sorted(rows, key=lambda row: (list(methods).index(row.method), row.amount)):
+        lines.append((row.method, f"{row.amount:,}", *_format_cost(row), _say_further(row, before.get(row.method))))
+        before[row.method] = row
+    table = format_table(("method", study.unit, *COLUMNS, f"CPU µs for one more of the {study.name}"), lines)
     ends = [find_end(method, study.unit, [row for row in rows if row.method == method]) for method in methods]
     return "\n".join([table, "", *(f"* {end}" for end in ends)])
 
@@ -131,13 +137,18 @@ def _format_cost(row: Row) -> list[str]:
     ]
 
 
+def _say_further(row: Row, before: Row | None) -> str:
+    if before is None:
+        return "–"
+    return f"{(row.cost.cpu_s - before.cost.cpu_s) / (row.amount - before.amount) * 1e6:,.3g}"
+
+
 def find_end(method: str, unit: str, rows: Sequence[Row]) -> str:
     """Say between which amounts the cost for an element is near its least, and what weighs outside."""
     least = min(row.element_ns for row in rows)
     near = [row.amount for row in rows if row.element_ns <= NEAR * least]
-    text = (
-        f"{method}: linear (within {NEAR - 1:.0%} of {least:.1f} ns an element) for {near[0]:,} to {near[-1]:,} {unit}"
-    )
+    span = f"for {near[0]:,} to {near[-1]:,} {unit}" if len(near) > 1 else f"at {near[0]:,} {unit} alone"
+    text = f"{method}: within {NEAR - 1:.0%} of the least, {least:.1f} ns an element, {span}"
     outside = [row for row in (rows[0], rows[-1]) if row.element_ns > NEAR * least]
     best = min(rows, key=lambda row: row.element_ns)
     return "; ".join([text, *(_explain(row, best) for row in outside)])
@@ -164,20 +175,36 @@ class PlanRow:
     tensors: int
     cpu_s: float
     peak_bytes: int  # resident, above what it was before
+    parts: int
 
 
 def study_plans(counts: Iterable[int], methods: Sequence[str], folder: Path, model_bytes: int) -> list[PlanRow]:
-    """Plan merges of two sparse models beside a base; nothing is merged."""
+    """Plan merges of two sparse models beside a base, each in a process of its own; nothing is merged."""
     rows = []
+    spawn = multiprocessing.get_context("spawn")
     for count in counts:
         write_models(folder / f"plan-{count}", make_tensors(count, model_bytes), 2, "sparse")
         for method in methods:
             recipe = write_recipe(folder / f"plan-{count}", method, 2)
-            before_bytes = reset_peak()
-            before = take_time()
-            plan_recipe(recipe)
-            rows.append(PlanRow(method, count, (take_time() - before).cpu_s, read_status("VmHWM") - before_bytes))
+            with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+                rows.append(pool.submit(_measure_plan, recipe, method, count).result())
     return rows
+
+
+def _measure_plan(recipe: Path, method: str, count: int) -> PlanRow:
+    plan_recipe(write_small(recipe))  # what is imported at first use does not count
+    before_bytes = reset_peak()
+    before = take_time()
+    plan = plan_recipe(recipe)
+    spent = take_time() - before
+    return PlanRow(method, count, spent.cpu_s, read_status("VmHWM") - before_bytes, len(plan.parts))
+
+
+def write_small(recipe: Path) -> Path:
+    """Return a recipe as this one, of models with two tensors."""
+    small = recipe.parent / "small"
+    write_models(small, make_tensors(2, 1 << 12), 2, "sparse")
+    return write_recipe(small, recipe.stem.rsplit("-", 1)[0], 2)
 
 
 def format_plans(rows: Sequence[PlanRow]) -> str:
