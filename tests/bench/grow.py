@@ -67,7 +67,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--methods", type=split_list, default=("linear", "ties"), help="of linear,ties,dare_ties")
     parser.add_argument("--bytes", type=parse_bytes, default="32MiB", help="of one model")
     parser.add_argument("--models", type=split_numbers, default="2,4,8,16", help="beside the base")
-    parser.add_argument("--tensors", type=split_numbers, default="1,10,100,1000,10000", help="of a model, same bytes")
+    parser.add_argument("--tensors", type=split_numbers, default="1,10,100,1000", help="of a model, same bytes")
     parser.add_argument("--sizes", type=split_sizes, default="1kB,32kB,1MB,32MB,256MB", help="of the only tensor")
     parser.add_argument("--plan-tensors", type=split_numbers, default="1000,10000")
     parser.add_argument("--workers", type=split_numbers, default="1,2,4,8,16,32,64", help="that are simulated")
