@@ -15,7 +15,7 @@ import numpy as np
 from mergemill.engine.methods.task_vectors import rescale_factor, sum_absolute
 from mergemill.engine.tensors.exact import ExactSum
 from mergemill.engine.tensors.fusion import Keep, Limits
-from mergemill.engine.tensors.kernels import Gather
+from mergemill.engine.tensors.kernels import Gather, Partial, StoredGather, add_partials
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.random import drop_with_probability, find_limit, keep_under_limits, random_limits
@@ -101,7 +101,7 @@ def _find_factors(
 
 
 @dataclass(frozen=True)
-class _Norms:
+class _Norms(StoredGather):
     """Gathers the L1 norm of each task vector before and after it is thinned."""
 
     drop: Drop
@@ -113,9 +113,9 @@ class _Norms:
             for i, delta in enumerate(deltas)
         )
 
-    def from_stored(self, slab: StoredSlab) -> tuple[tuple[ExactSum, ExactSum], ...]:
+    def add_stored(self, slab: StoredSlab, total: Partial) -> Partial:
         """The same from stored bytes."""
-        return tuple(slab.sum_absolute(i, keep) for i, keep in enumerate(self.keeps))
+        return add_partials(total, tuple(slab.sum_absolute(i, keep) for i, keep in enumerate(self.keeps)))
 
 
 def _thin(deltas: Sequence[Tensor], drop: Drop, factors: Sequence[float], place: Place) -> None:

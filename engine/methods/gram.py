@@ -10,7 +10,7 @@ from collections.abc import Generator, Sequence
 from mergemill.engine.tensors import native
 from mergemill.engine.tensors.exact import ExactSum, sum_products
 from mergemill.engine.tensors.fusion import Fusion, Join
-from mergemill.engine.tensors.kernels import Gather
+from mergemill.engine.tensors.kernels import Gather, Partial, StoredGather, add_partials
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.slabs import SLAB
@@ -86,12 +86,14 @@ def _scale(tensor: Tensor, factor: float) -> Tensor:
     return tensor.mul_(root).mul_(math.copysign(root, factor))
 
 
-class _Products:
+class _Products(StoredGather):
     """Gathers the inner product of each input i with each j <= i, in this order."""
-
-    from_stored = staticmethod(StoredSlab.sum_products)
 
     def __call__(self, tensors: Sequence[Tensor], place: Place) -> tuple[ExactSum, ...]:
         return tuple(
             sum_products(tensors[i], tensors[j], place.block) for i in range(len(tensors)) for j in range(i + 1)
         )
+
+    def add_stored(self, slab: StoredSlab, total: Partial) -> Partial:
+        """The same from stored bytes."""
+        return add_partials(total, slab.sum_products())

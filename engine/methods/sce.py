@@ -15,10 +15,10 @@ from mergemill.engine.methods.task_vectors import elect_sign
 from mergemill.engine.tensors.cut import Cut
 from mergemill.engine.tensors.exact import ExactSum, sum_products
 from mergemill.engine.tensors.fusion import SPREAD, Fusion, Join
-from mergemill.engine.tensors.kernels import Gather
+from mergemill.engine.tensors.kernels import Gather, Partial, StoredGather, add_partials
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
-from mergemill.engine.tensors.select import HISTOGRAM_BYTES, SELECT_ROUNDS, mark_largest, select_largest
+from mergemill.engine.tensors.select import HISTOGRAM_BYTES, SELECT_ROUNDS, StoredDerive, mark_largest, select_largest
 from mergemill.engine.tensors.stored import StoredSlab
 
 _NO_WEIGHT = 1e-6
@@ -104,7 +104,7 @@ def find_spread(deltas: Sequence[Tensor]) -> Tensor:
     return squares.div_(len(deltas)).sqrt_().to(deltas[0].dtype)
 
 
-class _Spread:
+class _Spread(StoredDerive):
     """Derives the spread, to rank it."""
 
     def __call__(self, deltas: Sequence[Tensor], place: Place) -> Sequence[Tensor]:
@@ -115,19 +115,19 @@ class _Spread:
         return (SPREAD,)
 
 
-class _Differing:
+class _Differing(StoredGather):
     """Counts the elements on which the models differ."""
 
     def __call__(self, deltas: Sequence[Tensor], place: Place) -> tuple[int, ...]:
         return (int(np.count_nonzero(find_spread(deltas).numpy())),)
 
-    def from_stored(self, slab: StoredSlab) -> tuple[int, ...]:
+    def add_stored(self, slab: StoredSlab, total: Partial) -> Partial:
         """The same from stored bytes."""
-        return (slab.size - int(slab.count_equal(SPREAD, 0.0).sum()),)
+        return add_partials(total, (slab.count_differing(),))
 
 
 @dataclass(frozen=True)
-class _Squares:
+class _Squares(StoredGather):
     """Gathers the squares of each task vector's selected elements."""
 
     kept: Cut | int
@@ -136,11 +136,14 @@ class _Squares:
         _keep(deltas, self.kept, place)
         return tuple(_sum_squares(delta, place) for delta in deltas)
 
-    def from_stored(self, slab: StoredSlab) -> tuple[ExactSum, ...]:
+    @property
+    def knows_stored(self) -> bool:
+        """Unless nothing is selected."""
+        return self.kept != 0
+
+    def add_stored(self, slab: StoredSlab, total: Partial) -> Partial:
         """The same from stored bytes."""
-        if self.kept == 0:
-            return (ExactSum(),) * slab.count
-        return slab.sum_marked_squares(self.kept if isinstance(self.kept, Cut) else None)
+        return add_partials(total, slab.sum_marked_squares(self.kept if isinstance(self.kept, Cut) else None))
 
 
 def _sum_squares(delta: Tensor, place: Place) -> ExactSum:

@@ -14,7 +14,7 @@ from mergemill.engine.tensors import native
 from mergemill.engine.tensors.cut import Cut
 from mergemill.engine.tensors.exact import ExactSum
 from mergemill.engine.tensors.fusion import Keep
-from mergemill.engine.tensors.kernels import Gather
+from mergemill.engine.tensors.kernels import Gather, Partial, StoredGather, add_partials
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.select import HISTOGRAM_BYTES, SELECT_ROUNDS, mark_largest, select_largest
@@ -120,7 +120,7 @@ def _keep_natively(delta: Tensor, cut: Cut, place: Place) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Norms:
+class _Norms(StoredGather):
     """Gathers the L1 norm of each task vector that is cut, before and after."""
 
     trims: Sequence[Trim]
@@ -128,12 +128,13 @@ class _Norms:
     def __call__(self, deltas: Sequence[Tensor], place: Place) -> tuple[tuple[ExactSum, ExactSum], ...]:
         return tuple(_norms(delta, trim, place) for delta, trim in zip(deltas, self.trims, strict=True))
 
-    def from_stored(self, slab: StoredSlab) -> tuple[tuple[ExactSum, ExactSum], ...]:
+    def add_stored(self, slab: StoredSlab, total: Partial) -> Partial:
         """The same from stored bytes."""
-        return tuple(
+        norms = tuple(
             (ExactSum(), ExactSum()) if trim.cut is None else slab.sum_absolute(i, keep)
             for i, (trim, keep) in enumerate(zip(self.trims, keeps_of(self.trims), strict=True))
         )
+        return add_partials(total, norms)
 
 
 def _norms(delta: Tensor, trim: Trim, place: Place) -> tuple[ExactSum, ExactSum]:

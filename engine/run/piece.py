@@ -124,7 +124,7 @@ def _gather(piece: Piece, gather: Gather, work: Workspace, workplace: Workplace,
     assert isinstance(expression, Merged)
     total: Partial = ()
     for span in _iter_slabs(piece, work, workplace, slab):
-        total = add_partials(total, expression.gather(gather, span, work))
+        total = expression.gather(gather, span, work, total)
     return total
 
 

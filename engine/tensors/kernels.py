@@ -6,7 +6,7 @@ process can replay it, so a round may run on one worker and the next on another.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,13 +22,17 @@ Gather = Callable[[Sequence[Tensor], Place], Partial]  # one that is a `StoredGa
 Rounds = Generator[Gather, Partial, Any]
 
 
-@runtime_checkable
-class StoredGather(Protocol):
-    """What a round gathers, given also as native loops over slabs as they are stored, with the same result."""
+class StoredGather:
+    """What a round gathers, done as well by native loops over slabs as they are stored, with the same result."""
 
     @property
-    def from_stored(self) -> Callable[[StoredSlab], Partial] | None:
-        """Gather from a slab of the inputs; None where the loops cannot."""
+    def knows_stored(self) -> bool:
+        """Whether the loops can do it."""
+        return True
+
+    def add_stored(self, slab: StoredSlab, total: Partial) -> Partial:
+        """Return the total of the slabs before, which may be empty and is overwritten, and of this one."""
+        raise NotImplementedError
 
 
 class Kernel(Protocol):

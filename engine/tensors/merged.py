@@ -10,7 +10,7 @@ from mergemill.engine.tensors.dtypes import item_bytes
 from mergemill.engine.tensors.exact import ExactSum, sum_products
 from mergemill.engine.tensors.expressions import Expression, Read, Stored
 from mergemill.engine.tensors.fusion import Fusion
-from mergemill.engine.tensors.kernels import Gather, Kernel, Partial, StoredGather, advance
+from mergemill.engine.tensors.kernels import Gather, Kernel, Partial, StoredGather, add_partials, advance
 from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.slabs import Span
@@ -96,12 +96,11 @@ class Merged:
         """How many rounds of statistics must precede the combination, at most."""
         return 0 if self.advance(())[0] is None else self.kernel.most_rounds
 
-    def gather(self, gather: Gather, span: Span, work: Workspace) -> Partial:
-        """Return what one round gathers from one slab."""
-        from_stored = gather.from_stored if isinstance(gather, StoredGather) and self._is_plain() else None
-        if from_stored is not None:
-            return from_stored(self._store(span, work))
-        return gather(self._load_tensors(span, work), self.place.at(span.start))
+    def gather(self, gather: Gather, span: Span, work: Workspace, total: Partial = ()) -> Partial:
+        """Return what one round gathers from one slab, added to `total`, which may be overwritten."""
+        if isinstance(gather, StoredGather) and gather.knows_stored and self._is_plain():
+            return gather.add_stored(self._store(span, work), total)
+        return add_partials(total, gather(self._load_tensors(span, work), self.place.at(span.start)))
 
     def fuse(self, statistics: Any, dtype: str) -> Fusion | None:
         """Return how native loops make the tensor as `dtype` from what is stored; None where they cannot."""

@@ -9,13 +9,14 @@ A last pass settles ties: of equal values the first by index are kept.
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 from mergemill.engine.tensors import native
 from mergemill.engine.tensors.cut import Cut
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES, item_bytes
+from mergemill.engine.tensors.kernels import StoredGather
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.stored import StoredSlab
@@ -26,12 +27,12 @@ Gathered = tuple[tuple[Counts, ...], ...]  # for each derived value: for each di
 CountSlab = Callable[[Sequence[Tensor], Place], Gathered]
 
 
-@runtime_checkable
-class StoredDerive(Protocol):
+class StoredDerive:
     """What derives ranked values, where native loops know them by number as well."""
 
     def in_stored(self, slab: StoredSlab) -> Sequence[int]:
         """Return the numbers: of tensors, whose magnitudes are ranked, or `SPREAD`."""
+        raise NotImplementedError
 
 
 VALUE_ROUNDS = {"F32": 2, "F64": 4}  # of find_ranked
@@ -39,7 +40,7 @@ SELECT_ROUNDS = {"F32": 3, "F64": 5}  # of select_largest
 HISTOGRAM_BYTES = 4 << 20  # for each rank: a slab's 65,536 bins, the part's, the total and its running sum
 
 
-class Magnitudes:
+class Magnitudes(StoredDerive):
     """Derives |x| of each input, in place."""
 
     def __call__(self, tensors: Sequence[Tensor], place: Place) -> Sequence[Tensor]:
@@ -203,7 +204,7 @@ def _search(
 
 
 @dataclass(frozen=True)
-class _Counting:
+class _Counting(StoredGather):
     """Counts one digit of every derived value."""
 
     digits: _Digits
@@ -215,9 +216,19 @@ class _Counting:
         return tuple(self._count(*known) for known in zip(self.derive(tensors, place), self.prefixes, strict=True))
 
     @property
-    def from_stored(self) -> Callable[[StoredSlab], Gathered] | None:
-        """The same from stored bytes."""
-        return self._count_stored if self.digits.are_magnitudes and isinstance(self.derive, StoredDerive) else None
+    def knows_stored(self) -> bool:
+        """Whether native loops know the values and their digits."""
+        return self.digits.are_magnitudes and isinstance(self.derive, StoredDerive)
+
+    def add_stored(self, slab: StoredSlab, total: Gathered) -> Gathered:
+        """The same from stored bytes, added in place."""
+        bins = 1 << self.digits.widths[self.level]
+        total = total or tuple(tuple(np.zeros(bins, np.int64) for _ in wanted) for wanted in self.prefixes)
+        assert isinstance(self.derive, StoredDerive)
+        for which, wanted, counts in zip(self.derive.in_stored(slab), self.prefixes, total, strict=True):
+            for prefix, into in zip(wanted, counts, strict=True):
+                slab.count_lower(which, prefix, into) if self.level else slab.count_upper(which, into)
+        return total
 
     def _count(self, values: Tensor, wanted: Sequence[int]) -> tuple[Counts, ...]:
         if not wanted:
@@ -227,16 +238,9 @@ class _Counting:
             return (self.digits.count_first(ordered),)
         return tuple(self.digits.count_within(ordered, self.level, wanted))
 
-    def _count_stored(self, slab: StoredSlab) -> Gathered:
-        assert isinstance(self.derive, StoredDerive)
-        return tuple(
-            tuple(slab.count_lower(which, prefix) if self.level else slab.count_upper(which) for prefix in wanted)
-            for which, wanted in zip(self.derive.in_stored(slab), self.prefixes, strict=True)
-        )
-
 
 @dataclass(frozen=True)
-class _CountingTies:
+class _CountingTies(StoredGather):
     """Counts in each block what equals the thresholds."""
 
     thresholds: Sequence[Sequence[float]]  # of each value
@@ -250,16 +254,19 @@ class _CountingTies:
         )
 
     @property
-    def from_stored(self) -> Callable[[StoredSlab], Gathered] | None:
-        """The same from stored bytes."""
-        return self._count_stored if self.stored and isinstance(self.derive, StoredDerive) else None
+    def knows_stored(self) -> bool:
+        """Whether native loops know the values."""
+        return self.stored and isinstance(self.derive, StoredDerive)
 
-    def _count_stored(self, slab: StoredSlab) -> Gathered:
+    def add_stored(self, slab: StoredSlab, total: Gathered) -> Gathered:
+        """The same from stored bytes, added in place."""
+        blocks = -(-slab.place.size // slab.place.block)
+        total = total or tuple(tuple(np.zeros(blocks, np.int64) for _ in wanted) for wanted in self.thresholds)
         assert isinstance(self.derive, StoredDerive)
-        return tuple(
-            tuple(slab.count_equal(which, threshold) for threshold in wanted)
-            for which, wanted in zip(self.derive.in_stored(slab), self.thresholds, strict=True)
-        )
+        for which, wanted, counts in zip(self.derive.in_stored(slab), self.thresholds, total, strict=True):
+            for threshold, into in zip(wanted, counts, strict=True):
+                slab.count_equal(which, threshold, into)
+        return total
 
 
 def _count_ties(values: Tensor, threshold: float, place: Place) -> Counts:

@@ -468,18 +468,6 @@ static float *load_ranked(const Slab *slab, int64_t which, const Chunk *chunk, R
     return room->base;
 }
 
-#define BINS 32768 /* of 15 bits: a magnitude has no sign */
-
-/* Count the upper 15 bits of the magnitudes in `counts`; neighbours count in two tables, so that none waits. */
-static void count_upper(const float *x, int64_t size, uint32_t *counts) {
-    int64_t j = 0;
-    for (; j + 1 < size; j += 2) {
-        counts[(float_to_bits(x[j]) & 0x7FFFFFFFu) >> 16]++;
-        counts[BINS + ((float_to_bits(x[j + 1]) & 0x7FFFFFFFu) >> 16)]++;
-    }
-    if (j < size) counts[(float_to_bits(x[j]) & 0x7FFFFFFFu) >> 16]++;
-}
-
 WIDTHS static int64_t count_equal(const float *x, int64_t size, float value) {
     int32_t count = 0;
     for (int64_t j = 0; j < size; j++) count += fabsf(x[j]) == value;
@@ -488,14 +476,13 @@ WIDTHS static int64_t count_equal(const float *x, int64_t size, float value) {
 
 /* Add the histogram of the upper 15 bits to `counts`. */
 int32_t mergemill_stored_upper(const Slab *slab, int64_t which, int64_t *counts) {
-    uint32_t *tables = calloc(2 * BINS, sizeof(uint32_t));
     Room room;
-    if (!make_room(&room, slab->count) || !tables) return drop_room(&room), free(tables), -1;
-    for (Chunk chunk = {0}; next_chunk(slab, &chunk); )
-        count_upper(load_ranked(slab, which, &chunk, &room), chunk.here, tables);
-    for (int64_t bin = 0; bin < BINS; bin++) counts[bin] += (int64_t)tables[bin] + tables[BINS + bin];
+    if (!make_room(&room, slab->count)) return drop_room(&room), -1;
+    for (Chunk chunk = {0}; next_chunk(slab, &chunk); ) {
+        const float *x = load_ranked(slab, which, &chunk, &room);
+        for (int64_t j = 0; j < chunk.here; j++) counts[(float_to_bits(x[j]) & 0x7FFFFFFFu) >> 16]++;
+    }
     drop_room(&room);
-    free(tables);
     return 0;
 }
 

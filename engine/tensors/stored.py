@@ -4,6 +4,7 @@ The loops know float32, bfloat16 and float16; a slab's tensors are taken less th
 """
 
 import ctypes
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +66,7 @@ class _Join(ctypes.Structure):
     ]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StoredSlab:
     """One slab of every input, as bytes; `work` lends room for masks."""
 
@@ -92,7 +93,7 @@ class StoredSlab:
         join, weight = _lower_join(fusion.join)
         broken = _checked(
             "merge_stored",
-            self._lower(),
+            self._lowered,
             keeps,
             ctypes.byref(join),
             out.ctypes.data,
@@ -107,7 +108,7 @@ class StoredSlab:
         """Return the inner product of each tensor i with each j <= i, in this order."""
         pairs, cuts = self.count * (self.count + 1) // 2, self._cuts
         sums = np.empty((pairs, cuts, native.LANES))
-        _checked("stored_products", self._lower(), sums.ctypes.data, cuts)
+        _checked("stored_products", self._lowered, sums.ctypes.data, cuts)
         return tuple(sum_lanes(of_pair) for of_pair in sums)
 
     def sum_absolute(self, which: int, keep: Keep) -> tuple[ExactSum, ExactSum]:
@@ -123,32 +124,32 @@ class StoredSlab:
         for which, of_one in enumerate(sums):
             keep = _Keep(kind=_KINDS["all"]) if mask is None else _Keep(kind=_KINDS["mask"], mask=mask.ctypes.data)
             lowered = ctypes.byref(keep)
-            _checked("stored_norms", self._lower(), which, lowered, True, None, of_one.ctypes.data)
+            _checked("stored_norms", self._lowered, which, lowered, True, None, of_one.ctypes.data)
         return tuple(sum_lanes(of_one) for of_one in sums)
 
-    def count_upper(self, which: int) -> Counts:
-        """Count the upper 15 bits of the magnitudes of one tensor, or of the spread."""
-        counts = np.zeros(1 << 15, np.int64)
-        _checked("stored_upper", self._lower(), which, counts.ctypes.data)
-        return counts
+    def count_upper(self, which: int, counts: Counts) -> None:
+        """Add to `counts` the upper 15 bits of the magnitudes of one tensor, or of the spread."""
+        _checked("stored_upper", self._lowered, which, counts.ctypes.data)
 
-    def count_lower(self, which: int, prefix: int) -> Counts:
-        """Count the lower 16 bits of those whose upper 15 are `prefix`."""
-        counts = np.zeros(1 << 16, np.int64)
-        _checked("stored_lower", self._lower(), which, prefix, counts.ctypes.data)
-        return counts
+    def count_lower(self, which: int, prefix: int, counts: Counts) -> None:
+        """Add to `counts` the lower 16 bits of those whose upper 15 are `prefix`."""
+        _checked("stored_lower", self._lowered, which, prefix, counts.ctypes.data)
 
-    def count_equal(self, which: int, value: float) -> Counts:
-        """Count in each block of the whole tensor what equals `value`; 0 in those that the slab does not touch."""
-        counts = np.zeros(-(-self.place.size // self.place.block), np.int64)
-        first = counts[self.place.start // self.place.block :]
-        _checked("stored_equal", self._lower(), which, value, first.ctypes.data)
-        return counts
+    def count_equal(self, which: int, value: float, counts: Counts) -> None:
+        """Add to `counts`, one for each block of the whole tensor, what equals `value`."""
+        here = counts[self.place.start // self.place.block :]
+        _checked("stored_equal", self._lowered, which, value, here.ctypes.data)
+
+    def count_differing(self) -> int:
+        """Return on how many elements the tensors are not all the same."""
+        counts = np.zeros(self.size // self.place.block + 1, np.int64)
+        _checked("stored_equal", self._lowered, SPREAD, 0.0, counts.ctypes.data)
+        return self.size - int(counts.sum())
 
     def mark(self, which: int, cut: Cut) -> Arena:
         """Return 1 for each element whose ranked value belongs to the cut, else 0."""
         mask = self.work.take_bytes(self.size)
-        _checked("stored_marks", self._lower(), which, ctypes.byref(_lower_cut(cut)), mask.ctypes.data)
+        _checked("stored_marks", self._lowered, which, ctypes.byref(_lower_cut(cut)), mask.ctypes.data)
         return mask
 
     @property
@@ -157,10 +158,11 @@ class StoredSlab:
 
     def _sum_norms(self, which: int, keep: Keep, whole: int, kept: int, *, square: bool) -> None:
         lowered, alive = self._lower_keep(which, keep)
-        _checked("stored_norms", self._lower(), which, ctypes.byref(lowered), square, whole, kept)
+        _checked("stored_norms", self._lowered, which, ctypes.byref(lowered), square, whole, kept)
         del alive
 
-    def _lower(self) -> Any:
+    @functools.cached_property
+    def _lowered(self) -> Any:
         """Return a pointer to the slab as the loops want it; it holds what it points into."""
         data = (ctypes.c_void_p * len(self.arrays))(*(array.ctypes.data for array in self.arrays))
         dtypes = (ctypes.c_int32 * len(self.arrays))(*(STORED_DTYPES[dtype] for dtype in self.dtypes))
@@ -203,7 +205,7 @@ class StoredSlab:
         """Return 1 for each element whose random number is under the limit of its rank in its row, else 0."""
         mask, keys = self.work.take_bytes(self.size), self._find_keys(which)
         pointers = (limits.ctypes.data, keys.ctypes.data, mask.ctypes.data)
-        _checked("stored_ranked_marks", self._lower(), which, len(limits), *pointers)
+        _checked("stored_ranked_marks", self._lowered, which, len(limits), *pointers)
         return mask
 
     def _find_keys(self, which: int) -> Keys:
