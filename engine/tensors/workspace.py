@@ -11,6 +11,7 @@ from mergemill.engine.tensors.lazy import Tensor, torch
 
 Arena = np.ndarray[tuple[int], np.dtype[np.uint8]]  # flat memory that is lent
 
+NOTES_BYTES = 8 << 20  # beside the arena, of what malloc may take
 _ALIGN = 64  # bytes; a cache line, and a multiple of every dtype's size
 
 
@@ -23,7 +24,8 @@ class Workspace:
     """Hands out flat tensors that lie in `arena`, and never allocates.
 
     What is taken for a slab is gone at the next `next_slab`; with `keep`, the bytes that were read stay until the
-    workspace is dropped, so that a second pass over the same inputs reads nothing.
+    workspace is dropped, so that a second pass over the same inputs reads nothing, and so do notes, up to `NOTES_BYTES`
+    beside the arena.
     """
 
     def __init__(self, arena: Arena, *, keep: bool = False) -> None:
@@ -31,6 +33,8 @@ class Workspace:
         self._raw = arena.data
         self._keep = keep
         self._kept: dict[tuple[str, int], tuple[int, int]] = {}  # where in the arena, and how much
+        self._notes: dict[tuple[int, ...], Arena] = {}
+        self._notes_bytes = 0
         self._low = 0  # slabs grow up from here
         self._high = len(arena) // _ALIGN * _ALIGN  # kept reads grow down from here
         self.read_bytes = 0  # read from storage so far
@@ -60,6 +64,16 @@ class Workspace:
         """Return a range of a stored file; the caller does not change it."""
         start = self._read(pin, offset_bytes, size_bytes)
         return self._arena[start : start + size_bytes]
+
+    def note(self, key: tuple[int, ...], value: Arena) -> None:
+        """Keep something small that a later pass would find again; nothing is kept beyond `NOTES_BYTES`."""
+        if self._keep and self._notes_bytes + len(value) <= NOTES_BYTES:
+            self._notes[key] = value
+            self._notes_bytes += len(value)
+
+    def find_note(self, key: tuple[int, ...]) -> Arena | None:
+        """Return what was noted under `key`."""
+        return self._notes.get(key)
 
     def _read(self, pin: Pin, offset_bytes: int, size_bytes: int) -> int:
         """Return where in the arena the range lies, read there unless it was kept."""

@@ -1,0 +1,188 @@
+"""The loops over slabs as they are stored: the bits of torch and numpy, for every dtype and every kind of value."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from methods.harness import Mill, Task, fill_settings, make_values
+from torch import Tensor
+
+from mergemill.engine.methods.catalogue import find_methods, get_method
+from mergemill.engine.tensors import native
+from mergemill.engine.tensors.fusion import SPREAD, Fusion, Join, Keep
+from mergemill.engine.tensors.place import Place
+from mergemill.engine.tensors.random import random_bits
+from mergemill.engine.tensors.stored import StoredSlab
+from mergemill.engine.tensors.workspace import Workspace
+
+pytestmark = pytest.mark.skipif(native.load() is None, reason="the native loops are not built here")
+
+SETTINGS: list[tuple[str, Mapping[str, Any]]] = [
+    ("linear", {"weight": (0.3, 0.9)}),
+    ("linear", {"weight": (0.3, 0.9), "normalize": False}),
+    ("slerp", {"t": 0.3}),
+    ("task_arithmetic", {"weight": (0.3, -0.7), "normalize": True, "lambda": 1.3}),
+    ("expo", {"weight": (1.4, 0.2)}),
+    ("ties", {"weight": (1.0, 0.5), "density": (0.5, 0.2), "rescale": True}),
+    ("ties", {"weight": (1.0, 0.5), "density": (0.0, 1.0), "normalize": False}),
+    ("dare_linear", {"weight": (1.0, 0.5), "density": (0.5, 0.3)}),
+    ("dare_ties", {"weight": (1.0, 0.5), "density": (0.0, 0.4), "normalize": True}),
+    ("dare_ties", {"weight": (1.0, 0.5), "density": (1.0, 0.4), "rescale": False}),
+    ("breadcrumbs", {"weight": (1.0, 0.5), "density": (0.5, 0.9), "gamma": (0.1, 0.05), "rescale": True}),
+    ("breadcrumbs_ties", {"weight": (1.0, 0.5), "density": (0.5, 0.9), "gamma": (0.1, 0.05)}),
+    ("della", {"weight": (1.0, 0.5), "density": (0.5, 0.6), "epsilon": (0.3, -0.2)}),
+    ("della_linear", {"weight": (1.0, 0.5), "density": (0.5, 1.0)}),
+    ("sce", {"select_topk": 0.3}),
+    ("sce", {"select_topk": 1.0}),
+    ("sce", {"select_topk": 0.0}),
+]
+KINDS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def merge_both_ways(
+    folder: Path, name: str, inputs: Sequence[Tensor], given: Mapping[str, Any], **how: Any
+) -> tuple[Tensor, Tensor]:
+    """Merge natively, and with torch alone."""
+    task = Task(name, tuple(inputs), fill_settings(get_method(name), given, 2))
+    natively = Mill(folder).merge(task, **how)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "load", lambda: None)
+        return natively, Mill(folder).merge(task, **how)
+
+
+def assert_same_bits(left: Tensor, right: Tensor) -> None:
+    """NaN equals NaN, whatever its payload: torch's own hangs on the width of its registers."""
+    assert left.dtype == right.dtype
+    assert torch.equal(left.isnan(), right.isnan())
+    same = left.contiguous().view(-1).view(torch.uint8) == right.contiguous().view(-1).view(torch.uint8)
+    assert bool((same.view(left.numel(), -1).all(1) | left.isnan().view(-1)).all())
+
+
+def count_inputs(name: str) -> int:
+    return 3 if get_method(name).takes_deltas else 2
+
+
+def test_all_methods_that_loops_know_are_tested() -> None:
+    assert {name for name, _ in SETTINGS} == {name for name, method in find_methods().items() if method.fused}
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+@pytest.mark.parametrize(("name", "given"), SETTINGS, ids=str)
+def test_loops_give_the_bits_of_torch(name: str, given: Mapping[str, Any], dtype: str, tmp_path: Path) -> None:
+    inputs = make_values((300, 701), dtype=KINDS[dtype], count=count_inputs(name))
+    for slab, out in ((None, dtype), (65536, "F32")):
+        how = {"out": out} if slab is None else {"out": out, "slab": slab, "parts": 3}
+        assert_same_bits(*merge_both_ways(tmp_path, name, inputs, given, **how))
+
+
+@pytest.mark.parametrize(("name", "given"), SETTINGS, ids=str)
+def test_inputs_of_several_dtypes(name: str, given: Mapping[str, Any], tmp_path: Path) -> None:
+    values = make_values((97, 1031), dtype=torch.float32, count=count_inputs(name))
+    inputs = [value.to(kind) for value, kind in zip(values, KINDS.values(), strict=False)]
+    assert_same_bits(*merge_both_ways(tmp_path, name, inputs, given, out="BF16"))
+
+
+@pytest.mark.parametrize(("name", "given"), SETTINGS, ids=str)
+def test_ties_zeros_and_small_numbers(name: str, given: Mapping[str, Any], tmp_path: Path) -> None:
+    """Few distinct values, rows without any change, denormals: where ranks are decided by index."""
+    values = [(value * 8).round() / 8 for value in make_values((200, 1500), dtype=torch.float32, count=3)]
+    values[1][50:90] = values[0][50:90]
+    values[2][120:] *= 1e-40
+    assert_same_bits(*merge_both_ways(tmp_path, name, values[: count_inputs(name)], given))
+
+
+@pytest.mark.parametrize("name", ["linear", "task_arithmetic", "ties", "dare_ties", "slerp"])
+def test_what_is_not_finite(name: str, tmp_path: Path) -> None:
+    given = next(given for known, given in SETTINGS if known == name)
+    inputs = make_values((64, 1024), dtype=torch.bfloat16, count=count_inputs(name))
+    inputs[1].view(-1)[[5, 2000, 40_000]] = torch.tensor([torch.nan, torch.inf, -torch.inf], dtype=torch.bfloat16)
+    assert_same_bits(*merge_both_ways(tmp_path, name, inputs, given))
+
+
+def make_slab(
+    inputs: Sequence[Tensor], shape: tuple[int, ...], *, has_base: bool = False, block: int = 1 << 16
+) -> StoredSlab:
+    names = {kind: name for name, kind in KINDS.items()}
+    place = Place("x", shape, 7, (0, 1, 2), block=block)
+    return StoredSlab(
+        arrays=tuple(x.contiguous().view(-1).view(torch.uint8).numpy() for x in inputs),
+        dtypes=tuple(names[x.dtype] for x in inputs),
+        has_base=has_base,
+        scales=(),
+        place=place,
+        size=inputs[0].numel(),
+        work=Workspace(np.full(1 << 24, 0xFF, np.uint8), keep=True),
+    )
+
+
+@pytest.mark.parametrize(("stored", "out"), list(itertools.product(KINDS, KINDS)))
+def test_every_pattern_is_decoded_and_encoded_as_torch_does(stored: str, out: str) -> None:
+    if stored == "F32":
+        stream = np.random.default_rng(3)
+        bits = torch.from_numpy(stream.integers(0, 1 << 32, 1 << 20, dtype=np.uint32).view(np.int32))
+        edges = torch.arange(-70_000, 70_000, dtype=torch.int32)
+        near = torch.cat([edges + start for start in (0x33000000, 0x38800000, 0x477FF000, 0x7F7F0000)])
+        values = torch.cat([bits, near]).view(torch.float32)
+    else:
+        values = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(KINDS[stored])
+    slab = make_slab([values], (len(values),))
+    merged, broken = slab.merge(Fusion(Join("sum", (1.0,))), out, None)
+    expected = values.to(torch.float32).mul(1.0).to(KINDS[out])
+    assert_same_bits(torch.from_numpy(merged.copy()).view(KINDS[out]), expected)
+    assert broken == int((~expected.isfinite()).sum())
+
+
+def test_ranks_in_rows_are_those_of_a_stable_sort() -> None:
+    """Rows of distinct values, of ties, of one value only, and with more in one bin than are counted one by one."""
+    stream = np.random.default_rng(11)
+    rows = np.stack(
+        [
+            stream.standard_normal(3000),
+            stream.integers(-4, 5, 3000) / 4,
+            np.full(3000, -0.5),
+            1 + 1e-6 * stream.integers(0, 50, 3000),
+            np.where(stream.random(3000) < 0.5, 0, stream.standard_normal(3000)),
+        ]
+    ).astype(np.float32)
+    rank = np.argsort(np.argsort(np.abs(rows), axis=1, kind="stable"), axis=1, kind="stable")
+    for limits in (np.linspace(-(2**31), 2**31 - 1, 3000), np.linspace(2**30, -(2**30), 3000)):
+        limits = limits.astype(np.int32)
+        slab = make_slab([torch.from_numpy(rows)], rows.shape, block=21 * 3000)
+        bits = slab_bits(slab)
+        kept = slab.sum_absolute(0, Keep(limits=limits))[1]
+        expected = np.abs(rows.astype(np.float64))[bits < limits[rank]].sum()
+        assert float(kept) == pytest.approx(expected, rel=1e-12)
+        again, _ = slab.merge(Fusion(Join("sum", (1.0,)), (Keep(limits=limits),)), "F32", None)
+        assert np.array_equal(again.view(np.float32).reshape(rows.shape) != 0, (bits < limits[rank]) & (rows != 0))
+
+
+def slab_bits(slab: StoredSlab) -> np.ndarray[Any, Any]:
+    """The random numbers of the slab's elements, from the functions that torch's path takes them from."""
+    blocks = range(-(-slab.size // 65536))
+    bits = torch.cat([random_bits(slab.place, slab.place.models[0], block) for block in blocks])
+    return bits.numpy()[: slab.size].reshape(slab.place.shape)
+
+
+def test_counts_are_those_of_numpy() -> None:
+    stream = np.random.default_rng(5)
+    base, *models = (torch.from_numpy(stream.standard_normal(150_001)).to(torch.bfloat16) for _ in range(4))
+    slab = make_slab([base, *models], (150_001,), has_base=True)
+    deltas = [(x.float() - base.float()).numpy() for x in models]
+    stacked = np.stack(deltas).astype(np.float64)
+    spread = np.sqrt(np.mean((stacked - stacked[0] - (stacked - stacked[0]).mean(0)) ** 2, axis=0)).astype(np.float32)
+    for which, values in ((0, np.abs(deltas[0])), (2, np.abs(deltas[2])), (SPREAD, spread)):
+        bits = values.view(np.uint32)
+        upper, lower, equal = np.zeros(1 << 15, np.int64), np.zeros(1 << 16, np.int64), np.zeros(3, np.int64)
+        slab.count_upper(which, upper)
+        assert np.array_equal(upper, np.bincount(bits >> 16, minlength=1 << 15))
+        prefix = int(np.argmax(upper))
+        slab.count_lower(which, prefix, lower)
+        assert np.array_equal(lower, np.bincount(bits[bits >> 16 == prefix] & 0xFFFF, minlength=1 << 16))
+        slab.count_equal(which, float(values[7]), equal)
+        blocks = np.split(values == values[7], [65536, 131072])
+        assert equal.tolist() == [int(block.sum()) for block in blocks]
+    assert slab.count_differing() == int((spread != 0).sum())
