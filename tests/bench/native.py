@@ -14,8 +14,8 @@ from torch import Tensor
 from mergemill.engine.methods.linear import linear
 from mergemill.engine.methods.task_vectors import add_agreeing_deltas, add_deltas
 from mergemill.engine.methods.trim import Trim, apply_trims
-from mergemill.engine.tensors.cut import Cut
 from mergemill.engine.tensors import native
+from mergemill.engine.tensors.cut import Cut
 from mergemill.engine.tensors.exact import sum_absolute, sum_products
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.random import drop_with_probability
