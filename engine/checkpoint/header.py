@@ -6,6 +6,7 @@ fields that the format does not know, since they could change what the bytes mea
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from mergemill.engine.errors import HeaderError
 from mergemill.engine.storage.ranges import Pin, read_into
 
 _FIELDS = ("dtype", "shape", "data_offsets")
+_KNOWN = frozenset(_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +97,9 @@ class _Repeated(Exception):
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in fields:
-            raise _Repeated(name)
-        fields[name] = value
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise _Repeated(Counter(name for name, _ in pairs).most_common(1)[0][0])
     # A lone surrogate (backslash-u d800) is no text, and could never be written again.
     "".join([*fields, *(value for value in fields.values() if isinstance(value, str))]).encode()
     return fields
@@ -142,11 +142,12 @@ def _parse_entry(name: str, entry: object, where: str) -> tuple[int, int, Tensor
 def _parse_fields(entry: object, where: str) -> dict[str, Any]:
     if not isinstance(entry, dict):
         raise HeaderError(f"{where} is {_kind(entry)}, not an object with {', '.join(_FIELDS)}")
+    if entry.keys() == _KNOWN:
+        return entry
     if missing := [field for field in _FIELDS if field not in entry]:
         raise HeaderError(f"{where} has no {missing[0]}")
-    if extra := [field for field in entry if field not in _FIELDS]:
-        raise HeaderError(f"{where} has a field {extra[0]!r} that the format does not know")
-    return entry
+    extra = next(field for field in entry if field not in _FIELDS)
+    raise HeaderError(f"{where} has a field {extra!r} that the format does not know")
 
 
 def _parse_counts(found: object, where: str) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ The slabs are copies made for this call: a method overwrites them freely, and re
 The models themselves are never touched.
 """
 
+import functools
 import inspect
 import keyword
 import math
@@ -123,14 +124,14 @@ class Method:
         if self.statistics is None:
             return None
         known = {"place": place, "dtype": dtype, **self._arguments(settings)}
-        return self.statistics(**{name: known[name] for name in inspect.signature(self.statistics).parameters})
+        return self.statistics(**{name: known[name] for name in names_of(self.statistics)})
 
     def fuse(self, statistics: Any, place: Place, settings: Mapping[str, Any]) -> Fusion | None:
         """Return how native loops merge a slab; None where they cannot."""
         if self.fused is None:
             return None
         known = {"statistics": statistics, "place": place, **self._arguments(settings)}
-        return self.fused(**{name: known[name] for name in inspect.signature(self.fused).parameters})
+        return self.fused(**{name: known[name] for name in names_of(self.fused)})
 
     def combine(
         self,
@@ -198,11 +199,17 @@ def merge_method(
     return declare
 
 
+@functools.cache
+def names_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the names of a function's parameters: what it wants to be given."""
+    return tuple(inspect.signature(function).parameters)
+
+
 def find_block(grain: Grain | Callable[..., Grain], shape: tuple[int, ...], arguments: Mapping[str, Any]) -> int:
     """Return the elements at whose multiples a tensor of `shape` may be cut, so that slabs hold whole grains."""
     if callable(grain):
         known = {"shape": shape, **arguments}
-        grain = grain(**{name: known[name] for name in inspect.signature(grain).parameters})
+        grain = grain(**{name: known[name] for name in names_of(grain)})
     if grain == "tensor":
         return max(1, math.prod(shape))
     return row_block(shape) if grain == "row" else BLOCK

@@ -200,10 +200,11 @@ def _only_stack(stacks: Mapping[str, Mapping[str, tuple[int, ...]]], recipe: Rec
 
 def _layer_slots(stack: Stack, checkpoints: Checkpoints) -> Iterator[Slot]:
     rests = _rests_by_layer(stack.name, checkpoints)
-    offset = 0
+    offset, count = 0, stack.layers
     for stretch in stack.stretches:
         for i in range(stretch.layers):
             t = i / (stretch.layers - 1) if stretch.layers > 1 else 1.0
+            depth = (offset + i) / (count - 1) if count > 1 else 0.0
             layers = [(source, source.layer_range[0] + i) for source in stretch.sources]
             names = {rest for source, layer in layers for rest in rests[str(source.model)].get(layer, ())}
             if not names and not stack.whole:
@@ -213,7 +214,6 @@ def _layer_slots(stack: Stack, checkpoints: Checkpoints) -> Iterator[Slot]:
                     _make_candidate(source, join_layer(stack.name, layer, rest), place)
                     for place, (source, layer) in enumerate(layers)
                 )
-                depth = (offset + i) / (stack.layers - 1) if stack.layers > 1 else 0.0
                 site = Site(join_layer(stack.name, offset + i, rest), t, stretch.scopes, depth)
                 yield Slot(site, candidates, stretch.base)
         offset += stretch.layers

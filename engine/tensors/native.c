@@ -22,7 +22,7 @@ WIDTHS void sum_weighted(float *restrict out, const float *const *x, const float
         const float w = weight[i];
         for (int64_t j = 0; j < size; j++) out[j] += next[j] * w;
     }
-    if (divisor != 0)
+    if (divisor != 0 && divisor != 1)
         for (int64_t j = 0; j < size; j++) out[j] /= divisor;
 }
 

@@ -101,6 +101,9 @@ def mark_largest(values: Tensor, cut: Cut, place: Place, out: Tensor) -> Tensor:
     return out
 
 
+_ROW = 256  # bins; histograms have a multiple of them
+
+
 @dataclass(frozen=True, slots=True)
 class _Search:
     """What is known of one ranked value after some digits."""
@@ -111,10 +114,15 @@ class _Search:
 
     def narrowed(self, histogram: Counts, width: int) -> "_Search":
         """Return the search one digit further."""
-        from_top = np.cumsum(histogram[::-1])
-        place = min(int(np.searchsorted(from_top, self.rank)), len(histogram) - 1)
-        digit = len(histogram) - 1 - place
-        larger = int(from_top[place] - histogram[digit])
+        from_top = histogram[::-1]
+        rows = from_top.reshape(-1, _ROW)
+        sums = rows.sum(axis=1)  # a row at a time first: few tensors are so large that adding up all bins is little
+        row = min(int(np.searchsorted(np.cumsum(sums), self.rank)), len(rows) - 1)
+        before = int(sums[:row].sum())
+        within = np.cumsum(rows[row])
+        place = min(int(np.searchsorted(within, self.rank - before)), _ROW - 1)
+        digit = len(histogram) - 1 - (row * _ROW + place)
+        larger = before + int(within[place]) - int(histogram[digit])
         return _Search(self.rank - larger, self.prefix << width | digit, self.above + larger)
 
 
@@ -225,9 +233,14 @@ class _Counting(StoredGather):
         bins = 1 << self.digits.widths[self.level]
         total = total or tuple(tuple(np.zeros(bins, np.int64) for _ in wanted) for wanted in self.prefixes)
         assert isinstance(self.derive, StoredDerive)
-        for which, wanted, counts in zip(self.derive.in_stored(slab), self.prefixes, total, strict=True):
+        known = list(zip(self.derive.in_stored(slab), self.prefixes, total, strict=True))
+        if self.level == 0:
+            ranked = [(which, *counts) for which, _, counts in known if counts]
+            slab.count_upper([which for which, _ in ranked], [counts for _, counts in ranked])
+            return total
+        for which, wanted, counts in known:
             for prefix, into in zip(wanted, counts, strict=True):
-                slab.count_lower(which, prefix, into) if self.level else slab.count_upper(which, into)
+                slab.count_lower(which, prefix, into)
         return total
 
     def _count(self, values: Tensor, wanted: Sequence[int]) -> tuple[Counts, ...]:

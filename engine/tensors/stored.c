@@ -456,16 +456,16 @@ WIDTHS static void find_spread(float *const *x, int64_t count, int64_t size, flo
     }
 }
 
-/* What is ranked: |x| of the tensor `which`, or the spread over all where it is -1; returns where it is. */
+/* What is ranked: |x| of the tensor `which`, or the spread over all where it is -1; returns where it is. The base is
+ * loaded already. */
 static float *load_ranked(const Slab *slab, int64_t which, const Chunk *chunk, Room *room) {
-    load_base(slab, chunk->start, chunk->here, room->base);
     if (which >= 0) {
         load(slab, which, chunk->start, chunk->here, room->base, room->x[which]);
         return room->x[which];
     }
     for (int64_t i = 0; i < slab->count; i++) load(slab, i, chunk->start, chunk->here, room->base, room->x[i]);
-    find_spread(room->x, slab->count, chunk->here, room->base);
-    return room->base;
+    find_spread(room->x, slab->count, chunk->here, room->total);
+    return room->total;
 }
 
 WIDTHS static int64_t count_equal(const float *x, int64_t size, float value) {
@@ -474,13 +474,31 @@ WIDTHS static int64_t count_equal(const float *x, int64_t size, float value) {
     return count;
 }
 
-/* Add the histogram of the upper 15 bits to `counts`. */
-int32_t mergemill_stored_upper(const Slab *slab, int64_t which, int64_t *counts) {
+static void count_upper(const float *x, int64_t size, int64_t *counts) {
+    for (int64_t j = 0; j < size; j++) counts[(float_to_bits(x[j]) & 0x7FFFFFFFu) >> 16]++;
+}
+
+/* Two at a time: while a count waits to be stored, another one of the other's is added to. */
+static void count_upper_of_two(const float *x, const float *y, int64_t size, int64_t *counts, int64_t *others) {
+    for (int64_t j = 0; j < size; j++) {
+        counts[(float_to_bits(x[j]) & 0x7FFFFFFFu) >> 16]++;
+        others[(float_to_bits(y[j]) & 0x7FFFFFFFu) >> 16]++;
+    }
+}
+
+/* Add the histogram of the upper 15 bits of each of `many` ranked values to its counts. */
+int32_t mergemill_stored_upper(const Slab *slab, const int64_t *which, int64_t *const *counts, int64_t many) {
     Room room;
     if (!make_room(&room, slab->count)) return drop_room(&room), -1;
     for (Chunk chunk = {0}; next_chunk(slab, &chunk); ) {
-        const float *x = load_ranked(slab, which, &chunk, &room);
-        for (int64_t j = 0; j < chunk.here; j++) counts[(float_to_bits(x[j]) & 0x7FFFFFFFu) >> 16]++;
+        load_base(slab, chunk.start, chunk.here, room.base);
+        int64_t i = 0;
+        for (; i + 1 < many; i += 2) {
+            const float *x = load_ranked(slab, which[i], &chunk, &room);
+            const float *y = load_ranked(slab, which[i + 1], &chunk, &room);
+            count_upper_of_two(x, y, chunk.here, counts[i], counts[i + 1]);
+        }
+        if (i < many) count_upper(load_ranked(slab, which[i], &chunk, &room), chunk.here, counts[i]);
     }
     drop_room(&room);
     return 0;
@@ -495,6 +513,7 @@ int32_t mergemill_stored_lower(const Slab *slab, int64_t which, uint32_t prefix,
     Room room;
     if (!make_room(&room, slab->count)) return drop_room(&room), -1;
     for (Chunk chunk = {0}; next_chunk(slab, &chunk); ) {
+        load_base(slab, chunk.start, chunk.here, room.base);
         const float *x = load_ranked(slab, which, &chunk, &room);
         uint8_t found[CHUNK] = {0};
         mark_prefix(x, chunk.here, prefix, found);
@@ -513,9 +532,11 @@ int32_t mergemill_stored_lower(const Slab *slab, int64_t which, uint32_t prefix,
 int32_t mergemill_stored_equal(const Slab *slab, int64_t which, float value, int64_t *counts) {
     Room room;
     if (!make_room(&room, slab->count)) return drop_room(&room), -1;
-    for (Chunk chunk = {0}; next_chunk(slab, &chunk); )
+    for (Chunk chunk = {0}; next_chunk(slab, &chunk); ) {
+        load_base(slab, chunk.start, chunk.here, room.base);
         counts[chunk.block - slab->start / slab->block] +=
             count_equal(load_ranked(slab, which, &chunk, &room), chunk.here, value);
+    }
     drop_room(&room);
     return 0;
 }
@@ -525,8 +546,10 @@ int32_t mergemill_stored_marks(const Slab *slab, int64_t which, const Cut *cut, 
     Room room;
     int64_t seen = 0;
     if (!make_room(&room, slab->count)) return drop_room(&room), -1;
-    for (Chunk chunk = {0}; next_chunk(slab, &chunk); )
+    for (Chunk chunk = {0}; next_chunk(slab, &chunk); ) {
+        load_base(slab, chunk.start, chunk.here, room.base);
         mark_cut(load_ranked(slab, which, &chunk, &room), &chunk, cut, &seen, mask + chunk.start);
+    }
     drop_room(&room);
     return 0;
 }

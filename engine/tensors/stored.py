@@ -5,6 +5,7 @@ The loops know float32, bfloat16 and float16; a slab's tensors are taken less th
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,9 +128,11 @@ class StoredSlab:
             _checked("stored_norms", self._lowered, which, lowered, True, None, of_one.ctypes.data)
         return tuple(sum_lanes(of_one) for of_one in sums)
 
-    def count_upper(self, which: int, counts: Counts) -> None:
-        """Add to `counts` the upper 15 bits of the magnitudes of one tensor, or of the spread."""
-        _checked("stored_upper", self._lowered, which, counts.ctypes.data)
+    def count_upper(self, which: Sequence[int], counts: Sequence[Counts]) -> None:
+        """Add to each of `counts` the upper 15 bits of the magnitudes of one tensor, or of the spread."""
+        numbers = (ctypes.c_int64 * len(which))(*which)
+        pointers = (ctypes.c_void_p * len(which))(*(of_one.ctypes.data for of_one in counts))
+        _checked("stored_upper", self._lowered, numbers, pointers, len(which))
 
     def count_lower(self, which: int, prefix: int, counts: Counts) -> None:
         """Add to `counts` the lower 16 bits of those whose upper 15 are `prefix`."""

@@ -177,7 +177,7 @@ def test_counts_are_those_of_numpy() -> None:
     for which, values in ((0, np.abs(deltas[0])), (2, np.abs(deltas[2])), (SPREAD, spread)):
         bits = values.view(np.uint32)
         upper, lower, equal = np.zeros(1 << 15, np.int64), np.zeros(1 << 16, np.int64), np.zeros(3, np.int64)
-        slab.count_upper(which, upper)
+        slab.count_upper([which], [upper])
         assert np.array_equal(upper, np.bincount(bits >> 16, minlength=1 << 15))
         prefix = int(np.argmax(upper))
         slab.count_lower(which, prefix, lower)
