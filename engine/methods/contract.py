@@ -105,6 +105,11 @@ class Method:
         return "deltas" in self.given
 
     @property
+    def fuses(self) -> bool:
+        """Whether native loops know the method."""
+        return self.fused is not None
+
+    @property
     def title(self) -> str:
         """The first line of the method's file."""
         return (inspect.getmodule(self.function).__doc__ or self.name).strip().splitlines()[0]

@@ -117,6 +117,11 @@ class Stepped:
         return True
 
     @property
+    def fuses(self) -> bool:
+        """Whether native loops know the method; they do what no step changes."""
+        return self.method.fuses
+
+    @property
     def most_rounds(self) -> int:
         """The method's; steps have no statistics."""
         return self.method.most_rounds

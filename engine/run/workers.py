@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.plan.values import Plan
+from mergemill.engine.tensors.merged import Merged
 
 MEMORY = "1GiB"
 SMALL_BYTES = 4 << 30  # merges that write less than this run as threads of this process
+FEW_CORES = 4  # so do, on so many, merges by native loops: their threads hardly wait for the interpreter
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,5 +36,12 @@ def choose_workers(
     """
     cores = len(os.sched_getaffinity(0))
     if workers is None:
-        workers = 0 if threads is not None or plan.write_bytes < SMALL_BYTES or cores == 1 else cores
+        alone = cores == 1 or plan.write_bytes < SMALL_BYTES or (cores <= FEW_CORES and _is_native(plan))
+        workers = 0 if threads is not None or alone else cores
     return Workers(workers, threads or (1 if workers else cores), parse_size(memory, what="--memory"))
+
+
+def _is_native(plan: Plan) -> bool:
+    """Whether native loops do all the merging."""
+    tensors = (piece.tensor for part in plan.parts for piece in part.pieces)
+    return all(tensor.expression.is_native(tensor.dtype) for tensor in tensors if isinstance(tensor.expression, Merged))

@@ -62,6 +62,10 @@ class Kernel(Protocol):
     def extra_bytes(self) -> int:
         """What its statistics may hold, for each input, whatever the slab."""
 
+    @property
+    def fuses(self) -> bool:
+        """Whether `fuse` knows the method, but for odd values."""
+
     def block(self, shape: tuple[int, ...], settings: Mapping[str, Any]) -> int:
         """Elements at whose multiples a tensor of `shape` may be cut into slabs."""
 

@@ -102,9 +102,13 @@ class Merged:
             return gather.add_stored(self._store(span, work), total)
         return add_partials(total, gather(self._load_tensors(span, work), self.place.at(span.start)))
 
+    def is_native(self, dtype: str) -> bool:
+        """Whether native loops know the method, the inputs and `dtype`, which they make of them."""
+        return self.kernel.fuses and dtype in STORED_DTYPES and self._is_plain()
+
     def fuse(self, statistics: Any, dtype: str) -> Fusion | None:
         """Return how native loops make the tensor as `dtype` from what is stored; None where they cannot."""
-        if dtype not in STORED_DTYPES or not self.place.size or not self._is_plain():
+        if not self.is_native(dtype) or not self.place.size:
             return None
         return self.kernel.fuse(statistics, self.place, self.settings)
 
