@@ -1,0 +1,226 @@
+/* Chunks of slabs as they are stored: decoding, encoding, and thinning what was decoded. */
+
+#include "slab.h"
+
+/* A float16's exponent is moved up by 112 with a product, which also makes its denormals right. */
+static inline float decode_f16(uint16_t half) {
+    const uint32_t magnitude = (uint32_t)(half & 0x7FFF) << 13;
+    const float scaled = bits_to_float(magnitude) * 0x1p112f;
+    const uint32_t special = (half & 0x7C00) == 0x7C00 ? magnitude | 0x7F800000u : float_to_bits(scaled);
+    return bits_to_float(special | (uint32_t)(half & 0x8000) << 16);
+}
+
+/* To nearest, ties to even; NaN becomes the quiet one. */
+static inline uint16_t encode_bf16(float value) {
+    const uint32_t bits = float_to_bits(value);
+    const uint32_t rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+    return (bits & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0 : (uint16_t)rounded;
+}
+
+static inline uint16_t encode_f16(float value) {
+    const uint32_t bits = float_to_bits(value), magnitude = bits & 0x7FFFFFFFu;
+    const uint32_t normal = (magnitude + 0xFFF + (magnitude >> 13 & 1) - (112u << 23)) >> 13;
+    const uint32_t small = float_to_bits(bits_to_float(magnitude) + 0.5f) - 0x3F000000u; /* rounds at 2**-24 */
+    uint32_t half = magnitude < 0x38800000u ? small : normal;
+    half = magnitude >= 0x477FF000u ? 0x7C00 : half;
+    half = magnitude > 0x7F800000u ? 0x7E00 : half;
+    return (uint16_t)(half | (bits >> 16 & 0x8000));
+}
+
+WIDTHS static void decode_bf16s(const uint16_t *restrict data, int64_t size, float *restrict out) {
+    for (int64_t j = 0; j < size; j++) out[j] = decode_bf16(data[j]);
+}
+
+WIDTHS static void decode_f16s(const uint16_t *restrict data, int64_t size, float *restrict out) {
+    for (int64_t j = 0; j < size; j++) out[j] = decode_f16(data[j]);
+}
+
+static void decode(const void *data, int32_t dtype, int64_t start, int64_t size, float *out) {
+    if (dtype == BF16)
+        decode_bf16s((const uint16_t *)data + start, size, out);
+    else if (dtype == F16)
+        decode_f16s((const uint16_t *)data + start, size, out);
+    else
+        memcpy(out, (const float *)data + start, (size_t)size * sizeof(float));
+}
+
+/* Encode, and count what is then not finite. */
+WIDTHS static int64_t encode_bf16s(const float *restrict x, int64_t size, uint16_t *restrict out) {
+    Flags broken = {0};
+    int64_t j = 0;
+    for (; j + TILE <= size; j += TILE) {
+        Words bits;
+        memcpy(&bits, x + j, sizeof bits);
+        const Words nan = (Words)((bits & 0x7FFFFFFFu) > 0x7F800000u);
+        const Words rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+        const Words whole = (rounded & ~nan) | (nan & 0x7FC0);
+        const Halves halves = __builtin_convertvector(whole, Halves);
+        memcpy(out + j, &halves, sizeof halves);
+        broken -= (whole & 0x7F80) == 0x7F80;
+    }
+    int32_t count = 0;
+    for (int64_t lane = 0; lane < TILE; lane++) count += broken[lane];
+    for (; j < size; j++) {
+        out[j] = encode_bf16(x[j]);
+        count += (out[j] & 0x7F80) == 0x7F80;
+    }
+    return count;
+}
+
+WIDTHS static int64_t encode_f16s(const float *restrict x, int64_t size, uint16_t *restrict out) {
+    int32_t broken = 0;
+    for (int64_t j = 0; j < size; j++) {
+        out[j] = encode_f16(x[j]);
+        broken += (out[j] & 0x7C00) == 0x7C00;
+    }
+    return broken;
+}
+
+WIDTHS static int64_t encode_f32s(const float *restrict x, int64_t size, float *restrict out) {
+    int32_t broken = 0;
+    for (int64_t j = 0; j < size; j++) {
+        out[j] = x[j];
+        broken += (float_to_bits(x[j]) & 0x7F800000u) == 0x7F800000u;
+    }
+    return broken;
+}
+
+int64_t encode(const float *x, int32_t dtype, int64_t start, int64_t size, void *out) {
+    if (dtype == BF16) return encode_bf16s(x, size, (uint16_t *)out + start);
+    if (dtype == F16) return encode_f16s(x, size, (uint16_t *)out + start);
+    return encode_f32s(x, size, (float *)out + start);
+}
+
+WIDTHS static void subtract(float *restrict x, const float *restrict base, int64_t size) {
+    for (int64_t j = 0; j < size; j++) x[j] -= base[j];
+}
+
+WIDTHS void multiply(float *restrict x, int64_t size, float factor) {
+    for (int64_t j = 0; j < size; j++) x[j] *= factor;
+}
+
+/* ---------------------------------------------------------------------------------------------------------- chunks */
+
+WIDTHS static void decode_bf16s_less(const uint16_t *restrict data, const float *restrict base, int64_t size,
+                                     float *restrict out) {
+    for (int64_t j = 0; j < size; j++) out[j] = decode_bf16(data[j]) - base[j];
+}
+
+void load_base(const Slab *slab, int64_t start, int64_t size, float *base) {
+    if (slab->has_base) decode(slab->data[0], slab->dtypes[0], start, size, base);
+}
+
+void load_plain(const Slab *slab, int64_t i, int64_t start, int64_t size, const float *base, float *out) {
+    const int64_t at = i + slab->has_base;
+    if (slab->has_base && slab->dtypes[at] == BF16) {
+        decode_bf16s_less((const uint16_t *)slab->data[at] + start, base, size, out);
+        return;
+    }
+    decode(slab->data[at], slab->dtypes[at], start, size, out);
+    if (slab->has_base) subtract(out, base, size);
+}
+
+void scale(const Slab *slab, int64_t i, int64_t size, float *x) {
+    if (slab->scales[i] != 1.0f) multiply(x, size, slab->scales[i]);
+}
+
+void load(const Slab *slab, int64_t i, int64_t start, int64_t size, const float *base, float *out) {
+    load_plain(slab, i, start, size, base, out);
+    scale(slab, i, size, out);
+}
+
+int make_room(Room *room, int64_t count) {
+    const size_t floats = (size_t)(count + 4) * CHUNK * sizeof(float);
+    room->base = aligned_alloc(64, floats + ((size_t)count * sizeof(float *) + 63) / 64 * 64);
+    room->seen = calloc((size_t)count, 2 * sizeof(int64_t));
+    if (!room->base || !room->seen) return 0;
+    room->total = room->base + CHUNK, room->sign = room->total + CHUNK, room->divisor = room->sign + CHUNK;
+    room->x = (float **)(room->divisor + (count + 1) * CHUNK);
+    for (int64_t i = 0; i < count; i++) room->x[i] = room->divisor + (i + 1) * CHUNK;
+    return 1;
+}
+
+void drop_room(Room *room) {
+    free(room->base);
+    free(room->seen);
+}
+
+int next_chunk(const Slab *slab, Chunk *chunk) {
+    chunk->start += chunk->here;
+    if (chunk->start >= slab->size) return 0;
+    const int64_t inside = chunk->start % slab->block;
+    const int64_t left = least(slab->block - inside, slab->size - chunk->start);
+    chunk->block = (slab->start + chunk->start) / slab->block;
+    chunk->block_begins = inside == 0;
+    chunk->sampled = inside % BLOCK == 0;
+    chunk->here = least(least(CHUNK, BLOCK - inside % BLOCK), left);
+    return 1;
+}
+
+/* -------------------------------------------------------------------------------------------------------- thinning */
+
+uint32_t *all_counters(void) {
+    static uint32_t counters[BLOCK];
+    return counters;
+}
+
+/* The first half of each element's hash: the same in every block, filled in once by whoever loads the library. */
+void mergemill_fill_counters(void) {
+    uint32_t *counters = all_counters();
+    for (uint32_t j = 0; j < BLOCK; j++) {
+        uint32_t bits = j ^ j >> 16;
+        bits *= 0x21F0AAADu;
+        bits ^= bits >> 15;
+        bits *= 0xD35A2D97u;
+        counters[j] = bits ^ bits >> 15;
+    }
+}
+
+static void thin_randomly(float *x, const Slab *slab, const Chunk *chunk, const Keep *keep) {
+    const int64_t first = slab->start / BLOCK, stop = slab->start + chunk->start + chunk->here;
+    for (int64_t at = stop - chunk->here, here; at < stop; at += here, x += here) {
+        const uint32_t *keys = keep->keys + 2 * (at / BLOCK - first);
+        here = least(stop - at, BLOCK - at % BLOCK);
+        keep_random(x, all_counters() + at % BLOCK, here, keys[0], keys[1], keep->limit);
+    }
+}
+
+WIDTHS static void thin_by_mask(float *restrict x, const uint8_t *restrict mask, int64_t size) {
+    for (int64_t j = 0; j < size; j++) x[j] *= (float)mask[j];
+}
+
+WIDTHS static void mark_large(const float *restrict x, int64_t size, float threshold, int inclusive, uint8_t *restrict mark) {
+    if (inclusive)
+        for (int64_t j = 0; j < size; j++) mark[j] = fabsf(x[j]) >= threshold;
+    else
+        for (int64_t j = 0; j < size; j++) mark[j] = fabsf(x[j]) > threshold;
+}
+
+void mark_cut(const float *x, const Chunk *chunk, const Cut *cut, int64_t *seen, uint8_t *mark) {
+    mark_large(x, chunk->here, cut->threshold, chunk->block < cut->block, mark);
+    if (chunk->block != cut->block) return;
+    if (chunk->block_begins) *seen = 0;
+    for (int64_t j = 0; j < chunk->here && *seen < cut->ties; j++)
+        if (fabsf(x[j]) == cut->threshold) mark[j] = 1, ++*seen;
+}
+
+static void thin_to_cut(float *x, const Chunk *chunk, const Keep *keep, int64_t *seen) {
+    uint8_t mark[CHUNK], outlier[CHUNK];
+    if (!keep->has_outliers && chunk->block != keep->cut.block) {
+        keep_large(x, chunk->here, keep->cut.threshold, chunk->block < keep->cut.block);
+        return;
+    }
+    mark_cut(x, chunk, &keep->cut, seen, mark);
+    if (keep->has_outliers) {
+        mark_cut(x, chunk, &keep->outliers, seen + 1, outlier);
+        for (int64_t j = 0; j < chunk->here; j++) mark[j] = (uint8_t)(mark[j] - outlier[j]);
+    }
+    thin_by_mask(x, mark, chunk->here);
+}
+
+void thin(float *x, const Slab *slab, const Chunk *chunk, const Keep *keep, int64_t *seen) {
+    if (keep->kind == KEEP_NOTHING) memset(x, 0, (size_t)chunk->here * sizeof(float));
+    if (keep->kind == KEEP_CUT) thin_to_cut(x, chunk, keep, seen);
+    if (keep->kind == KEEP_RANDOM) thin_randomly(x, slab, chunk, keep);
+    if (keep->kind == KEEP_MASK) thin_by_mask(x, keep->mask + chunk->start, chunk->here);
+}

@@ -1,0 +1,97 @@
+/* Slabs as they are stored, and what the loops over them share: chunks, decoding and encoding, thinning. The operations
+ * and their order are those of the loops in native.c and of torch, so that either way gives the same bits; stored.py
+ * says what the structures mean.
+ */
+
+#ifndef MERGEMILL_SLAB_H
+#define MERGEMILL_SLAB_H
+
+#include <stdlib.h>
+
+#include "native.h"
+
+enum { F32, BF16, F16 };
+enum { KEEP_ALL, KEEP_NOTHING, KEEP_CUT, KEEP_RANDOM, KEEP_MASK };
+enum { JOIN_SUM, JOIN_ADD, JOIN_AGREE, JOIN_SHARE };
+
+typedef struct {
+    const void *const *data; /* the base first, where there is one */
+    const int32_t *dtypes;
+    const float *scales; /* of each tensor beside the base, before anything else */
+    int64_t count;       /* of tensors beside the base */
+    int32_t has_base;    /* then the tensors are taken less the base */
+    int64_t size, start, block;
+} Slab;
+
+typedef struct {
+    float threshold; /* what is above it belongs to the cut */
+    int64_t block;   /* in blocks before this one also what equals it */
+    int64_t ties;    /* in this block the first so many that equal it */
+} Cut;
+
+typedef struct {
+    int32_t kind;
+    float factor; /* on what was kept */
+    Cut cut, outliers;
+    int32_t has_outliers;
+    int32_t limit;
+    const uint32_t *keys; /* two for each BLOCK that the slab touches */
+    const uint8_t *mask;  /* one for each element of the slab */
+} Keep;
+
+typedef struct {
+    int32_t kind;
+    int32_t normalize;
+    const float *weight;
+    float divisor, lambda;
+} Join;
+
+/* Room for a chunk of the base, of what is made of it, and of every tensor. */
+typedef struct {
+    float *base, *total, *sign, *divisor, **x;
+    int64_t *seen; /* two for each tensor */
+} Room;
+
+/* Where a loop over a slab stands: `here` elements from `start` on, all of them of one place's block and one BLOCK. */
+typedef struct {
+    int64_t start, here;
+    int64_t block;      /* the tensor's, by number */
+    int block_begins;   /* whether the chunk is the first of its block */
+    int sampled;        /* whether it is the first of BLOCK elements of its block */
+} Chunk;
+
+static inline float bits_to_float(uint32_t bits) {
+    const union { uint32_t bits; float value; } word = {bits};
+    return word.value;
+}
+
+static inline uint32_t float_to_bits(float value) {
+    const union { float value; uint32_t bits; } word = {value};
+    return word.bits;
+}
+
+INSIDE void load_base(const Slab *slab, int64_t start, int64_t size, float *base);
+/* The tensor i as it is, or less the base. */
+INSIDE void load_plain(const Slab *slab, int64_t i, int64_t start, int64_t size, const float *base, float *out);
+/* Multiply by the factor of the tensor i. */
+INSIDE void scale(const Slab *slab, int64_t i, int64_t size, float *x);
+/* Both. */
+INSIDE void load(const Slab *slab, int64_t i, int64_t start, int64_t size, const float *base, float *out);
+INSIDE void multiply(float *restrict x, int64_t size, float factor);
+/* Encode a chunk at `start`; returns how many values are then not finite. */
+INSIDE int64_t encode(const float *x, int32_t dtype, int64_t start, int64_t size, void *out);
+
+/* 0 where there is no memory; then, too, the room is to be dropped. */
+INSIDE int make_room(Room *room, int64_t count);
+INSIDE void drop_room(Room *room);
+/* Go to the next chunk; 0 at the end of the slab. `chunk` begins as zeros. */
+INSIDE int next_chunk(const Slab *slab, Chunk *chunk);
+
+/* The first half of each element's hash: the same in every BLOCK. */
+INSIDE uint32_t *all_counters(void);
+/* Mark a cut's elements; `seen` counts those that equal the threshold in the block of its last tie. */
+INSIDE void mark_cut(const float *x, const Chunk *chunk, const Cut *cut, int64_t *seen, uint8_t *mark);
+/* Multiply by 0 what is not kept; `seen` holds two counts for each tensor. */
+INSIDE void thin(float *x, const Slab *slab, const Chunk *chunk, const Keep *keep, int64_t *seen);
+
+#endif
