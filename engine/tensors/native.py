@@ -60,13 +60,15 @@ def load() -> ctypes.CDLL | None:
     for ending in importlib.machinery.EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_native{ending}")
         if path.exists():
-            return _declare(ctypes.CDLL(str(path)))
+            return _declare(ctypes.CDLL(str(path)), path)
     return None
 
 
-def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
+def _declare(library: ctypes.CDLL, path: Path) -> ctypes.CDLL:
     for name, (arguments, result) in _SIGNATURES.items():
-        function = getattr(library, f"mergemill_{name}")
+        function = getattr(library, f"mergemill_{name}", None)
+        if function is None:
+            raise ImportError(f"{path}: was built from other sources (it has no {name}); install mergemill again")
         function.argtypes, function.restype = arguments, result
     library.mergemill_fill_counters()
     return library
