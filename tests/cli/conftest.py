@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -58,6 +59,11 @@ def mergemill(capsys: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
+def _heed_interrupts() -> None:
+    """What runs the tests in the background may ignore Ctrl-C, and its children would too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Start a command as a process in a group of its own, as a shell does; what still runs is killed."""
@@ -74,6 +80,7 @@ def start() -> Iterator[Start]:
             stderr=stderr,
             text=True,
             start_new_session=True,
+            preexec_fn=_heed_interrupts,
         )
         assert process.stdout is not None
         # A narrow pipe: what prints an event a part waits for its reader, and is not done before it can be stopped.
