@@ -67,10 +67,13 @@ def exact(value: float) -> ExactSum:
     >>> float(exact(1e300) + exact(1.0) + exact(-1e300))
     1.0
     """
-    if not math.isfinite(value):
-        return ExactSum(0, value)
+    return ExactSum(_scale(value)) if math.isfinite(value) else ExactSum(0, value)
+
+
+def _scale(value: float) -> int:
+    """Return a finite value times 2**1127, which is an integer."""
     mantissa, exponent = math.frexp(value)
-    return ExactSum(int(mantissa * (1 << 53)) << (exponent - 53 + _SHIFT), 0.0)
+    return int(mantissa * (1 << 53)) << (exponent - 53 + _SHIFT)
 
 
 def sum_blocks(values: Tensor, block: int = BLOCK) -> ExactSum:
@@ -130,7 +133,10 @@ def count_cuts(size: int, block: int) -> int:
 
 def sum_lanes(lanes: native.Sums) -> ExactSum:
     """Return the sum of the sums of blocks ``[cut, 32]``, each of which is rounded once."""
-    return reduce(ExactSum.__add__, (exact(add_up(each.tolist())) for each in lanes), ExactSum())
+    sums = [add_up(each) for each in lanes.tolist()]
+    if all(map(math.isfinite, sums)):
+        return ExactSum(sum(map(_scale, sums)))
+    return reduce(ExactSum.__add__, map(exact, sums), ExactSum())
 
 
 def sum_rows(values: Tensor) -> Tensor:

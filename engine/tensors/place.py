@@ -1,7 +1,7 @@
 """Where in the output a slab lies: what position-keyed random numbers and ties are decided by."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mergemill.engine.tensors.slabs import BLOCK
 
@@ -24,4 +24,4 @@ class Place:
 
     def at(self, start: int) -> "Place":
         """Return the place of the slab that begins at element `start`."""
-        return replace(self, start=start)
+        return Place(self.tensor, self.shape, self.seed, self.models, start, self.block)

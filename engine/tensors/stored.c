@@ -86,6 +86,18 @@ WIDTHS static void add_products(double *restrict lanes, const float *restrict x,
     for (int64_t j = 0; j < size; j++) lanes[j] += (double)x[j] * (double)y[j];
 }
 
+/* All three of a pair at once: each element is widened once. */
+WIDTHS static void add_three_products(double *restrict lanes, const float *restrict x, const float *restrict y,
+                                      int64_t size) {
+    double *restrict crossed = lanes + LANES, *restrict others = crossed + LANES;
+    for (int64_t j = 0; j < size; j++) {
+        const double a = (double)x[j], b = (double)y[j];
+        lanes[j] += a * a;
+        crossed[j] += a * b;
+        others[j] += b * b;
+    }
+}
+
 /* Whether the sums of a block, or of BLOCK elements of it, end with this chunk. */
 static int sums_end(const Slab *slab, const Chunk *chunk) {
     const int64_t stop = chunk->start + chunk->here;
@@ -105,9 +117,10 @@ int32_t mergemill_stored_products(const Slab *slab, double *sums, int64_t cuts) 
         int64_t pair = 0;
         for (int64_t i = 0; i < slab->count; i++) {
             load(slab, i, chunk.start, chunk.here, room.base, room.x[i]);
-            for (int64_t j = 0; j <= i; j++, pair++)
+            for (int64_t j = 0; j <= i && slab->count != 2; j++, pair++)
                 add_products(lanes + pair * LANES, room.x[i], room.x[j], chunk.here);
         }
+        if (slab->count == 2) add_three_products(lanes, room.x[0], room.x[1], chunk.here);
         if (!sums_end(slab, &chunk)) continue;
         for (pair = 0; pair < pairs; pair++) fold_lanes(lanes + pair * LANES, sums + (pair * cuts + cut) * LAST);
         cut++;

@@ -168,9 +168,8 @@ class StoredSlab:
     def _lowered(self) -> Any:
         """Return a pointer to the slab as the loops want it; it holds what it points into."""
         data = (ctypes.c_void_p * len(self.arrays))(*(array.ctypes.data for array in self.arrays))
-        dtypes = (ctypes.c_int32 * len(self.arrays))(*(STORED_DTYPES[dtype] for dtype in self.dtypes))
-        scales = (ctypes.c_float * self.count)(*(self.scales or (1.0,) * self.count))
-        pointers = [ctypes.cast(array, ctypes.c_void_p) for array in (data, dtypes, scales)]
+        dtypes, scales = _lower_dtypes(self.dtypes), _lower_floats(self.scales or (1.0,) * self.count)
+        pointers = [ctypes.addressof(array) for array in (data, dtypes, scales)]
         slab = _Slab(*pointers, self.count, self.has_base, self.size, self.place.start, self.place.block)
         slab.alive = (data, dtypes, scales)
         return ctypes.byref(slab)
@@ -226,10 +225,19 @@ def _lower_cut(cut: Cut) -> _Cut:
     return _Cut(cut.threshold, cut.block, cut.block_ties)
 
 
+@functools.lru_cache(64)
+def _lower_dtypes(dtypes: tuple[str, ...]) -> Any:
+    return (ctypes.c_int32 * len(dtypes))(*(STORED_DTYPES[dtype] for dtype in dtypes))
+
+
+@functools.lru_cache(64)
+def _lower_floats(values: tuple[float, ...]) -> Any:
+    return (ctypes.c_float * len(values))(*values)
+
+
 def _lower_join(join: Join) -> tuple[_Join, Any]:
-    weight = (ctypes.c_float * len(join.weight))(*join.weight)
-    pointer = ctypes.cast(weight, ctypes.c_void_p)
-    return _Join(_JOINS[join.kind], join.normalize, pointer, join.divisor, join.lambda_), weight
+    weight = _lower_floats(join.weight)
+    return _Join(_JOINS[join.kind], join.normalize, ctypes.addressof(weight), join.divisor, join.lambda_), weight
 
 
 def _checked(name: str, *arguments: Any) -> int:
