@@ -150,9 +150,14 @@ class StoredSlab:
         return self.size - int(counts.sum())
 
     def mark(self, which: int, cut: Cut) -> Arena:
-        """Return 1 for each element whose ranked value belongs to the cut, else 0."""
+        """Return 1 for each element whose ranked value belongs to the cut, else 0; noted for the next pass."""
+        key = (which, self.place.start, cut.above, cut.ties)
+        note = self.work.find_note(key)
+        if note is not None:
+            return np.unpackbits(note, count=self.size)
         mask = self.work.take_bytes(self.size)
         _checked("stored_marks", self._lowered, which, ctypes.byref(_lower_cut(cut)), mask.ctypes.data)
+        self.work.note(key, np.packbits(mask))
         return mask
 
     @property
