@@ -28,9 +28,6 @@ class Keep:
     limits: Limits | None = None  # the same, by the rank of the magnitude in its row, the smallest first
 
 
-ALL = Keep()
-
-
 @dataclass(frozen=True, slots=True)
 class Join:
     """How the tensors of a slab become one.

@@ -7,12 +7,6 @@
 
 #include "native.h"
 
-/* out = model - base, of bfloat16 as it is stored. */
-WIDTHS void mergemill_subtract_bf16(const uint16_t *restrict model, const uint16_t *restrict base, float *restrict out,
-                                    int64_t size) {
-    for (int64_t j = 0; j < size; j++) out[j] = decode_bf16(model[j]) - decode_bf16(base[j]);
-}
-
 WIDTHS void sum_weighted(float *restrict out, const float *const *x, const float *weight, int64_t count, int64_t start,
                          int64_t size, float divisor) {
     const float *first = x[0] + start;

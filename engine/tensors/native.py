@@ -26,7 +26,6 @@ LANES = 32  # sums of a block that are left to add
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 _FLOAT, _FLAG, _WORD = ctypes.c_float, ctypes.c_int32, ctypes.c_uint32
 _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
-    "subtract_bf16": ([_POINTER, _POINTER, _POINTER, _SIZE], None),
     "combine": ([_POINTER, _POINTER, _SIZE, _SIZE, _FLOAT], None),
     "add_deltas": ([_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _FLOAT, _FLOAT], None),
     "add_agreeing": ([_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _FLAG, _FLOAT], None),
@@ -91,12 +90,6 @@ def suits_halves(written: Tensor) -> bool:
 
 def _is_plain(slab: Tensor, dtype: Dtype) -> bool:
     return slab.dtype == dtype and slab.is_contiguous() and slab.device.type == "cpu"
-
-
-def subtract_bf16(model: Tensor, base: Tensor, out: Tensor) -> Tensor:
-    """Fill the float32 `out` with the difference of two slabs of bfloat16, given as the bytes that are stored."""
-    call("subtract_bf16", model.data_ptr(), base.data_ptr(), out.data_ptr(), out.numel())
-    return out
 
 
 def combine(slabs: Sequence[Tensor], weight: Sequence[float], divisor: float = 0.0) -> Tensor:

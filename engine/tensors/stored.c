@@ -25,7 +25,6 @@ WIDTHS static void share_agreeing(float *restrict total, float *restrict sign, f
     for (int64_t j = 0; j < size; j++) total[j] /= divisor[j] < 1e-6f ? 1e-6f : divisor[j];
 }
 
-
 /* Join a chunk of all tensors; returns where the result is. */
 static const float *join_chunk(const Join *join, const Room *room, int64_t count, int64_t size) {
     const float *const *x = (const float *const *)room->x;

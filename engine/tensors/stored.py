@@ -115,7 +115,10 @@ class StoredSlab:
     def sum_absolute(self, which: int, keep: Keep) -> tuple[ExactSum, ExactSum]:
         """Return the L1 norm of one tensor, and of what is kept of it."""
         sums = np.empty((2, self._cuts, native.LANES))
-        self._sum_norms(which, keep, sums[0].ctypes.data, sums[1].ctypes.data, square=False)
+        lowered, alive = self._lower_keep(which, keep)
+        pointers = (sums[0].ctypes.data, sums[1].ctypes.data)
+        _checked("stored_norms", self._lowered, which, ctypes.byref(lowered), False, *pointers)
+        del alive
         return sum_lanes(sums[0]), sum_lanes(sums[1])
 
     def sum_marked_squares(self, marked: Cut | None) -> tuple[ExactSum, ...]:
@@ -163,11 +166,6 @@ class StoredSlab:
     @property
     def _cuts(self) -> int:
         return count_cuts(self.size, self.place.block)
-
-    def _sum_norms(self, which: int, keep: Keep, whole: int, kept: int, *, square: bool) -> None:
-        lowered, alive = self._lower_keep(which, keep)
-        _checked("stored_norms", self._lowered, which, ctypes.byref(lowered), square, whole, kept)
-        del alive
 
     @functools.cached_property
     def _lowered(self) -> Any:
@@ -235,8 +233,7 @@ def _lower_dtypes(dtypes: tuple[str, ...]) -> Any:
     return (ctypes.c_int32 * len(dtypes))(*(STORED_DTYPES[dtype] for dtype in dtypes))
 
 
-@functools.lru_cache(64)
-def _lower_floats(values: tuple[float, ...]) -> Any:
+def _lower_floats(values: tuple[float, ...]) -> Any:  # not cached: 0.0 and -0.0 would share an entry
     return (ctypes.c_float * len(values))(*values)
 
 

@@ -186,3 +186,10 @@ def test_counts_are_those_of_numpy() -> None:
         blocks = np.split(values == values[7], [65536, 131072])
         assert equal.tolist() == [int(block.sum()) for block in blocks]
     assert slab.count_differing() == int((spread != 0).sum())
+
+
+def test_a_weight_of_minus_zero_stays_one_whatever_ran_before() -> None:
+    slab = make_slab([torch.ones(5)], (5,))
+    for weight in (0.0, -0.0, 0.0):
+        merged, _ = slab.merge(Fusion(Join("sum", (weight,))), "F32", None)
+        assert np.signbit(merged.view(np.float32)).tolist() == [np.signbit(weight)] * 5
