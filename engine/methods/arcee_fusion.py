@@ -18,7 +18,7 @@ from mergemill.engine.tensors.exact import sum_rows
 from mergemill.engine.tensors.kernels import Gather
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
-from mergemill.engine.tensors.select import HISTOGRAM_BYTES, VALUE_ROUNDS, find_ranked
+from mergemill.engine.tensors.select import RANK_BYTES, VALUE_ROUNDS, find_ranked
 
 _EPS = 1e-8  # added to every probability
 _KEPT_ROWS = 1 << 18  # of so many rows the divergences are kept between the passes; those of more are computed anew
@@ -42,7 +42,7 @@ def find_threshold(place: Place, dtype: str) -> Generator[Gather, Any, Fusion]:
     last = place.size - 1
     ranks = [place.size - last * quarter // 4 for quarter in (1, 2, 3)]
     derive = partial(_derive_importance, divergences)
-    ((lower, median, upper),) = yield from find_ranked([ranks], dtype, derive)
+    ((lower, median, upper),) = yield from find_ranked(place, [ranks], dtype, derive)
     return Fusion(median + 1.5 * (upper - lower), divergences)
 
 
@@ -54,7 +54,7 @@ def find_threshold(place: Place, dtype: str) -> Generator[Gather, Any, Fusion]:
     rounds=max(VALUE_ROUNDS.values()) + 1,
     grain="row",
     extra_slabs=4,
-    extra_bytes=2 * HISTOGRAM_BYTES + 2 * 8 * _KEPT_ROWS,
+    extra_bytes=3 * RANK_BYTES + 2 * 8 * _KEPT_ROWS,
 )
 def arcee_fusion(models: list[Tensor], statistics: Fusion, place: Place) -> Tensor:
     """Return the base (``models[0]``), and the other model where its importance reaches the threshold.

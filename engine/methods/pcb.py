@@ -17,7 +17,7 @@ from mergemill.engine.tensors.exact import Extremes, find_extremes
 from mergemill.engine.tensors.kernels import Gather
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
-from mergemill.engine.tensors.select import HISTOGRAM_BYTES, SELECT_ROUNDS, mark_largest, select_largest
+from mergemill.engine.tensors.select import RANK_BYTES, SELECT_ROUNDS, mark_largest, select_largest
 
 _NO_WEIGHT = 1e-12
 
@@ -46,7 +46,7 @@ def balance(place: Place, dtype: str, ratio: float) -> Generator[Gather, Any, Ba
     statistics=balance,
     rounds=max(SELECT_ROUNDS.values()) + 1,
     extra_slabs=8,
-    extra_bytes=2 * HISTOGRAM_BYTES,
+    extra_bytes=2 * RANK_BYTES,
 )
 def pcb(
     base: Tensor,

@@ -8,17 +8,16 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from mergemill.engine.methods.contract import merge_method
 from mergemill.engine.methods.task_vectors import elect_sign
 from mergemill.engine.tensors.cut import Cut
 from mergemill.engine.tensors.exact import ExactSum, sum_products
 from mergemill.engine.tensors.fusion import SPREAD, Fusion, Join
+from mergemill.engine.tensors.histograms import StoredDerive
 from mergemill.engine.tensors.kernels import Gather, Partial, StoredGather, add_partials
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
-from mergemill.engine.tensors.select import HISTOGRAM_BYTES, SELECT_ROUNDS, StoredDerive, mark_largest, select_largest
+from mergemill.engine.tensors.select import RANK_BYTES, SELECT_ROUNDS, mark_largest, select_share
 from mergemill.engine.tensors.stored import StoredSlab
 
 _NO_WEIGHT = 1e-6
@@ -36,11 +35,7 @@ def select_spread(place: Place, dtype: str, select_topk: float) -> Generator[Gat
     """Find the ``floor(select_topk · #{spread > 0})`` elements of largest spread, and the weights of the models."""
     kept: Cut | int = 1
     if select_topk < 1:
-        (differing,) = yield _Differing()
-        count = math.floor(select_topk * differing)
-        kept = 0
-        if count > 0:
-            ((kept,),) = yield from select_largest(place, [(count,)], dtype, _Spread())
+        kept = (yield from select_share(place, select_topk, dtype, _Spread())) or 0
     squares = yield _Squares(kept)
     return Selection(kept, _weigh([float(square) / place.size for square in squares]))
 
@@ -56,9 +51,9 @@ def _fuse(statistics: Selection) -> Fusion | None:
     reads="rank",
     base="required",
     statistics=select_spread,
-    rounds=max(SELECT_ROUNDS.values()) + 2,
+    rounds=max(SELECT_ROUNDS.values()) + 1,
     extra_slabs=7,
-    extra_bytes=HISTOGRAM_BYTES,
+    extra_bytes=RANK_BYTES,
     fused=_fuse,
 )
 def sce(base: Tensor, deltas: list[Tensor], statistics: Selection, place: Place, *, select_topk: float = 1.0) -> Tensor:
@@ -113,17 +108,6 @@ class _Spread(StoredDerive):
     def in_stored(self, slab: StoredSlab) -> Sequence[int]:
         """What native loops call it."""
         return (SPREAD,)
-
-
-class _Differing(StoredGather):
-    """Counts the elements on which the models differ."""
-
-    def __call__(self, deltas: Sequence[Tensor], place: Place) -> tuple[int, ...]:
-        return (int(np.count_nonzero(find_spread(deltas).numpy())),)
-
-    def add_stored(self, slab: StoredSlab, total: Partial) -> Partial:
-        """The same from stored bytes."""
-        return add_partials(total, (slab.count_differing(),))
 
 
 @dataclass(frozen=True)

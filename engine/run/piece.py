@@ -110,13 +110,12 @@ def _find_statistics(piece: Piece, totals: Totals, work: Workspace, workplace: W
     expression = piece.tensor.expression
     if not isinstance(expression, Merged):
         return None
-    known = list(totals.get(piece.tensor.name, ()))
-    gather, statistics = expression.advance(known)
-    while gather is not None:
+
+    def gather(asked: Gather) -> Partial:
         assert piece.whole, "a cut tensor's rounds are gathered by tasks of their own"
-        known.append(_gather(piece, gather, work, workplace, slab))
-        gather, statistics = expression.advance(known)
-    return statistics
+        return _gather(piece, asked, work, workplace, slab)
+
+    return expression.find_statistics(totals.get(piece.tensor.name, ()), gather)
 
 
 def _gather(piece: Piece, gather: Gather, work: Workspace, workplace: Workplace, slab: int) -> Partial:

@@ -22,6 +22,14 @@ Gather = Callable[[Sequence[Tensor], Place], Partial]  # one that is a `StoredGa
 Rounds = Generator[Gather, Partial, Any]
 
 
+class Additive:
+    """A partial result of its own kind."""
+
+    def __add__(self, other: Any) -> Any:
+        """Return both as one; the order plays no part in what is made of it."""
+        raise NotImplementedError
+
+
 class StoredGather:
     """What a round gathers, done as well by native loops over slabs as they are stored, with the same result."""
 
@@ -102,6 +110,27 @@ def advance(
     return gather, None
 
 
+def find_statistics(
+    kernel: Kernel,
+    place: Place,
+    settings: Mapping[str, Any],
+    dtype: str,
+    totals: Sequence[Partial],
+    gather: Callable[[Gather], Partial],
+) -> Any:
+    """Return a kernel's statistics; what the rounds after `totals` ask for, `gather` gathers from the whole tensor."""
+    rounds, known = kernel.start(place, settings, dtype), iter(totals)
+    if rounds is None:
+        return None
+    try:
+        asked = next(rounds)
+        while True:
+            total = next(known, None)
+            asked = rounds.send(gather(asked) if total is None else total)
+    except StopIteration as finished:
+        return finished.value
+
+
 def add_partials(left: Partial, right: Partial) -> Partial:
     """Return the component-wise sum; an empty partial is zero."""
     if not left or not right:
@@ -112,7 +141,7 @@ def add_partials(left: Partial, right: Partial) -> Partial:
 def _add(left: Any, right: Any) -> Any:
     if isinstance(left, tuple):
         return add_partials(left, right)
-    if isinstance(left, ExactSum | Extremes | int | np.ndarray):
+    if isinstance(left, Additive | ExactSum | Extremes | int | np.ndarray):
         return left + right
     raise TypeError(
         f"a partial result holds a {type(left).__name__}; give integers, arrays of them, ExactSum, Extremes or tuples"

@@ -1,6 +1,6 @@
 """Expressions that compute: the difference of two tensors, and a merge method over other expressions."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,15 @@ from mergemill.engine.tensors.dtypes import item_bytes
 from mergemill.engine.tensors.exact import ExactSum, sum_products
 from mergemill.engine.tensors.expressions import Expression, Read, Stored
 from mergemill.engine.tensors.fusion import Fusion
-from mergemill.engine.tensors.kernels import Gather, Kernel, Partial, StoredGather, add_partials, advance
+from mergemill.engine.tensors.kernels import (
+    Gather,
+    Kernel,
+    Partial,
+    StoredGather,
+    add_partials,
+    advance,
+    find_statistics,
+)
 from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.slabs import Span
@@ -91,6 +99,12 @@ class Merged:
         if not self.place.size:
             return None, None  # of no elements nothing can be known, nor need be
         return advance(self.kernel, self.place, self.settings, self.dtype, totals)
+
+    def find_statistics(self, totals: Sequence[Partial], gather: Callable[[Gather], Partial]) -> Any:
+        """Return the statistics; what the rounds after `totals` ask for, `gather` gathers from the whole tensor."""
+        if not self.place.size:
+            return None
+        return find_statistics(self.kernel, self.place, self.settings, self.dtype, totals, gather)
 
     def rounds(self) -> int:
         """How many rounds of statistics must precede the combination, at most."""

@@ -94,6 +94,87 @@ int32_t mergemill_stored_lower(const Slab *slab, int64_t which, uint32_t prefix,
     return 0;
 }
 
+/* ---------------------------------------------------------------------------------------------- samples and windows */
+
+/* Write the bits of `run` magnitudes from `first` on, and from every `stride` after it as long as all lie in the slab. */
+int32_t mergemill_stored_sample(const Slab *slab, int64_t which, int64_t first, int64_t stride, int64_t run,
+                                uint32_t *out) {
+    Room room;
+    if (!make_room(&room, slab->count)) return drop_room(&room), -1;
+    for (Chunk chunk = {.start = first, .here = run}; chunk.start + run <= slab->size; chunk.start += stride, out += run) {
+        load_base(slab, chunk.start, run, room.base);
+        find_magnitudes(load_ranked(slab, which, &chunk, &room), run, out);
+    }
+    drop_room(&room);
+    return 0;
+}
+
+/* What is seen of the magnitudes' bits from `low` to `high`. */
+typedef struct {
+    int64_t which;
+    uint32_t low, high;
+    int64_t nonzero, above, inside;
+    int64_t *low_counts, *high_counts; /* what equals the ends, in each block from the slab's first */
+    int64_t *counts;                   /* what lies between them, in each block of the slab */
+    uint32_t *keys;                    /* that itself, as far as there is room */
+    int64_t room;
+} Window;
+
+typedef struct {
+    int32_t nonzero, above, low, high;
+} Sight;
+
+WIDTHS static Sight look_at(const float *restrict x, int64_t size, uint32_t low, uint32_t high, uint8_t *restrict inside) {
+    Sight seen = {0, 0, 0, 0};
+    const uint32_t first = low + 1, span = high > low ? high - low - 1 : 0;
+    for (int64_t j = 0; j < size; j++) {
+        const uint32_t bits = float_to_bits(x[j]) & 0x7FFFFFFFu;
+        seen.nonzero += bits != 0;
+        seen.above += bits > high;
+        seen.low += bits == low;
+        seen.high += bits == high;
+        inside[j] = bits - first < span;
+    }
+    return seen;
+}
+
+static void collect(Window *window, const float *x, const uint8_t *inside, int64_t size, int64_t *count) {
+    for (int64_t j = 0; j < size; j += 8) {
+        uint64_t eight;
+        memcpy(&eight, inside + j, 8);
+        for (int64_t k = j; eight; k++, eight >>= 8) {
+            if (!(eight & 1)) continue;
+            if (window->inside < window->room) window->keys[window->inside] = float_to_bits(x[k]) & 0x7FFFFFFFu;
+            window->inside++;
+            ++*count;
+        }
+    }
+}
+
+/* Look at windows of ranked values; what `nonzero`, `above` and `inside` begin with is added to. */
+int32_t mergemill_stored_windows(const Slab *slab, Window *windows, int64_t many) {
+    Room room;
+    if (!make_room(&room, slab->count)) return drop_room(&room), -1;
+    uint8_t inside[CHUNK] = {0};
+    const float *x = 0;
+    for (Chunk chunk = {0}; next_chunk(slab, &chunk); ) {
+        const int64_t block = chunk.block - slab->start / slab->block;
+        load_base(slab, chunk.start, chunk.here, room.base);
+        if (chunk.here < CHUNK) memset(inside, 0, sizeof inside);
+        for (Window *window = windows; window < windows + many; window++) {
+            if (window == windows || window->which != window[-1].which) x = load_ranked(slab, window->which, &chunk, &room);
+            const Sight seen = look_at(x, chunk.here, window->low, window->high, inside);
+            window->nonzero += seen.nonzero;
+            window->above += seen.above;
+            window->low_counts[block] += seen.low;
+            window->high_counts[block] += seen.high;
+            collect(window, x, inside, chunk.here, window->counts + block);
+        }
+    }
+    drop_room(&room);
+    return 0;
+}
+
 /* Count in each block what equals `value`; `counts` begins with the slab's first block. */
 int32_t mergemill_stored_equal(const Slab *slab, int64_t which, float value, int64_t *counts) {
     Room room;

@@ -36,10 +36,6 @@ WIDTHS static int64_t find_rank(const uint32_t *row, int64_t columns, int64_t j)
     return rank;
 }
 
-WIDTHS static void find_magnitudes(const float *restrict x, int64_t size, uint32_t *restrict out) {
-    for (int64_t j = 0; j < size; j++) out[j] = float_to_bits(x[j]) & 0x7FFFFFFFu;
-}
-
 static void fill_bins(const uint32_t *row, int64_t columns, Bins *bins) {
     for (int64_t j = 0; j < columns; j++) {
         bins->counts[row[j] >> SHIFT]++;

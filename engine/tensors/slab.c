@@ -99,6 +99,10 @@ WIDTHS void multiply(float *restrict x, int64_t size, float factor) {
     for (int64_t j = 0; j < size; j++) x[j] *= factor;
 }
 
+WIDTHS void find_magnitudes(const float *restrict x, int64_t size, uint32_t *restrict out) {
+    for (int64_t j = 0; j < size; j++) out[j] = float_to_bits(x[j]) & 0x7FFFFFFFu;
+}
+
 /* ---------------------------------------------------------------------------------------------------------- chunks */
 
 WIDTHS static void decode_bf16s_less(const uint16_t *restrict data, const float *restrict base, int64_t size,

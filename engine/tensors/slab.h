@@ -78,6 +78,8 @@ INSIDE void scale(const Slab *slab, int64_t i, int64_t size, float *x);
 /* Both. */
 INSIDE void load(const Slab *slab, int64_t i, int64_t start, int64_t size, const float *base, float *out);
 INSIDE void multiply(float *restrict x, int64_t size, float factor);
+/* The bits of |x|: they order as the magnitudes do. */
+INSIDE void find_magnitudes(const float *restrict x, int64_t size, uint32_t *restrict out);
 /* Encode a chunk at `start`; returns how many values are then not finite. */
 INSIDE int64_t encode(const float *x, int32_t dtype, int64_t start, int64_t size, void *out);
 

@@ -67,6 +67,31 @@ class _Join(ctypes.Structure):
     ]
 
 
+class _Window(ctypes.Structure):
+    _fields_ = [
+        ("which", ctypes.c_int64),
+        ("low", ctypes.c_uint32),
+        ("high", ctypes.c_uint32),
+        ("nonzero", ctypes.c_int64),
+        ("above", ctypes.c_int64),
+        ("inside", ctypes.c_int64),
+        ("low_counts", ctypes.c_void_p),
+        ("high_counts", ctypes.c_void_p),
+        ("counts", ctypes.c_void_p),
+        ("keys", ctypes.c_void_p),
+        ("room", ctypes.c_int64),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class NearKeys:
+    """Keys of one slab in the order of their elements, with how many of them each of its blocks has."""
+
+    first_block: int  # of the slab, in the tensor
+    counts: Counts
+    keys: np.ndarray[Any, np.dtype[Any]]
+
+
 @dataclass(frozen=True)
 class StoredSlab:
     """One slab of every input, as bytes; `work` lends room for masks."""
@@ -131,6 +156,37 @@ class StoredSlab:
             _checked("stored_norms", self._lowered, which, lowered, True, None, of_one.ctypes.data)
         return tuple(sum_lanes(of_one) for of_one in sums)
 
+    def sample(self, which: int, first: int, stride: int, run: int) -> np.ndarray[Any, np.dtype[np.uint32]]:
+        """Return the magnitudes' bits of `run` elements from `first` on, and every `stride` after: ``[n, run]``."""
+        out = np.empty((max(0, (self.size - first - run) // stride + 1), run), np.uint32)
+        _checked("stored_sample", self._lowered, which, first, stride, run, out.ctypes.data)
+        return out
+
+    def count_windows(
+        self, windows: Sequence[tuple[int, int, int]], ends: Sequence[Counts]
+    ) -> list[tuple[int, int, int, NearKeys | None]]:
+        """Look at windows of magnitudes' bits, each given by a tensor's number (or the spread's) and its two ends.
+
+        Returns how many are not 0, how many are above and how many between the ends, and these, unless they are more
+        than a quarter of a large slab. Adds to each of `ends` what equals the low and the high end, in each block of
+        the whole tensor.
+        """
+        first, blocks = self.place.start // self.place.block, -(-self.size // self.place.block)
+        room = self.size if self.size <= 1 << 17 else self.size // 4
+        counts = np.zeros((len(windows), blocks), np.int64)
+        keys = self.work.take_bytes(4 * room * len(windows)).view(np.uint32).reshape(-1, room)
+        lowered = (_Window * len(windows))()
+        for each, window, end, count, near in zip(lowered, windows, ends, counts, keys, strict=True):
+            each.which, each.low, each.high = window
+            each.low_counts, each.high_counts = (side[first:].ctypes.data for side in end)
+            each.counts, each.keys, each.room = count.ctypes.data, near.ctypes.data, room
+        _checked("stored_windows", self._lowered, lowered, len(windows))
+        near_keys = [
+            NearKeys(first, count, near[: each.inside].copy()) if each.inside <= room else None
+            for each, count, near in zip(lowered, counts, keys, strict=True)
+        ]
+        return [(each.nonzero, each.above, each.inside, near) for each, near in zip(lowered, near_keys, strict=True)]
+
     def count_upper(self, which: Sequence[int], counts: Sequence[Counts]) -> None:
         """Add to each of `counts` the upper 15 bits of the magnitudes of one tensor, or of the spread."""
         numbers = (ctypes.c_int64 * len(which))(*which)
@@ -145,12 +201,6 @@ class StoredSlab:
         """Add to `counts`, one for each block of the whole tensor, what equals `value`."""
         here = counts[self.place.start // self.place.block :]
         _checked("stored_equal", self._lowered, which, value, here.ctypes.data)
-
-    def count_differing(self) -> int:
-        """Return on how many elements the tensors are not all the same."""
-        counts = np.zeros(self.size // self.place.block + 1, np.int64)
-        _checked("stored_equal", self._lowered, SPREAD, 0.0, counts.ctypes.data)
-        return self.size - int(counts.sum())
 
     def mark(self, which: int, cut: Cut) -> Arena:
         """Return 1 for each element whose ranked value belongs to the cut, else 0; noted for the next pass."""

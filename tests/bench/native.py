@@ -16,10 +16,12 @@ from mergemill.engine.methods.task_vectors import add_agreeing_deltas, add_delta
 from mergemill.engine.methods.trim import Trim, apply_trims
 from mergemill.engine.tensors import native
 from mergemill.engine.tensors.cut import Cut
+from mergemill.engine.tensors.digits import Digits
 from mergemill.engine.tensors.exact import sum_absolute, sum_products
+from mergemill.engine.tensors.histograms import search_keys
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.random import drop_with_probability
-from mergemill.engine.tensors.select import magnitudes, select_largest
+from mergemill.engine.tensors.select import magnitudes
 from mergemill.engine.tensors.slabs import SLAB
 
 CALLS = 100
@@ -32,7 +34,7 @@ LOOPS: dict[str, Callable[[Slabs], object]] = {
     "base + two, signs elected": lambda x: add_agreeing_deltas(x[0], x[1:], (0.5, 0.3), lambda_=1.0, normalize=True),
     "trim to a threshold": lambda x: apply_trims(x[:1], [Trim(Cut(0.5, 0, 0, 9, 0), 1.0)], PLACE),
     "random mask": lambda x: drop_with_probability(x[0], PLACE, 0, 0.5),
-    "histogram of a select": lambda x: next(select_largest(PLACE, [(9,)], "F32", magnitudes))(x[:1], PLACE),
+    "histogram of a select": lambda x: next(search_keys([(9,)], Digits("F32", False), magnitudes))(x[:1], PLACE),
     "exact sum of |x|": lambda x: sum_absolute(x[0]),
     "exact inner product": lambda x: sum_products(x[0], x[1]),
 }

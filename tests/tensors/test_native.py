@@ -18,11 +18,12 @@ from mergemill.engine.methods.task_vectors import add_agreeing_deltas, add_delta
 from mergemill.engine.methods.trim import Trim, apply_trims
 from mergemill.engine.tensors import native
 from mergemill.engine.tensors.cut import Cut
+from mergemill.engine.tensors.digits import Digits
 from mergemill.engine.tensors.drift import Watch, make_drift
 from mergemill.engine.tensors.exact import sum_absolute, sum_products
+from mergemill.engine.tensors.histograms import search_keys
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.random import drop_with_probability
-from mergemill.engine.tensors.select import select_largest
 from mergemill.engine.tensors.slabs import BLOCK
 
 pytestmark = pytest.mark.skipif(native.load() is None, reason="the native loops were not built: there is no C compiler")
@@ -156,7 +157,7 @@ def test_ranks(size: int, signed: bool) -> None:
     wanted = [sorted({1, size // 3 + 1, size})]
 
     def find() -> list[object]:
-        rounds = select_largest(place, wanted, "F32", lambda x, _: x, signed=signed)
+        rounds = search_keys(wanted, Digits("F32", signed), lambda x, _: x)
         gathered = [next(rounds)([values.clone()], place)]
         with suppress(StopIteration):
             while True:

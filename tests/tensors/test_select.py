@@ -1,6 +1,7 @@
 """Exactly the m largest magnitudes are selected, as a stable sort does."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,20 +10,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mergemill.engine.tensors import select
+from mergemill.engine.tensors.cut import Cut
 from mergemill.engine.tensors.dtypes import NAMES, TORCH_DTYPES
-from mergemill.engine.tensors.kernels import Partial, add_partials
+from mergemill.engine.tensors.histograms import Derive
+from mergemill.engine.tensors.kernels import Partial, Rounds, add_partials
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.select import (
     SELECT_ROUNDS,
     VALUE_ROUNDS,
-    Cut,
-    Derive,
     find_ranked,
     magnitudes,
     mark_largest,
     select_largest,
+    select_share,
 )
 from mergemill.engine.tensors.slabs import BLOCK
+from mergemill.engine.tensors.windows import Window
+
+
+@pytest.fixture(params=["windows", "histograms", "wrong windows"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How the m-th largest is found: the usual way, without windows, with one that it is not in."""
+    if request.param == "histograms":
+        monkeypatch.setattr(select, "choose_window", lambda *_: None)
+    if request.param == "wrong windows":
+        monkeypatch.setattr(select, "choose_window", lambda sample, rank, size, most: Window(most - 1, most))
+    return str(request.param)
 
 
 def find_cuts(
@@ -34,10 +48,16 @@ def find_cuts(
     derive: Derive = magnitudes,
     signed: bool = False,
 ) -> tuple[tuple[Cut, ...], ...]:
-    """Drive the rounds over slabs; the slabs' partial sums are added from the last to the first."""
     place = Place("x", (len(inputs[0]),), 0, tuple(range(len(inputs))), block=block)
     rounds = select_largest(place, wanted, NAMES[inputs[0].dtype], derive, signed=signed)
-    count = 0
+    cuts, passes = drive(rounds, inputs, place, slab)
+    assert passes <= SELECT_ROUNDS[NAMES[inputs[0].dtype]]
+    return cuts
+
+
+def drive(rounds: Rounds, inputs: Sequence[Tensor], place: Place, slab: int) -> tuple[Any, int]:
+    """Drive the rounds over slabs, whose partial sums are added from the last to the first; returns also how many."""
+    passes = 0
     try:
         gather = next(rounds)
         while True:
@@ -45,11 +65,10 @@ def find_cuts(
             for start in reversed(range(0, place.size, slab)):
                 slabs = [x[start : start + slab].clone() for x in inputs]
                 total = add_partials(gather(slabs, place.at(start)), total)
-            count += 1
+            passes += 1
             gather = rounds.send(total)
     except StopIteration as finished:
-        assert count == SELECT_ROUNDS[NAMES[inputs[0].dtype]]
-        return finished.value
+        return finished.value, passes
 
 
 def mark(x: Tensor, cut: Cut, *, slab: int, block: int = BLOCK) -> Tensor:
@@ -180,15 +199,36 @@ def test_a_value_derived_from_several_inputs_is_ranked() -> None:
 
 
 @pytest.mark.parametrize("dtype", VALUE_ROUNDS, ids=str)
-def test_values_alone_need_a_pass_less(dtype: str) -> None:
+def test_values_alone_need_no_pass_for_ties(dtype: str) -> None:
     x = CASES["normal"].to(TORCH_DTYPES[dtype])
-    rounds = find_ranked([(3, SIZE)], dtype)
-    gather = next(rounds)
-    for _ in range(VALUE_ROUNDS[dtype] - 1):
-        gather = rounds.send(gather([x.clone()], Place("x", (SIZE,), 0, (0,))))
-    with pytest.raises(StopIteration) as finished:
-        rounds.send(gather([x.clone()], Place("x", (SIZE,), 0, (0,))))
-    assert finished.value.value == ((float(x.abs().sort().values[-3]), float(x.abs().min())),)
+    place = Place("x", (SIZE,), 0, (0,))
+    (found,), passes = drive(find_ranked(place, [(3, SIZE)], dtype), [x], place, SIZE)
+    assert found == (float(x.abs().sort().values[-3]), float(x.abs().min()))
+    assert passes <= VALUE_ROUNDS[dtype]
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.999])
+@pytest.mark.parametrize("name", CASES)
+def test_a_share_is_of_what_is_not_0(name: str, fraction: float) -> None:
+    x, place = CASES[name], Place("x", (SIZE,), 0, (0,))
+    cut, _ = drive(select_share(place, fraction, "F32"), [x], place, 2 * BLOCK)
+    count = int(fraction * int((x != 0).sum()))
+    if not count:
+        assert cut is None
+        return
+    assert np.array_equal(mark(x, cut, slab=SIZE).numpy(), choose_by_sorting(x, count))
+
+
+def test_a_sample_saves_the_histograms(way: str) -> None:
+    """Also where rows differ much in scale, and where a few values are most elements."""
+    normal = torch.from_numpy(np.random.default_rng(6).standard_normal((512, 1024)).astype(np.float32))
+    scaled = normal * torch.logspace(-2, 2, 512)[:, None]
+    rounded = (normal * 3).round()
+    for x in (normal.view(-1), scaled.view(-1), rounded.view(-1)):
+        place = Place("x", (len(x),), 0, (0,))
+        ((cut,),), passes = drive(select_largest(place, [(200_000,)], "F32"), [x], place, BLOCK)
+        assert passes == {"windows": 2, "histograms": 4, "wrong windows": 5}[way]
+        assert cut.threshold == x.abs().sort().values[-200_000]
 
 
 def test_infinities_are_the_largest() -> None:

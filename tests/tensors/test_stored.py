@@ -185,7 +185,17 @@ def test_counts_are_those_of_numpy() -> None:
         slab.count_equal(which, float(values[7]), equal)
         blocks = np.split(values == values[7], [65536, 131072])
         assert equal.tolist() == [int(block.sum()) for block in blocks]
-    assert slab.count_differing() == int((spread != 0).sum())
+        sample = slab.sample(which, 100, 1000, 64)
+        assert np.array_equal(sample, bits[np.arange(100, len(bits) - 63, 1000)[:, None] + np.arange(64)])
+        low, high = (int(bits[at]) for at in np.argsort(bits)[[70_000, 72_000]])
+        ends = np.zeros((2, 3), np.int64)
+        ((nonzero, above, inside, near),) = slab.count_windows([(which, low, high)], [ends])
+        assert (nonzero, above) == (np.count_nonzero(bits), np.count_nonzero(bits > high))
+        assert near is not None
+        assert inside == near.counts.sum() == len(near.keys)
+        assert np.array_equal(near.keys, bits[(bits > low) & (bits < high)])
+        for numbers, key in zip(ends, (low, high), strict=True):
+            assert numbers.tolist() == [int(block.sum()) for block in np.split(bits == key, [65536, 131072])]
 
 
 def test_a_weight_of_minus_zero_stays_one_whatever_ran_before() -> None:
