@@ -45,52 +45,43 @@ void mergemill_add_deltas(float *base, float *const *x, const float *weight, int
     }
 }
 
-WIDTHS void sum_agreeing(float *restrict total, float *restrict sign, float *restrict divisor, const float *const *x,
-                         const float *weight, int64_t count, int64_t start, int64_t size, int normalize) {
-    sum_weighted(sign, x, weight, count, start, size, 0);
-    for (int64_t j = 0; j < size; j++) sign[j] = sign[j] >= 0 ? 1.0f : -1.0f;
+INLINE void sum_agreeing_tile(float *total, const float *const *x, const float *weight, int64_t count, int64_t at,
+                              int64_t size, int normalize) {
+    Floats votes = take_tile(x[0] + at, size) * weight[0], sum = {0}, divisor = {0};
+    for (int64_t i = 1; i < count; i++) votes += take_tile(x[i] + at, size) * weight[i];
+    const Floats sign = elect(votes);
     for (int64_t i = 0; i < count; i++) {
-        const float *delta = x[i] + start;
-        const float w = weight[i];
-        if (i == 0) memset(total, 0, (size_t)size * sizeof(float));
-        if (i == 0 && normalize) memset(divisor, 0, (size_t)size * sizeof(float));
-        if (normalize)
-            for (int64_t j = 0; j < size; j++) {
-                const float weighted = delta[j] * w;
-                const float agrees = weighted * sign[j] > 0 ? 1.0f : 0.0f;
-                total[j] += weighted * agrees;
-                divisor[j] += agrees * w;
-            }
-        else
-            for (int64_t j = 0; j < size; j++) {
-                const float weighted = delta[j] * w;
-                total[j] += weighted * (weighted * sign[j] > 0 ? 1.0f : 0.0f);
-            }
+        const Floats weighted = take_tile(x[i] + at, size) * weight[i], agrees = as_ones(weighted * sign > 0);
+        sum += weighted * agrees;
+        if (normalize) divisor += agrees * weight[i];
     }
-    if (normalize)
-        for (int64_t j = 0; j < size; j++) total[j] /= divisor[j] + (fabsf(divisor[j]) < 1e-8f ? 1.0f : 0.0f);
+    if (normalize) sum /= divisor + as_ones((Floats)((Flags)divisor & 0x7FFFFFFF) < 1e-8f);
+    put_tile(total, sum, size);
+}
+
+WIDTHS void sum_agreeing(float *restrict total, const float *const *x, const float *weight, int64_t count, int64_t start,
+                         int64_t size, int normalize) {
+    int64_t j = 0;
+    for (; j + TILE <= size; j += TILE) sum_agreeing_tile(total + j, x, weight, count, start + j, TILE, normalize);
+    if (j < size) sum_agreeing_tile(total + j, x, weight, count, start + j, size - j, normalize);
 }
 
 /* base += lambda * (that sum), each element over the weights that went into it with `normalize`. */
 void mergemill_add_agreeing(float *base, float *const *x, const float *weight, int64_t count, int64_t size,
                             int32_t normalize, float lambda) {
-    float total[CHUNK], sign[CHUNK], divisor[CHUNK];
+    float total[CHUNK];
     for (int64_t start = 0; start < size; start += CHUNK) {
         const int64_t here = least(CHUNK, size - start);
-        sum_agreeing(total, sign, divisor, (const float *const *)x, weight, count, start, here, normalize);
+        sum_agreeing(total, (const float *const *)x, weight, count, start, here, normalize);
         add_scaled(base + start, total, here, lambda);
     }
 }
 
-WIDTHS void keep_large(float *x, int64_t size, float threshold, int32_t inclusive) {
+WIDTHS void mergemill_keep_large(float *x, int64_t size, float threshold, int32_t inclusive) {
     if (inclusive)
         for (int64_t j = 0; j < size; j++) x[j] *= fabsf(x[j]) >= threshold ? 1.0f : 0.0f;
     else
         for (int64_t j = 0; j < size; j++) x[j] *= fabsf(x[j]) > threshold ? 1.0f : 0.0f;
-}
-
-void mergemill_keep_large(float *x, int64_t size, float threshold, int32_t inclusive) {
-    keep_large(x, size, threshold, inclusive);
 }
 
 WIDTHS void keep_random(float *restrict x, const uint32_t *restrict counters, int64_t size, uint32_t first,

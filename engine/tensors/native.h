@@ -21,9 +21,40 @@
 #define SAMPLE 1024
 
 #define TILE 16 /* elements that are worked on at once where the compiler needs to be told; any machine can do it */
+typedef float Floats __attribute__((vector_size(4 * TILE)));
 typedef int32_t Flags __attribute__((vector_size(4 * TILE))); /* -1 or 0 */
 typedef uint32_t Words __attribute__((vector_size(4 * TILE)));
 typedef uint16_t Halves __attribute__((vector_size(2 * TILE)));
+typedef uint8_t Bytes __attribute__((vector_size(TILE)));
+#define INLINE static inline __attribute__((always_inline))
+
+/* `size` elements, at most a tile; beyond them 0. */
+INLINE Floats take_tile(const float *x, int64_t size) {
+    Floats tile = {0};
+    memcpy(&tile, x, (size_t)size * sizeof(float));
+    return tile;
+}
+
+INLINE void put_tile(float *x, Floats tile, int64_t size) { memcpy(x, &tile, (size_t)size * sizeof(float)); }
+
+/* 1 where the flag is set, else 0. */
+INLINE Floats as_ones(Flags flags) {
+    const Flags zero = {0};
+    return (Floats)(flags & (zero + 0x3F800000));
+}
+
+/* How many are set, over all that were added up. */
+INLINE int32_t count_flags(Flags added) {
+    int32_t count = 0;
+    for (int64_t lane = 0; lane < TILE; lane++) count -= added[lane];
+    return count;
+}
+
+/* The elected sign, 1 or -1: that of the votes' sum, 0 counting as plus. */
+INLINE Floats elect(Floats votes) {
+    const Flags zero = {0}, minus = ~(votes >= 0);
+    return (Floats)((zero + 0x3F800000) | (minus & (zero + INT32_MIN)));
+}
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -48,10 +79,8 @@ INSIDE void sum_weighted(float *restrict total, const float *const *x, const flo
 /* base += lambda * total. */
 INSIDE void add_scaled(float *restrict base, const float *restrict total, int64_t size, float lambda);
 /* The sum of the weighted deltas that have the sign of all weighted deltas' sum, 0 counting as plus. */
-INSIDE void sum_agreeing(float *restrict total, float *restrict sign, float *restrict divisor, const float *const *x,
-                         const float *weight, int64_t count, int64_t start, int64_t size, int normalize);
-/* x = 0 (x times 0) where |x| is not above the threshold; `inclusive` keeps what equals it. */
-INSIDE void keep_large(float *x, int64_t size, float threshold, int32_t inclusive);
+INSIDE void sum_agreeing(float *restrict total, const float *const *x, const float *weight, int64_t count, int64_t start,
+                         int64_t size, int normalize);
 /* x = 0 (x times 0) where the random number of the element, a hash of its counter and the keys, is not under `limit`. */
 INSIDE void keep_random(float *restrict x, const uint32_t *restrict counters, int64_t size, uint32_t first,
                         uint32_t second, int32_t limit);

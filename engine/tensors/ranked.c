@@ -113,7 +113,7 @@ int32_t mergemill_stored_sample(const Slab *slab, int64_t which, int64_t first, 
 typedef struct {
     int64_t which;
     uint32_t low, high;
-    int64_t nonzero, above, inside;
+    int64_t above, inside;
     int64_t *low_counts, *high_counts; /* what equals the ends, in each block from the slab's first */
     int64_t *counts;                   /* what lies between them, in each block of the slab */
     uint32_t *keys;                    /* that itself, as far as there is room */
@@ -121,54 +121,59 @@ typedef struct {
 } Window;
 
 typedef struct {
-    int32_t nonzero, above, low, high;
+    int32_t above, low, high;
 } Sight;
 
-WIDTHS static Sight look_at(const float *restrict x, int64_t size, uint32_t low, uint32_t high, uint8_t *restrict inside) {
-    Sight seen = {0, 0, 0, 0};
-    const uint32_t first = low + 1, span = high > low ? high - low - 1 : 0;
-    for (int64_t j = 0; j < size; j++) {
-        const uint32_t bits = float_to_bits(x[j]) & 0x7FFFFFFFu;
-        seen.nonzero += bits != 0;
-        seen.above += bits > high;
-        seen.low += bits == low;
-        seen.high += bits == high;
-        inside[j] = bits - first < span;
+/* Look at a whole chunk. */
+WIDTHS static Sight look_at(const float *x, uint32_t low, uint32_t high, uint8_t *inside) {
+    Flags above = {0}, lows = {0}, highs = {0};
+    const uint32_t span = high > low ? high - low - 1 : 0;
+    for (int64_t j = 0; j < CHUNK; j += TILE) {
+        const Words bits = (Words)take_tile(x + j, TILE) & 0x7FFFFFFFu;
+        above += bits > high;
+        lows += bits == low;
+        highs += bits == high;
+        const Halves halves = __builtin_convertvector((Words)(bits - (low + 1) < span), Halves);
+        const Bytes bytes = __builtin_convertvector(halves, Bytes); /* at once it would be done one by one */
+        memcpy(inside + j, &bytes, sizeof bytes);
     }
-    return seen;
+    return (Sight){count_flags(above), count_flags(lows), count_flags(highs)};
 }
 
-static void collect(Window *window, const float *x, const uint8_t *inside, int64_t size, int64_t *count) {
-    for (int64_t j = 0; j < size; j += 8) {
+static void collect(Window *window, const float *x, const uint8_t *inside, int64_t *count) {
+    int64_t found = window->inside;
+    for (int64_t j = 0; j < CHUNK; j += 8) {
         uint64_t eight;
         memcpy(&eight, inside + j, 8);
-        for (int64_t k = j; eight; k++, eight >>= 8) {
-            if (!(eight & 1)) continue;
-            if (window->inside < window->room) window->keys[window->inside] = float_to_bits(x[k]) & 0x7FFFFFFFu;
-            window->inside++;
-            ++*count;
+        for (eight &= 0x0101010101010101u; eight; eight &= eight - 1) {
+            const int64_t k = j + (__builtin_ctzll(eight) >> 3);
+            if (found < window->room) window->keys[found] = float_to_bits(x[k]) & 0x7FFFFFFFu;
+            found++;
         }
     }
+    *count += found - window->inside;
+    window->inside = found;
 }
 
-/* Look at windows of ranked values; what `nonzero`, `above` and `inside` begin with is added to. */
+/* Look at windows of ranked values; what `above` and `inside` begin with is added to. */
 int32_t mergemill_stored_windows(const Slab *slab, Window *windows, int64_t many) {
     Room room;
     if (!make_room(&room, slab->count)) return drop_room(&room), -1;
-    uint8_t inside[CHUNK] = {0};
-    const float *x = 0;
+    uint8_t inside[CHUNK];
+    float *x = 0;
     for (Chunk chunk = {0}; next_chunk(slab, &chunk); ) {
-        const int64_t block = chunk.block - slab->start / slab->block;
+        const int64_t block = chunk.block - slab->start / slab->block, beyond = CHUNK - chunk.here;
         load_base(slab, chunk.start, chunk.here, room.base);
-        if (chunk.here < CHUNK) memset(inside, 0, sizeof inside);
         for (Window *window = windows; window < windows + many; window++) {
-            if (window == windows || window->which != window[-1].which) x = load_ranked(slab, window->which, &chunk, &room);
-            const Sight seen = look_at(x, chunk.here, window->low, window->high, inside);
-            window->nonzero += seen.nonzero;
+            if (window == windows || window->which != window[-1].which) {
+                x = load_ranked(slab, window->which, &chunk, &room);
+                memset(x + chunk.here, 0, (size_t)beyond * sizeof(float)); /* which are zeros too many */
+            }
+            const Sight seen = look_at(x, window->low, window->high, inside);
             window->above += seen.above;
-            window->low_counts[block] += seen.low;
-            window->high_counts[block] += seen.high;
-            collect(window, x, inside, chunk.here, window->counts + block);
+            window->low_counts[block] += seen.low - (window->low ? 0 : beyond);
+            window->high_counts[block] += seen.high - (window->high ? 0 : beyond);
+            collect(window, x, inside, window->counts + block);
         }
     }
     drop_room(&room);

@@ -106,7 +106,7 @@ def mark_largest(values: Tensor, cut: Cut, place: Place, out: Tensor) -> Tensor:
 
 
 Found = Sequence[Sequence[Ranked | Search]]  # by a window or by histograms
-_NO_WINDOW = Window(0, 0)
+_ZEROS = Window(0, 0)  # also in place of a window that could not be chosen
 
 
 def _find(
@@ -122,8 +122,8 @@ def _find(
     ]
     found: list[list[Ranked | int]] = [[rank for rank in ranks if isinstance(rank, int)] for ranks in wanted]
     if any(map(any, windows)) or any(isinstance(rank, Share) for ranks in wanted for rank in ranks):
-        seen = yield Watching(digits, derive, [[window or _NO_WINDOW for window in of_one] for of_one in windows])
-        found = [list(_look_up(*known)) for known in zip(windows, seen, wanted, strict=True)]
+        seen = yield Watching(digits, derive, [tuple(_ask(*each)) for each in zip(windows, wanted, strict=True)])
+        found = [list(_look_up(*known, place.size)) for known in zip(windows, seen, wanted, strict=True)]
     left = [[rank for rank in of_one if isinstance(rank, int)] for of_one in found]
     searches: Sequence[Sequence[Search]] = [()] * len(left)
     if any(left):
@@ -134,10 +134,19 @@ def _find(
     ]
 
 
-def _look_up(windows: Sequence[Window | None], seen: Sequence[Seen], wanted: Sequence[Rank]) -> Iterator[Ranked | int]:
+def _ask(windows: Sequence[Window | None], wanted: Sequence[Rank]) -> Iterator[Window]:
+    """Yield what to look at: each rank's window, and the zeros at last where a share hangs on them."""
+    yield from (window or _ZEROS for window in windows)
+    if any(isinstance(rank, Share) for rank in wanted):
+        yield _ZEROS
+
+
+def _look_up(
+    windows: Sequence[Window | None], seen: Sequence[Seen], wanted: Sequence[Rank], size: int
+) -> Iterator[Ranked | int]:
     """Yield what the windows held of the ranks; else the rank, as a number."""
-    for window, sight, rank in zip(windows, seen, wanted, strict=True):
-        number = rank if isinstance(rank, int) else rank.rank(sight.nonzero)
+    for window, sight, rank in zip(windows, seen, wanted, strict=False):
+        number = rank if isinstance(rank, int) else rank.rank(size - int(seen[-1].ends[0].sum()))
         if number:
             yield (window and find_in_window(window, sight, number)) or number
 

@@ -2,6 +2,8 @@
 
 #include "slab.h"
 
+#define INFINITE 0x7F800000u /* the bits of infinity: what has more is no number */
+
 /* A float16's exponent is moved up by 112 with a product, which also makes its denormals right. */
 static inline float decode_f16(uint16_t half) {
     const uint32_t magnitude = (uint32_t)(half & 0x7FFF) << 13;
@@ -56,10 +58,9 @@ WIDTHS static int64_t encode_bf16s(const float *restrict x, int64_t size, uint16
         const Words whole = (rounded & ~nan) | (nan & 0x7FC0);
         const Halves halves = __builtin_convertvector(whole, Halves);
         memcpy(out + j, &halves, sizeof halves);
-        broken -= (whole & 0x7F80) == 0x7F80;
+        broken += (whole & 0x7F80) == 0x7F80;
     }
-    int32_t count = 0;
-    for (int64_t lane = 0; lane < TILE; lane++) count += broken[lane];
+    int32_t count = count_flags(broken);
     for (; j < size; j++) {
         out[j] = encode_bf16(x[j]);
         count += (out[j] & 0x7F80) == 0x7F80;
@@ -134,13 +135,13 @@ void load(const Slab *slab, int64_t i, int64_t start, int64_t size, const float 
 }
 
 int make_room(Room *room, int64_t count) {
-    const size_t floats = (size_t)(count + 4) * CHUNK * sizeof(float);
+    const size_t floats = (size_t)(count + 2) * CHUNK * sizeof(float);
     room->base = aligned_alloc(64, floats + ((size_t)count * sizeof(float *) + 63) / 64 * 64);
     room->seen = calloc((size_t)count, 2 * sizeof(int64_t));
     if (!room->base || !room->seen) return 0;
-    room->total = room->base + CHUNK, room->sign = room->total + CHUNK, room->divisor = room->sign + CHUNK;
-    room->x = (float **)(room->divisor + (count + 1) * CHUNK);
-    for (int64_t i = 0; i < count; i++) room->x[i] = room->divisor + (i + 1) * CHUNK;
+    room->total = room->base + CHUNK;
+    room->x = (float **)(room->total + (count + 1) * CHUNK);
+    for (int64_t i = 0; i < count; i++) room->x[i] = room->total + (i + 1) * CHUNK;
     return 1;
 }
 
@@ -208,10 +209,20 @@ void mark_cut(const float *x, const Chunk *chunk, const Cut *cut, int64_t *seen,
         if (fabsf(x[j]) == cut->threshold) mark[j] = 1, ++*seen;
 }
 
+/* Multiply by 0 what does not have the bits from `low` to less than `low + span`. */
+WIDTHS static void keep_band(float *restrict x, int64_t size, uint32_t low, uint32_t span) {
+    for (int64_t j = 0; j < size; j++) x[j] *= (float_to_bits(x[j]) & 0x7FFFFFFFu) - low < span ? 1.0f : 0.0f;
+}
+
+/* The bits from which on magnitudes belong to a cut, in a block that its last tie does not lie in. */
+static uint32_t first_bits(const Cut *cut, int64_t block) { return float_to_bits(cut->threshold) + (block >= cut->block); }
+
 static void thin_to_cut(float *x, const Chunk *chunk, const Keep *keep, int64_t *seen) {
     uint8_t mark[CHUNK], outlier[CHUNK];
-    if (!keep->has_outliers && chunk->block != keep->cut.block) {
-        keep_large(x, chunk->here, keep->cut.threshold, chunk->block < keep->cut.block);
+    if (chunk->block != keep->cut.block && !(keep->has_outliers && chunk->block == keep->outliers.block)) {
+        const uint32_t low = first_bits(&keep->cut, chunk->block);
+        const uint32_t end = keep->has_outliers ? first_bits(&keep->outliers, chunk->block) : INFINITE + 1;
+        keep_band(x, chunk->here, low, end - low);
         return;
     }
     mark_cut(x, chunk, &keep->cut, seen, mark);

@@ -48,7 +48,7 @@ typedef struct {
 
 /* Room for a chunk of the base, of what is made of it, and of every tensor. */
 typedef struct {
-    float *base, *total, *sign, *divisor, **x;
+    float *base, *total, **x;
     int64_t *seen; /* two for each tensor */
 } Room;
 

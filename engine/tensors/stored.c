@@ -5,33 +5,35 @@
 #include "slab.h"
 
 /* total = the mean of the deltas of the elected sign, each with its share as weight. */
-WIDTHS static void share_agreeing(float *restrict total, float *restrict sign, float *restrict divisor,
-                                  const float *const *x, const float *share, int64_t count, int64_t size) {
-    memcpy(sign, x[0], (size_t)size * sizeof(float));
-    for (int64_t i = 1; i < count; i++)
-        for (int64_t j = 0; j < size; j++) sign[j] += x[i][j];
-    for (int64_t j = 0; j < size; j++) sign[j] = sign[j] >= 0 ? 1.0f : -1.0f;
-    memset(total, 0, (size_t)size * sizeof(float));
-    memset(divisor, 0, (size_t)size * sizeof(float));
+INLINE void share_agreeing_tile(float *total, const float *const *x, const float *share, int64_t count, int64_t at,
+                                int64_t size) {
+    Floats votes = take_tile(x[0] + at, size), sum = {0}, divisor = {0};
+    for (int64_t i = 1; i < count; i++) votes += take_tile(x[i] + at, size);
+    const Floats sign = elect(votes);
     for (int64_t i = 0; i < count; i++) {
-        const float *delta = x[i];
-        const float w = share[i];
-        for (int64_t j = 0; j < size; j++) {
-            const float agrees = (delta[j] * sign[j] > 0 ? 1.0f : 0.0f) * w;
-            total[j] += delta[j] * agrees;
-            divisor[j] += agrees;
-        }
+        const Floats delta = take_tile(x[i] + at, size), agrees = as_ones(delta * sign > 0) * share[i];
+        sum += delta * agrees;
+        divisor += agrees;
     }
-    for (int64_t j = 0; j < size; j++) total[j] /= divisor[j] < 1e-6f ? 1e-6f : divisor[j];
+    const Floats least = divisor * 0 + 1e-6f;
+    const Flags small = divisor < least;
+    put_tile(total, sum / (Floats)(((Flags)divisor & ~small) | ((Flags)least & small)), size);
+}
+
+WIDTHS static void share_agreeing(float *restrict total, const float *const *x, const float *share, int64_t count,
+                                  int64_t size) {
+    int64_t j = 0;
+    for (; j + TILE <= size; j += TILE) share_agreeing_tile(total + j, x, share, count, j, TILE);
+    if (j < size) share_agreeing_tile(total + j, x, share, count, j, size - j);
 }
 
 /* Join a chunk of all tensors; returns where the result is. */
 static const float *join_chunk(const Join *join, const Room *room, int64_t count, int64_t size) {
     const float *const *x = (const float *const *)room->x;
     if (join->kind == JOIN_AGREE)
-        sum_agreeing(room->total, room->sign, room->divisor, x, join->weight, count, 0, size, join->normalize);
+        sum_agreeing(room->total, x, join->weight, count, 0, size, join->normalize);
     else if (join->kind == JOIN_SHARE)
-        share_agreeing(room->total, room->sign, room->divisor, x, join->weight, count, size);
+        share_agreeing(room->total, x, join->weight, count, size);
     else
         sum_weighted(room->total, x, join->weight, count, 0, size, join->divisor);
     if (join->kind == JOIN_SUM) return room->total;

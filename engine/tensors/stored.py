@@ -72,7 +72,6 @@ class _Window(ctypes.Structure):
         ("which", ctypes.c_int64),
         ("low", ctypes.c_uint32),
         ("high", ctypes.c_uint32),
-        ("nonzero", ctypes.c_int64),
         ("above", ctypes.c_int64),
         ("inside", ctypes.c_int64),
         ("low_counts", ctypes.c_void_p),
@@ -164,11 +163,11 @@ class StoredSlab:
 
     def count_windows(
         self, windows: Sequence[tuple[int, int, int]], ends: Sequence[Counts]
-    ) -> list[tuple[int, int, int, NearKeys | None]]:
+    ) -> list[tuple[int, int, NearKeys | None]]:
         """Look at windows of magnitudes' bits, each given by a tensor's number (or the spread's) and its two ends.
 
-        Returns how many are not 0, how many are above and how many between the ends, and these, unless they are more
-        than a quarter of a large slab. Adds to each of `ends` what equals the low and the high end, in each block of
+        Returns how many are above and how many between the ends, and these, unless they are more than a quarter of a
+        large slab. Adds to each of `ends` what equals the low and the high end, in each block of
         the whole tensor.
         """
         first, blocks = self.place.start // self.place.block, -(-self.size // self.place.block)
@@ -185,7 +184,7 @@ class StoredSlab:
             NearKeys(first, count, near[: each.inside].copy()) if each.inside <= room else None
             for each, count, near in zip(lowered, counts, keys, strict=True)
         ]
-        return [(each.nonzero, each.above, each.inside, near) for each, near in zip(lowered, near_keys, strict=True)]
+        return [(each.above, each.inside, near) for each, near in zip(lowered, near_keys, strict=True)]
 
     def count_upper(self, which: Sequence[int], counts: Sequence[Counts]) -> None:
         """Add to each of `counts` the upper 15 bits of the magnitudes of one tensor, or of the spread."""

@@ -25,8 +25,8 @@ RUN = 64  # elements that are sampled together
 MOST_SAMPLED = 1 << 18  # elements
 MOST_KEYS = 1 << 18  # of a window that are kept
 _LEAST_SAMPLED = 1 << 15
-_SAMPLED_SHARE = 1 / 128
-_MARGINS = (5.0, 2.0)  # standard errors on each side; the second, where the first would keep too much
+_SAMPLED_SHARE = 1 / 64
+_MARGINS = (4.0, 2.0)  # standard errors on each side; the second, where the first would keep too much
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,7 @@ class Sample(Additive):
 class Seen(Additive):
     """What a pass saw of one window."""
 
-    nonzero: int  # elements whose key is not 0
-    above: int
+    above: int  # elements
     inside: int  # between the ends
     ends: Counts  # [2, blocks of the tensor]: what equals the low end, and the high one
     near: tuple[NearKeys, ...]  # those inside, of each slab; none where they are too many
@@ -74,7 +73,7 @@ class Seen(Additive):
     def __add__(self, other: "Seen") -> "Seen":
         inside = self.inside + other.inside
         near = self.near + other.near if inside <= MOST_KEYS else ()
-        return Seen(self.nonzero + other.nonzero, self.above + other.above, inside, self.ends + other.ends, near)
+        return Seen(self.above + other.above, inside, self.ends + other.ends, near)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,15 +253,15 @@ class Watching(StoredGather):
                 end[first : first + blocks] = np.bincount(equal, minlength=blocks)
             above = int(np.count_nonzero(keys > window.high))
             near = (NearKeys(first, counts, keys[inside]),) if len(inside) <= MOST_KEYS else ()
-            yield Seen(int(np.count_nonzero(keys)), above, len(inside), ends, near)
+            yield Seen(above, len(inside), ends, near)
 
 
 def _nothing(place: Place) -> Seen:
-    return Seen(0, 0, 0, np.zeros((2, -(-place.size // place.block)), np.int64), ())
+    return Seen(0, 0, np.zeros((2, -(-place.size // place.block)), np.int64), ())
 
 
-def _add_counted(old: Seen, counted: tuple[int, int, int, NearKeys | None]) -> Seen:
-    nonzero, above, inside, near = counted
+def _add_counted(old: Seen, counted: tuple[int, int, NearKeys | None]) -> Seen:
+    above, inside, near = counted
     inside += old.inside
     kept = (*old.near, near) if near is not None and inside <= MOST_KEYS else ()
-    return Seen(old.nonzero + nonzero, old.above + above, inside, old.ends, kept)
+    return Seen(old.above + above, inside, old.ends, kept)
