@@ -107,6 +107,11 @@ class _Norms(StoredGather):
     drop: Drop
     keeps: tuple[Keep, ...]
 
+    @property
+    def whole(self) -> bool:
+        """Unless it hangs on ranks, for which masks are made."""
+        return all(keep.limits is None for keep in self.keeps)
+
     def __call__(self, deltas: Sequence[Tensor], place: Place) -> tuple[tuple[ExactSum, ExactSum], ...]:
         return tuple(
             (sum_absolute(delta, place), sum_absolute(self.drop(delta, place, i), place))

@@ -89,6 +89,11 @@ def _scale(tensor: Tensor, factor: float) -> Tensor:
 class _Products(StoredGather):
     """Gathers the inner product of each input i with each j <= i, in this order."""
 
+    @property
+    def whole(self) -> bool:
+        """They are few numbers."""
+        return True
+
     def __call__(self, tensors: Sequence[Tensor], place: Place) -> tuple[ExactSum, ...]:
         return tuple(
             sum_products(tensors[i], tensors[j], place.block) for i in range(len(tensors)) for j in range(i + 1)

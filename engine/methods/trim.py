@@ -123,6 +123,11 @@ def _keep_natively(delta: Tensor, cut: Cut, place: Place) -> Tensor:
 class _Norms(StoredGather):
     """Gathers the L1 norm of each task vector that is cut, before and after."""
 
+    @property
+    def whole(self) -> bool:
+        """They are few numbers."""
+        return True
+
     trims: Sequence[Trim]
 
     def __call__(self, deltas: Sequence[Tensor], place: Place) -> tuple[tuple[ExactSum, ExactSum], ...]:

@@ -110,6 +110,8 @@ def _find_statistics(piece: Piece, totals: Totals, work: Workspace, workplace: W
     expression = piece.tensor.expression
     if not isinstance(expression, Merged):
         return None
+    if work.keeps:
+        expression.hold(work)
 
     def gather(asked: Gather) -> Partial:
         assert piece.whole, "a cut tensor's rounds are gathered by tasks of their own"
@@ -122,7 +124,8 @@ def _gather(piece: Piece, gather: Gather, work: Workspace, workplace: Workplace,
     expression = piece.tensor.expression
     assert isinstance(expression, Merged)
     total: Partial = ()
-    for span in _iter_slabs(piece, work, workplace, slab):
+    whole = work.keeps and expression.takes_whole(gather)
+    for span in _iter_slabs(piece, work, workplace, piece.span.size if whole else slab):
         total = expression.gather(gather, span, work, total)
     return total
 

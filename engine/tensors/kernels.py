@@ -34,6 +34,11 @@ class StoredGather:
     """What a round gathers, done as well by native loops over slabs as they are stored, with the same result."""
 
     @property
+    def whole(self) -> bool:
+        """Whether they take a tensor that lies in one piece as one slab: what they make of a slab is little."""
+        return False
+
+    @property
     def knows_stored(self) -> bool:
         """Whether the loops can do it."""
         return True

@@ -116,6 +116,17 @@ class Merged:
             return gather.add_stored(self._store(span, work), total)
         return add_partials(total, gather(self._load_tensors(span, work), self.place.at(span.start)))
 
+    def takes_whole(self, gather: Gather) -> bool:
+        """Whether `gather` takes a tensor that is held as one slab."""
+        return isinstance(gather, StoredGather) and gather.whole and gather.knows_stored and self._is_plain()
+
+    def hold(self, work: Workspace) -> None:
+        """Have each input read into one piece of memory."""
+        for source in self.inputs:
+            if isinstance(source, Stored):
+                (whole,) = source.reads(Span(0, self.place.size))
+                work.hold(whole.pin, whole.offset_bytes, whole.size_bytes)
+
     def is_native(self, dtype: str) -> bool:
         """Whether native loops know the method, the inputs and `dtype`, which they make of them."""
         return self.kernel.fuses and dtype in STORED_DTYPES and self._is_plain()

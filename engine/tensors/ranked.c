@@ -2,8 +2,8 @@
 
 #include "slab.h"
 
-/* The standard deviation over the tensors; of two it is half their difference, to the bit. */
-WIDTHS static void find_spread(float *const *x, int64_t count, int64_t size, float *restrict out) {
+/* Of two tensors it is half their difference, to the bit. */
+WIDTHS void find_spread(float *const *x, int64_t count, int64_t size, float *restrict out) {
     const float *first = x[0];
     if (count == 2) {
         const float *second = x[1];

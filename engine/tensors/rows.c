@@ -2,65 +2,80 @@
 
 #include "slab.h"
 
-#define SHIFT 17 /* of a magnitude's 31 bits, 14 are looked at first: its exponent and 6 more */
-#define ROW_BINS (1 << (31 - SHIFT))
-#define GROUP 64  /* bins that are looked through, and cleared, together */
-#define MANY 512 /* elements of a bin from which on they are put in order, instead of counting for each that needs it */
-
-/* The random number of an element must lie within `gap` above `lower` for its rank to matter. */
-typedef struct {
-    int32_t lower;
-    uint32_t gap;
-    uint32_t rank; /* of the bin's first */
-    int32_t ordered;
-} Bounds;
+#define SHIFT 17     /* of a magnitude's 31 bits, 14 are looked at first: its exponent and 6 more */
+#define ROW_BINS 512 /* from the row's largest down, 8 octaves; the first bin has all that is smaller */
+#define MANY 512     /* elements of a bin from which on they are put in order, instead of counting for each that needs it */
 
 /* A row's elements by the bits they begin with. */
 typedef struct {
-    uint32_t counts[ROW_BINS];
-    Bounds bounds[ROW_BINS];
-    uint8_t touched[ROW_BINS / GROUP];
+    uint32_t counts[2][ROW_BINS]; /* of every other element: two counts in a row are seldom of one bin and wait less */
+    uint32_t ranks[ROW_BINS];     /* of each bin's first */
+    uint32_t limits[ROW_BINS];    /* the upper halves, made unsigned, of the least and the largest limit of its ranks */
+    uint8_t ordered[ROW_BINS];
 } Bins;
+
+enum { KEPT = 1, OPEN = 2 };
 
 /* How many of a row are less than the element j, or equal and before it. */
 WIDTHS static int64_t find_rank(const uint32_t *row, int64_t columns, int64_t j) {
     const uint32_t own = row[j];
-    int64_t rank = 0;
-    for (int64_t start = 0; start < columns; start += BLOCK) {
-        const int64_t stop = least(start + BLOCK, columns);
-        int32_t count = 0;
-        for (int64_t k = start; k < stop; k++) count += row[k] < own;
-        rank += count;
+    int64_t rank = 0, k = 0;
+    for (; k + TILE <= columns; ) {
+        Flags less = {0};
+        for (const int64_t stop = least(k + BLOCK, columns) - TILE; k <= stop; k += TILE) {
+            Words tile;
+            memcpy(&tile, row + k, sizeof tile);
+            less += tile < own;
+        }
+        rank += count_flags(less);
     }
-    for (int64_t k = 0; k < j; k++) rank += row[k] == own;
+    for (; k < columns; k++) rank += row[k] < own;
+    for (k = 0; k < j; k++) rank += row[k] == own;
     return rank;
 }
 
-static void fill_bins(const uint32_t *row, int64_t columns, Bins *bins) {
+/* The bin of each magnitude. */
+WIDTHS static void find_bins(const uint32_t *restrict row, int64_t columns, uint16_t *restrict out) {
+    uint32_t most = 0;
+    for (int64_t j = 0; j < columns; j++) most = row[j] > most ? row[j] : most;
+    const int32_t first = (int32_t)(most >> SHIFT) - (ROW_BINS - 1);
     for (int64_t j = 0; j < columns; j++) {
-        bins->counts[row[j] >> SHIFT]++;
-        bins->touched[row[j] >> SHIFT >> 6] = 1;
+        const int32_t bin = (int32_t)(row[j] >> SHIFT) - first;
+        out[j] = (uint16_t)(bin > 0 ? bin : 0);
     }
 }
 
-static void find_bounds(Bins *bins, const int32_t *limits) {
+static void fill_bins(const uint16_t *own, int64_t columns, Bins *bins) {
+    memset(bins->counts, 0, sizeof bins->counts);
+    memset(bins->ordered, 0, sizeof bins->ordered);
+    int64_t j = 0;
+    for (; j + 2 <= columns; j += 2) bins->counts[0][own[j]]++, bins->counts[1][own[j + 1]]++;
+    if (j < columns) bins->counts[0][own[j]]++;
+}
+
+static inline uint32_t upper_half(int32_t limit) { return ((uint32_t)limit ^ 0x80000000u) >> 16; }
+
+/* No branch: which bins are empty nobody can foretell. What an empty one gets is not looked at. */
+static void find_limits(Bins *bins, const int32_t *limits, uint32_t columns) {
     uint32_t rank = 0;
-    for (int64_t group = 0; group < ROW_BINS / GROUP; group++) {
-        if (!bins->touched[group]) continue;
-        for (int64_t bin = group * GROUP; bin < (group + 1) * GROUP; bin++) {
-            if (!bins->counts[bin]) continue;
-            const int32_t first = limits[rank], last = limits[rank + bins->counts[bin] - 1];
-            const int32_t lower = first < last ? first : last, upper = first < last ? last : first;
-            bins->bounds[bin] = (Bounds){lower, (uint32_t)upper - (uint32_t)lower, rank, 0};
-            rank += bins->counts[bin];
-        }
+    for (int64_t bin = 0; bin < ROW_BINS; bin++) {
+        const uint32_t count = bins->counts[0][bin] + bins->counts[1][bin];
+        const uint32_t first = upper_half(limits[rank < columns ? rank : 0]);
+        const uint32_t last = upper_half(limits[rank + count ? rank + count - 1 : 0]);
+        bins->ranks[bin] = rank;
+        bins->limits[bin] = first < last ? first | last << 16 : last | first << 16;
+        rank += count;
     }
 }
 
-static void clear_bins(Bins *bins) {
-    for (int64_t group = 0; group < ROW_BINS / GROUP; group++)
-        if (bins->touched[group]) memset(bins->counts + group * GROUP, 0, GROUP * sizeof(uint32_t));
-    memset(bins->touched, 0, sizeof bins->touched);
+/* Whether elements stay whatever their rank in their bin is; or whether that is open. */
+WIDTHS static void decide(const int32_t *restrict bits, const uint16_t *restrict own, int64_t columns,
+                          const uint32_t *restrict limits, uint8_t *restrict out) {
+    for (int64_t j = 0; j < columns; j++) {
+        const uint32_t pair = limits[own[j]], half = upper_half(bits[j]);
+        const uint32_t kept = half < (pair & 0xFFFF), dropped = half > pair >> 16;
+        out[j] = (uint8_t)(kept | (OPEN - (kept | dropped) * OPEN));
+    }
 }
 
 static int compare_keys(const void *left, const void *right) {
@@ -68,57 +83,60 @@ static int compare_keys(const void *left, const void *right) {
     return (a > b) - (a < b);
 }
 
-/* Mark all elements of one bin, put in order by magnitude and column; `keys` has room for them. */
-static void mark_bin(uint32_t bin, const uint32_t *row, int64_t columns, uint32_t rank, const int32_t *limits,
-                     const int32_t *bits, uint64_t *keys, uint8_t *mask) {
-    int64_t count = 0;
-    int same = 1;
-    for (int64_t k = 0; k < columns; k++) {
-        if (row[k] >> SHIFT != bin) continue;
-        keys[count++] = (uint64_t)row[k] << 32 | (uint64_t)k;
-        same &= keys[0] >> 32 == row[k];
-    }
-    if (!same) qsort(keys, (size_t)count, sizeof *keys, compare_keys);
-    for (int64_t i = 0; i < count; i++) {
-        const uint32_t k = (uint32_t)keys[i];
-        mask[k] = bits[k] < limits[rank + i];
-    }
-}
-
-/* Room for a row: its magnitudes, random numbers, elements whose rank matters, and keys to put them in order. */
+/* Room for a row: its magnitudes, random numbers, and keys to put them in order. */
 typedef struct {
     float *base, *x;
     uint32_t *row;
     int32_t *bits;
-    uint32_t *open;
+    uint16_t *own;
     uint64_t *keys;
     Bins *bins;
 } RowRoom;
 
+/* Mark all elements of one bin, put in order by magnitude and column. */
+static void mark_bin(const RowRoom *room, uint16_t bin, int64_t columns, const int32_t *limits, uint8_t *mask) {
+    int64_t count = 0;
+    int same = 1;
+    for (int64_t k = 0; k < columns; k++) {
+        if (room->own[k] != bin) continue;
+        room->keys[count++] = (uint64_t)room->row[k] << 32 | (uint64_t)k;
+        same &= room->keys[0] >> 32 == room->row[k];
+    }
+    if (!same) qsort(room->keys, (size_t)count, sizeof *room->keys, compare_keys);
+    for (int64_t i = 0; i < count; i++) {
+        const uint32_t k = (uint32_t)room->keys[i];
+        mask[k] = room->bits[k] < limits[room->bins->ranks[bin] + i];
+    }
+}
+
+/* Mark an element whose rank matters, or all of its bin. */
+static void mark_open(const RowRoom *room, int64_t j, int64_t columns, const int32_t *limits, uint8_t *mask) {
+    Bins *bins = room->bins;
+    const uint16_t bin = room->own[j];
+    if (bins->counts[0][bin] + bins->counts[1][bin] < MANY) {
+        mask[j] = room->bits[j] < limits[find_rank(room->row, columns, j)];
+    } else if (!bins->ordered[bin]) {
+        mark_bin(room, bin, columns, limits, mask);
+        bins->ordered[bin] = 1;
+    }
+}
+
 /* Mark what stays of a row: the elements whose random number is under the limit of their rank. */
 static void mark_row(const RowRoom *room, int64_t columns, const int32_t *limits, uint8_t *mask) {
-    const uint32_t *row = room->row;
-    const int32_t *bits = room->bits;
-    int64_t open = 0;
-    fill_bins(row, columns, room->bins);
-    find_bounds(room->bins, limits);
-    for (int64_t j = 0; j < columns; j++) {
-        const Bounds *bounds = room->bins->bounds + (row[j] >> SHIFT);
-        mask[j] = bits[j] < bounds->lower;
-        room->open[open] = (uint32_t)j;
-        open += (uint32_t)bits[j] - (uint32_t)bounds->lower < bounds->gap;
+    find_bins(room->row, columns, room->own);
+    fill_bins(room->own, columns, room->bins);
+    find_limits(room->bins, limits, (uint32_t)columns);
+    decide(room->bits, room->own, columns, room->bins->limits, mask);
+    int64_t j = 0;
+    for (; j + 8 <= columns; j += 8) {
+        uint64_t eight;
+        memcpy(&eight, mask + j, 8);
+        if (!(eight & 0x0202020202020202u)) continue;
+        for (int64_t k = j; k < j + 8; k++)
+            if (mask[k] & OPEN) mark_open(room, k, columns, limits, mask);
     }
-    for (int64_t i = 0; i < open; i++) {
-        const uint32_t j = room->open[i], bin = row[j] >> SHIFT;
-        Bounds *bounds = room->bins->bounds + bin;
-        if (room->bins->counts[bin] < MANY) {
-            mask[j] = bits[j] < limits[find_rank(row, columns, j)];
-        } else if (!bounds->ordered) {
-            mark_bin(bin, row, columns, bounds->rank, limits, bits, room->keys, mask);
-            bounds->ordered = 1;
-        }
-    }
-    clear_bins(room->bins);
+    for (; j < columns; j++)
+        if (mask[j] & OPEN) mark_open(room, j, columns, limits, mask);
 }
 
 WIDTHS static void hash_counters(const uint32_t *restrict counters, int64_t size, uint32_t first, uint32_t second,
@@ -140,17 +158,18 @@ static void find_random(int64_t at, int64_t size, int64_t first, const uint32_t 
  * has the two keys of each BLOCK that the slab touches. */
 int32_t mergemill_stored_ranked_marks(const Slab *slab, int64_t which, int64_t columns, const int32_t *limits,
                                       const uint32_t *random, uint8_t *mask) {
-    Bins *bins = calloc(1, sizeof(Bins));
-    uint64_t *keys = malloc((size_t)columns * (sizeof *keys + 2 * sizeof(float) + 3 * sizeof(uint32_t)));
+    Bins *bins = malloc(sizeof(Bins));
+    uint64_t *keys = malloc((size_t)columns * (sizeof *keys + 3 * sizeof(float) + sizeof(int32_t) + sizeof(uint16_t)));
     if (!bins || !keys) return free(bins), free(keys), -1;
     float *base = (float *)(keys + columns), *x = base + columns;
-    uint32_t *row = (uint32_t *)(x + columns), *open = row + columns;
-    const RowRoom room = {base, x, row, (int32_t *)(open + columns), open, keys, bins};
+    uint32_t *row = (uint32_t *)(x + columns);
+    int32_t *bits = (int32_t *)(row + columns);
+    const RowRoom room = {base, x, row, bits, (uint16_t *)(bits + columns), keys, bins};
     for (int64_t start = 0; start < slab->size; start += columns) {
         load_base(slab, start, columns, base);
         load(slab, which, start, columns, base, x);
         find_magnitudes(x, columns, row);
-        find_random(slab->start + start, columns, slab->start, random, room.bits);
+        find_random(slab->start + start, columns, slab->start, random, bits);
         mark_row(&room, columns, limits, mask + start);
     }
     free(bins);

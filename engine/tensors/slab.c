@@ -190,7 +190,7 @@ static void thin_randomly(float *x, const Slab *slab, const Chunk *chunk, const 
     }
 }
 
-WIDTHS static void thin_by_mask(float *restrict x, const uint8_t *restrict mask, int64_t size) {
+WIDTHS void thin_by_mask(float *restrict x, const uint8_t *restrict mask, int64_t size) {
     for (int64_t j = 0; j < size; j++) x[j] *= (float)mask[j];
 }
 

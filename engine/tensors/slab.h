@@ -91,6 +91,10 @@ INSIDE int next_chunk(const Slab *slab, Chunk *chunk);
 
 /* The first half of each element's hash: the same in every BLOCK. */
 INSIDE uint32_t *all_counters(void);
+/* The standard deviation over the tensors. */
+INSIDE void find_spread(float *const *x, int64_t count, int64_t size, float *restrict out);
+/* Multiply by 0 or 1. */
+INSIDE void thin_by_mask(float *restrict x, const uint8_t *restrict mask, int64_t size);
 /* Mark a cut's elements; `seen` counts those that equal the threshold in the block of its last tie. */
 INSIDE void mark_cut(const float *x, const Chunk *chunk, const Cut *cut, int64_t *seen, uint8_t *mark);
 /* Multiply by 0 what is not kept; `seen` holds two counts for each tensor. */

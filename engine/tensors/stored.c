@@ -131,9 +131,8 @@ int32_t mergemill_stored_products(const Slab *slab, double *sums, int64_t cuts) 
     return 0;
 }
 
-/* Of one tensor, 32 sums of |x| for each cut: before and after it is thinned; with `square`, only after, of x². */
-int32_t mergemill_stored_norms(const Slab *slab, int64_t which, const Keep *keep, int32_t square, double *whole,
-                               double *kept) {
+/* Of one tensor, 32 sums of |x| for each cut, before and after it is thinned. */
+int32_t mergemill_stored_norms(const Slab *slab, int64_t which, const Keep *keep, double *whole, double *kept) {
     float base[CHUNK], x[CHUNK];
     double before[LANES], after[LANES];
     int64_t seen[2] = {0};
@@ -141,15 +140,40 @@ int32_t mergemill_stored_norms(const Slab *slab, int64_t which, const Keep *keep
         if (chunk.sampled) memset(before, 0, sizeof before), memset(after, 0, sizeof after);
         load_base(slab, chunk.start, chunk.here, base);
         load(slab, which, chunk.start, chunk.here, base, x);
-        if (!square) add_absolute(before, x, chunk.here);
+        add_absolute(before, x, chunk.here);
         thin(x, slab, &chunk, keep, seen);
-        if (square)
-            add_products(after, x, x, chunk.here);
-        else
-            add_absolute(after, x, chunk.here);
+        add_absolute(after, x, chunk.here);
         if (!sums_end(slab, &chunk)) continue;
-        if (!square) fold_lanes(before, whole), whole += LAST;
+        fold_lanes(before, whole), whole += LAST;
         fold_lanes(after, kept), kept += LAST;
     }
+    return 0;
+}
+
+/* For each tensor and each cut, 32 sums of x² over the marked elements, where the tensors spread most; `cut` NULL takes
+ * all, and marks none. */
+int32_t mergemill_stored_marked_squares(const Slab *slab, const Cut *cut, uint8_t *mask, double *sums, int64_t cuts) {
+    double *lanes = malloc((size_t)slab->count * LANES * sizeof(double));
+    Room room;
+    if (!make_room(&room, slab->count) || !lanes) return drop_room(&room), free(lanes), -1;
+    int64_t seen = 0, at = 0;
+    for (Chunk chunk = {0}; next_chunk(slab, &chunk); ) {
+        if (chunk.sampled) memset(lanes, 0, (size_t)slab->count * LANES * sizeof(double));
+        load_base(slab, chunk.start, chunk.here, room.base);
+        for (int64_t i = 0; i < slab->count; i++) load(slab, i, chunk.start, chunk.here, room.base, room.x[i]);
+        if (cut) {
+            find_spread(room.x, slab->count, chunk.here, room.total);
+            mark_cut(room.total, &chunk, cut, &seen, mask + chunk.start);
+        }
+        for (int64_t i = 0; i < slab->count; i++) {
+            if (cut) thin_by_mask(room.x[i], mask + chunk.start, chunk.here);
+            add_products(lanes + i * LANES, room.x[i], room.x[i], chunk.here);
+        }
+        if (!sums_end(slab, &chunk)) continue;
+        for (int64_t i = 0; i < slab->count; i++) fold_lanes(lanes + i * LANES, sums + (i * cuts + at) * LAST);
+        at++;
+    }
+    drop_room(&room);
+    free(lanes);
     return 0;
 }

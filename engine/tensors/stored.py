@@ -22,6 +22,7 @@ from mergemill.engine.tensors.workspace import Arena, Workspace
 STORED_DTYPES = {"F32": 0, "BF16": 1, "F16": 2}
 _KINDS = {"all": 0, "nothing": 1, "cut": 2, "random": 3, "mask": 4}
 _JOINS = {"sum": 0, "add": 1, "agree": 2, "share": 3}
+MOST_NEAR = 1 << 18  # keys that a window of a slab has room for
 _NO_CUT = Cut(0.0, 0, 0, 0, 0)
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]
@@ -141,18 +142,20 @@ class StoredSlab:
         sums = np.empty((2, self._cuts, native.LANES))
         lowered, alive = self._lower_keep(which, keep)
         pointers = (sums[0].ctypes.data, sums[1].ctypes.data)
-        _checked("stored_norms", self._lowered, which, ctypes.byref(lowered), False, *pointers)
+        _checked("stored_norms", self._lowered, which, ctypes.byref(lowered), *pointers)
         del alive
         return sum_lanes(sums[0]), sum_lanes(sums[1])
 
     def sum_marked_squares(self, marked: Cut | None) -> tuple[ExactSum, ...]:
-        """Return the sum of squares of each tensor over the marked elements; None marks all."""
-        mask = None if marked is None else self.mark(SPREAD, marked)
+        """Return the sum of squares of each tensor over the marked elements of the spread; None marks all."""
         sums = np.empty((self.count, self._cuts, native.LANES))
-        for which, of_one in enumerate(sums):
-            keep = _Keep(kind=_KINDS["all"]) if mask is None else _Keep(kind=_KINDS["mask"], mask=mask.ctypes.data)
-            lowered = ctypes.byref(keep)
-            _checked("stored_norms", self._lowered, which, lowered, True, None, of_one.ctypes.data)
+        if marked is None:
+            _checked("stored_marked_squares", self._lowered, None, None, sums.ctypes.data, self._cuts)
+        else:
+            mask = self.work.take_bytes(self.size)
+            pointers = (ctypes.byref(_lower_cut(marked)), mask.ctypes.data, sums.ctypes.data)
+            _checked("stored_marked_squares", self._lowered, *pointers, self._cuts)
+            self.work.note(self._note_key(marked), np.packbits(mask))
         return tuple(sum_lanes(of_one) for of_one in sums)
 
     def sample(self, which: int, first: int, stride: int, run: int) -> np.ndarray[Any, np.dtype[np.uint32]]:
@@ -166,12 +169,11 @@ class StoredSlab:
     ) -> list[tuple[int, int, NearKeys | None]]:
         """Look at windows of magnitudes' bits, each given by a tensor's number (or the spread's) and its two ends.
 
-        Returns how many are above and how many between the ends, and these, unless they are more than a quarter of a
-        large slab. Adds to each of `ends` what equals the low and the high end, in each block of
-        the whole tensor.
+        Returns how many are above and how many between the ends, and these, unless there is no room for them. Adds to
+        each of `ends` what equals the low and the high end, in each block of the whole tensor.
         """
         first, blocks = self.place.start // self.place.block, -(-self.size // self.place.block)
-        room = self.size if self.size <= 1 << 17 else self.size // 4
+        room = min(self.size, MOST_NEAR)
         counts = np.zeros((len(windows), blocks), np.int64)
         keys = self.work.take_bytes(4 * room * len(windows)).view(np.uint32).reshape(-1, room)
         lowered = (_Window * len(windows))()
@@ -201,16 +203,17 @@ class StoredSlab:
         here = counts[self.place.start // self.place.block :]
         _checked("stored_equal", self._lowered, which, value, here.ctypes.data)
 
-    def mark(self, which: int, cut: Cut) -> Arena:
-        """Return 1 for each element whose ranked value belongs to the cut, else 0; noted for the next pass."""
-        key = (which, self.place.start, cut.above, cut.ties)
-        note = self.work.find_note(key)
+    def mark(self, cut: Cut) -> Arena:
+        """Return 1 for each element whose spread belongs to the cut, else 0: as noted by the pass before, or anew."""
+        note = self.work.find_note(self._note_key(cut))
         if note is not None:
             return np.unpackbits(note, count=self.size)
         mask = self.work.take_bytes(self.size)
-        _checked("stored_marks", self._lowered, which, ctypes.byref(_lower_cut(cut)), mask.ctypes.data)
-        self.work.note(key, np.packbits(mask))
+        _checked("stored_marks", self._lowered, SPREAD, ctypes.byref(_lower_cut(cut)), mask.ctypes.data)
         return mask
+
+    def _note_key(self, cut: Cut) -> tuple[int, ...]:
+        return (SPREAD, self.place.start, cut.above, cut.ties)
 
     @property
     def _cuts(self) -> int:
@@ -229,7 +232,7 @@ class StoredSlab:
     def _lower_keeps(self, fusion: Fusion) -> tuple[Any, list[Any]]:
         """Return the keeps as an array, None where all is kept, and what it points into."""
         if fusion.marked is not None:
-            mask = self.mark(SPREAD, fusion.marked)
+            mask = self.mark(fusion.marked)
             marked = _Keep(kind=_KINDS["mask"], factor=1.0, mask=mask.ctypes.data)
             return (_Keep * self.count)(*(marked,) * self.count), [mask]
         if not fusion.keeps:

@@ -18,12 +18,12 @@ from mergemill.engine.tensors.histograms import Derive, StoredDerive
 from mergemill.engine.tensors.kernels import Additive, StoredGather
 from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
-from mergemill.engine.tensors.stored import NearKeys, StoredSlab
+from mergemill.engine.tensors.stored import MOST_NEAR, NearKeys, StoredSlab
 
 ALL = 1 << 17  # elements; up to here one window holds them all
 RUN = 64  # elements that are sampled together
 MOST_SAMPLED = 1 << 18  # elements
-MOST_KEYS = 1 << 18  # of a window that are kept
+MOST_KEYS = MOST_NEAR  # of a window that are kept
 _LEAST_SAMPLED = 1 << 15
 _SAMPLED_SHARE = 1 / 64
 _MARGINS = (4.0, 2.0)  # standard errors on each side; the second, where the first would keep too much
@@ -105,15 +105,14 @@ def choose_window(sample: Sample | None, rank: Rank, size: int, most: int) -> Wi
     if not len(runs):
         return None
     ordered = np.sort(runs, axis=None)
-    zeros = int(np.searchsorted(ordered, 0, side="right"))
-    place = len(ordered) - (_expect(rank, len(ordered) - zeros, len(ordered) / size))
+    zeros = np.searchsorted(ordered, ordered.dtype.type(0), side="right")
+    place = len(ordered) - _expect(rank, len(ordered) - int(zeros), len(ordered) / size)
     pivot = ordered[min(max(int(place), 0), len(ordered) - 1)]
     larger = (runs > pivot).sum(axis=1) - (rank.fraction * (runs > 0).sum(axis=1) if isinstance(rank, Share) else 0.0)
     error = float(larger.std()) * math.sqrt(len(runs))
     for margin in _MARGINS:
         window = _cut_sample(ordered, place, 2 + margin * error, most)
-        first = np.searchsorted(ordered, window.low, side="right")
-        inside = int(np.searchsorted(ordered, window.high)) - int(first)
+        inside = len(ordered[(ordered > window.low) & (ordered < window.high)])
         if inside / len(ordered) * size < MOST_KEYS:
             return window
     return None
@@ -175,6 +174,11 @@ class Sampling(StoredGather):
         )
 
     @property
+    def whole(self) -> bool:
+        """What is taken of a tensor is little."""
+        return True
+
+    @property
     def knows_stored(self) -> bool:
         """Whether native loops know the values and their keys."""
         return self.digits.are_magnitudes and isinstance(self.derive, StoredDerive)
@@ -220,6 +224,11 @@ class Watching(StoredGather):
         return tuple(
             tuple(self._watch(value, windows, place)) for value, windows in zip(values, self.windows, strict=True)
         )
+
+    @property
+    def whole(self) -> bool:
+        """What is taken of a tensor is little."""
+        return True
 
     @property
     def knows_stored(self) -> bool:

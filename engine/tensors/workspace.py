@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,12 +21,22 @@ def aligned(size_bytes: int) -> int:
     return -(-size_bytes // _ALIGN) * _ALIGN
 
 
+@dataclass(slots=True)
+class _Held:
+    """A range of a file that lies in one piece in the arena."""
+
+    offset_bytes: int
+    size_bytes: int
+    start: int  # in the arena
+    read_bytes: int = 0  # so far, from its beginning
+
+
 class Workspace:
     """Hands out flat tensors that lie in `arena`, and never allocates.
 
     What is taken for a slab is gone at the next `next_slab`; with `keep`, the bytes that were read stay until the
     workspace is dropped, so that a second pass over the same inputs reads nothing, and so do notes, up to `NOTES_BYTES`
-    beside the arena.
+    beside the arena. Ranges that are held lie in one piece, so that a pass may take all slabs at once.
     """
 
     def __init__(self, arena: Arena, *, keep: bool = False) -> None:
@@ -33,11 +44,23 @@ class Workspace:
         self._raw = arena.data
         self._keep = keep
         self._kept: dict[tuple[str, int], tuple[int, int]] = {}  # where in the arena, and how much
+        self._held: dict[str, list[_Held]] = {}
         self._notes: dict[tuple[int, ...], Arena] = {}
         self._notes_bytes = 0
         self._low = 0  # slabs grow up from here
         self._high = len(arena) // _ALIGN * _ALIGN  # kept reads grow down from here
         self.read_bytes = 0  # read from storage so far
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what was read stays."""
+        return self._keep
+
+    def hold(self, pin: Pin, offset_bytes: int, size_bytes: int) -> None:
+        """Keep the place for a range that will be read from its first byte to its last, in one piece."""
+        ranges = self._held.setdefault(pin.url, [])
+        if all(held.offset_bytes != offset_bytes or held.size_bytes != size_bytes for held in ranges):
+            ranges.append(_Held(offset_bytes, size_bytes, self._take_kept(size_bytes)))
 
     def next_slab(self) -> None:
         """Give back what the last slab took."""
@@ -77,6 +100,9 @@ class Workspace:
 
     def _read(self, pin: Pin, offset_bytes: int, size_bytes: int) -> int:
         """Return where in the arena the range lies, read there unless it was kept."""
+        for held in self._held.get(pin.url, ()):
+            if held.offset_bytes <= offset_bytes and offset_bytes + size_bytes <= held.offset_bytes + held.size_bytes:
+                return self._read_held(pin, held, offset_bytes, size_bytes)
         key = (pin.url, offset_bytes)
         start, kept_bytes = self._kept.get(key, (0, -1))
         if kept_bytes == size_bytes:
@@ -87,6 +113,16 @@ class Workspace:
         if self._keep:
             self._kept[key] = (start, size_bytes)
         return start
+
+    def _read_held(self, pin: Pin, held: "_Held", offset_bytes: int, size_bytes: int) -> int:
+        """Return where the range lies, read as far as it was not."""
+        start, stop = offset_bytes - held.offset_bytes, offset_bytes - held.offset_bytes + size_bytes
+        if stop > held.read_bytes:
+            into = self._raw[held.start + held.read_bytes : held.start + stop]
+            read_into(pin, held.offset_bytes + held.read_bytes, into)
+            self.read_bytes += len(into)
+            held.read_bytes = stop
+        return held.start + start
 
     @functools.cached_property
     def _whole(self) -> Tensor:
