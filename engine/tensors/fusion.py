@@ -25,7 +25,7 @@ class Keep:
     cut: Cut | None = None  # of its magnitudes
     outliers: Cut | None = None  # but not these, the largest of the cut
     limit: int | None = None  # the elements whose random number, an int32, is under it
-    limits: Limits | None = None  # the same, by the rank of the magnitude in its row, the smallest first
+    limits: Limits | None = None  # the same, by the rank of the magnitude in its row; they only rise, or only fall
 
 
 @dataclass(frozen=True, slots=True)

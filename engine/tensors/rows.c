@@ -55,16 +55,18 @@ static void fill_bins(const uint16_t *own, int64_t columns, Bins *bins) {
 
 static inline uint32_t upper_half(int32_t limit) { return ((uint32_t)limit ^ 0x80000000u) >> 16; }
 
-/* No branch: which bins are empty nobody can foretell. What an empty one gets is not looked at. */
-static void find_limits(Bins *bins, const int32_t *limits, uint32_t columns) {
-    uint32_t rank = 0;
+/* The limits change in one direction, so that those of a bin's ranks lie between its first and the next bin's first. */
+WIDTHS static void find_limits(Bins *bins, const uint16_t *halves) {
+    uint32_t first[ROW_BINS + 1], rank = 0;
     for (int64_t bin = 0; bin < ROW_BINS; bin++) {
-        const uint32_t count = bins->counts[0][bin] + bins->counts[1][bin];
-        const uint32_t first = upper_half(limits[rank < columns ? rank : 0]);
-        const uint32_t last = upper_half(limits[rank + count ? rank + count - 1 : 0]);
         bins->ranks[bin] = rank;
-        bins->limits[bin] = first < last ? first | last << 16 : last | first << 16;
-        rank += count;
+        first[bin] = halves[rank];
+        rank += bins->counts[0][bin] + bins->counts[1][bin];
+    }
+    first[ROW_BINS] = halves[rank];
+    for (int64_t bin = 0; bin < ROW_BINS; bin++) {
+        const uint32_t here = first[bin], next = first[bin + 1];
+        bins->limits[bin] = (here < next ? here : next) | (here < next ? next : here) << 16;
     }
 }
 
@@ -83,12 +85,12 @@ static int compare_keys(const void *left, const void *right) {
     return (a > b) - (a < b);
 }
 
-/* Room for a row: its magnitudes, random numbers, and keys to put them in order. */
+/* Room for a row: its magnitudes, random numbers, bins, the upper halves of the limits, and keys to put it in order. */
 typedef struct {
     float *base, *x;
     uint32_t *row;
     int32_t *bits;
-    uint16_t *own;
+    uint16_t *own, *halves;
     uint64_t *keys;
     Bins *bins;
 } RowRoom;
@@ -125,7 +127,7 @@ static void mark_open(const RowRoom *room, int64_t j, int64_t columns, const int
 static void mark_row(const RowRoom *room, int64_t columns, const int32_t *limits, uint8_t *mask) {
     find_bins(room->row, columns, room->own);
     fill_bins(room->own, columns, room->bins);
-    find_limits(room->bins, limits, (uint32_t)columns);
+    find_limits(room->bins, room->halves);
     decide(room->bits, room->own, columns, room->bins->limits, mask);
     int64_t j = 0;
     for (; j + 8 <= columns; j += 8) {
@@ -159,12 +161,14 @@ static void find_random(int64_t at, int64_t size, int64_t first, const uint32_t 
 int32_t mergemill_stored_ranked_marks(const Slab *slab, int64_t which, int64_t columns, const int32_t *limits,
                                       const uint32_t *random, uint8_t *mask) {
     Bins *bins = malloc(sizeof(Bins));
-    uint64_t *keys = malloc((size_t)columns * (sizeof *keys + 3 * sizeof(float) + sizeof(int32_t) + sizeof(uint16_t)));
+    uint64_t *keys = malloc((size_t)(columns + 1) * (sizeof *keys + 4 * sizeof(float) + 2 * sizeof(uint16_t)));
     if (!bins || !keys) return free(bins), free(keys), -1;
     float *base = (float *)(keys + columns), *x = base + columns;
     uint32_t *row = (uint32_t *)(x + columns);
     int32_t *bits = (int32_t *)(row + columns);
-    const RowRoom room = {base, x, row, bits, (uint16_t *)(bits + columns), keys, bins};
+    uint16_t *own = (uint16_t *)(bits + columns), *halves = own + columns;
+    for (int64_t rank = 0; rank <= columns; rank++) halves[rank] = (uint16_t)upper_half(limits[least(rank, columns - 1)]);
+    const RowRoom room = {base, x, row, bits, own, halves, keys, bins};
     for (int64_t start = 0; start < slab->size; start += columns) {
         load_base(slab, start, columns, base);
         load(slab, which, start, columns, base, x);
