@@ -4,6 +4,7 @@
 """
 
 import gc
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -14,6 +15,7 @@ from mergemill.cli import console, signals
 def main() -> NoReturn:
     """Run the command line of this process."""
     gc.set_threshold(50_000)  # objects of imports and plans stay: looking for garbage among them is a tenth of a start
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's, of which nothing is asked; they spin when they start
     signals.leave_on_signals()
     console.silence_libraries()
     sys.exit(execute(sys.argv[1:]))

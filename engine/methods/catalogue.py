@@ -52,7 +52,15 @@ def methods_of(module: ModuleType) -> Iterator[Method]:
 
 def get_method(name: str) -> Method:
     """Return the method called `name`; `PlanError` names the nearest one there is."""
-    return get_named(name, find_methods(), "merge_method")
+    return _find_alone(name) or get_named(name, find_methods(), "merge_method")
+
+
+@functools.cache
+def _find_alone(name: str) -> Method | None:
+    """Return the method that is in a file of its own name, without a look into all the others."""
+    if name not in {found.name for found in pkgutil.iter_modules(methods.__path__)}:
+        return None
+    return next((method for method in methods_of(_import(name)) if method.name == name), None)
 
 
 def get_coefficients(name: str) -> Coefficients:
@@ -67,7 +75,11 @@ def get_step(name: str) -> Step:
 
 def _import_all() -> Iterator[ModuleType]:
     for found in pkgutil.iter_modules(methods.__path__):
-        yield importlib.import_module(f"{methods.__name__}.{found.name}")
+        yield _import(found.name)
+
+
+def _import(name: str) -> ModuleType:
+    return importlib.import_module(f"{methods.__name__}.{name}")
 
 
 def _defined(module: ModuleType, mark: str, kind: type[N]) -> Iterator[N]:

@@ -17,7 +17,7 @@ from types import MappingProxyType, ModuleType, TracebackType
 from typing import Any
 
 from mergemill.engine.errors import MethodsError
-from mergemill.engine.methods.catalogue import find_methods, get_named, methods_of
+from mergemill.engine.methods.catalogue import find_methods, get_method, get_named, methods_of
 from mergemill.engine.methods.contract import Method
 
 _LOADING = threading.RLock()
@@ -109,7 +109,7 @@ def find_all_methods(files: Sequence[MethodsFile] = ()) -> Mapping[str, Method]:
 
 def get_any_method(name: str, files: Sequence[MethodsFile]) -> Method:
     """Return the method called `name`, a built-in or one of `files`; `PlanError` names the nearest one there is."""
-    return get_named(name, find_all_methods(files), "merge_method")
+    return get_named(name, find_all_methods(files), "merge_method") if files else get_method(name)
 
 
 def _open(given: str | Path | Callable[..., Any]) -> MethodsFile:
