@@ -13,7 +13,7 @@ from mergemill.engine.plan.sizes import format_size
 from mergemill.engine.plan.values import Part, Piece
 from mergemill.engine.tensors.dtypes import item_bytes
 from mergemill.engine.tensors.merged import Merged
-from mergemill.engine.tensors.slabs import SLAB, slab_step
+from mergemill.engine.tensors.slabs import SLAB, STORED_SLABS, slab_step
 from mergemill.engine.tensors.workspace import aligned
 
 
@@ -54,8 +54,12 @@ def check_memory(parts: Sequence[Part], memory_bytes: int) -> None:
 def _slab_bytes(piece: Piece) -> int:
     expression = piece.tensor.expression
     elements = min(slab_step(SLAB, expression.block), piece.span.size)
-    dtype = expression.dtype if isinstance(expression, Merged) else piece.tensor.dtype
-    return expression.slab_bytes(elements, dtype) + aligned(elements * item_bytes(piece.tensor.dtype))
+    dtype, out = (expression.dtype if isinstance(expression, Merged) else piece.tensor.dtype), piece.tensor.dtype
+    decoded = expression.slab_bytes(elements, dtype) + aligned(elements * item_bytes(out))
+    if not isinstance(expression, Merged) or not expression.is_native(out):
+        return decoded
+    elements = min(slab_step(STORED_SLABS * SLAB, expression.block), piece.span.size)
+    return max(decoded, expression.stored_slab_bytes(elements, out))
 
 
 def _slab_ends(piece: Piece) -> int:

@@ -20,7 +20,7 @@ from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.kernels import Gather, Partial, add_partials
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.merged import Merged
-from mergemill.engine.tensors.slabs import SLAB, Span, iter_slabs
+from mergemill.engine.tensors.slabs import SLAB, STORED_SLABS, Span, iter_slabs
 from mergemill.engine.tensors.workspace import Arena, Workspace
 
 Totals = Mapping[str, Sequence[Partial]]  # of cut tensors: what their rounds gathered, by output tensor
@@ -52,7 +52,7 @@ def merge_piece(
         piece = _with_base(piece) if kept else piece
         watch = None
     fusion = _fuse(piece, statistics)
-    for span in _iter_slabs(piece, work, workplace, slab, block):
+    for span in _iter_slabs(piece, work, workplace, slab * STORED_SLABS if fusion else slab, block):
         yield span, _make_bytes(piece, span, statistics, fusion, work, watch)
     if watch is not None:
         row = to_row(watch.drift(), kept_base=False)
@@ -124,6 +124,7 @@ def _gather(piece: Piece, gather: Gather, work: Workspace, workplace: Workplace,
     expression = piece.tensor.expression
     assert isinstance(expression, Merged)
     total: Partial = ()
+    slab = slab * STORED_SLABS if expression.gathers_stored(gather) else slab
     whole = work.keeps and expression.takes_whole(gather)
     for span in _iter_slabs(piece, work, workplace, piece.span.size if whole else slab):
         total = expression.gather(gather, span, work, total)
@@ -134,7 +135,7 @@ def _gather_drift(piece: Piece, statistics: Any, work: Workspace, workplace: Wor
     watch = _make_watch(piece)
     assert watch is not None, "only merged tensors are guarded"
     fusion = _fuse(piece, statistics)
-    for span in _iter_slabs(piece, work, workplace, slab):
+    for span in _iter_slabs(piece, work, workplace, slab * STORED_SLABS if fusion else slab):
         _make_bytes(piece, span, statistics, fusion, work, watch)
     return watch.partial()
 

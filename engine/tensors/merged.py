@@ -112,13 +112,17 @@ class Merged:
 
     def gather(self, gather: Gather, span: Span, work: Workspace, total: Partial = ()) -> Partial:
         """Return what one round gathers from one slab, added to `total`, which may be overwritten."""
-        if isinstance(gather, StoredGather) and gather.knows_stored and self._is_plain():
+        if isinstance(gather, StoredGather) and self.gathers_stored(gather):
             return gather.add_stored(self._store(span, work), total)
         return add_partials(total, gather(self._load_tensors(span, work), self.place.at(span.start)))
 
+    def gathers_stored(self, gather: Gather) -> bool:
+        """Whether `gather` works on slabs as they are stored."""
+        return isinstance(gather, StoredGather) and gather.knows_stored and self._is_plain()
+
     def takes_whole(self, gather: Gather) -> bool:
         """Whether `gather` takes a tensor that is held as one slab."""
-        return isinstance(gather, StoredGather) and gather.whole and gather.knows_stored and self._is_plain()
+        return isinstance(gather, StoredGather) and gather.whole and self.gathers_stored(gather)
 
     def hold(self, work: Workspace) -> None:
         """Have each input read into one piece of memory."""
@@ -224,6 +228,12 @@ class Merged:
         slabs = self.kernel.extra_slabs + self.kernel.extra_slabs_each * len(self.inputs)
         beside = slabs * aligned(elements * item_bytes("F64"))
         return inputs + beside + self.kernel.extra_bytes * len(self.inputs) + aligned(elements * item_bytes(dtype))
+
+    def stored_slab_bytes(self, elements: int, dtype: str) -> int:
+        """The inputs as they are stored, a mask for each, the output, and what statistics hold; for native loops."""
+        stored = sum(aligned(elements * item_bytes(source.dtype)) for source in self.inputs)
+        masks = (len(self.inputs) + 1) * aligned(elements)
+        return stored + masks + aligned(elements * item_bytes(dtype)) + self.kernel.extra_bytes * len(self.inputs)
 
     def describe(self) -> Mapping[str, Any]:
         """The method, its settings, where its random numbers come from, and its inputs."""

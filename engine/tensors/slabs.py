@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 BLOCK = 1 << 16  # elements
 SLAB = 4 * BLOCK  # elements
+STORED_SLABS = 4  # slabs that native loops work on at once: they decode nothing to memory, and Python has less to do
 
 
 @dataclass(frozen=True, slots=True)
