@@ -139,7 +139,7 @@ def _cost_rows(cost: "Cost") -> Iterator[tuple[str, str]]:
     yield "merging", f"{console.count(cost.models, 'model')} like it{' and a base' if cost.base else ''}"
     yield "largest tensor", f"{cost.tensor}, {cost.dtype} {list(cost.shape)}, in {console.count(cost.parts, 'part')}"
     yield "in memory", SLABS[cost.slab]
-    passes = f"; its inputs are read {cost.passes} times" if cost.passes > 1 else ""
+    passes = f"; its inputs are read {cost.passes} times at most" if cost.passes > 1 else ""
     yield "streamed", f"{format_size(cost.stream_bytes)} a task{passes}"
     if cost.keep_bytes is not None:
         yield "kept", f"{format_size(cost.keep_bytes)} a task; its inputs are read once"
