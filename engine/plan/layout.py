@@ -11,10 +11,12 @@ from mergemill.engine.checkpoint.layout import TensorInfo, file_order, make_head
 from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.plan.values import OutputTensor, Part, Piece, Shard
 from mergemill.engine.tensors.dtypes import item_bytes
+from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.slabs import cut_evenly
 
 PART_BYTES = 128 << 20  # the most that a part is cut to
 LEAST_PART_BYTES = 4 << 20
+WHOLE_BYTES = 64 << 20  # up to here no tensor is cut that must be known whole first: its pieces read for every pass
 PARTS = 64  # parts of a merge too small for full ones, so that a few cores are busy to the end
 METADATA = {"format": "pt"}
 _NUMBER = re.compile(r"(\d+)")
@@ -101,10 +103,15 @@ def _cut_tensors(group: Sequence[OutputTensor], offset_bytes: int, part_bytes: i
         size = math.prod(tensor.expression.shape)
         if size == 0:
             continue  # no bytes to write; the header says all there is
-        spans = cut_evenly(size, part_bytes // item, tensor.expression.block)
+        most_bytes = max(part_bytes, min(WHOLE_BYTES, PART_BYTES)) if _has_rounds(tensor) else part_bytes
+        spans = cut_evenly(size, most_bytes // item, tensor.expression.block)
         for span in spans:
             yield Piece(tensor, span, offset_bytes + span.start * item, len(spans) == 1)
         offset_bytes += size * item
+
+
+def _has_rounds(tensor: OutputTensor) -> bool:
+    return isinstance(tensor.expression, Merged) and tensor.expression.rounds() > 0
 
 
 def _end(piece: Piece) -> int:

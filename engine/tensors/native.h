@@ -9,6 +9,7 @@
 
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
 #define WIDTHS __attribute__((target_clones("default", "avx2", "avx512f")))
+#define HAS_GATHER /* where the processor does, too */
 #else
 #define WIDTHS
 #endif

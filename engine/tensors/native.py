@@ -43,14 +43,14 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "merge_stored": ([_POINTER, _POINTER, _POINTER, _POINTER, _FLAG, _POINTER, _SIZE], _SIZE),
     "stored_products": ([_POINTER, _POINTER, _SIZE], _FLAG),
     "stored_norms": ([_POINTER, _SIZE, _POINTER, _POINTER, _POINTER], _FLAG),
-    "stored_marked_squares": ([_POINTER, _POINTER, _POINTER, _POINTER, _SIZE], _FLAG),
+    "stored_marked_squares": ([_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _SIZE], _FLAG),
     "stored_sample": ([_POINTER, _SIZE, _SIZE, _SIZE, _SIZE, _POINTER], _FLAG),
     "stored_windows": ([_POINTER, _POINTER, _SIZE], _FLAG),
     "stored_upper": ([_POINTER, _POINTER, _POINTER, _SIZE], _FLAG),
     "stored_lower": ([_POINTER, _SIZE, _WORD, _POINTER], _FLAG),
     "stored_equal": ([_POINTER, _SIZE, _FLOAT, _POINTER], _FLAG),
-    "stored_ranked_marks": ([_POINTER, _SIZE, _SIZE, _POINTER, _POINTER, _POINTER], _FLAG),
-    "stored_marks": ([_POINTER, _SIZE, _POINTER, _POINTER], _FLAG),
+    "stored_rows": ([_POINTER, _SIZE, _SIZE, *[_POINTER] * 6], _FLAG),
+    "stored_marks": ([_POINTER, _SIZE, _POINTER, _POINTER, _POINTER], _FLAG),
 }
 
 

@@ -193,8 +193,8 @@ int32_t mergemill_stored_equal(const Slab *slab, int64_t which, float value, int
     return 0;
 }
 
-/* Mark in `mask` the elements whose ranked value belongs to the cut. */
-int32_t mergemill_stored_marks(const Slab *slab, int64_t which, const Cut *cut, uint8_t *mask) {
+/* Mark in `bits` the elements whose ranked value belongs to the cut; `mask` has room for a byte each. */
+int32_t mergemill_stored_marks(const Slab *slab, int64_t which, const Cut *cut, uint8_t *mask, uint8_t *bits) {
     Room room;
     int64_t seen = 0;
     if (!make_room(&room, slab->count)) return drop_room(&room), -1;
@@ -202,6 +202,7 @@ int32_t mergemill_stored_marks(const Slab *slab, int64_t which, const Cut *cut, 
         load_base(slab, chunk.start, chunk.here, room.base);
         mark_cut(load_ranked(slab, which, &chunk, &room), &chunk, cut, &seen, mask + chunk.start);
     }
+    pack_bits(mask, slab->size, bits);
     drop_room(&room);
     return 0;
 }

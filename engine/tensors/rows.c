@@ -2,6 +2,10 @@
 
 #include "slab.h"
 
+#ifdef HAS_GATHER
+#include <immintrin.h>
+#endif
+
 #define SHIFT 17     /* of a magnitude's 31 bits, 14 are looked at first: its exponent and 6 more */
 #define ROW_BINS 512 /* from the row's largest down, 8 octaves; the first bin has all that is smaller */
 #define MANY 512     /* elements of a bin from which on they are put in order, instead of counting for each that needs it */
@@ -20,17 +24,16 @@ enum { KEPT = 1, OPEN = 2 };
 WIDTHS static int64_t find_rank(const uint32_t *row, int64_t columns, int64_t j) {
     const uint32_t own = row[j];
     int64_t rank = 0, k = 0;
-    for (; k + TILE <= columns; ) {
-        Flags less = {0};
-        for (const int64_t stop = least(k + BLOCK, columns) - TILE; k <= stop; k += TILE) {
-            Words tile;
-            memcpy(&tile, row + k, sizeof tile);
-            less += tile < own;
-        }
-        rank += count_flags(less);
+    while (k + TILE <= columns) { /* less than the next bits before j, than its own from j on */
+        const int64_t stop = least(k + BLOCK, columns) - TILE;
+        Flags below = {0};
+        for (; k <= stop && k + TILE <= j; k += TILE) below += (Words)take_tile((const float *)row + k, TILE) <= own;
+        for (; k <= stop && k <= j; k += TILE)
+            for (int64_t lane = k; lane < k + TILE; lane++) rank += row[lane] < own + (lane < j);
+        for (; k <= stop; k += TILE) below += (Words)take_tile((const float *)row + k, TILE) < own;
+        rank += count_flags(below);
     }
-    for (; k < columns; k++) rank += row[k] < own;
-    for (k = 0; k < j; k++) rank += row[k] == own;
+    for (; k < columns; k++) rank += row[k] < own + (k < j);
     return rank;
 }
 
@@ -80,6 +83,25 @@ WIDTHS static void decide(const int32_t *restrict bits, const uint16_t *restrict
     }
 }
 
+#ifdef HAS_GATHER
+/* The same of as many elements as are whole vectors; returns how many. The compiler looks limits up one by one. */
+__attribute__((target("avx512f"))) static int64_t decide_wide(const int32_t *bits, const uint16_t *own, int64_t columns,
+                                                               const uint32_t *limits, uint8_t *out) {
+    const __m512i sign = _mm512_set1_epi32(INT32_MIN), lower = _mm512_set1_epi32(0xFFFF);
+    int64_t j = 0;
+    for (; j + 16 <= columns; j += 16) {
+        const __m512i bins = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(own + j)));
+        const __m512i pair = _mm512_i32gather_epi32(bins, limits, 4);
+        const __m512i half = _mm512_srli_epi32(_mm512_xor_si512(_mm512_loadu_si512(bits + j), sign), 16);
+        const __mmask16 kept = _mm512_cmplt_epu32_mask(half, _mm512_and_si512(pair, lower));
+        const __mmask16 open = _mm512_mask_cmple_epu32_mask((__mmask16)~kept, half, _mm512_srli_epi32(pair, 16));
+        const __m512i state = _mm512_or_si512(_mm512_maskz_set1_epi32(kept, KEPT), _mm512_maskz_set1_epi32(open, OPEN));
+        _mm_storeu_si128((__m128i *)(out + j), _mm512_cvtepi32_epi8(state));
+    }
+    return j;
+}
+#endif
+
 static int compare_keys(const void *left, const void *right) {
     const uint64_t a = *(const uint64_t *)left, b = *(const uint64_t *)right;
     return (a > b) - (a < b);
@@ -128,8 +150,12 @@ static void mark_row(const RowRoom *room, int64_t columns, const int32_t *limits
     find_bins(room->row, columns, room->own);
     fill_bins(room->own, columns, room->bins);
     find_limits(room->bins, room->halves);
-    decide(room->bits, room->own, columns, room->bins->limits, mask);
     int64_t j = 0;
+#ifdef HAS_GATHER
+    if (__builtin_cpu_supports("avx512f")) j = decide_wide(room->bits, room->own, columns, room->bins->limits, mask);
+#endif
+    decide(room->bits + j, room->own + j, columns - j, room->bins->limits, mask + j);
+    j = 0;
     for (; j + 8 <= columns; j += 8) {
         uint64_t eight;
         memcpy(&eight, mask + j, 8);
@@ -156,13 +182,43 @@ static void find_random(int64_t at, int64_t size, int64_t first, const uint32_t 
     }
 }
 
-/* Mark in `mask` what stays of one tensor, row by row, the limits given by rank, the smallest magnitude first; `random`
- * has the two keys of each BLOCK that the slab touches. */
-int32_t mergemill_stored_ranked_marks(const Slab *slab, int64_t which, int64_t columns, const int32_t *limits,
-                                      const uint32_t *random, uint8_t *mask) {
-    Bins *bins = malloc(sizeof(Bins));
+/* Sums of |x| of whole tensors and of what is kept of them, for each cut, in the order of the other sums. */
+typedef struct {
+    double before[LANES], after[LANES];
+    double *whole, *kept;
+} Norms;
+
+WIDTHS static void add_norms(double *restrict before, double *restrict after, float *restrict x,
+                             const uint8_t *restrict mask, int64_t size) {
+    for (int64_t j = 0; j < size; j++) before[j] += (double)fabsf(x[j]);
+    for (int64_t j = 0; j < size; j++) x[j] *= (float)mask[j];
+    for (int64_t j = 0; j < size; j++) after[j] += (double)fabsf(x[j]);
+}
+
+/* Add a row that begins at `start`; it is thinned on the way. */
+static void sum_row(Norms *norms, const Slab *slab, int64_t start, float *x, const uint8_t *mask, int64_t columns) {
+    for (int64_t at = start, stop = start + columns; at < stop; ) {
+        const int64_t inside = at % slab->block % BLOCK, lane = inside % LANES;
+        if (inside == 0) memset(norms->before, 0, sizeof norms->before), memset(norms->after, 0, sizeof norms->after);
+        const int64_t here = least(least(LANES - lane, stop - at), slab->block - at % slab->block);
+        add_norms(norms->before + lane, norms->after + lane, x + (at - start), mask + (at - start), here);
+        at += here;
+        if (at != slab->size && at % slab->block % BLOCK) continue;
+        fold_lanes(norms->before, norms->whole), norms->whole += LAST;
+        fold_lanes(norms->after, norms->kept), norms->kept += LAST;
+    }
+}
+
+/* Mark in `bits` what stays of one tensor, row by row, the limits given by rank, the smallest magnitude first; `random`
+ * has the two keys of each BLOCK that the slab touches, `mask` room for a byte each. Unless NULL, `whole` and `kept` get
+ * 32 sums of |x| for each cut, of all and of what stays. */
+int32_t mergemill_stored_rows(const Slab *slab, int64_t which, int64_t columns, const int32_t *limits,
+                              const uint32_t *random, uint8_t *mask, uint8_t *kept_bits, double *whole, double *kept) {
+    Bins *bins = malloc(sizeof(Bins) + sizeof(Norms));
     uint64_t *keys = malloc((size_t)(columns + 1) * (sizeof *keys + 4 * sizeof(float) + 2 * sizeof(uint16_t)));
     if (!bins || !keys) return free(bins), free(keys), -1;
+    Norms *norms = (Norms *)(bins + 1);
+    norms->whole = whole, norms->kept = kept;
     float *base = (float *)(keys + columns), *x = base + columns;
     uint32_t *row = (uint32_t *)(x + columns);
     int32_t *bits = (int32_t *)(row + columns);
@@ -175,7 +231,9 @@ int32_t mergemill_stored_ranked_marks(const Slab *slab, int64_t which, int64_t c
         find_magnitudes(x, columns, row);
         find_random(slab->start + start, columns, slab->start, random, bits);
         mark_row(&room, columns, limits, mask + start);
+        if (whole) sum_row(norms, slab, start, x, mask + start, columns);
     }
+    pack_bits(mask, slab->size, kept_bits);
     free(bins);
     free(keys);
     return 0;

@@ -194,6 +194,33 @@ WIDTHS void thin_by_mask(float *restrict x, const uint8_t *restrict mask, int64_
     for (int64_t j = 0; j < size; j++) x[j] *= (float)mask[j];
 }
 
+void pack_bits(const uint8_t *marks, int64_t size, uint8_t *bits) {
+    int64_t j = 0;
+    for (; j + 8 <= size; j += 8) {
+        uint64_t eight;
+        memcpy(&eight, marks + j, 8);
+        bits[j / 8] = (uint8_t)(eight * 0x0102040810204080u >> 56);
+    }
+    if (j < size) bits[j / 8] = 0;
+    for (int64_t k = j; k < size; k++) bits[j / 8] = (uint8_t)(bits[j / 8] | marks[k] << (k - j));
+}
+
+void unpack_bits(const uint8_t *bits, int64_t start, int64_t size, uint8_t *marks) {
+    int64_t j = 0;
+    for (; start % 8 == 0 && j + 8 <= size; j += 8) {
+        const uint64_t spread = bits[(start + j) / 8] * 0x0101010101010101u & 0x8040201008040201u;
+        const uint64_t eight = (spread + 0x7F7F7F7F7F7F7F7Fu) >> 7 & 0x0101010101010101u;
+        memcpy(marks + j, &eight, 8);
+    }
+    for (; j < size; j++) marks[j] = bits[(start + j) / 8] >> (start + j) % 8 & 1;
+}
+
+static void thin_by_bits(float *x, const uint8_t *bits, int64_t start, int64_t size) {
+    uint8_t marks[CHUNK];
+    unpack_bits(bits, start, size, marks);
+    thin_by_mask(x, marks, size);
+}
+
 WIDTHS static void mark_large(const float *restrict x, int64_t size, float threshold, int inclusive, uint8_t *restrict mark) {
     if (inclusive)
         for (int64_t j = 0; j < size; j++) mark[j] = fabsf(x[j]) >= threshold;
@@ -237,5 +264,5 @@ void thin(float *x, const Slab *slab, const Chunk *chunk, const Keep *keep, int6
     if (keep->kind == KEEP_NOTHING) memset(x, 0, (size_t)chunk->here * sizeof(float));
     if (keep->kind == KEEP_CUT) thin_to_cut(x, chunk, keep, seen);
     if (keep->kind == KEEP_RANDOM) thin_randomly(x, slab, chunk, keep);
-    if (keep->kind == KEEP_MASK) thin_by_mask(x, keep->mask + chunk->start, chunk->here);
+    if (keep->kind == KEEP_MASK) thin_by_bits(x, keep->mask, chunk->start, chunk->here);
 }

@@ -151,8 +151,9 @@ int32_t mergemill_stored_norms(const Slab *slab, int64_t which, const Keep *keep
 }
 
 /* For each tensor and each cut, 32 sums of x² over the marked elements, where the tensors spread most; `cut` NULL takes
- * all, and marks none. */
-int32_t mergemill_stored_marked_squares(const Slab *slab, const Cut *cut, uint8_t *mask, double *sums, int64_t cuts) {
+ * all, and marks none. `mask` has room for a byte each. */
+int32_t mergemill_stored_marked_squares(const Slab *slab, const Cut *cut, uint8_t *mask, uint8_t *bits, double *sums,
+                                        int64_t cuts) {
     double *lanes = malloc((size_t)slab->count * LANES * sizeof(double));
     Room room;
     if (!make_room(&room, slab->count) || !lanes) return drop_room(&room), free(lanes), -1;
@@ -173,6 +174,7 @@ int32_t mergemill_stored_marked_squares(const Slab *slab, const Cut *cut, uint8_
         for (int64_t i = 0; i < slab->count; i++) fold_lanes(lanes + i * LANES, sums + (i * cuts + at) * LAST);
         at++;
     }
+    if (cut) pack_bits(mask, slab->size, bits);
     drop_room(&room);
     free(lanes);
     return 0;

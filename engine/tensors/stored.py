@@ -140,22 +140,25 @@ class StoredSlab:
     def sum_absolute(self, which: int, keep: Keep) -> tuple[ExactSum, ExactSum]:
         """Return the L1 norm of one tensor, and of what is kept of it."""
         sums = np.empty((2, self._cuts, native.LANES))
-        lowered, alive = self._lower_keep(which, keep)
-        pointers = (sums[0].ctypes.data, sums[1].ctypes.data)
-        _checked("stored_norms", self._lowered, which, ctypes.byref(lowered), *pointers)
-        del alive
+        if keep.limits is not None:
+            self._mark_rows(which, keep.limits, sums)
+        else:
+            lowered, alive = self._lower_keep(which, keep)
+            pointers = (sums[0].ctypes.data, sums[1].ctypes.data)
+            _checked("stored_norms", self._lowered, which, ctypes.byref(lowered), *pointers)
+            del alive
         return sum_lanes(sums[0]), sum_lanes(sums[1])
 
     def sum_marked_squares(self, marked: Cut | None) -> tuple[ExactSum, ...]:
         """Return the sum of squares of each tensor over the marked elements of the spread; None marks all."""
         sums = np.empty((self.count, self._cuts, native.LANES))
         if marked is None:
-            _checked("stored_marked_squares", self._lowered, None, None, sums.ctypes.data, self._cuts)
+            _checked("stored_marked_squares", self._lowered, None, None, None, sums.ctypes.data, self._cuts)
         else:
-            mask = self.work.take_bytes(self.size)
-            pointers = (ctypes.byref(_lower_cut(marked)), mask.ctypes.data, sums.ctypes.data)
-            _checked("stored_marked_squares", self._lowered, *pointers, self._cuts)
-            self.work.note(self._note_key(marked), np.packbits(mask))
+            mask, bits = self.work.take_bytes(self.size), self._make_bits()
+            pointers = (mask.ctypes.data, bits.ctypes.data, sums.ctypes.data)
+            _checked("stored_marked_squares", self._lowered, ctypes.byref(_lower_cut(marked)), *pointers, self._cuts)
+            self.work.note(self._note_key(marked), bits)
         return tuple(sum_lanes(of_one) for of_one in sums)
 
     def sample(self, which: int, first: int, stride: int, run: int) -> np.ndarray[Any, np.dtype[np.uint32]]:
@@ -204,13 +207,14 @@ class StoredSlab:
         _checked("stored_equal", self._lowered, which, value, here.ctypes.data)
 
     def mark(self, cut: Cut) -> Arena:
-        """Return 1 for each element whose spread belongs to the cut, else 0: as noted by the pass before, or anew."""
+        """Return a bit for each element: 1 where the spread belongs to the cut; as the pass before noted, or anew."""
         note = self.work.find_note(self._note_key(cut))
         if note is not None:
-            return np.unpackbits(note, count=self.size)
-        mask = self.work.take_bytes(self.size)
-        _checked("stored_marks", self._lowered, SPREAD, ctypes.byref(_lower_cut(cut)), mask.ctypes.data)
-        return mask
+            return note
+        mask, bits = self.work.take_bytes(self.size), self._make_bits()
+        lowered = ctypes.byref(_lower_cut(cut))
+        _checked("stored_marks", self._lowered, SPREAD, lowered, mask.ctypes.data, bits.ctypes.data)
+        return bits
 
     def _note_key(self, cut: Cut) -> tuple[int, ...]:
         return (SPREAD, self.place.start, cut.above, cut.ties)
@@ -232,9 +236,9 @@ class StoredSlab:
     def _lower_keeps(self, fusion: Fusion) -> tuple[Any, list[Any]]:
         """Return the keeps as an array, None where all is kept, and what it points into."""
         if fusion.marked is not None:
-            mask = self.mark(fusion.marked)
-            marked = _Keep(kind=_KINDS["mask"], factor=1.0, mask=mask.ctypes.data)
-            return (_Keep * self.count)(*(marked,) * self.count), [mask]
+            bits = self.mark(fusion.marked)
+            marked = _Keep(kind=_KINDS["mask"], factor=1.0, mask=bits.ctypes.data)
+            return (_Keep * self.count)(*(marked,) * self.count), [bits]
         if not fusion.keeps:
             return None, []
         lowered, alive = zip(*(self._lower_keep(which, keep) for which, keep in enumerate(fusion.keeps)), strict=True)
@@ -254,23 +258,28 @@ class StoredSlab:
             alive = keys = self._find_keys(which)
             lowered.kind, lowered.limit, lowered.keys = _KINDS["random"], keep.limit, keys.ctypes.data
         elif keep.limits is not None:
-            alive = mask = self._mark_ranked(which, keep.limits)
-            lowered.kind, lowered.mask = _KINDS["mask"], mask.ctypes.data
+            alive = bits = self._mark_rows(which, keep.limits)
+            lowered.kind, lowered.mask = _KINDS["mask"], bits.ctypes.data
         return lowered, alive
 
-    def _mark_ranked(self, which: int, limits: Limits) -> Arena:
-        """Return 1 for each element whose random number is under the limit of its rank in its row, else 0.
+    def _mark_rows(self, which: int, limits: Limits, sums: native.Sums | None = None) -> Arena:
+        """Return a bit for each element: 1 where its random number is under the limit of its rank in its row.
 
-        What one pass has marked is noted for the next, eight elements a byte.
+        What one pass has marked is noted for the next. `sums` gets those of `sum_absolute`.
         """
-        note = self.work.find_note((which, self.place.start))
+        key = (which, self.place.start)
+        note = None if sums is not None else self.work.find_note(key)
         if note is not None:
-            return np.unpackbits(note, count=self.size)
-        mask, keys = self.work.take_bytes(self.size), self._find_keys(which)
-        pointers = (limits.ctypes.data, keys.ctypes.data, mask.ctypes.data)
-        _checked("stored_ranked_marks", self._lowered, which, len(limits), *pointers)
-        self.work.note((which, self.place.start), np.packbits(mask))
-        return mask
+            return note
+        mask, bits, keys = self.work.take_bytes(self.size), self._make_bits(), self._find_keys(which)
+        pointers = (limits.ctypes.data, keys.ctypes.data, mask.ctypes.data, bits.ctypes.data)
+        norms = (None, None) if sums is None else (sums[0].ctypes.data, sums[1].ctypes.data)
+        _checked("stored_rows", self._lowered, which, len(limits), *pointers, *norms)
+        self.work.note(key, bits)
+        return bits
+
+    def _make_bits(self) -> Arena:
+        return np.empty(-(-self.size // 8), np.uint8)
 
     def _find_keys(self, which: int) -> Keys:
         return find_keys(self.place, self.place.models[which], self.size)

@@ -6,9 +6,10 @@ sample plays no part in the result, and may be taken in any way.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -26,6 +27,7 @@ MOST_SAMPLED = 1 << 18  # elements
 MOST_KEYS = MOST_NEAR  # of a window that are kept
 _LEAST_SAMPLED = 1 << 15
 _SAMPLED_SHARE = 1 / 64
+_FOUND: WeakKeyDictionary[Additive, dict[Any, Any]] = WeakKeyDictionary()
 _MARGINS = (4.0, 2.0)  # standard errors on each side; the second, where the first would keep too much
 
 
@@ -41,6 +43,7 @@ class Share:
 
 
 Rank = int | Share
+F = TypeVar("F")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class Window:
     high: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Sample(Additive):
     """Keys of runs of elements from all over a tensor: arrays ``[runs, RUN]``."""
 
@@ -61,7 +64,7 @@ class Sample(Additive):
         return Sample(self.runs + other.runs)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Seen(Additive):
     """What a pass saw of one window."""
 
@@ -101,6 +104,19 @@ def choose_window(sample: Sample | None, rank: Rank, size: int, most: int) -> Wi
     """
     if sample is None:
         return Window(0, most)
+    return _once(sample, (rank, size, most), lambda: _choose_window(sample, rank, size, most))
+
+
+def _once(key: Additive, asked: tuple[Any, ...], find: Callable[[], F]) -> F:
+    """Find something once for as long as what it is found in is held: every piece of a cut tensor asks the same."""
+    found = _FOUND.setdefault(key, {})
+    if asked not in found:
+        found[asked] = find()
+    answer: F = found[asked]
+    return answer
+
+
+def _choose_window(sample: Sample, rank: Rank, size: int, most: int) -> Window | None:
     runs = np.concatenate(sample.runs)
     if not len(runs):
         return None
@@ -130,6 +146,10 @@ def _cut_sample(ordered: Keys, place: float, margin: float, most: int) -> Window
 
 def find_in_window(window: Window, seen: Seen, rank: int) -> Ranked | None:
     """Return the key of that rank; None where it is not in the window, or was not kept."""
+    return _once(seen, (window, rank), lambda: _find_in_window(window, seen, rank))
+
+
+def _find_in_window(window: Window, seen: Seen, rank: int) -> Ranked | None:
     low, high = seen.ends
     left = rank - seen.above
     if left <= 0:
