@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mergemill.cli import console
-from mergemill.cli.options import MEMORY, SHARD_SIZE, Memory, Methods, Recipe, Seed, ShardSize, Threads, Workers
+from mergemill.cli.options import (
+    MEMORY,
+    SHARD_SIZE,
+    Memory,
+    Methods,
+    Recipe,
+    Scheduler,
+    Seed,
+    ShardSize,
+    Threads,
+    Workers,
+)
 from mergemill.cli.plan import plan_lines
 from mergemill.cli.signals import Interrupted, hold_back, let_through, raise_interrupts
 
@@ -33,6 +44,7 @@ def merge(
     workers: Workers = None,
     threads: Threads = None,
     memory: Memory = MEMORY,
+    scheduler: Scheduler = None,
     shard_size: ShardSize = SHARD_SIZE,
     seed: Seed = 0,
     methods: Methods = None,
@@ -50,11 +62,11 @@ def merge(
 
         plan = make_plan(load_recipe(recipe), seed=seed, shard_size=shard_size, methods=methods or ())
         watch = Watch(stack, quiet=quiet, json=json)
-        numbers = describe_plan(plan, memory=memory, workers=workers, threads=threads)
+        numbers = describe_plan(plan, memory=memory, workers=workers, threads=threads, scheduler=scheduler)
         watch.show_plan(numbers)
         resume = _say_how_to_resume(watch, context.obj or sys.argv[1:])
         with resume, raise_interrupts(), hold_back(processes=numbers["processes"]):
-            run(plan, out, workers=workers, threads=threads, memory=memory, on_event=watch)
+            run(plan, out, workers=workers, threads=threads, memory=memory, scheduler=scheduler, on_event=watch)
 
 
 class Watch:
@@ -113,6 +125,7 @@ def start_lines(event: "Started") -> Iterator[str]:
     workers, threads = console.count(event.workers, "worker"), console.count(event.threads, "thread")
     dashboard = f"; dashboard: {event.dashboard}" if event.dashboard else ""
     yield f"{workers} of {threads} and {format_size(event.memory_bytes)}{dashboard}"
+    yield from (f"warning: {warning}" for warning in event.warnings)
     if event.resumed_parts:
         yield f"resuming: {event.resumed_parts} of {event.parts} parts are done and are only checked"
 

@@ -11,6 +11,14 @@ ShardSize = Annotated[str, typer.Option(metavar="SIZE", help="Most bytes of an o
 Seed = Annotated[int, typer.Option(metavar="N", help="Of the random methods' masks.")]
 Workers = Annotated[int | None, typer.Option(min=0, metavar="N", help="Processes; 0: threads of this one.")]
 Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads of each worker.")]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        envvar="DASK_SCHEDULER_ADDRESS",
+        help="Of a Dask cluster that is there already: tcp://… or tls://…, or its scheduler file (….json).",
+    ),
+]
 Methods = Annotated[
     list[str] | None, typer.Option("--methods", metavar="FILE", help="A Python file of your own merge methods.")
 ]

@@ -48,7 +48,8 @@ def plan_lines(numbers: Mapping[str, Any]) -> Iterator[str]:
     yield f"  write   {format_size(numbers['write_bytes']):>10}  {shards}, {parts}"
     projected, promised = format_size(numbers["projected_bytes"]), format_size(numbers["memory_bytes"])
     workers, threads = count(numbers["workers"], "worker"), count(numbers["threads"], "thread")
-    yield f"  memory  {projected:>10}  at most, of {promised} promised to each worker; {workers} of {threads}"
+    crew = f"those of {numbers['scheduler']}" if numbers["scheduler"] else f"{workers} of {threads}"
+    yield f"  memory  {projected:>10}  at most, of {promised} promised to each worker; {crew}"
     yield f"  digest  {numbers['digest'][:12]}"
     for code in numbers["code"]:
         yield f"  code    {code['path']}, sha256 {code['sha256']}: is run by this merge"

@@ -12,6 +12,7 @@
     │   ├── PlanError                    recipe and checkpoints do not go together
     │   └── OutputError                  the output folder holds something else, or cannot be written
     └── RunError                      1  the work itself
+        ├── ClusterError                 the Dask cluster is not there, or its workers cannot do the merge
         ├── SourceChanged                an input is no longer what the plan saw
         ├── StorageError                 reading or writing failed: disk full, file gone, permission
         ├── MergeError                   the tensors themselves cannot be merged
@@ -63,6 +64,10 @@ class OutputError(InputError):
 
 class RunError(MergemillError):
     """A merge that began could not go on; it can be resumed."""
+
+
+class ClusterError(RunError):
+    """A Dask cluster does not answer, has no workers, or has some that cannot do the merge."""
 
 
 class SourceChanged(RunError):

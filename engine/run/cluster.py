@@ -1,19 +1,24 @@
-"""A local cluster of worker processes, and what each is set up with; the only importer of distributed."""
+"""Worker processes, of a local cluster or of one that is there already, and what each is set up with."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import dask
 from dask.delayed import Delayed
 from distributed import Client, LocalCluster, Worker, WorkerPlugin, as_completed, get_worker
 
+from mergemill.engine.errors import ClusterError
 from mergemill.engine.run.failures import explain_failure
+from mergemill.engine.run.preflight import check_settings, check_workers
 from mergemill.engine.run.process import set_up_process
 from mergemill.engine.run.workers import Workers
 from mergemill.engine.run.workplace import Workplace
 
-PLUGIN = "mergemill"
+CONNECT_S = 10  # for a scheduler to answer
+WORKERS_S = 60  # for a first worker to join it
 SPARE_BYTES = 1 << 30  # Python, torch and Dask themselves, before Dask's own limit may stop a worker
 
 # Dask's limits are a backstop only: tasks return a receipt each, and the gate bounds what they hold meanwhile.
@@ -32,8 +37,11 @@ _CONFIG = {
 class Cluster:
     """A crew of worker processes."""
 
-    def __init__(self, client: Client) -> None:
+    warnings: tuple[str, ...] = ()
+
+    def __init__(self, client: Client, workers: Workers) -> None:
         self.client = client
+        self.workers = workers
 
     @property
     def dashboard(self) -> str:
@@ -53,9 +61,20 @@ class Cluster:
         finally:
             self.client.cancel(futures, force=True)
 
+    def check_files(self, files: Mapping[str, int]) -> None:
+        """They are on this machine."""
+
+
+class Foreign(Cluster):
+    """A crew of workers that somebody else has started."""
+
+    def check_files(self, files: Mapping[str, int]) -> None:
+        """Raise `ClusterError` where a worker lacks what this process has, or does not see `files`."""
+        check_workers(self.client, files)
+
 
 @contextmanager
-def open_cluster(workers: Workers) -> Iterator[Cluster]:
+def open_cluster(workers: Workers, token: str = "") -> Iterator[Cluster]:
     """Start worker processes; when the block ends, everything is stopped."""
     with (
         dask.config.set(_CONFIG),
@@ -69,20 +88,64 @@ def open_cluster(workers: Workers) -> Iterator[Cluster]:
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
-        client.register_plugin(MergemillPlugin(workers.memory_bytes, workers.threads), name=PLUGIN)
-        yield Cluster(client)
+        client.register_plugin(MergemillPlugin(workers.memory_bytes, token), name=f"mergemill-{token}")
+        yield Cluster(client, workers)
+
+
+@contextmanager
+def open_scheduler(workers: Workers, token: str) -> Iterator[Cluster]:
+    """Use the workers of a cluster that is there already; when the block ends, nothing of ours is left on them."""
+    name = f"mergemill-{token}"
+    with _connect(workers.scheduler) as client:
+        found = _wait_for_workers(client, workers.scheduler)
+        crew = Foreign(client, replace(workers, processes=len(found), threads=max(found)))
+        crew.warnings = check_settings(client)
+        client.register_plugin(MergemillPlugin(workers.memory_bytes, token), name=name)
+        try:
+            yield crew
+        finally:
+            with suppress(OSError):  # a scheduler that is gone has nothing of ours
+                client.unregister_worker_plugin(name)
+
+
+def check_cluster(workers: Workers, files: Mapping[str, int]) -> None:
+    """Raise `ClusterError` unless a scheduler answers whose workers have what this process has, and see `files`."""
+    with _connect(workers.scheduler) as client:
+        _wait_for_workers(client, workers.scheduler)
+        check_workers(client, files)
+
+
+def _connect(scheduler: str) -> Client:
+    """Return a client of the scheduler at an address, or that a file names."""
+    try:
+        if scheduler.endswith(".json"):
+            Path(scheduler).stat()  # the client would wait for it to appear
+            return Client(scheduler_file=scheduler, timeout=CONNECT_S, set_as_default=False)
+        return Client(scheduler, timeout=CONNECT_S, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"{scheduler}: no Dask scheduler answers there: {error}") from error
+
+
+def _wait_for_workers(client: Client, scheduler: str) -> list[int]:
+    """Return the threads of each worker."""
+    with suppress(TimeoutError):
+        client.wait_for_workers(1, timeout=WORKERS_S)
+    threads = [info["nthreads"] for info in client.scheduler_info(n_workers=-1)["workers"].values()]
+    if not threads:
+        raise ClusterError(f"{scheduler}: no worker has joined this scheduler in {WORKERS_S} s; start some")
+    return threads
 
 
 class MergemillPlugin(WorkerPlugin):
-    """Gives a worker its memory gate and arenas, and sets its process up."""
+    """Gives a worker its memory gate and arenas for the tasks of one run, and sets its process up."""
 
-    def __init__(self, memory_bytes: int, threads: int) -> None:
+    def __init__(self, memory_bytes: int, token: str) -> None:
         self.memory_bytes = memory_bytes
-        self.threads = threads
+        self.token = token  # in the keys of the run's tasks
 
     def setup(self, worker: Worker) -> None:
         """Called on the worker when it joins."""
-        self.workplace = Workplace(self.memory_bytes, self.threads)
+        self.workplace = Workplace(self.memory_bytes, worker.state.nthreads)
         self._set_up = ExitStack()
         self._set_up.enter_context(set_up_process())
 
@@ -94,6 +157,7 @@ class MergemillPlugin(WorkerPlugin):
 
 def find_workplace() -> Workplace:
     """Return the workplace of the worker that runs this task."""
-    plugin = get_worker().plugins[PLUGIN]
-    assert isinstance(plugin, MergemillPlugin)
-    return plugin.workplace
+    worker = get_worker()
+    key = str(worker.get_current_task())
+    ours = [plugin for plugin in worker.plugins.values() if isinstance(plugin, MergemillPlugin)]
+    return next(plugin.workplace for plugin in ours if plugin.token in key)

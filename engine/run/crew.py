@@ -1,9 +1,9 @@
-"""Who runs the tasks of a plan: threads of this process, or a local cluster of processes, behind one face.
+"""Who runs the tasks of a plan: threads of this process, a local cluster of processes, or one that is there already.
 
 `distributed` is imported where there are processes, and only then.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -18,20 +18,42 @@ class Crew(Protocol):
     """Workers that are there, each with its workplace."""
 
     @property
+    def workers(self) -> Workers:
+        """Who they are."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is not as it should be, but will do."""
+
+    @property
     def dashboard(self) -> str:
         """The address of the Dask dashboard; empty where there is none."""
+
+    def check_files(self, files: Mapping[str, int]) -> None:
+        """Raise `ClusterError` where workers do not see `files`, sizes in bytes by path, as this process does."""
 
     def run_tasks(self, tasks: Sequence[Delayed], each: Callable[[Any], None]) -> None:
         """Run tasks, and call `each` in this thread with each result as it comes; the first error ends the run."""
 
 
-def open_crew(workers: Workers) -> AbstractContextManager[Crew]:
-    """Start workers; when the block ends, tasks that still run end at their next slab, and nothing is left."""
-    if not workers.processes:
+def open_crew(workers: Workers, token: str = "") -> AbstractContextManager[Crew]:
+    """Start workers; when the block ends, tasks that still run end at their next slab, and nothing is left.
+
+    token: what the keys of all tasks hold, and of no other run's.
+    """
+    if not workers.processes and not workers.scheduler:
         return threads.open_threads(workers)
     from mergemill.engine.run import cluster
 
-    return cluster.open_cluster(workers)
+    return cluster.open_scheduler(workers, token) if workers.scheduler else cluster.open_cluster(workers, token)
+
+
+def check_crew(workers: Workers, files: Mapping[str, int]) -> None:
+    """Raise `ClusterError` unless a cluster's workers can do a merge that reads `files`, sizes in bytes by path."""
+    if workers.scheduler:
+        from mergemill.engine.run import cluster
+
+        cluster.check_cluster(workers, files)
 
 
 def find_workplace() -> Workplace:

@@ -10,14 +10,19 @@ from mergemill.engine.run.workplace import Workplace
 
 
 def describe_plan(
-    plan: Plan, *, memory: str | int, workers: int | None = None, threads: int | None = None
+    plan: Plan,
+    *,
+    memory: str | int,
+    workers: int | None = None,
+    threads: int | None = None,
+    scheduler: str | None = None,
 ) -> dict[str, Any]:
     """Return the plan's numbers for the workers that `run` would start with the same options.
 
     ``projected_bytes`` is the most that a worker's tasks take together, beyond the process itself. Raises `PlanError`
     where a part cannot run in so little memory.
     """
-    chosen = choose_workers(plan, workers=workers, threads=threads, memory=memory)
+    chosen = choose_workers(plan, workers=workers, threads=threads, memory=memory, scheduler=scheduler)
     check_memory(plan.parts, chosen.memory_bytes)
     share_bytes = Workplace(chosen.memory_bytes, chosen.threads).share_bytes
     most_bytes = max((task_bytes(part, share_bytes) for part in plan.parts), default=0)
@@ -31,6 +36,7 @@ def describe_plan(
         "first_pass_bytes": plan.read_bytes if plan.scaling else 0,  # for coefficients that need all norms
         "write_bytes": plan.write_bytes,
         "workers": chosen.count,
+        "scheduler": chosen.scheduler,  # of a cluster, whose workers are not known yet; empty: on this machine
         "processes": chosen.processes,  # 0: the worker is threads of this process
         "threads": chosen.threads,
         "memory_bytes": chosen.memory_bytes,

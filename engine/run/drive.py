@@ -1,5 +1,6 @@
 """Running a plan: from an empty or resumed output folder, over the Dask tasks, to the commit."""
 
+import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from mergemill.engine.errors import RunError
 from mergemill.engine.plan.memory import check_memory
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.run.crew import Crew, open_crew
+from mergemill.engine.run.crew import Crew, check_crew, open_crew
 from mergemill.engine.run.events import Committed, OnEvent, PartFinished, Started, ignore
 from mergemill.engine.run.graph import make_checks, make_tasks
 from mergemill.engine.run.guard import Report, check_report, make_report
@@ -25,18 +26,22 @@ def run(
     workers: int | None = None,
     threads: int | None = None,
     memory: str | int = MEMORY,
+    scheduler: str | None = None,
     on_event: OnEvent = ignore,
     slab: int = SLAB,
 ) -> Committed:
     """Run `plan` into the folder `out`, which is new, empty, or holds the same merge unfinished.
 
     An unfinished merge is resumed: only parts without a receipt are merged, the others are checked. `on_event` is
-    called in this thread. Raises `OutputError` before anything is written where `out` holds something else, and
-    `RunError` for what goes wrong later; the run can then be repeated.
+    called in this thread. `workers`, `threads`, `memory` and `scheduler` are those of `choose_workers`; all workers of
+    a cluster must see the inputs and `out` at the same paths. Raises `OutputError` before anything is written where
+    `out` holds something else, `ClusterError` where workers cannot do it, and `RunError` for what goes wrong later; the
+    run can then be repeated.
     """
     started = time.perf_counter()
-    chosen = choose_workers(plan, workers=workers, threads=threads, memory=memory)
+    chosen = choose_workers(plan, workers=workers, threads=threads, memory=memory, scheduler=scheduler)
     check_memory(plan.parts, chosen.memory_bytes)
+    check_crew(chosen, {pin.url: pin.size_bytes for pin in plan.pins})
     output = open_output(Path(out), plan)
     with output.locked():
         check_same(output, plan)  # again: another driver may just have been here
@@ -44,8 +49,7 @@ def run(
             return _finish_again(output, plan, on_event)
         for pin in plan.pins:
             check_pin(pin)
-        receipts = start_output(output, plan)
-        redone, read_bytes = _run_parts(plan, output, receipts, chosen, on_event, slab)
+        redone, read_bytes = _run_parts(plan, output, chosen, on_event, slab)
         report = _read_report(output, plan)
         check_report(report, plan.guard.policy, str(out))
         commit_output(output, plan)
@@ -73,13 +77,12 @@ def _read_report(output: Output, plan: Plan) -> Report:
     return make_report(plan, {receipt.part: receipt for receipt in output.journal.read()}.values())
 
 
-def _run_parts(
-    plan: Plan, output: Output, receipts: Mapping[int, Receipt], workers: Workers, on_event: OnEvent, slab: int
-) -> tuple[int, int]:
+def _run_parts(plan: Plan, output: Output, workers: Workers, on_event: OnEvent, slab: int) -> tuple[int, int]:
     """Run all parts and journal their receipts; returns how many were merged and what was read for them."""
     if not plan.parts:
+        start_output(output, plan)
         return 0, 0
-    paths = [find_shard(output, shard.name, plan.digest) for shard in plan.shards]
+    token = plan.digest[:12] + secrets.token_hex(4)  # one run's: on a cluster another may merge the same plan
     left = {part.number: part for part in plan.parts}
     tally = _Tally(on_event)
 
@@ -93,10 +96,14 @@ def _run_parts(
         output.journal.append(receipt)
         tally.finish(receipt, kept=False)
 
-    with open_crew(workers) as crew:
-        on_event(_describe_start(plan, output, receipts, workers, crew))
-        crew.run_tasks(make_checks(plan, paths, receipts), keep)
-        crew.run_tasks(make_tasks(plan, list(left.values()), paths, slab), journal)
+    with open_crew(workers, token) as crew:
+        receipts = start_output(output, plan)
+        paths = [find_shard(output, shard.name, plan.digest).absolute() for shard in plan.shards]
+        record = output.record_path.absolute()  # there now; so is the folder, if workers share it
+        crew.check_files({str(record): record.stat().st_size})
+        on_event(_describe_start(plan, output, receipts, crew))
+        crew.run_tasks(make_checks(plan, paths, receipts, token), keep)
+        crew.run_tasks(make_tasks(plan, list(left.values()), paths, slab, token), journal)
     return tally.merged, tally.read_bytes
 
 
@@ -118,17 +125,16 @@ class _Tally:
         self._on_event(PartFinished(receipt, kept, self._done, self._done_bytes, self.read_bytes))
 
 
-def _describe_start(
-    plan: Plan, output: Output, receipts: Mapping[int, Receipt], workers: Workers, crew: Crew
-) -> Started:
+def _describe_start(plan: Plan, output: Output, receipts: Mapping[int, Receipt], crew: Crew) -> Started:
     return Started(
         out=str(output.folder),
         digest=plan.digest,
-        workers=workers.count,
-        threads=workers.threads,
-        memory_bytes=workers.memory_bytes,
+        workers=crew.workers.count,
+        threads=crew.workers.threads,
+        memory_bytes=crew.workers.memory_bytes,
         dashboard=crew.dashboard,
         parts=len(plan.parts),
         resumed_parts=len(receipts),
         write_bytes=sum(part.size_bytes for part in plan.parts),
+        warnings=crew.warnings,
     )

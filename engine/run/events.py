@@ -20,6 +20,7 @@ class Started:
     parts: int  # of the plan
     resumed_parts: int  # finished by an earlier run; they are only checked
     write_bytes: int  # of all parts
+    warnings: tuple[str, ...] = ()  # about the cluster
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,46 +23,47 @@ from mergemill.engine.tensors.slabs import SLAB
 FAN_IN = 4  # partial statistics that one task adds up
 
 
-def make_checks(plan: Plan, paths: Sequence[Path], receipts: Mapping[int, Receipt]) -> list[Delayed]:
+def make_checks(plan: Plan, paths: Sequence[Path], receipts: Mapping[int, Receipt], token: str = "") -> list[Delayed]:
     """Return a task for each receipt of an earlier run; its result is ``(Receipt, whether the part is as it says)``.
 
-    paths: where each shard of the plan is written.
+    paths: where each shard of the plan is written. token: in every task's key; by default of the plan's digest.
     """
     return [
         _check(
             pickle.dumps((plan.parts[number], paths[plan.parts[number].shard], receipt)),
-            dask_key_name=f"check-{number:06d}-{plan.digest[:12]}",
+            dask_key_name=f"check-{number:06d}-{token or plan.digest[:12]}",
         )
         for number, receipt in receipts.items()
     ]
 
 
-def make_tasks(plan: Plan, parts: Sequence[Part], paths: Sequence[Path], slab: int = SLAB) -> list[Delayed]:
+def make_tasks(
+    plan: Plan, parts: Sequence[Part], paths: Sequence[Path], slab: int = SLAB, token: str = ""
+) -> list[Delayed]:
     """Return a task for each of `parts`, before it whatever must be gathered; its result is the part's receipt.
 
-    paths: where each shard of the plan is written.
+    paths: where each shard of the plan is written. token: as for `make_checks`.
     """
-    factors = _make_factors(plan, slab)
-    totals = {
-        name: _make_totals(name, pieces, factors, plan.digest, slab) for name, pieces in iter_cut_tensors(plan, parts)
-    }
+    token = token or plan.digest[:12]
+    factors = _make_factors(plan, slab, token)
+    totals = {name: _make_totals(name, pieces, factors, token, slab) for name, pieces in iter_cut_tensors(plan, parts)}
     return [
         _run(
             pickle.dumps((part, plan.shards[part.shard].name, paths[part.shard], slab)),
             [piece.tensor.name for piece in cut_pieces(part)],
             [totals[piece.tensor.name] for piece in cut_pieces(part)],
             factors if any(isinstance(piece.tensor.expression, Merged) for piece in part.pieces) else None,
-            dask_key_name=f"merge-{part.number:06d}-{plan.digest[:12]}",
+            dask_key_name=f"merge-{part.number:06d}-{token}",
         )
         for part in parts
     ]
 
 
-def _make_factors(plan: Plan, slab: int) -> Delayed | None:
+def _make_factors(plan: Plan, slab: int, token: str) -> Delayed | None:
     """One pass over all inputs, for the factors on task vectors that follow from the norms of whole models."""
     if plan.scaling is None:
         return None
-    key = f"squares-{plan.digest[:12]}"
+    key = f"squares-{token}"
     count = len(plan.scaling.vectors)
     squares = [
         _gather_squares(pickle.dumps((part, count, slab)), dask_key_name=f"gather-{key}-{part.number:06d}")
@@ -73,10 +74,10 @@ def _make_factors(plan: Plan, slab: int) -> Delayed | None:
     return factors
 
 
-def _make_totals(name: str, pieces: Sequence[Piece], factors: Delayed | None, digest: str, slab: int) -> list[Delayed]:
+def _make_totals(name: str, pieces: Sequence[Piece], factors: Delayed | None, token: str, slab: int) -> list[Delayed]:
     totals: list[Delayed] = []
     for number in range(count_rounds(pieces[0])):
-        key = f"{name}-round{number}-{digest[:12]}"
+        key = f"{name}-round{number}-{token}"
         partials = [
             _gather(pickle.dumps((piece, slab)), list(totals), factors, dask_key_name=f"gather-{key}-{i:06d}")
             for i, piece in enumerate(pieces)

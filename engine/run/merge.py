@@ -21,6 +21,7 @@ def merge(
     workers: int | None = None,
     threads: int | None = None,
     memory: str | int = MEMORY,
+    scheduler: str | None = None,
     on_event: OnEvent = ignore,
 ) -> Committed:
     """Merge what `recipe` (a value, or the path of a YAML file) describes into the folder `out`.
@@ -29,4 +30,4 @@ def merge(
     """
     value = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     plan = make_plan(value, seed=seed, shard_size=shard_size, methods=methods)
-    return run(plan, out, workers=workers, threads=threads, memory=memory, on_event=on_event)
+    return run(plan, out, workers=workers, threads=threads, memory=memory, scheduler=scheduler, on_event=on_event)

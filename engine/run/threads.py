@@ -1,7 +1,7 @@
 """Threads of this process as workers, by Dask's own threaded scheduler: nothing to start, and no port is opened."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import TracebackType
@@ -22,9 +22,14 @@ class Threads:
     """A crew of threads."""
 
     dashboard = ""
+    warnings: tuple[str, ...] = ()
 
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, pool: ThreadPoolExecutor, workers: Workers) -> None:
         self._pool = pool
+        self.workers = workers
+
+    def check_files(self, files: Mapping[str, int]) -> None:
+        """They are seen by this process."""
 
     def run_tasks(self, tasks: Sequence[Delayed], each: Callable[[Any], None]) -> None:
         """Run tasks, and call `each` in this thread with each result as it comes; the first error ends the run."""
@@ -46,7 +51,7 @@ def open_threads(workers: Workers) -> Iterator[Threads]:
     workplace = Workplace(workers.memory_bytes, workers.threads)
     with set_up_process(), ThreadPoolExecutor(workers.threads, "mergemill", _enter, (workplace,)) as pool:
         try:
-            yield Threads(pool)
+            yield Threads(pool, workers)
         finally:
             workplace.stopping = True
 

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 
+from mergemill.engine.errors import PlanError
 from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.tensors.merged import Merged
@@ -19,6 +20,7 @@ class Workers:
     processes: int  # 0: one worker, of threads of this process
     threads: int  # of each worker
     memory_bytes: int  # promised to each worker
+    scheduler: str = ""  # of a cluster that is there already: its address, or its file; the others are then its own
 
     @property
     def count(self) -> int:
@@ -27,13 +29,23 @@ class Workers:
 
 
 def choose_workers(
-    plan: Plan, *, workers: int | None = None, threads: int | None = None, memory: str | int = MEMORY
+    plan: Plan,
+    *,
+    workers: int | None = None,
+    threads: int | None = None,
+    memory: str | int = MEMORY,
+    scheduler: str | None = None,
 ) -> Workers:
-    """Return the workers of a merge on this machine.
+    """Return the workers of a merge: on this machine, or of a Dask cluster that is there already.
 
     workers: processes; 0 means threads of this process; None chooses, by the size of the merge. threads: of each
-    worker; None is one a process, or as many as there are cores. memory: promised to each worker.
+    worker; None is one a process, or as many as there are cores. memory: promised to each worker. scheduler: the
+    cluster's address, such as ``tcp://10.0.0.1:8786``, or the path of its scheduler file (``….json``).
     """
+    if scheduler:
+        if workers is not None or threads is not None:
+            raise PlanError(f"{scheduler}: has workers and threads of its own; leave out --workers and --threads")
+        return Workers(0, 1, parse_size(memory, what="--memory"), scheduler)
     cores = len(os.sched_getaffinity(0))
     if workers is None:
         alone = cores == 1 or plan.write_bytes < SMALL_BYTES or (cores <= FEW_CORES and _is_native(plan))

@@ -1,6 +1,8 @@
 """Writing a file by positions: created at its full size, filled by many processes in any order, renamed when whole."""
 
+import functools
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +31,7 @@ class PositionedWriter:
 
     def write(self, offset_bytes: int, data: memoryview) -> None:
         """Write `data` at `offset_bytes`."""
-        with _explained(self._path, f"writing at byte {offset_bytes} of"):
+        with _explained(self._path, f"writing at byte {offset_bytes} of"), _turn(self._path):
             _write_all(self._descriptor, data, offset_bytes)
 
     def sync(self) -> None:
@@ -111,6 +113,12 @@ def check_space(folder: Path, needed_bytes: int) -> None:
             f"{folder}: disk too full: {needed_bytes} bytes are needed, {free_bytes} are free; "
             f"free {needed_bytes - free_bytes} bytes or choose another disk"
         )
+
+
+@functools.lru_cache(maxsize=64)
+def _turn(path: Path) -> threading.Lock:
+    """Return the lock of a file's writers in this process: the kernel has one at a time, and lets the others spin."""
+    return threading.Lock()
 
 
 def _write_all(descriptor: int, data: memoryview, offset_bytes: int) -> None:

@@ -1,0 +1,75 @@
+"""Before a merge on somebody's cluster: whether every worker has the same packages and sees the same files."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import cloudpickle
+
+from mergemill.engine.errors import ClusterError
+from mergemill.engine.run import probe
+
+MOST_ROWS = 20  # of the table in an error
+_LEAST_FAILURES = 3  # of a worker, before Dask gives up a task that was on it
+_MUST_BE_SAME = ("mergemill", "torch", "Python")  # the others may differ: they move no bit
+
+
+def check_workers(client: Any, files: Mapping[str, int]) -> None:
+    """Raise `ClusterError`, with a table, where a worker lacks what this process has, or does not see `files`.
+
+    client: of `distributed`. files: sizes in bytes, by absolute path.
+    """
+    here = probe.look_around({})
+    with _as_source():
+        found = client.run(probe.look_around, dict(files), on_error="return")
+    rows = [(address, *row) for address, there in sorted(found.items()) for row in _compare(here["versions"], there)]
+    if rows:
+        raise ClusterError(f"the cluster's workers cannot do this merge:\n{_format_table(rows)}")
+
+
+def check_settings(client: Any) -> tuple[str, ...]:
+    """Return warnings about settings of the scheduler that make a merge slow or give it up early."""
+    with _as_source():
+        settings = client.run_on_scheduler(probe.read_settings)
+    warnings = []
+    if settings["worker-saturation"] > 1.1:
+        warnings.append(
+            f"the scheduler has worker-saturation {settings['worker-saturation']:g}: workers are given tasks that wait "
+            "for memory; set distributed.scheduler.worker-saturation to 1.0 where it is started"
+        )
+    if settings["allowed-failures"] < _LEAST_FAILURES:
+        warnings.append(
+            f"the scheduler has allowed-failures {settings['allowed-failures']:g}: few lost workers end the merge; set "
+            "distributed.scheduler.allowed-failures to 5 where it is started"
+        )
+    return tuple(warnings)
+
+
+def _compare(here: Mapping[str, str | None], there: Mapping[str, Any] | BaseException) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with one worker, and what would be right."""
+    if isinstance(there, BaseException):
+        yield f"{type(there).__name__}: {there}", "a worker that answers"
+        return
+    for name in _MUST_BE_SAME:
+        if there["versions"][name] != here[name]:
+            yield f"{name} {there['versions'][name] or 'is not installed'}", f"{name} {here[name]}, as here"
+    for path, fault in there["faults"].items():
+        yield f"{path}: {fault}", f"a path that {there['host']} sees as this machine does"
+
+
+def _format_table(rows: list[tuple[str, str, str]]) -> str:
+    shown = [("worker", "found", "would be right"), *rows[:MOST_ROWS]]
+    widths = [max(len(row[column]) for row in shown) for column in (0, 1)]
+    lines = [f"  {row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}" for row in shown]
+    more = len(rows) - MOST_ROWS
+    return "\n".join(lines + ([f"  and {more} more"] if more > 0 else []))
+
+
+@contextmanager
+def _as_source() -> Iterator[None]:
+    """Have the probe's functions pickled whole, not by name."""
+    cloudpickle.register_pickle_by_value(probe)
+    try:
+        yield
+    finally:
+        cloudpickle.unregister_pickle_by_value(probe)

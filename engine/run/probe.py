@@ -1,0 +1,40 @@
+"""What is asked of workers before a merge. It travels as source, since a worker may lack this package: stdlib only."""
+
+from typing import Any
+
+
+def look_around(files: dict[str, int]) -> dict[str, Any]:
+    """Return what is installed here, by name (None: is not), and what of `files` (sizes by path) is not as said."""
+    import importlib.metadata
+    import platform
+    import socket
+    from pathlib import Path
+
+    def find_version(name: str) -> str | None:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    def find_fault(path: str, size_bytes: int) -> str:
+        try:
+            found = Path(path).stat().st_size
+        except OSError as error:
+            return str(error.strerror)
+        return "" if found == size_bytes else f"has {found} bytes, not {size_bytes}"
+
+    faults = {path: find_fault(path, size_bytes) for path, size_bytes in files.items()}
+    versions = {name: find_version(name) for name in ("mergemill", "torch", "numpy", "dask", "distributed")}
+    return {
+        "host": socket.gethostname(),
+        "versions": {"Python": ".".join(platform.python_version_tuple()[:2]), **versions},
+        "faults": {path: fault for path, fault in faults.items() if fault},
+    }
+
+
+def read_settings(dask_scheduler: Any = None) -> dict[str, float]:
+    """Return the scheduler's settings that matter to a merge."""
+    return {
+        "worker-saturation": float(dask_scheduler.WORKER_SATURATION),
+        "allowed-failures": float(dask_scheduler.allowed_failures),
+    }

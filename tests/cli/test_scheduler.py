@@ -1,0 +1,48 @@
+"""The command on a Dask cluster that is there already."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from clusters import start_cluster
+
+
+def test_a_merge_on_a_cluster_is_stopped_and_resumed(
+    models: Path, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    out = tmp_path / "out"
+    with start_cluster(tmp_path) as own:
+        arguments = ["merge", models / "ties.yml", out, "--shard-size", "tensor", "--scheduler", own.address, "--json"]
+        process = start(*arguments, cwd=models)
+        assert process.stdout is not None
+        for line in process.stdout:
+            event = json.loads(line)
+            if event["event"] == "started":
+                assert (event["workers"], event["threads"]) == (2, 2)
+            if event.get("parts_done") == 5:
+                break
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+        resume = shlex.split(err.partition("go on with: mergemill ")[2])
+        process = start(*resume, cwd=models)
+        done, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, "")
+    committed = json.loads(done.splitlines()[-1])
+    assert 0 < committed["redone_parts"] <= 111 - 5
+    assert (out / "model.safetensors.index.json").exists()
+
+
+def test_the_environment_may_name_it(
+    mergemill: Callable[..., tuple[int, str, str]], here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "tcp://127.0.0.1:1")
+    code, out, err = mergemill("merge", "ties.yml", tmp_path / "out")
+    assert (code, out) == (1, "")
+    assert "tcp://127.0.0.1:1: no Dask scheduler answers there" in err
+    assert not (tmp_path / "out").exists()

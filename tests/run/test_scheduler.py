@@ -1,0 +1,183 @@
+"""Merges on a Dask cluster that is there already: a real scheduler and real workers, each a process, over TCP."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from clusters import WAIT_S, Foreign, start_cluster
+from distributed import Client
+from run.merging import METHODS, hash_output, plan_merge
+
+from mergemill.engine import describe_plan, run
+from mergemill.engine.errors import ClusterError, PlanError
+from mergemill.engine.run import cluster
+from mergemill.engine.run.cluster import open_scheduler
+from mergemill.engine.run.events import Event, PartFinished, Started
+from mergemill.engine.run.workers import Workers
+
+FOREIGN = """
+import importlib.metadata
+from importlib.metadata import Distribution
+def version(name):
+    if name == "torch":
+        return "1.0.0"
+    if name == "mergemill":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return Distribution.from_name(name).version
+importlib.metadata.version = version
+"""
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Foreign]:
+    """A cluster of two workers, kept for all tests."""
+    with start_cluster(tmp_path_factory.mktemp("cluster")) as found:
+        yield found
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_its_workers_write_the_same_bytes(method: str, family: Path, tmp_path: Path, foreign: Foreign) -> None:
+    plan = plan_merge(method, family)
+    run(plan, tmp_path / "here", workers=0, threads=1)
+    events: list[Event] = []
+    run(plan, tmp_path / "there", scheduler=foreign.address, memory="256MiB", on_event=events.append)
+    assert hash_output(tmp_path / "there") == hash_output(tmp_path / "here")
+    (started,) = (event for event in events if isinstance(event, Started))
+    assert (started.workers, started.threads, started.memory_bytes) == (2, 2, 256 << 20)
+
+
+def test_a_scheduler_file_and_a_relative_output_will_do(
+    family: Path, tmp_path: Path, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = plan_merge("linear", family)
+    run(plan, "out", scheduler=str(foreign.file))
+    run(plan, "here", workers=0)
+    assert hash_output(tmp_path / "out") == hash_output(tmp_path / "here")
+
+
+def test_the_same_plan_twice_at_once_is_two_runs(family: Path, tmp_path: Path, foreign: Foreign) -> None:
+    """Neither takes the other's tasks for its own, and the end of one does not stop the other."""
+    plan = plan_merge("ties", family)
+    nested = []
+
+    def start_another(event: Event) -> None:
+        if isinstance(event, PartFinished) and not nested:
+            nested.append(run(plan, tmp_path / "second", scheduler=foreign.address))
+
+    run(plan, tmp_path / "first", scheduler=foreign.address, on_event=start_another)
+    assert nested[0].redone_parts == len(plan.parts)
+    assert hash_output(tmp_path / "first") == hash_output(tmp_path / "second")
+
+
+def test_nothing_is_left_on_the_workers(family: Path, tmp_path: Path, foreign: Foreign) -> None:
+    run(plan_merge("linear", family), tmp_path / "out", scheduler=foreign.address)
+    with Client(foreign.address, set_as_default=False) as client:
+        plugins = client.run(lambda dask_worker: list(dask_worker.plugins))
+    assert not [name for names in plugins.values() for name in names if "mergemill" in name]
+
+
+def test_a_killed_worker_costs_its_parts_only(family: Path, tmp_path: Path) -> None:
+    plan = plan_merge("dare_ties", family)
+    with start_cluster(tmp_path) as own:
+        killed = []
+
+        def kill(event: Event) -> None:
+            if isinstance(event, PartFinished) and not killed:
+                killed.append(own.workers[0])
+                own.workers[0].send_signal(signal.SIGKILL)
+
+        run(plan, tmp_path / "out", scheduler=own.address, on_event=kill)
+    run(plan, tmp_path / "here", workers=0)
+    assert killed
+    assert hash_output(tmp_path / "out") == hash_output(tmp_path / "here")
+
+
+def test_workers_that_lack_what_is_here_are_named_before_anything_is_written(family: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.py").write_text(FOREIGN)
+    with (
+        start_cluster(tmp_path, "--preload", str(tmp_path / "other.py")) as own,
+        pytest.raises(ClusterError) as caught,
+    ):
+        run(plan_merge("linear", family), tmp_path / "out", scheduler=own.address)
+    message = str(caught.value)
+    assert message.count("mergemill is not installed") == message.count("torch 1.0.0") == 2
+    assert "as here" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_workers_do_not_see_are_named(tmp_path: Path, foreign: Foreign) -> None:
+    there = tmp_path / "there"
+    there.write_bytes(b"four")
+    with open_scheduler(Workers(0, 1, 1 << 28, foreign.address), "token") as crew:
+        crew.check_files({str(there): 4})
+        with pytest.raises(ClusterError) as caught:
+            crew.check_files({str(there): 5, "/no/such/file": 1})
+    assert str(caught.value).count(f"{there}: has 4 bytes, not 5") == 2
+    assert str(caught.value).count("/no/such/file: No such file") == 2
+
+
+def test_settings_of_the_scheduler_that_harm_are_warned_of(foreign: Foreign, tmp_path: Path) -> None:
+    with open_scheduler(Workers(0, 1, 1 << 28, foreign.address), "token") as crew:
+        assert crew.warnings == ()  # of Dask's own settings none harms
+        with Client(foreign.address, set_as_default=False) as client:
+            client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "allowed_failures", 0))
+    with open_scheduler(Workers(0, 1, 1 << 28, foreign.address), "token") as crew:
+        assert "allowed-failures 0" in crew.warnings[0]
+
+
+def test_a_scheduler_that_is_not_there(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "CONNECT_S", 2)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{unused.getsockname()[1]}"
+    for wrong in (address, str(tmp_path / "none.json"), "nonsense://host:1"):
+        with pytest.raises(ClusterError, match="no Dask scheduler answers there"):
+            run(plan_merge("linear", family), tmp_path / "out", scheduler=wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_scheduler_without_workers(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "WORKERS_S", 1)
+    with start_cluster(tmp_path, count=0) as own, pytest.raises(ClusterError, match="no worker has joined"):
+        run(plan_merge("linear", family), tmp_path / "out", scheduler=own.address)
+    assert not (tmp_path / "out").exists()
+
+
+def test_workers_of_ones_own_and_a_scheduler_exclude_each_other(family: Path, tmp_path: Path) -> None:
+    plan = plan_merge("linear", family)
+    with pytest.raises(PlanError, match="leave out --workers and --threads"):
+        run(plan, tmp_path / "out", scheduler="tcp://127.0.0.1:1", workers=2)
+    assert describe_plan(plan, memory="1GiB", scheduler="tcp://127.0.0.1:1")["scheduler"] == "tcp://127.0.0.1:1"
+
+
+def test_a_worker_that_joins_late_takes_part(family: Path, tmp_path: Path) -> None:
+    plan = plan_merge("ties", family)
+    with start_cluster(tmp_path, count=1) as own:
+        command = [sys.executable, "-m", "distributed.cli.dask_worker", own.address, "--no-nanny", "--no-dashboard"]
+        late: list[subprocess.Popen[bytes]] = []
+
+        def join(event: Event) -> None:
+            if isinstance(event, Started):
+                environ = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+                late.append(subprocess.Popen(command, env=environ, cwd=tmp_path, stderr=subprocess.DEVNULL))
+                with Client(own.address, set_as_default=False) as client:
+                    client.wait_for_workers(2, timeout=WAIT_S)
+                    time.sleep(0.5)
+                    plugins = client.run(lambda dask_worker: list(dask_worker.plugins))
+                assert all(any("mergemill" in name for name in names) for names in plugins.values())
+
+        try:
+            run(plan, tmp_path / "out", scheduler=own.address, on_event=join)
+        finally:
+            for process in late:
+                process.kill()
+                process.wait()
+    run(plan, tmp_path / "here", workers=0)
+    assert hash_output(tmp_path / "out") == hash_output(tmp_path / "here")
