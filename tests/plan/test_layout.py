@@ -174,3 +174,16 @@ def test_tensors_follow_the_model_from_embedding_to_head_with_layers_in_natural_
 def test_experts_are_in_natural_order_too() -> None:
     names = ["e.10.w", "e.9.w", "e.w", "e.1.w2", "e.1.w10"]
     assert sorted(names, key=natural_order) == ["e.1.w2", "e.1.w10", "e.9.w", "e.10.w", "e.w"]
+
+
+@pytest.mark.parametrize(("method", "pieces"), [("task_arithmetic", (6, 17)), ("ties", (1, 2))])
+def test_what_must_be_known_whole_is_cut_above_64_mib_only(
+    method: str, pieces: tuple[int, int], tmp_path: Path
+) -> None:
+    """Of a merge of 89 MiB: a tensor of 24 MiB and one of 65, whose pieces would be read again in every pass."""
+    sketch = {"layers.0.w": ("BF16", (3 << 10, 4 << 10)), "layers.1.w": ("BF16", (65 << 5, 1 << 14))}
+    folders = [str(write_sketch(tmp_path / name, sketch)) for name in ("base", "a")]
+    recipe = {"merge_method": method, "base_model": folders[0], "models": [{"model": folders[1]}]}
+    plan = plan_of(recipe | {"parameters": {"weight": 1, **({"density": 0.5} if method == "ties" else {})}})
+    found = [piece.tensor.name for part in plan.parts for piece in part.pieces]
+    assert (found.count("layers.0.w"), found.count("layers.1.w")) == pieces
