@@ -89,10 +89,7 @@ def _scale(tensor: Tensor, factor: float) -> Tensor:
 class _Products(StoredGather):
     """Gathers the inner product of each input i with each j <= i, in this order."""
 
-    @property
-    def whole(self) -> bool:
-        """They are few numbers."""
-        return True
+    whole = True  # they are few numbers
 
     def __call__(self, tensors: Sequence[Tensor], place: Place) -> tuple[ExactSum, ...]:
         return tuple(

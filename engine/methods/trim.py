@@ -123,10 +123,7 @@ def _keep_natively(delta: Tensor, cut: Cut, place: Place) -> Tensor:
 class _Norms(StoredGather):
     """Gathers the L1 norm of each task vector that is cut, before and after."""
 
-    @property
-    def whole(self) -> bool:
-        """They are few numbers."""
-        return True
+    whole = True  # they are few numbers
 
     trims: Sequence[Trim]
 

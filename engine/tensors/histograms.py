@@ -61,7 +61,7 @@ def search_keys(
     for level, width in enumerate(digits.widths):
         # Searches that agree so far share a histogram.
         prefixes = [sorted({search.prefix for search in each}) for each in searches]
-        gathered = yield _Counting(digits, level, prefixes, derive)
+        gathered = yield _Counting(digits, derive, level, prefixes)
         histograms = [dict(zip(*found, strict=True)) for found in zip(prefixes, gathered, strict=True)]
         searches = [
             [search.narrowed(of[search.prefix], width) for search in each]
@@ -71,30 +71,40 @@ def search_keys(
 
 
 @dataclass(frozen=True)
-class _Counting(StoredGather):
-    """Counts one digit of every derived value."""
+class KeyGather(StoredGather):
+    """What a round gathers of the keys of derived values."""
 
     digits: Digits
-    level: int
-    prefixes: Sequence[Sequence[int]]  # of each value: those of its searches
     derive: Derive
-
-    def __call__(self, tensors: Sequence[Tensor], place: Place) -> Gathered:
-        return tuple(self._count(*known) for known in zip(self.derive(tensors, place), self.prefixes, strict=True))
 
     @property
     def knows_stored(self) -> bool:
-        """Whether native loops know the values and their digits."""
+        """Whether native loops know the values and their keys."""
         return self.digits.are_magnitudes and isinstance(self.derive, StoredDerive)
+
+    def in_stored(self, slab: StoredSlab) -> Sequence[int]:
+        """Return what native loops call the values."""
+        assert isinstance(self.derive, StoredDerive)
+        return self.derive.in_stored(slab)
+
+
+@dataclass(frozen=True)
+class _Counting(KeyGather):
+    """Counts one digit of every derived value."""
+
+    level: int
+    prefixes: Sequence[Sequence[int]]  # of each value: those of its searches
+
+    def __call__(self, tensors: Sequence[Tensor], place: Place) -> Gathered:
+        return tuple(self._count(*known) for known in zip(self.derive(tensors, place), self.prefixes, strict=True))
 
     def add_stored(self, slab: StoredSlab, total: Gathered) -> Gathered:
         """The same from stored bytes, added in place."""
         bins = 1 << self.digits.widths[self.level]
         total = total or tuple(tuple(np.zeros(bins, np.int64) for _ in wanted) for wanted in self.prefixes)
-        assert isinstance(self.derive, StoredDerive)
-        known = list(zip(self.derive.in_stored(slab), self.prefixes, total, strict=True))
+        known = list(zip(self.in_stored(slab), self.prefixes, total, strict=True))
         if self.level == 0:
-            ranked = [(which, *counts) for which, _, counts in known if counts]
+            ranked = [(which, counts[0]) for which, _, counts in known if counts]  # of all bits: one for each value
             slab.count_upper([which for which, _ in ranked], [counts for _, counts in ranked])
             return total
         for which, wanted, counts in known:

@@ -14,8 +14,15 @@ import numpy as np
 from mergemill.engine.tensors import native
 from mergemill.engine.tensors.cut import Cut
 from mergemill.engine.tensors.digits import Counts, Digits
-from mergemill.engine.tensors.histograms import CountSlab, Derive, Gathered, Search, StoredDerive, search_keys
-from mergemill.engine.tensors.kernels import StoredGather
+from mergemill.engine.tensors.histograms import (
+    CountSlab,
+    Derive,
+    Gathered,
+    KeyGather,
+    Search,
+    StoredDerive,
+    search_keys,
+)
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.stored import StoredSlab
@@ -156,7 +163,7 @@ def _make_cuts(found: Found, digits: Digits, derive: Derive) -> Generator[CountS
     searched = [[digits.value(each.prefix) for each in of_one if isinstance(each, Search)] for of_one in found]
     counts: Sequence[Sequence[Counts]] = [()] * len(found)
     if any(searched):
-        counts = yield _CountingTies(searched, derive, digits.are_magnitudes)
+        counts = yield _CountingTies(digits, derive, searched)
     return tuple(
         tuple(_make_cut(each, digits, counted) for each in of_one)
         for of_one, counted in zip(found, map(iter, counts), strict=True)
@@ -170,12 +177,10 @@ def _make_cut(found: Ranked | Search, digits: Digits, counted: Iterator[Counts])
 
 
 @dataclass(frozen=True)
-class _CountingTies(StoredGather):
+class _CountingTies(KeyGather):
     """Counts in each block what equals the thresholds."""
 
     thresholds: Sequence[Sequence[float]]  # of each value
-    derive: Derive
-    stored: bool  # whether native loops may be asked
 
     def __call__(self, tensors: Sequence[Tensor], place: Place) -> Gathered:
         return tuple(
@@ -183,17 +188,11 @@ class _CountingTies(StoredGather):
             for values, wanted in zip(self.derive(tensors, place), self.thresholds, strict=True)
         )
 
-    @property
-    def knows_stored(self) -> bool:
-        """Whether native loops know the values."""
-        return self.stored and isinstance(self.derive, StoredDerive)
-
     def add_stored(self, slab: StoredSlab, total: Gathered) -> Gathered:
         """The same from stored bytes, added in place."""
         blocks = -(-slab.place.size // slab.place.block)
         total = total or tuple(tuple(np.zeros(blocks, np.int64) for _ in wanted) for wanted in self.thresholds)
-        assert isinstance(self.derive, StoredDerive)
-        for which, wanted, counts in zip(self.derive.in_stored(slab), self.thresholds, total, strict=True):
+        for which, wanted, counts in zip(self.in_stored(slab), self.thresholds, total, strict=True):
             for threshold, into in zip(wanted, counts, strict=True):
                 slab.count_equal(which, threshold, into)
         return total

@@ -14,9 +14,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from mergemill.engine.tensors.cut import Cut
-from mergemill.engine.tensors.digits import Counts, Digits, Keys
-from mergemill.engine.tensors.histograms import Derive, StoredDerive
-from mergemill.engine.tensors.kernels import Additive, StoredGather
+from mergemill.engine.tensors.digits import Counts, Keys
+from mergemill.engine.tensors.histograms import KeyGather
+from mergemill.engine.tensors.kernels import Additive
 from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.stored import MOST_NEAR, NearKeys, StoredSlab
@@ -179,11 +179,10 @@ def _count_blocks(near: Sequence[NearKeys], chosen: np.ndarray[Any, Any], blocks
 
 
 @dataclass(frozen=True)
-class Sampling(StoredGather):
+class Sampling(KeyGather):
     """Takes a sample of every value that is looked at."""
 
-    digits: Digits
-    derive: Derive
+    whole = True  # what is taken of a tensor is little
     looked: Sequence[bool]
 
     def __call__(self, tensors: Sequence[Tensor], place: Place) -> tuple[Sample, ...]:
@@ -193,20 +192,9 @@ class Sampling(StoredGather):
             for value, looked in zip(values, self.looked, strict=True)
         )
 
-    @property
-    def whole(self) -> bool:
-        """What is taken of a tensor is little."""
-        return True
-
-    @property
-    def knows_stored(self) -> bool:
-        """Whether native loops know the values and their keys."""
-        return self.digits.are_magnitudes and isinstance(self.derive, StoredDerive)
-
     def add_stored(self, slab: StoredSlab, total: tuple[Sample, ...]) -> tuple[Sample, ...]:
         """The same from stored bytes."""
-        assert isinstance(self.derive, StoredDerive)
-        known = zip(self.derive.in_stored(slab), self.looked, strict=True)
+        known = zip(self.in_stored(slab), self.looked, strict=True)
         first, stride = _first_run(slab.place)
         samples = tuple(
             Sample((slab.sample(which, first, stride, RUN),)) if looked else Sample() for which, looked in known
@@ -232,11 +220,10 @@ def _sample(keys: Keys, place: Place) -> Keys:
 
 
 @dataclass(frozen=True)
-class Watching(StoredGather):
+class Watching(KeyGather):
     """Looks at the windows of every value."""
 
-    digits: Digits
-    derive: Derive
+    whole = True  # what is kept of a tensor is little
     windows: Sequence[Sequence[Window]]  # of each value
 
     def __call__(self, tensors: Sequence[Tensor], place: Place) -> tuple[tuple[Seen, ...], ...]:
@@ -245,22 +232,11 @@ class Watching(StoredGather):
             tuple(self._watch(value, windows, place)) for value, windows in zip(values, self.windows, strict=True)
         )
 
-    @property
-    def whole(self) -> bool:
-        """What is taken of a tensor is little."""
-        return True
-
-    @property
-    def knows_stored(self) -> bool:
-        """Whether native loops know the values and their keys."""
-        return self.digits.are_magnitudes and isinstance(self.derive, StoredDerive)
-
     def add_stored(self, slab: StoredSlab, total: tuple[tuple[Seen, ...], ...]) -> tuple[tuple[Seen, ...], ...]:
         """The same from stored bytes; what equals the ends is added in place."""
-        assert isinstance(self.derive, StoredDerive)
         flat = [
             (which, window.low, window.high)
-            for which, windows in zip(self.derive.in_stored(slab), self.windows, strict=True)
+            for which, windows in zip(self.in_stored(slab), self.windows, strict=True)
             for window in windows
         ]
         known = [each for of_value in total for each in of_value] or [_nothing(slab.place) for _ in flat]
