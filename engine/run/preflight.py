@@ -11,7 +11,6 @@ from mergemill.engine.run import probe
 
 MOST_ROWS = 20  # of the table in an error
 _LEAST_FAILURES = 3  # of a worker, before Dask gives up a task that was on it
-_MUST_BE_SAME = ("mergemill", "torch", "Python")  # the others may differ: they move no bit
 
 
 def check_workers(client: Any, files: Mapping[str, int]) -> None:
@@ -50,9 +49,9 @@ def _compare(here: Mapping[str, str | None], there: Mapping[str, Any] | BaseExce
     if isinstance(there, BaseException):
         yield f"{type(there).__name__}: {there}", "a worker that answers"
         return
-    for name in _MUST_BE_SAME:
-        if there["versions"][name] != here[name]:
-            yield f"{name} {there['versions'][name] or 'is not installed'}", f"{name} {here[name]}, as here"
+    for name, version in here.items():
+        if there["versions"][name] != version:
+            yield f"{name} {there['versions'][name] or 'is not installed'}", f"{name} {version}, as here"
     for path, fault in there["faults"].items():
         yield f"{path}: {fault}", f"a path that {there['host']} sees as this machine does"
 

@@ -24,7 +24,7 @@ def look_around(files: dict[str, int]) -> dict[str, Any]:
         return "" if found == size_bytes else f"has {found} bytes, not {size_bytes}"
 
     faults = {path: find_fault(path, size_bytes) for path, size_bytes in files.items()}
-    versions = {name: find_version(name) for name in ("mergemill", "torch", "numpy", "dask", "distributed")}
+    versions = {name: find_version(name) for name in ("mergemill", "torch")}
     return {
         "host": socket.gethostname(),
         "versions": {"Python": ".".join(platform.python_version_tuple()[:2]), **versions},
