@@ -40,6 +40,7 @@ def start_cluster(folder: Path, *worker: str, count: int = 2) -> Iterator[Foreig
         options = ("--nthreads", "2", "--no-nanny", "--no-dashboard", "--local-directory", str(folder), *worker)
         workers = [start("dask_worker", *options) for _ in range(count)]
         with Client(scheduler_file=str(file), timeout=WAIT_S, set_as_default=False) as client:
-            client.wait_for_workers(max(1, count), timeout=WAIT_S) if count else None
+            if count:
+                client.wait_for_workers(count, timeout=WAIT_S)
             address = client.scheduler.address
         yield Foreign(address, file, workers)

@@ -127,9 +127,13 @@ def test_settings_of_the_scheduler_that_harm_are_warned_of(foreign: Foreign, tmp
     with open_scheduler(Workers(0, 1, 1 << 28, foreign.address), "token") as crew:
         assert crew.warnings == ()  # of Dask's own settings none harms
         with Client(foreign.address, set_as_default=False) as client:
+            before = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.allowed_failures)
             client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "allowed_failures", 0))
     with open_scheduler(Workers(0, 1, 1 << 28, foreign.address), "token") as crew:
-        assert "allowed-failures 0" in crew.warnings[0]
+        warnings = crew.warnings
+    with Client(foreign.address, set_as_default=False) as client:  # the other tests' cluster, too
+        client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "allowed_failures", before))
+    assert "allowed-failures 0" in warnings[0]
 
 
 def test_a_scheduler_that_is_not_there(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
