@@ -1,0 +1,44 @@
+"""Fixtures that lend the servers to a test run: each starts at its first use, once.
+
+A conftest takes them over by importing their names. Where `CI` is set, a server that is missing fails the test.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from servers import moto, seaweed
+from servers.s3 import S3
+
+BUCKET = "models"
+
+
+@pytest.fixture(scope="session")
+def seaweed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """SeaweedFS with the bucket `models`, on the temporary disk."""
+    _need(seaweed.find_skip_reason())
+    with seaweed.start_seaweed(tmp_path_factory.mktemp("seaweed"), BUCKET) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """moto with the bucket `models`, in memory."""
+    _need(moto.find_skip_reason())
+    with moto.start_moto(tmp_path_factory.mktemp("moto"), BUCKET) as server:
+        yield server
+
+
+@pytest.fixture(scope="session", params=["seaweed", "moto"])
+def s3_server(request: pytest.FixtureRequest) -> S3:
+    """SeaweedFS and then moto: the test runs on both."""
+    server: S3 = request.getfixturevalue(f"{request.param}_server")
+    return server
+
+
+def _need(missing: str | None) -> None:
+    """Skip, or in CI fail, the test that needs what is missing."""
+    if missing and os.environ.get("CI"):
+        pytest.fail(missing)
+    if missing:
+        pytest.skip(missing)
