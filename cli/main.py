@@ -14,7 +14,7 @@ from mergemill.cli import console, signals
 
 def main() -> NoReturn:
     """Run the command line of this process."""
-    gc.set_threshold(50_000)  # objects of imports and plans stay: looking for garbage among them is a tenth of a start
+    gc.set_threshold(200_000)  # objects of imports and plans stay: looking for garbage among them is a tenth of a start
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's, of which nothing is asked; they spin when they start
     signals.leave_on_signals()
     console.silence_libraries()

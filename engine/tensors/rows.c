@@ -84,7 +84,30 @@ WIDTHS static void decide(const int32_t *restrict bits, const uint16_t *restrict
 }
 
 #ifdef HAS_GATHER
-/* The same of as many elements as are whole vectors; returns how many. The compiler looks limits up one by one. */
+/* `find_limits`, with the ranks of 16 bins added up at once and their limits looked up together; of `halves`, one more
+ * than there are ranks is read. */
+__attribute__((target("avx512f"))) static void find_limits_wide(Bins *bins, const uint16_t *halves) {
+    const __m512i zero = _mm512_setzero_si512(), last = _mm512_set1_epi32(15);
+    __m512i before = zero; /* the rank of the first of the 16, in every lane */
+    for (int64_t bin = 0; bin < ROW_BINS; bin += 16) {
+        const __m512i own =
+            _mm512_add_epi32(_mm512_loadu_si512(bins->counts[0] + bin), _mm512_loadu_si512(bins->counts[1] + bin));
+        __m512i sum = _mm512_add_epi32(own, _mm512_alignr_epi32(own, zero, 15));
+        sum = _mm512_add_epi32(sum, _mm512_alignr_epi32(sum, zero, 14));
+        sum = _mm512_add_epi32(sum, _mm512_alignr_epi32(sum, zero, 12));
+        sum = _mm512_add_epi32(sum, _mm512_alignr_epi32(sum, zero, 8));
+        const __m512i next = _mm512_add_epi32(before, sum), rank = _mm512_sub_epi32(next, own);
+        _mm512_storeu_si512(bins->ranks + bin, rank);
+        const __m512i lower = _mm512_set1_epi32(0xFFFF);
+        const __m512i here = _mm512_and_si512(_mm512_i32gather_epi32(rank, halves, 2), lower);
+        const __m512i there = _mm512_and_si512(_mm512_i32gather_epi32(next, halves, 2), lower);
+        const __m512i most = _mm512_slli_epi32(_mm512_max_epu32(here, there), 16);
+        _mm512_storeu_si512(bins->limits + bin, _mm512_or_si512(_mm512_min_epu32(here, there), most));
+        before = _mm512_permutexvar_epi32(last, next);
+    }
+}
+
+/* `decide`, of as many elements as are whole vectors; returns how many. The compiler looks limits up one by one. */
 __attribute__((target("avx512f"))) static int64_t decide_wide(const int32_t *bits, const uint16_t *own, int64_t columns,
                                                                const uint32_t *limits, uint8_t *out) {
     const __m512i sign = _mm512_set1_epi32(INT32_MIN), lower = _mm512_set1_epi32(0xFFFF);
@@ -149,11 +172,14 @@ static void mark_open(const RowRoom *room, int64_t j, int64_t columns, const int
 static void mark_row(const RowRoom *room, int64_t columns, const int32_t *limits, uint8_t *mask) {
     find_bins(room->row, columns, room->own);
     fill_bins(room->own, columns, room->bins);
-    find_limits(room->bins, room->halves);
     int64_t j = 0;
 #ifdef HAS_GATHER
-    if (__builtin_cpu_supports("avx512f")) j = decide_wide(room->bits, room->own, columns, room->bins->limits, mask);
+    if (__builtin_cpu_supports("avx512f")) {
+        find_limits_wide(room->bins, room->halves);
+        j = decide_wide(room->bits, room->own, columns, room->bins->limits, mask);
+    } else
 #endif
+        find_limits(room->bins, room->halves);
     decide(room->bits + j, room->own + j, columns - j, room->bins->limits, mask + j);
     j = 0;
     for (; j + 8 <= columns; j += 8) {
@@ -188,20 +214,34 @@ typedef struct {
     double *whole, *kept;
 } Norms;
 
-WIDTHS static void add_norms(double *restrict before, double *restrict after, float *restrict x,
+WIDTHS static void add_norms(double *restrict before, double *restrict after, const float *restrict x,
                              const uint8_t *restrict mask, int64_t size) {
     for (int64_t j = 0; j < size; j++) before[j] += (double)fabsf(x[j]);
-    for (int64_t j = 0; j < size; j++) x[j] *= (float)mask[j];
-    for (int64_t j = 0; j < size; j++) after[j] += (double)fabsf(x[j]);
+    for (int64_t j = 0; j < size; j++) after[j] += (double)fabsf(x[j] * (float)mask[j]);
 }
 
-/* Add a row that begins at `start`; it is thinned on the way. */
-static void sum_row(Norms *norms, const Slab *slab, int64_t start, float *x, const uint8_t *mask, int64_t columns) {
+/* Of twice as many elements as there are lanes: each lane is loaded and stored once. */
+WIDTHS static void add_two_norms(double *restrict before, double *restrict after, const float *restrict x,
+                                 const uint8_t *restrict mask) {
+    const float *restrict y = x + LANES;
+    const uint8_t *restrict below = mask + LANES;
+    for (int64_t j = 0; j < LANES; j++) before[j] = before[j] + (double)fabsf(x[j]) + (double)fabsf(y[j]);
+    for (int64_t j = 0; j < LANES; j++)
+        after[j] = after[j] + (double)fabsf(x[j] * (float)mask[j]) + (double)fabsf(y[j] * (float)below[j]);
+}
+
+/* Add a row that begins at `start`. */
+static void sum_row(Norms *norms, const Slab *slab, int64_t start, const float *x, const uint8_t *mask, int64_t columns) {
     for (int64_t at = start, stop = start + columns; at < stop; ) {
         const int64_t inside = at % slab->block % BLOCK, lane = inside % LANES;
         if (inside == 0) memset(norms->before, 0, sizeof norms->before), memset(norms->after, 0, sizeof norms->after);
-        const int64_t here = least(least(LANES - lane, stop - at), slab->block - at % slab->block);
-        add_norms(norms->before + lane, norms->after + lane, x + (at - start), mask + (at - start), here);
+        const int64_t left = least(stop - at, slab->block - at % slab->block);
+        const int64_t here = lane == 0 && inside % BLOCK + 2 * LANES <= BLOCK && left >= 2 * LANES ? 2 * LANES
+                                                                                                   : least(LANES - lane, left);
+        if (here == 2 * LANES)
+            add_two_norms(norms->before, norms->after, x + (at - start), mask + (at - start));
+        else
+            add_norms(norms->before + lane, norms->after + lane, x + (at - start), mask + (at - start), here);
         at += here;
         if (at != slab->size && at % slab->block % BLOCK) continue;
         fold_lanes(norms->before, norms->whole), norms->whole += LAST;
@@ -215,7 +255,7 @@ static void sum_row(Norms *norms, const Slab *slab, int64_t start, float *x, con
 int32_t mergemill_stored_rows(const Slab *slab, int64_t which, int64_t columns, const int32_t *limits,
                               const uint32_t *random, uint8_t *mask, uint8_t *kept_bits, double *whole, double *kept) {
     Bins *bins = malloc(sizeof(Bins) + sizeof(Norms));
-    uint64_t *keys = malloc((size_t)(columns + 1) * (sizeof *keys + 4 * sizeof(float) + 2 * sizeof(uint16_t)));
+    uint64_t *keys = malloc((size_t)(columns + 2) * (sizeof *keys + 4 * sizeof(float) + 2 * sizeof(uint16_t)));
     if (!bins || !keys) return free(bins), free(keys), -1;
     Norms *norms = (Norms *)(bins + 1);
     norms->whole = whole, norms->kept = kept;
@@ -223,7 +263,7 @@ int32_t mergemill_stored_rows(const Slab *slab, int64_t which, int64_t columns, 
     uint32_t *row = (uint32_t *)(x + columns);
     int32_t *bits = (int32_t *)(row + columns);
     uint16_t *own = (uint16_t *)(bits + columns), *halves = own + columns;
-    for (int64_t rank = 0; rank <= columns; rank++) halves[rank] = (uint16_t)upper_half(limits[least(rank, columns - 1)]);
+    for (int64_t rank = 0; rank <= columns + 1; rank++) halves[rank] = (uint16_t)upper_half(limits[least(rank, columns - 1)]);
     const RowRoom room = {base, x, row, bits, own, halves, keys, bins};
     for (int64_t start = 0; start < slab->size; start += columns) {
         load_base(slab, start, columns, base);

@@ -205,20 +205,17 @@ void pack_bits(const uint8_t *marks, int64_t size, uint8_t *bits) {
     for (int64_t k = j; k < size; k++) bits[j / 8] = (uint8_t)(bits[j / 8] | marks[k] << (k - j));
 }
 
-void unpack_bits(const uint8_t *bits, int64_t start, int64_t size, uint8_t *marks) {
+WIDTHS static void thin_by_bits(float *restrict x, const uint8_t *bits, int64_t start, int64_t size) {
+    Words places;
+    for (uint32_t lane = 0; lane < TILE; lane++) places[lane] = 1u << lane;
     int64_t j = 0;
-    for (; start % 8 == 0 && j + 8 <= size; j += 8) {
-        const uint64_t spread = bits[(start + j) / 8] * 0x0101010101010101u & 0x8040201008040201u;
-        const uint64_t eight = (spread + 0x7F7F7F7F7F7F7F7Fu) >> 7 & 0x0101010101010101u;
-        memcpy(marks + j, &eight, 8);
+    for (; start % 8 == 0 && j + TILE <= size; j += TILE) {
+        uint16_t two;
+        memcpy(&two, bits + (start + j) / 8, 2);
+        const Words zero = {0}, own = (zero + two) & places;
+        put_tile(x + j, take_tile(x + j, TILE) * as_ones(own != 0), TILE);
     }
-    for (; j < size; j++) marks[j] = bits[(start + j) / 8] >> (start + j) % 8 & 1;
-}
-
-static void thin_by_bits(float *x, const uint8_t *bits, int64_t start, int64_t size) {
-    uint8_t marks[CHUNK];
-    unpack_bits(bits, start, size, marks);
-    thin_by_mask(x, marks, size);
+    for (; j < size; j++) x[j] *= (float)(bits[(start + j) / 8] >> (start + j) % 8 & 1);
 }
 
 WIDTHS static void mark_large(const float *restrict x, int64_t size, float threshold, int inclusive, uint8_t *restrict mark) {

@@ -93,9 +93,8 @@ INSIDE int next_chunk(const Slab *slab, Chunk *chunk);
 INSIDE uint32_t *all_counters(void);
 /* The standard deviation over the tensors. */
 INSIDE void find_spread(float *const *x, int64_t count, int64_t size, float *restrict out);
-/* From marks, 0 or 1 each, to eight in a byte, and back, from the element `start` on. */
+/* From marks, 0 or 1 each, to eight in a byte. */
 INSIDE void pack_bits(const uint8_t *marks, int64_t size, uint8_t *bits);
-INSIDE void unpack_bits(const uint8_t *bits, int64_t start, int64_t size, uint8_t *marks);
 /* Multiply by 0 or 1. */
 INSIDE void thin_by_mask(float *restrict x, const uint8_t *restrict mask, int64_t size);
 /* Mark a cut's elements; `seen` counts those that equal the threshold in the block of its last tie. */
