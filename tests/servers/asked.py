@@ -1,0 +1,69 @@
+"""What a client asked of a server, as rules choose faults by it and tests count it."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+
+BY_PARAMETER = {
+    ("POST", "uploads"): "create",
+    ("POST", "uploadId"): "complete",
+    ("POST", "delete"): "delete_many",
+    ("PUT", "partNumber"): "part",
+    ("GET", "uploads"): "list_uploads",
+    ("GET", "uploadId"): "list_parts",
+    ("GET", "list-type"): "list",
+    ("DELETE", "uploadId"): "abort",
+}
+"""The operations of S3 that are told apart by a parameter; the others are their method."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request of a client."""
+
+    number: int
+    """Its place among all requests, from 0, in the order of their arrival."""
+    attempt: int
+    """How many requests for the same came before it: same method, target and range."""
+    method: str
+    path: str
+    """The path, with percent signs decoded and without parameters."""
+    parameters: Mapping[str, str] = field(compare=False)
+    range: tuple[int, int | None] | None
+    """Start and stop in bytes; a stop of None is the end, a negative start counts from there. None asks for all."""
+    headers: Mapping[str, str] = field(compare=False, repr=False)
+    """The headers, by names in small letters."""
+
+    @property
+    def kind(self) -> str:
+        """The operation, as S3 has them: get, head, put, copy, part, copy_part, create, complete, abort, list, ..."""
+        for name in self.parameters:
+            if kind := BY_PARAMETER.get((self.method, name)):
+                return f"copy_{kind}" if self._copies else kind
+        return "copy" if self._copies else self.method.lower()
+
+    @property
+    def _copies(self) -> bool:
+        return "x-amz-copy-source" in self.headers
+
+
+def make_request(number: int, attempt: int, method: str, target: str, headers: Mapping[str, str]) -> Request:
+    """Return what `method target`, with these headers by names in small letters, asks for."""
+    parts = urlsplit(target)
+    parameters = dict(parse_qsl(parts.query, keep_blank_values=True))
+    span = parse_range(headers.get("range", ""))
+    return Request(number, attempt, method, unquote(parts.path), parameters, span, headers)
+
+
+def parse_range(text: str) -> tuple[int, int | None] | None:
+    """Return start and stop of a Range header of one range, None of any other text."""
+    match = RANGE.fullmatch(text)
+    if not match or match.group(0) == "bytes=-":
+        return None
+    first, last = match.groups()
+    if not first:
+        return -int(last), None
+    return int(first), int(last) + 1 if last else None
