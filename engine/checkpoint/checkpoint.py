@@ -4,20 +4,21 @@ Layouts, in this order: one ``model.safetensors``; shards with ``model.safetenso
 safetensors file of a folder, whatever its name; such a file itself.
 """
 
-import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from mergemill.engine.checkpoint.config import parse_config
 from mergemill.engine.checkpoint.header import Header, read_header
 from mergemill.engine.checkpoint.index import INDEX_NAME, check_index, check_shards, parse_index
-from mergemill.engine.errors import CheckpointError, IndexFileError
-from mergemill.engine.storage.ranges import Pin, pin_file
+from mergemill.engine.errors import CheckpointError, IndexFileError, RunError
+from mergemill.engine.storage import local
+from mergemill.engine.storage.ranges import Pin, is_remote, join, list_files, pin_file, read_whole
+from mergemill.engine.storage.store import store_of
 
 SINGLE_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -45,91 +46,108 @@ class Checkpoint:
     """A stored model; nothing of its weights is in memory."""
 
     ref: str  # as the user wrote it
-    path: str  # absolute path of its folder
+    path: str  # absolute path of its folder, or its URL
     tensors: Mapping[str, StoredTensor]  # by name, in the order of the names
     config: Mapping[str, Any]  # of config.json; empty where there is none
     config_text: bytes  # config.json as stored; empty where there is none
-    files: tuple[str, ...]  # names of the files beside the weights, sorted
+    pins: Mapping[str, Pin]  # the files beside the weights, by name, in its order
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of the files beside the weights, sorted."""
+        return tuple(self.pins)
 
 
-def open_checkpoint(ref: str) -> Checkpoint:
-    """Open the model at `ref`: a folder, a ``file://`` URL or one safetensors file; ``~`` is the home folder.
+def open_checkpoint(ref: str, revision: str | None = None) -> Checkpoint:
+    """Open the model at `ref`: a folder, a URL, ``org/name`` on the Hub, or one safetensors file; ``~`` is home.
 
-    Raises `CheckpointError` (`HeaderError`, `IndexFileError`) for what is not a whole, sound checkpoint.
+    revision: a branch, tag or commit on the Hub. Raises `CheckpointError` (`HeaderError`, `IndexFileError`) for what is
+    not a whole, sound checkpoint.
     """
     try:
-        return _open_local(ref, resolve_local(ref))
+        return _open(f"{ref}@{revision}" if revision else ref, resolve(ref, revision))
     except OSError as error:
         raise CheckpointError(f"{ref}: cannot be read: {error.strerror}") from error
 
 
 def read_file(checkpoint: Checkpoint, name: str) -> bytes:
     """Return the bytes of one of the checkpoint's `files`."""
-    if name not in checkpoint.files:
+    if name not in checkpoint.pins:
         raise CheckpointError(f"{checkpoint.path}: has no file {name!r}")
-    return _read_small(Path(checkpoint.path) / name)
+    return _read_small(checkpoint.pins[name])
 
 
-def resolve_local(ref: str) -> Path:
-    """Return the absolute path that `ref` names; `CheckpointError` unless it is there and can be read."""
-    if "://" in ref and not ref.startswith("file://"):
-        raise CheckpointError(f"{ref}: {ref.split('://')[0]}:// cannot be read yet; copy it to a local folder")
-    # os.path's, since pathlib's raises for a home folder that nobody has.
-    path = Path(unquote(urlsplit(ref).path) if ref.startswith("file://") else os.path.expanduser(ref))  # noqa: PTH111
-    if path.exists():
-        return path.absolute()
-    if HUB_NAME.fullmatch(ref):
-        raise CheckpointError(
-            f"{ref}: no such folder, and the Hub cannot be read yet; "
-            f"download it first: hf download {ref} --local-dir {ref}"
-        )
-    raise CheckpointError(f"{ref}: no such file or folder")
+def resolve(ref: str, revision: str | None = None) -> str:
+    """Return the absolute path or the URL that `ref` names; `CheckpointError` unless something is there.
+
+    A folder that is there comes before a model of the same name on the Hub.
+    """
+    if is_remote(ref):
+        return store_of(ref).resolve(ref, revision)
+    path = local.resolve(ref)
+    if path is None and HUB_NAME.fullmatch(ref):
+        return store_of(f"hf://{ref}").resolve(f"hf://{ref}", revision)
+    if path is None:
+        raise CheckpointError(f"{ref}: no such file or folder")
+    if revision is not None:
+        raise CheckpointError(f"{ref}@{revision}: a folder has no revisions; only models on the Hub have")
+    return path
 
 
-def _open_local(ref: str, path: Path) -> Checkpoint:
-    if path.is_file():
-        _check_suffix(path, ref)
-        return Checkpoint(ref, str(path.parent), _collect({path.name: _open_shard(path)}), {}, b"", ())
-    tensors = _open_tensors(path)
-    has_config = (path / CONFIG_NAME).is_file()
-    config_text = _read_small(path / CONFIG_NAME) if has_config else b""
-    config = parse_config(config_text, where=str(path / CONFIG_NAME)) if has_config else {}
-    return Checkpoint(ref, str(path), tensors, config, config_text, _list_files(path))
+def _open(ref: str, place: str) -> Checkpoint:
+    found = list_files(place, TEMPLATES_FOLDER)
+    if found is None:
+        _check_suffix(PurePosixPath(place), ref)
+        pin = pin_file(place)
+        return Checkpoint(ref, place.rpartition("/")[0], _collect({place: _open_shard(pin, place)}), {}, b"", {})
+    tensors = _open_tensors(place, found)
+    config_text = _read_small(found[CONFIG_NAME]) if CONFIG_NAME in found else b""
+    config = parse_config(config_text, where=join(place, CONFIG_NAME)) if CONFIG_NAME in found else {}
+    return Checkpoint(ref, place, tensors, config, config_text, _pick_small(found))
 
 
-def _check_suffix(path: Path, ref: str) -> None:
+def _check_suffix(path: PurePosixPath, ref: str) -> None:
     if path.suffix in _FOREIGN_WEIGHTS:
         raise CheckpointError(f"{ref}: is not a safetensors file; convert it to safetensors first")
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{ref}: is neither a folder nor a safetensors file")
 
 
-def _open_tensors(folder: Path) -> Mapping[str, StoredTensor]:
-    has_single, has_index = (folder / SINGLE_NAME).is_file(), (folder / INDEX_NAME).is_file()
-    if has_index:
-        return _open_sharded(folder, has_single=has_single)
-    name = SINGLE_NAME if has_single else _find_only(folder)
-    return _collect({name: _open_shard(folder / name)})
+def _open_tensors(place: str, found: Mapping[str, Pin]) -> Mapping[str, StoredTensor]:
+    if INDEX_NAME in found:
+        return _open_sharded(place, found)
+    name = SINGLE_NAME if SINGLE_NAME in found else _find_only(place, found)
+    return _collect({name: _open_shard(found[name], join(place, name))})
 
 
-def _open_sharded(folder: Path, *, has_single: bool) -> Mapping[str, StoredTensor]:
-    where = str(folder / INDEX_NAME)
-    weight_map = parse_index(_read_small(folder / INDEX_NAME), where=where)
-    files = {name for name in set(weight_map.values()) if (folder / name).is_file()}
-    if has_single and SINGLE_NAME not in files:
+def _open_sharded(place: str, found: Mapping[str, Pin]) -> Mapping[str, StoredTensor]:
+    where = join(place, INDEX_NAME)
+    weight_map = parse_index(_read_small(found[INDEX_NAME]), where=where)
+    files = dict(_find_shards(place, set(weight_map.values()), found))
+    if SINGLE_NAME in found and SINGLE_NAME not in files:
         # Loaders disagree on which of the two is the model.
         raise IndexFileError(f"{where}: does not name {SINGLE_NAME}, which is beside it; remove one of them")
-    names = check_shards(weight_map, files, where=where)
+    names = check_shards(weight_map, files.keys(), where=where)
     with ThreadPoolExecutor(HEADER_THREADS) as pool:
-        shards = dict(zip(names, pool.map(lambda name: _open_shard(folder / name), names), strict=True))
+        opened = pool.map(lambda name: _open_shard(files[name], join(place, name)), names)
+        shards = dict(zip(names, opened, strict=True))
     held = {name: frozenset(tensor.name for tensor in header.tensors) for name, (_, header) in shards.items()}
     check_index(weight_map, held, where=where)
     return _collect(shards)
 
 
-def _open_shard(path: Path) -> tuple[Pin, Header]:
-    pin = pin_file(path)
-    return pin, read_header(pin, where=str(path))
+def _find_shards(place: str, names: Iterable[str], found: Mapping[str, Pin]) -> Iterator[tuple[str, Pin]]:
+    """Yield those of the named shards that are there; some lie in folders below, which are not listed."""
+    for name in names:
+        if name in found:
+            yield name, found[name]
+        elif "/" in name:
+            with suppress(CheckpointError):
+                yield name, pin_file(join(place, name))
+
+
+def _open_shard(pin: Pin, where: str) -> tuple[Pin, Header]:
+    return pin, read_header(pin, where=where)
 
 
 def _collect(shards: Mapping[str, tuple[Pin, Header]]) -> Mapping[str, StoredTensor]:
@@ -142,16 +160,18 @@ def _store(pin: Pin, header: Header) -> Iterable[StoredTensor]:
         yield StoredTensor(tensor.name, tensor.dtype, tensor.shape, pin, offset, tensor.nbytes)
 
 
-def _find_only(folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+def _find_only(place: str, files: Iterable[str]) -> str:
+    names = sorted(name for name in files if "/" not in name)
     if "adapter_config.json" in names:
-        raise CheckpointError(f"{folder}: is a LoRA adapter, not a model; write it as <model>+{folder.name}")
+        raise CheckpointError(
+            f"{place}: is a LoRA adapter, not a model; write it as <model>+{place.rpartition('/')[2]}"
+        )
     found = [name for name in names if name.endswith(".safetensors")]
     if len(found) == 1:
         return found[0]
     if found:
-        raise CheckpointError(f"{folder}: has {len(found)} safetensors files and no {INDEX_NAME}")
-    raise CheckpointError(f"{folder}: {_explain_none(names)}")
+        raise CheckpointError(f"{place}: has {len(found)} safetensors files and no {INDEX_NAME}")
+    raise CheckpointError(f"{place}: {_explain_none(names)}")
 
 
 def _explain_none(names: Sequence[str]) -> str:
@@ -161,19 +181,20 @@ def _explain_none(names: Sequence[str]) -> str:
     return "has no safetensors file"
 
 
-def _list_files(folder: Path) -> tuple[str, ...]:
-    found = [path for path in folder.iterdir() if _is_small(path)]
-    found += (folder / TEMPLATES_FOLDER).glob("*.jinja")
-    return tuple(sorted(path.relative_to(folder).as_posix() for path in found))
+def _pick_small(found: Mapping[str, Pin]) -> Mapping[str, Pin]:
+    """Return the files beside the weights, and the chat templates, by name."""
+    return {name: found[name] for name in sorted(found) if _is_small(PurePosixPath(name))}
 
 
-def _is_small(path: Path) -> bool:
+def _is_small(path: PurePosixPath) -> bool:
+    if path.parent.name:
+        return path.suffix == ".jinja"
     weights = path.name.endswith((".safetensors", ".index.json", *_FOREIGN_WEIGHTS))
-    return path.is_file() and not weights and not path.name.startswith(".")
+    return not weights and not path.name.startswith(".")
 
 
-def _read_small(path: Path) -> bytes:
+def _read_small(pin: Pin) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        return read_whole(pin)
+    except RunError as error:
+        raise CheckpointError(str(error)) from error

@@ -21,6 +21,7 @@ from mergemill.engine.checkpoint.layout import (
 from mergemill.engine.errors import HeaderError
 from mergemill.engine.storage.ranges import Pin, read_into
 
+FIRST_BYTES = 64 << 10  # read at once, which is the whole header of most files
 _FIELDS = ("dtype", "shape", "data_offsets")
 _KNOWN = frozenset(_FIELDS)
 
@@ -38,8 +39,10 @@ class Header:
 def read_header(pin: Pin, *, where: str | None = None) -> Header:
     """Read and check the header of a stored file; `where` is what messages call it, else its path."""
     where = pin.url if where is None else where
-    length = _read(pin, min(LENGTH_BYTES, pin.size_bytes))
-    blob = _read(pin, _measure(length, pin.size_bytes, where))
+    blob = _read(pin, 0, min(FIRST_BYTES, pin.size_bytes))
+    size_bytes = _measure(blob[:LENGTH_BYTES], pin.size_bytes, where)
+    if size_bytes > len(blob):
+        blob += _read(pin, len(blob), size_bytes)
     return parse_header(blob, file_bytes=pin.size_bytes, where=where)
 
 
@@ -58,9 +61,9 @@ def parse_header(blob: bytes, *, file_bytes: int, where: str) -> Header:
     return Header(tensors, tuple(size_bytes + begin for begin, _, _ in entries), metadata, size_bytes)
 
 
-def _read(pin: Pin, count: int) -> bytes:
-    buffer = bytearray(count)
-    read_into(pin, 0, memoryview(buffer))
+def _read(pin: Pin, start_bytes: int, stop_bytes: int) -> bytes:
+    buffer = bytearray(stop_bytes - start_bytes)
+    read_into(pin, start_bytes, memoryview(buffer))
     return bytes(buffer)
 
 

@@ -24,7 +24,6 @@ from mergemill.engine.methods.own import MethodsFile
 from mergemill.engine.plan.slots import Stack
 from mergemill.engine.plan.values import OutputTensor, Shard, SmallFile
 from mergemill.engine.recipe import Recipe
-from mergemill.engine.storage.ranges import pin_file
 from mergemill.engine.tensors.dtypes import item_bytes
 
 CARD_NAME = "README.md"
@@ -51,7 +50,7 @@ def make_files(
     made[CARD_NAME] = _card(recipe, method, checkpoints, tensors, code).encode()
     if donor.config_text:
         made[CONFIG_NAME] = make_config(donor.config_text, _config_changes(donor, checkpoints, family, stacks, tensors))
-    copied = [SmallFile(name, None, pin_file(f"{donor.path}/{name}")) for name in copied_files(donor.files)]
+    copied = [SmallFile(name, None, donor.pins[name]) for name in copied_files(donor.files)]
     files = [SmallFile(name, data, None) for name, data in sorted(made.items())]
     return (*copied, *files, SmallFile(INDEX_NAME, make_index(shards, tensors).encode(), None))
 

@@ -43,7 +43,7 @@ def make_plan(
     code = find_code(recipe, methods)
     method = get_any_method(recipe.merge_method, code)
     stages = make_stages(recipe, method, where=where)
-    checkpoints = {name: open_checkpoint(name) for name in refs}
+    checkpoints = {name: open_checkpoint(ref.path, ref.revision) for name, ref in refs.items()}
     donor = checkpoints[str(recipe.base_model) if recipe.base_model else next(iter(refs))]
     _check_vocabularies(recipe, donor, checkpoints, where)
     family = choose_family(donor.config)
@@ -112,8 +112,6 @@ def _check_runnable(recipe: Recipe, refs: Mapping[str, ModelRef], where: str) ->
     for ref in refs.values():
         if ref.lora is not None:
             raise PlanError(f"{where}: {ref}: adapters cannot be merged yet; merge the LoRA into its model first")
-        if ref.revision is not None:
-            raise PlanError(f"{where}: {ref}: revisions cannot be read yet; give the folder of a downloaded model")
         if ref.override_architecture is not None:
             raise PlanError(f"{where}: {ref}: override_architecture cannot be followed yet; leave it out")
     if recipe.chat_template is not None:

@@ -12,7 +12,7 @@ from mergemill.engine.errors import OutputError
 from mergemill.engine.plan.digest import engine_version
 from mergemill.engine.plan.values import Plan, SmallFile
 from mergemill.engine.recipe import recipe_to_json
-from mergemill.engine.storage.ranges import check_pin
+from mergemill.engine.storage.ranges import read_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,7 @@ def read_small(file: SmallFile) -> bytes:
     if file.data is not None:
         return file.data
     assert file.copied is not None
-    check_pin(file.copied)
-    return Path(file.copied.url).read_bytes()
+    return read_whole(file.copied)
 
 
 def checksum(data: bytes) -> str:

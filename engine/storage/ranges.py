@@ -1,94 +1,88 @@
-"""Pinned files and ranged reads into a caller's buffer.
+"""Pinned files wherever they are stored, and ranges of them read into a caller's buffer."""
 
-Files are read with ``preadv`` into memory that the caller reuses, never mapped: mapped pages count as resident
-and get Dask workers killed. Each process keeps one descriptor a file, and compares the file with its pin when it
-opens it, so a source that changed after planning is an error and never a silent mixture.
-"""
+from collections.abc import Mapping
 
-import functools
-import os
-from dataclasses import dataclass
-from pathlib import Path
+from mergemill.engine.errors import CheckpointError
+from mergemill.engine.storage import fetch, local
+from mergemill.engine.storage.pin import Pin, changed
+from mergemill.engine.storage.store import find_store, is_remote, store_of
 
-from mergemill.engine.errors import CheckpointError, SourceChanged, StorageError
-
-PIECE_BYTES = 8 << 20  # the longest single read
-
-
-@dataclass(frozen=True, slots=True)
-class Pin:
-    """The identity of a stored file when the plan was made."""
-
-    url: str  # absolute path of a local file
-    size_bytes: int
-    stamp: str  # what changes when the content does: "mtime_ns:…"
+__all__ = [
+    "Pin",
+    "check_pin",
+    "close_all",
+    "is_remote",
+    "join",
+    "list_files",
+    "pin_file",
+    "read_ahead",
+    "read_into",
+    "read_whole",
+]
 
 
-def pin_file(path: str | Path) -> Pin:
-    """Return the pin of the file at `path`; `CheckpointError` where there is none."""
-    try:
-        found = Path(path).stat()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    return Pin(str(Path(path).resolve()), found.st_size, f"mtime_ns:{found.st_mtime_ns}")
+def join(folder: str, name: str) -> str:
+    """Return where the file `name` of a folder is.
+
+    >>> join("s3://models/a", "config.json"), join("/models/a/", "config.json")
+    ('s3://models/a/config.json', '/models/a/config.json')
+    """
+    return f"{folder.rstrip('/')}/{name}"
+
+
+def list_files(place: str, beneath: str) -> Mapping[str, Pin] | None:
+    """Return the files of the folder at `place`, and of the one called `beneath` in it; None where it is a file."""
+    return store_of(place).list_files(place, beneath) if is_remote(place) else local.list_files(place, beneath)
+
+
+def pin_file(url: str) -> Pin:
+    """Return the pin of the file at a path or URL; `CheckpointError` where there is none."""
+    return store_of(url).pin_file(url) if is_remote(url) else local.pin_file(url)
 
 
 def check_pin(pin: Pin) -> None:
-    """Raise `SourceChanged` unless the file is what it was at planning."""
+    """Raise `SourceChanged` unless the file is what it was at planning.
+
+    A store that compares each of its answers with the pin is not asked for one more.
+    """
+    if not is_remote(pin.url):
+        local.check_pin(pin)
+    elif not store_of(pin.url).checks_reads:
+        _check_remote(pin)
+
+
+def _check_remote(pin: Pin) -> None:
     try:
         now = pin_file(pin.url)
     except CheckpointError as error:
-        raise SourceChanged(f"{error}; it was there when the plan was made") from error
+        raise changed(pin, "gone") from error
     if now != pin:
-        raise SourceChanged(
-            f"{pin.url}: changed since the plan was made: {pin.size_bytes} bytes, {pin.stamp} then; "
-            f"{now.size_bytes} bytes, {now.stamp} now; plan again"
-        )
+        raise changed(pin, f"{now.size_bytes} bytes, {now.stamp}")
 
 
 def read_into(pin: Pin, offset_bytes: int, buffer: memoryview) -> None:
     """Fill `buffer` with the bytes of the pinned file that begin at `offset_bytes`."""
-    descriptor = _open_pinned(pin)
-    done = 0
-    while done < len(buffer):
-        try:
-            got = os.preadv(descriptor.number, [buffer[done : done + PIECE_BYTES]], offset_bytes + done)
-        except OSError as error:
-            raise StorageError(f"{pin.url}: reading at byte {offset_bytes + done}: {error.strerror}") from error
-        if got == 0:
-            raise SourceChanged(
-                f"{pin.url}: ends at byte {offset_bytes + done}; it was {pin.size_bytes} bytes at planning"
-            )
-        done += got
+    if is_remote(pin.url):
+        fetch.read_remote(pin, offset_bytes, buffer)
+    else:
+        local.read_into(pin, offset_bytes, buffer)
+
+
+def read_whole(pin: Pin) -> bytes:
+    """Return a small file as it was pinned."""
+    data = bytearray(pin.size_bytes)
+    check_pin(pin)
+    read_into(pin, 0, memoryview(data))
+    return bytes(data)
 
 
 def read_ahead(pin: Pin, offset_bytes: int, size_bytes: int) -> None:
-    """Ask the kernel to fetch a range that will be read soon; returns at once."""
-    if size_bytes > 0:
-        # Held by name: of two threads that open a file at once one gets a descriptor that is not kept for later.
-        descriptor = _open_pinned(pin)
-        os.posix_fadvise(descriptor.number, offset_bytes, size_bytes, os.POSIX_FADV_WILLNEED)
+    """Ask the kernel to fetch a range of a local file that will be read soon; returns at once."""
+    if not is_remote(pin.url):
+        local.read_ahead(pin, offset_bytes, size_bytes)
 
 
 def close_all() -> None:
-    """Close every descriptor that this process keeps."""
-    _open_pinned.cache_clear()
-
-
-class _Descriptor:
-    """An open file that is closed when nobody holds it."""
-
-    def __init__(self, path: str) -> None:
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        os.close(self.number)
-
-
-@functools.lru_cache(maxsize=512)
-def _open_pinned(pin: Pin) -> _Descriptor:
-    check_pin(pin)
-    try:
-        return _Descriptor(pin.url)
-    except OSError as error:
-        raise StorageError(f"{pin.url}: cannot be opened: {error.strerror}") from error
+    """Close every file and connection that this process keeps."""
+    local.close_all()
+    find_store.cache_clear()

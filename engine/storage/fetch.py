@@ -1,0 +1,92 @@
+"""Ranges of remote files, in pieces: many requests in flight, each tried again where that may help.
+
+One pool of threads in a process serves all of its tasks, first come first served. A piece goes from the connection
+into the caller's memory; nothing else holds it.
+"""
+
+import functools
+import random
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from mergemill.engine.errors import StorageError
+from mergemill.engine.storage.pin import Pin
+from mergemill.engine.storage.store import Unavailable, store_of
+
+PIECE_BYTES = 8 << 20  # of one request
+CONNECTIONS = 32  # requests of a process in flight
+ATTEMPTS = 8  # in a row without a byte
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0  # before trying again: at random up to this, which doubles
+
+
+class Fetch:
+    """A range on its way into memory that the caller lends until `wait` has returned, or `cancel`."""
+
+    def __init__(self, pin: Pin, offset_bytes: int, buffer: memoryview) -> None:
+        starts = range(0, len(buffer), PIECE_BYTES)
+        self._done_bytes = 0  # waited for
+        self._stop = threading.Event()
+        self._pieces = [
+            _pool().submit(_read_piece, pin, offset_bytes + start, buffer[start : start + PIECE_BYTES], self._stop)
+            for start in starts
+        ]
+
+    def wait(self, size_bytes: int) -> None:
+        """Return once the first `size_bytes` are there; raises what kept a piece from coming."""
+        while self._done_bytes < size_bytes:
+            self._pieces[self._done_bytes // PIECE_BYTES].result()
+            self._done_bytes += PIECE_BYTES
+
+    def cancel(self) -> None:
+        """Return once nothing writes into the memory any more."""
+        self._stop.set()
+        for piece in self._pieces:
+            if not piece.cancel():
+                _outcome(piece)
+
+
+def read_remote(pin: Pin, offset_bytes: int, buffer: memoryview) -> None:
+    """Fill `buffer` with the bytes of the pinned file that begin at `offset_bytes`."""
+    if len(buffer) <= PIECE_BYTES:
+        _read_piece(pin, offset_bytes, buffer, threading.Event())
+        return
+    fetch = Fetch(pin, offset_bytes, buffer)
+    try:
+        fetch.wait(len(buffer))
+    finally:
+        fetch.cancel()
+
+
+def submit(work: "functools.partial[object]") -> "Future[object]":
+    """Run `work` on a thread of the pool."""
+    return _pool().submit(work)
+
+
+def try_again(attempt: int, error: Unavailable, doing: str) -> None:
+    """Wait after a failed attempt, the first being 1; `StorageError` after the last."""
+    if attempt >= ATTEMPTS:
+        raise StorageError(f"{doing} failed {attempt} times, at last with: {error}") from error
+    time.sleep(random.uniform(0, min(FIRST_WAIT_S * 2**attempt, LONGEST_WAIT_S)))
+
+
+def _read_piece(pin: Pin, offset_bytes: int, buffer: memoryview, stop: threading.Event) -> None:
+    store, done, failed = store_of(pin.url), 0, 0
+    while done < len(buffer) and not stop.is_set():
+        try:
+            got = store.read_some(pin, offset_bytes + done, buffer[done:])
+            if not got:
+                raise Unavailable("the connection was closed before the first byte")
+            done, failed = done + got, 0
+        except Unavailable as error:
+            failed += 1
+            try_again(failed, error, f"{pin.url}: reading at byte {offset_bytes + done}")
+
+
+def _outcome(piece: "Future[None]") -> BaseException | None:
+    return piece.exception()
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(CONNECTIONS, "mergemill-fetch")

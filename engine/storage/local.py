@@ -1,0 +1,100 @@
+"""Files of this machine, read with ``preadv`` into memory that the caller reuses, never mapped.
+
+Mapped pages count as resident and get Dask workers killed. Each process keeps one descriptor a file, and compares the
+file with its pin when it opens it.
+"""
+
+import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from mergemill.engine.errors import CheckpointError, SourceChanged, StorageError
+from mergemill.engine.storage.pin import Pin, changed
+
+PIECE_BYTES = 8 << 20  # the longest single read
+FILE = "file://"
+
+
+def resolve(ref: str) -> str | None:
+    """Return the absolute path that `ref` names, ``~`` being the home folder; None where nothing is there."""
+    # os.path's, since pathlib's raises for a home folder that nobody has.
+    path = Path(unquote(urlsplit(ref).path) if ref.startswith(FILE) else os.path.expanduser(ref))  # noqa: PTH111
+    return str(path.absolute()) if path.exists() else None
+
+
+def list_files(folder: str, beneath: str) -> Mapping[str, Pin] | None:
+    """Return the files of a folder, and of the one called `beneath` in it; None where `folder` is a file."""
+    path = Path(folder)
+    if path.is_file():
+        return None
+    found = [*path.iterdir(), *(path / beneath).glob("*")]
+    return {each.relative_to(path).as_posix(): pin_file(each) for each in sorted(found) if each.is_file()}
+
+
+def pin_file(path: str | Path) -> Pin:
+    """Return the pin of the file at `path`; `CheckpointError` where there is none."""
+    try:
+        found = Path(path).stat()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    return Pin(str(Path(path).resolve()), found.st_size, f"mtime_ns:{found.st_mtime_ns}")
+
+
+def check_pin(pin: Pin) -> None:
+    """Raise `SourceChanged` unless the file is what it was at planning."""
+    try:
+        now = pin_file(pin.url)
+    except CheckpointError as error:
+        raise SourceChanged(f"{error}; it was there when the plan was made") from error
+    if now != pin:
+        raise changed(pin, f"{now.size_bytes} bytes, {now.stamp}")
+
+
+def read_into(pin: Pin, offset_bytes: int, buffer: memoryview) -> None:
+    """Fill `buffer` with the bytes of the pinned file that begin at `offset_bytes`."""
+    descriptor = _open_pinned(pin)
+    done = 0
+    while done < len(buffer):
+        try:
+            got = os.preadv(descriptor.number, [buffer[done : done + PIECE_BYTES]], offset_bytes + done)
+        except OSError as error:
+            raise StorageError(f"{pin.url}: reading at byte {offset_bytes + done}: {error.strerror}") from error
+        if got == 0:
+            raise SourceChanged(
+                f"{pin.url}: ends at byte {offset_bytes + done}; it was {pin.size_bytes} bytes at planning"
+            )
+        done += got
+
+
+def read_ahead(pin: Pin, offset_bytes: int, size_bytes: int) -> None:
+    """Ask the kernel to fetch a range that will be read soon; returns at once."""
+    if size_bytes > 0:
+        # Held by name: of two threads that open a file at once one gets a descriptor that is not kept for later.
+        descriptor = _open_pinned(pin)
+        os.posix_fadvise(descriptor.number, offset_bytes, size_bytes, os.POSIX_FADV_WILLNEED)
+
+
+def close_all() -> None:
+    """Close every descriptor that this process keeps."""
+    _open_pinned.cache_clear()
+
+
+class _Descriptor:
+    """An open file that is closed when nobody holds it."""
+
+    def __init__(self, path: str) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
+@functools.lru_cache(maxsize=512)
+def _open_pinned(pin: Pin) -> _Descriptor:
+    check_pin(pin)
+    try:
+        return _Descriptor(pin.url)
+    except OSError as error:
+        raise StorageError(f"{pin.url}: cannot be opened: {error.strerror}") from error
