@@ -1,9 +1,11 @@
 """What a client asked of a server, as rules choose faults by it and tests count it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote, urlsplit
+
+from servers.hub_routes import find_route
 
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
@@ -28,6 +30,9 @@ class Request:
     """Its place among all requests, from 0, in the order of their arrival."""
     attempt: int
     """How many requests for the same came before it: same method, target and range."""
+    kind: str
+    """The operation. Of S3: get, head, put, copy, part, copy_part, create, complete, abort, delete, list, list_parts,
+    list_uploads, delete_many; of the Hub: the names in `hub_routes`."""
     method: str
     path: str
     """The path, with percent signs decoded and without parameters."""
@@ -37,25 +42,25 @@ class Request:
     headers: Mapping[str, str] = field(compare=False, repr=False)
     """The headers, by names in small letters."""
 
-    @property
-    def kind(self) -> str:
-        """The operation, as S3 has them: get, head, put, copy, part, copy_part, create, complete, abort, list, ..."""
-        for name in self.parameters:
-            if kind := BY_PARAMETER.get((self.method, name)):
-                return f"copy_{kind}" if self._copies else kind
-        return "copy" if self._copies else self.method.lower()
-
-    @property
-    def _copies(self) -> bool:
-        return "x-amz-copy-source" in self.headers
-
 
 def make_request(number: int, attempt: int, method: str, target: str, headers: Mapping[str, str]) -> Request:
     """Return what `method target`, with these headers by names in small letters, asks for."""
     parts = urlsplit(target)
     parameters = dict(parse_qsl(parts.query, keep_blank_values=True))
+    kind = find_kind(method, parts.path, parameters, copies="x-amz-copy-source" in headers)
     span = parse_range(headers.get("range", ""))
-    return Request(number, attempt, method, unquote(parts.path), parameters, span, headers)
+    return Request(number, attempt, kind, method, unquote(parts.path), parameters, span, headers)
+
+
+def find_kind(method: str, path: str, parameters: Collection[str], *, copies: bool) -> str:
+    """Return the name of an operation of the Hub or of S3; `path` is as it was sent."""
+    if route := find_route(method, path):
+        return route[0]
+    named = (BY_PARAMETER.get((method, name)) for name in parameters)
+    kind = next(filter(None, named), "")
+    if copies:
+        return f"copy_{kind}".rstrip("_")
+    return kind or method.lower()
 
 
 def parse_range(text: str) -> tuple[int, int | None] | None:
