@@ -127,7 +127,7 @@ class Mill:
                 places.append((file.tell(), tensor))
                 file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
             file.write(b"\xff" * 24)
-        pin = pin_file(str(path))
+        pin = pin_file(path)
         return tuple(Stored(pin, at, NAMES[x.dtype], tuple(x.shape)) for at, x in places)
 
     def express(self, task: Task) -> Merged:

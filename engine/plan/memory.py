@@ -11,21 +11,22 @@ from collections.abc import Sequence
 from mergemill.engine.errors import PlanError
 from mergemill.engine.plan.sizes import format_size
 from mergemill.engine.plan.values import Part, Piece
+from mergemill.engine.tensors.ahead import SLOTS, group_slabs, slot_bytes
 from mergemill.engine.tensors.dtypes import item_bytes
 from mergemill.engine.tensors.merged import Merged
-from mergemill.engine.tensors.slabs import SLAB, STORED_SLABS, slab_step
+from mergemill.engine.tensors.slabs import SLAB, STORED_SLABS, iter_slabs, slab_step
 from mergemill.engine.tensors.workspace import aligned
 
 
 def stream_bytes(part: Part) -> int:
     """Return an upper bound of what the part takes when nothing is kept between passes."""
-    return max((_slab_bytes(piece) for piece in part.pieces), default=0)
+    return max((slab_bytes(piece) for piece in part.pieces), default=0)
 
 
 def keep_bytes(piece: Piece) -> int:
     """Return an upper bound of what one piece takes when its inputs are kept from the first pass to the last."""
     kept = sum(aligned(read.size_bytes) + _slab_ends(piece) for read in piece.tensor.expression.reads(piece.span))
-    return _slab_bytes(piece) + kept
+    return slab_bytes(piece) + kept
 
 
 def needs_passes(piece: Piece) -> bool:
@@ -37,21 +38,28 @@ def needs_passes(piece: Piece) -> bool:
 def task_bytes(part: Part, memory_bytes: int) -> int:
     """Return what the part's task asks the memory gate for: with its inputs kept as far as `memory_bytes` allow."""
     kept = [keep_bytes(piece) for piece in part.pieces if piece.whole and needs_passes(piece)]
-    return max([stream_bytes(part), *(size for size in kept if size <= memory_bytes)])
+    return max([gather_bytes(part, memory_bytes), *(size for size in kept if size <= memory_bytes)])
+
+
+def gather_bytes(part: Part, memory_bytes: int) -> int:
+    """Return what a task asks for that goes over the part's inputs once: with room ahead as far as memory allows."""
+    wanted = max((slab_bytes(piece) + _ahead_bytes(piece) for piece in part.pieces), default=0)
+    return max(stream_bytes(part), min(wanted, memory_bytes))
 
 
 def check_memory(parts: Sequence[Part], memory_bytes: int) -> None:
     """Raise `PlanError` with the number that would do where a part cannot run in `memory_bytes`."""
     worst = max(parts, key=stream_bytes, default=None)
     if worst is not None and stream_bytes(worst) > memory_bytes:
-        tensor = max(worst.pieces, key=_slab_bytes).tensor.name
+        tensor = max(worst.pieces, key=slab_bytes).tensor.name
         raise PlanError(
             f"--memory {format_size(memory_bytes)} is too little: tensor {tensor} needs "
             f"{stream_bytes(worst)} bytes ({format_size(stream_bytes(worst))}) a worker"
         )
 
 
-def _slab_bytes(piece: Piece) -> int:
+def slab_bytes(piece: Piece) -> int:
+    """Return an upper bound of what one slab of the piece takes."""
     expression = piece.tensor.expression
     elements = min(slab_step(SLAB, expression.block), piece.span.size)
     dtype, out = (expression.dtype if isinstance(expression, Merged) else piece.tensor.dtype), piece.tensor.dtype
@@ -60,6 +68,14 @@ def _slab_bytes(piece: Piece) -> int:
         return decoded
     elements = min(slab_step(STORED_SLABS * SLAB, expression.block), piece.span.size)
     return max(decoded, expression.stored_slab_bytes(elements, out))
+
+
+def _ahead_bytes(piece: Piece) -> int:
+    """What remote ranges of slabs to come may take; nothing where all inputs are local."""
+    step = slab_step(STORED_SLABS * SLAB, piece.tensor.expression.block)
+    spans = list(iter_slabs(piece.span, step, piece.tensor.expression.block))
+    groups = group_slabs(piece.tensor.expression, spans)
+    return SLOTS * slot_bytes(piece.tensor.expression, groups) if groups else 0
 
 
 def _slab_ends(piece: Piece) -> int:

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mergemill.engine.plan.memory import stream_bytes
+from mergemill.engine.plan.memory import gather_bytes, slab_bytes
 from mergemill.engine.plan.stages import Scaling
 from mergemill.engine.plan.values import Part, Piece
 from mergemill.engine.run.guard import Row, find_fault, to_row
 from mergemill.engine.run.workplace import Workplace
 from mergemill.engine.storage.ranges import read_ahead
+from mergemill.engine.tensors.ahead import fetch_ahead
 from mergemill.engine.tensors.drift import Drift, Watch, make_drift
 from mergemill.engine.tensors.exact import ExactSum
 from mergemill.engine.tensors.expressions import Agreed, Expression, Held, Stored
@@ -71,8 +72,8 @@ def gather_piece(piece: Piece, totals: Sequence[Partial], workplace: Workplace, 
     last = piece.tensor.most_growth is not None and len(totals) == expression.rounds()
     if gather is None and not last:
         return ()
-    with workplace.lend(stream_bytes(_alone(piece))) as arena:
-        work = Workspace(arena)
+    part = _alone(piece)
+    with workplace.lend(gather_bytes(part, workplace.share_bytes)) as arena, Workspace(arena) as work:
         if gather is None:
             return _gather_drift(piece, statistics, work, workplace, slab)
         return _gather(piece, gather, work, workplace, slab)
@@ -82,8 +83,7 @@ def gather_squares(part: Part, count: int, workplace: Workplace, slab: int = SLA
     """Gather the part's share of the squared norms of the merge's `count` task vectors."""
     total: Partial = tuple(ExactSum() for _ in range(count))
     pieces = [piece for piece in part.pieces if isinstance(piece.tensor.expression, Merged)]
-    with workplace.lend(stream_bytes(part)) as arena:
-        work = Workspace(arena)
+    with workplace.lend(gather_bytes(part, workplace.share_bytes)) as arena, Workspace(arena) as work:
         for piece in pieces:
             for span in _iter_slabs(piece, work, workplace, slab):
                 expression = piece.tensor.expression
@@ -170,7 +170,8 @@ def _iter_slabs(
     piece: Piece, work: Workspace, workplace: Workplace, slab: int, block: int | None = None
 ) -> Iterator[Span]:
     expression, asked = piece.tensor.expression, piece.span.start
-    for span in iter_slabs(piece.span, slab, block or expression.block):
+    spans = list(iter_slabs(piece.span, slab, block or expression.block))
+    for span in fetch_ahead(expression, spans, work, slab_bytes(piece)):
         workplace.check_going()
         work.next_slab()
         if span.start >= asked:

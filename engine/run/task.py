@@ -39,11 +39,11 @@ def merge_part(part: Part, shard: str, sink: Sink, totals: Totals, workplace: Wo
         drifts: list[Row] = []
         for piece in part.pieces:
             keep = piece.whole and needs_passes(piece) and keep_bytes(piece) <= need_bytes
-            work = Workspace(arena, keep=keep)
-            for span, merged in merge_piece(piece, totals, work, workplace, slab, drifts):
-                data = merged.data
-                checksum.update(data)
-                sink(piece.offset_bytes + (span.start - piece.span.start) * item_bytes(piece.tensor.dtype), data)
+            with Workspace(arena, keep=keep) as work:
+                for span, merged in merge_piece(piece, totals, work, workplace, slab, drifts):
+                    data = merged.data
+                    checksum.update(data)
+                    sink(piece.offset_bytes + (span.start - piece.span.start) * item_bytes(piece.tensor.dtype), data)
             read_bytes += work.read_bytes
         _check_sources(part)
         seconds = time.perf_counter() - started

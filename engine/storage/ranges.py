@@ -1,6 +1,7 @@
 """Pinned files wherever they are stored, and ranges of them read into a caller's buffer."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from mergemill.engine.errors import CheckpointError
 from mergemill.engine.storage import fetch, local
@@ -35,8 +36,9 @@ def list_files(place: str, beneath: str) -> Mapping[str, Pin] | None:
     return store_of(place).list_files(place, beneath) if is_remote(place) else local.list_files(place, beneath)
 
 
-def pin_file(url: str) -> Pin:
+def pin_file(place: str | Path) -> Pin:
     """Return the pin of the file at a path or URL; `CheckpointError` where there is none."""
+    url = str(place)
     return store_of(url).pin_file(url) if is_remote(url) else local.pin_file(url)
 
 

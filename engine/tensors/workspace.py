@@ -2,11 +2,15 @@
 
 import functools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 
-from mergemill.engine.storage.ranges import Pin, read_into
+from mergemill.engine.storage.fetch import Fetch
+from mergemill.engine.storage.ranges import Pin, is_remote, read_into
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES
 from mergemill.engine.tensors.lazy import Tensor, torch
 
@@ -29,6 +33,18 @@ class _Held:
     size_bytes: int
     start: int  # in the arena
     read_bytes: int = 0  # so far, from its beginning
+    fetch: Fetch | None = None  # of a remote file: on its way
+
+
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """A range of a remote file on its way into the arena."""
+
+    url: str
+    offset_bytes: int
+    size_bytes: int
+    start: int  # in the arena
+    fetch: Fetch
 
 
 class Workspace:
@@ -37,6 +53,9 @@ class Workspace:
     What is taken for a slab is gone at the next `next_slab`; with `keep`, the bytes that were read stay until the
     workspace is dropped, so that a second pass over the same inputs reads nothing, and so do notes, up to `NOTES_BYTES`
     beside the arena. Ranges that are held lie in one piece, so that a pass may take all slabs at once.
+
+    Remote ranges come into the arena while others are worked on: those that are held, and those that were asked for by
+    `fetch`. Nothing writes into the arena any more once the workspace is closed.
     """
 
     def __init__(self, arena: Arena, *, keep: bool = False) -> None:
@@ -47,9 +66,28 @@ class Workspace:
         self._held: dict[str, list[_Held]] = {}
         self._notes: dict[tuple[int, ...], Arena] = {}
         self._notes_bytes = 0
+        self._coming: dict[int, list[_Coming]] = {}  # by slot
         self._low = 0  # slabs grow up from here
         self._high = len(arena) // _ALIGN * _ALIGN  # kept reads grow down from here
         self.read_bytes = 0  # read from storage so far
+
+    def __enter__(self) -> Self:
+        """The workspace is closed when the block ends."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """Return once nothing writes into the arena any more."""
+        for slot in list(self._coming):
+            self.drop(slot)
+        for held in (held for ranges in self._held.values() for held in ranges):
+            if held.fetch is not None:
+                held.fetch.cancel()
 
     @property
     def keeps(self) -> bool:
@@ -60,7 +98,38 @@ class Workspace:
         """Keep the place for a range that will be read from its first byte to its last, in one piece."""
         ranges = self._held.setdefault(pin.url, [])
         if all(held.offset_bytes != offset_bytes or held.size_bytes != size_bytes for held in ranges):
-            ranges.append(_Held(offset_bytes, size_bytes, self._take_kept(size_bytes)))
+            held = _Held(offset_bytes, size_bytes, self._take_kept(size_bytes))
+            ranges.append(held)
+            if is_remote(pin.url):
+                held.fetch = Fetch(pin, offset_bytes, self._raw[held.start : held.start + size_bytes])
+
+    def reserve(self, size_bytes: int, most: int, beside_bytes: int) -> list[int]:
+        """At the start of a pass, take up to `most` slots of `size_bytes` for `fetch`, and leave `beside_bytes`.
+
+        What was reserved before is given back; a workspace that keeps what it reads has none.
+        """
+        if self._keep or size_bytes <= 0:
+            return []
+        for slot in list(self._coming):
+            self.drop(slot)
+        top = len(self._arena) // _ALIGN * _ALIGN
+        count = max(0, min(most, (top - aligned(beside_bytes)) // size_bytes))
+        self._high = top - count * size_bytes
+        return [self._high + i * size_bytes for i in range(count)]
+
+    def fetch(self, slot: int, ranges: Iterable[tuple[Pin, int, int]]) -> None:
+        """Begin to fetch ranges (pin, offset and size in bytes) of remote files into a slot that is free."""
+        self._coming[slot], start = [], slot
+        for pin, offset_bytes, size_bytes in ranges:
+            fetch = Fetch(pin, offset_bytes, self._raw[start : start + size_bytes])
+            self._coming[slot].append(_Coming(pin.url, offset_bytes, size_bytes, start, fetch))
+            self.read_bytes += size_bytes
+            start += aligned(size_bytes)
+
+    def drop(self, slot: int) -> None:
+        """Make a slot free again."""
+        for coming in self._coming.pop(slot, ()):
+            coming.fetch.cancel()
 
     def next_slab(self) -> None:
         """Give back what the last slab took."""
@@ -103,6 +172,11 @@ class Workspace:
         for held in self._held.get(pin.url, ()):
             if held.offset_bytes <= offset_bytes and offset_bytes + size_bytes <= held.offset_bytes + held.size_bytes:
                 return self._read_held(pin, held, offset_bytes, size_bytes)
+        for coming in (coming for slot in self._coming.values() for coming in slot):
+            at = offset_bytes - coming.offset_bytes
+            if coming.url == pin.url and at >= 0 and at + size_bytes <= coming.size_bytes:
+                coming.fetch.wait(at + size_bytes)
+                return coming.start + at
         key = (pin.url, offset_bytes)
         start, kept_bytes = self._kept.get(key, (0, -1))
         if kept_bytes == size_bytes:
@@ -119,7 +193,10 @@ class Workspace:
         start, stop = offset_bytes - held.offset_bytes, offset_bytes - held.offset_bytes + size_bytes
         if stop > held.read_bytes:
             into = self._raw[held.start + held.read_bytes : held.start + stop]
-            read_into(pin, held.offset_bytes + held.read_bytes, into)
+            if held.fetch is not None:
+                held.fetch.wait(stop)
+            else:
+                read_into(pin, held.offset_bytes + held.read_bytes, into)
             self.read_bytes += len(into)
             held.read_bytes = stop
         return held.start + start
