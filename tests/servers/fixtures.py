@@ -1,4 +1,4 @@
-"""Fixtures that lend the servers to a test run: each starts at its first use, once.
+"""Fixtures that lend the servers to a test run: those of S3 start at their first use, once; a Hub for each test.
 
 A conftest takes them over by importing their names. Where `CI` is set, a server that is missing fails the test.
 """
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from servers import moto, seaweed
+from servers.hub import Hub, start_hub
 from servers.s3 import S3
 
 BUCKET = "models"
@@ -34,6 +35,13 @@ def s3_server(request: pytest.FixtureRequest) -> S3:
     """SeaweedFS and then moto: the test runs on both."""
     server: S3 = request.getfixturevalue(f"{request.param}_server")
     return server
+
+
+@pytest.fixture
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A Hub of this test's own, without repositories."""
+    with start_hub(tmp_path_factory.mktemp("hub")) as running:
+        yield running
 
 
 def _need(missing: str | None) -> None:

@@ -3,7 +3,7 @@
 It has models with commits and branches, large files behind redirects to signed addresses that run out, private and
 gated repositories, and takes uploads. Its storage is another origin, as that of the Hub is: the client follows
 redirects that stay on the Hub's own. What it does not have: Xet (set `HF_HUB_DISABLE_XET`), datasets, spaces, tags,
-pull requests, organisations, limits of rate, and small files from `/api/resolve-cache`.
+pull requests, organisations, limits of rate, and compressed answers.
 """
 
 import contextlib
@@ -51,6 +51,8 @@ class Hub:
         """How many entries of a tree come at once."""
         self.part_bytes = PART_BYTES
         """Uploads larger than this come in parts of this size."""
+        self.redirects_small = True
+        """Whether small files are one redirect away as well, on the Hub itself; a token is needed there too."""
         self.repos: dict[str, Repo] = {}
         self.contents = Contents(folder)
         self.journal = Journal()

@@ -4,7 +4,8 @@ Source: huggingface_hub 2.4.0, `hf_api.py` and `file_download.py`.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode
 
@@ -78,30 +79,48 @@ def answer_commits(call: Call) -> Answer:
 
 
 def answer_resolve(call: Call) -> Answer:
-    """Send a small file; redirect to a signed address of a large one."""
+    """Redirect to the signed address of a large file, or to where small files of this commit are."""
     repo = call.find_repo(content=True)
     commit = call.find_commit(repo)
     file = call.find_file(commit)
-    content = call.hub.contents.find(file.sha256)
-    assert content
-    fields = {"X-Repo-Commit": commit.sha}
+    if not file.large and not call.hub.redirects_small:
+        return answer_small(call)
     if not file.large:
-        return Answer(200, content, {**fields, "ETag": f'"{file.git_oid}"', "Content-Type": "text/plain"})
-    location = call.hub.sign(f"/cdn/{file.sha256}", call.hub.cdn_url)
-    text = f"Found. Redirecting to {location}".encode()
+        path = quote(f"{repo.name}/{commit.sha}/{call.route['path']}")
+        query = urlencode({f"/{repo.name}/resolve/{call.route['revision']}/{call.route['path']}": ""})
+        return redirect(307, f"/api/resolve-cache/models/{path}?{query}", {"X-Repo-Commit": commit.sha})
     linked = {"X-Linked-Size": str(file.size_bytes), "X-Linked-ETag": f'"{file.sha256}"'}
-    etag = f'W/"{hashlib.md5(text).hexdigest()}"'  # of the redirect: it changes with the signature
-    return Answer(302, text, {**fields, **linked, "ETag": etag, "Location": location})
+    location = call.hub.sign(f"/cdn/{file.sha256}", call.hub.cdn_url)
+    return redirect(302, location, {"X-Repo-Commit": commit.sha, **linked})
+
+
+def answer_small(call: Call) -> Answer:
+    """Send a small file."""
+    commit = call.find_commit(call.find_repo(content=True))
+    file = call.find_file(commit)
+    fields = {"X-Repo-Commit": commit.sha, "ETag": f'"{file.git_oid}"', "Content-Type": "text/plain; charset=utf-8"}
+    return Answer(200, find_content(call, file.sha256), fields)
 
 
 def answer_cdn(call: Call) -> Answer:
     """Send a large file to who has a signed address of it."""
     sha256 = call.route["sha256"]
     call.check_signature(f"/cdn/{sha256}")
+    etag = hashlib.sha256(sha256.encode()).hexdigest()  # looks like that of the Hub, and is another one
+    return Answer(200, find_content(call, sha256), {"ETag": f'"{etag}"', "Content-Type": "binary/octet-stream"})
+
+
+def redirect(status: int, location: str, fields: Mapping[str, str]) -> Answer:
+    """Return a redirect. Its ETag is of its own text, which changes with every signature."""
+    text = f"Redirecting to {location}".encode()
+    return Answer(status, text, {**fields, "ETag": f'W/"{hashlib.md5(text).hexdigest()}"', "Location": location})
+
+
+def find_content(call: Call, sha256: str) -> Path:
+    """Return where a content lies that some commit has."""
     content = call.hub.contents.find(sha256)
     assert content
-    etag = hashlib.sha256(sha256.encode()).hexdigest()  # looks like that of the Hub, and is another one
-    return Answer(200, content, {"ETag": f'"{etag}"', "Content-Type": "binary/octet-stream"})
+    return content
 
 
 def list_folder(commit: Commit, folder: str, *, recursive: bool) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ ROUTES = tuple(
         ("preupload", "POST", f"/api/models/{REPO}/preupload/{REVISION}"),
         ("commit", "POST", f"/api/models/{REPO}/commit/{REVISION}"),
         ("resolve", "GET HEAD", f"/{REPO}/resolve/{REVISION}/(?P<path>.+)"),
+        ("small", "GET HEAD", f"/api/resolve-cache/models/{REPO}/{REVISION}/(?P<path>.+)"),
         ("batch", "POST", rf"/{REPO}\.git/info/lfs/objects/batch"),
         ("verify", "POST", rf"/{REPO}\.git/info/lfs/verify"),
         ("complete_parts", "POST", f"/api/complete/{SHA256}"),

@@ -74,11 +74,11 @@ class Link:
 
     def interrupt(self) -> None:
         """End both connections, from another thread."""
-        self._stopped.set()
         for wire in (self.client, self._server):
             with contextlib.suppress(OSError):
                 if wire:
                     wire.socket.shutdown(socket.SHUT_RDWR)
+        self._stopped.set()  # last: what waits must not go on with connections that still work
 
     def close(self, *, reset: bool) -> None:
         """Close both connections, with RST if so asked."""

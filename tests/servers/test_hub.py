@@ -5,13 +5,12 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from servers import faults
-from servers.hub import Hub, start_hub
+from servers.hub import Hub
 from servers.proxy import start_proxy
 
 pytest.importorskip("huggingface_hub")
@@ -51,14 +50,6 @@ def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
     disable_progress_bars()
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    folder = tmp_path / "hub"
-    folder.mkdir()
-    with start_hub(folder) as running:
-        yield running
 
 
 def open_api(hub: Hub, token: str | bool = False) -> HfApi:
@@ -114,6 +105,7 @@ def test_files_are_downloaded_and_read_by_range(hub: Hub, tmp_path: Path) -> Non
     assert system.cat_file(f"{NAME}@{sha}/model.safetensors", start=1000, end=3000) == WEIGHTS[1000:3000]
     assert system.cat_file(f"{NAME}/config.json", start=2, end=7) == b"model"
     assert hub.journal.find_ranges(f"/{NAME}/resolve/main/config.json")[-1] == (2, 23)  # it reads ahead
+    assert hub.journal.exchanges[-1].request.kind == "small"
 
 
 def test_a_large_file_is_behind_a_signed_address_that_runs_out(hub: Hub) -> None:
@@ -133,6 +125,20 @@ def test_a_large_file_is_behind_a_signed_address_that_runs_out(hub: Hub) -> None
     assert read(hf_hub_url(NAME, "model.safetensors", endpoint=hub.url)) == WEIGHTS
     with pytest.raises(urllib.error.HTTPError, match="400"):
         read(found.location, Authorization=f"Bearer {hub.token}")
+
+
+@pytest.mark.parametrize("redirects", [True, False])
+def test_a_small_file_comes_from_the_hub_itself(hub: Hub, redirects: bool) -> None:
+    hub.redirects_small = redirects
+    sha = hub.add_repo(NAME, FILES, private=True)
+    url = hf_hub_url(NAME, "extra/notes.txt", endpoint=hub.url)
+    found = get_hf_file_metadata(url, token=hub.token)
+    assert (found.commit_hash, found.size) == (sha, 5)
+    assert found.etag == hub.repos[NAME].commits[sha].files["extra/notes.txt"].git_oid
+    assert (found.location != url) == redirects
+    assert read(found.location, Authorization=f"Bearer {hub.token}", Range="bytes=1-2") == b"ot"
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        read(found.location)
 
 
 @pytest.mark.parametrize(("token", "status"), [("", 401), ("stranger", 404), ("invalid", 401)])
