@@ -22,6 +22,10 @@ BY_PARAMETER = {
 """The operations of S3 that are told apart by a parameter; the others are their method."""
 
 
+SIGNED = re.compile("Signature|Expires|X-Amz-.*")
+"""Parameters of a signed address, which are new with every signature."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One request of a client."""
@@ -29,7 +33,7 @@ class Request:
     number: int
     """Its place among all requests, from 0, in the order of their arrival."""
     attempt: int
-    """How many requests for the same came before it: same method, target and range."""
+    """How many requests for the same came before it: same method, target and range, whatever the signature."""
     kind: str
     """The operation. Of S3: get, head, put, copy, part, copy_part, create, complete, abort, delete, list, list_parts,
     list_uploads, delete_many; of the Hub: the names in `hub_routes`."""
@@ -50,6 +54,13 @@ def make_request(number: int, attempt: int, method: str, target: str, headers: M
     kind = find_kind(method, parts.path, parameters, copies="x-amz-copy-source" in headers)
     span = parse_range(headers.get("range", ""))
     return Request(number, attempt, kind, method, unquote(parts.path), parameters, span, headers)
+
+
+def name_same(method: str, target: str, headers: Mapping[str, str]) -> str:
+    """Return what repeated attempts at one thing have in common."""
+    parts = urlsplit(target)
+    kept = [pair for pair in parse_qsl(parts.query, keep_blank_values=True) if not SIGNED.fullmatch(pair[0])]
+    return repr((method, parts.path, sorted(kept), headers.get("range")))
 
 
 def find_kind(method: str, path: str, parameters: Collection[str], *, copies: bool) -> str:

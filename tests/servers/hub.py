@@ -174,7 +174,7 @@ class HubHandler(WebHandler):
         if token and token not in (hub.token, hub.stranger):
             raise Refusal(401, "", "Invalid credentials in Authorization header")
         parameters = dict(parse_qsl(target.query))
-        return ANSWERS[name](Call(hub, self.command, parts, parameters, token, pieces, url))
+        return ANSWERS[name](Call(hub, parts, parameters, token, pieces, url))
 
     def _count_pieces(self) -> Iterator[bytes]:
         for piece in self.read_pieces():

@@ -25,7 +25,6 @@ class Call:
     """One request."""
 
     hub: "Hub"
-    method: str
     route: Mapping[str, str]
     """The parts of the path, by the names of `hub_routes`."""
     parameters: Mapping[str, str]

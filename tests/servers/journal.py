@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from servers.asked import Request, make_request
+from servers.asked import Request, make_request, name_same
 from servers.faults import Fault
 
 
@@ -36,12 +36,12 @@ class Journal:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._attempts: Counter[tuple[str, str, str]] = Counter()
+        self._attempts: Counter[str] = Counter()
         self._exchanges: list[Exchange] = []
 
     def open(self, method: str, target: str, headers: Mapping[str, str]) -> Exchange:
         """Return a new exchange, for this request."""
-        same = method, target, headers.get("range", "")
+        same = name_same(method, target, headers)
         with self._lock:
             request = make_request(len(self._exchanges), self._attempts[same], method, target, headers)
             self._attempts[same] += 1

@@ -232,6 +232,13 @@ def test_a_process_of_its_own_is_as_far() -> None:
         assert time.monotonic() - began >= 0.1
 
 
+def test_attempts_are_counted_whatever_the_signature(proxy: Proxy) -> None:
+    for target in ("/a?X-Amz-Signature=1", "/a?X-Amz-Signature=2", "/a?partNumber=1&Signature=1", "/b"):
+        ask(proxy, "HEAD", target)
+    ask(proxy, "HEAD", "/a", Range="bytes=0-1")
+    assert [each.request.attempt for each in proxy.journal.exchanges] == [0, 1, 0, 0, 0]
+
+
 def test_random_faults_are_the_same_in_any_order(proxy: Proxy) -> None:
     proxy.rule = faults.at_random(1, 0.5, [faults.refuse(500, "InternalError"), faults.refuse(503)])
 
