@@ -15,7 +15,7 @@ from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.slabs import cut_evenly
 
 PART_BYTES = 128 << 20  # the most that a part is cut to
-LEAST_PART_BYTES = 4 << 20
+LEAST_PART_BYTES = 5 << 20  # and S3 takes no smaller ones, but for an object's last
 WHOLE_BYTES = 64 << 20  # up to here no tensor is cut that must be known whole first: its pieces read for every pass
 PARTS = 64  # parts of a merge too small for full ones, so that a few cores are busy to the end
 METADATA = {"format": "pt"}
@@ -46,7 +46,7 @@ def choose_part_bytes(total_bytes: int) -> int:
     """Return the size that parts are cut to.
 
     >>> choose_part_bytes(10**6) >> 20, choose_part_bytes(2 * 10**9) >> 20, choose_part_bytes(10**12) >> 20
-    (4, 29, 128)
+    (5, 29, 128)
     """
     return min(PART_BYTES, max(LEAST_PART_BYTES, total_bytes // PARTS))
 
@@ -89,7 +89,11 @@ def _cut_shard(
     """Glue pieces until a part is full; a tensor larger than a part is cut evenly."""
     held: list[Piece] = []
     for piece in _cut_tensors(group, start_bytes, part_bytes):
-        if held and _end(piece) - held[0].offset_bytes > part_bytes:
+        if (
+            held
+            and _end(held[-1]) - held[0].offset_bytes >= LEAST_PART_BYTES
+            and _end(piece) - held[0].offset_bytes > part_bytes
+        ):
             yield _make_part(held, shard, first)
             first, held = first + 1, []
         held.append(piece)

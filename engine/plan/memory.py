@@ -47,14 +47,17 @@ def gather_bytes(part: Part, memory_bytes: int) -> int:
     return max(stream_bytes(part), min(wanted, memory_bytes))
 
 
-def check_memory(parts: Sequence[Part], memory_bytes: int) -> None:
-    """Raise `PlanError` with the number that would do where a part cannot run in `memory_bytes`."""
+def check_memory(parts: Sequence[Part], memory_bytes: int, beside_bytes: int = 0) -> None:
+    """Raise `PlanError` with the number that would do where a part cannot run in `memory_bytes`.
+
+    beside_bytes: what writing a part takes.
+    """
     worst = max(parts, key=stream_bytes, default=None)
-    if worst is not None and stream_bytes(worst) > memory_bytes:
+    if worst is not None and stream_bytes(worst) + beside_bytes > memory_bytes:
         tensor = max(worst.pieces, key=slab_bytes).tensor.name
         raise PlanError(
             f"--memory {format_size(memory_bytes)} is too little: tensor {tensor} needs "
-            f"{stream_bytes(worst)} bytes ({format_size(stream_bytes(worst))}) a worker"
+            f"{stream_bytes(worst) + beside_bytes} bytes ({format_size(stream_bytes(worst) + beside_bytes)}) a worker"
         )
 
 

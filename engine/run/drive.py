@@ -12,10 +12,10 @@ from mergemill.engine.run.crew import Crew, check_crew, open_crew
 from mergemill.engine.run.events import Committed, OnEvent, PartFinished, Started, ignore
 from mergemill.engine.run.graph import make_checks, make_tasks
 from mergemill.engine.run.guard import Report, check_report, make_report
-from mergemill.engine.run.output import Output, check_same, commit_output, find_shard, open_output, start_output
+from mergemill.engine.run.output import Output, check_same, commit_output, find_output, open_output, start_output
 from mergemill.engine.run.receipts import Receipt
 from mergemill.engine.run.workers import MEMORY, Workers, choose_workers
-from mergemill.engine.storage.ranges import check_pin
+from mergemill.engine.storage.ranges import check_pin, is_remote
 from mergemill.engine.tensors.slabs import SLAB
 
 
@@ -30,7 +30,7 @@ def run(
     on_event: OnEvent = ignore,
     slab: int = SLAB,
 ) -> Committed:
-    """Run `plan` into the folder `out`, which is new, empty, or holds the same merge unfinished.
+    """Run `plan` into the folder or prefix `out`, which is new, empty, or holds the same merge unfinished.
 
     An unfinished merge is resumed: only parts without a receipt are merged, the others are checked. `on_event` is
     called in this thread. `workers`, `threads`, `memory` and `scheduler` are those of `choose_workers`; all workers of
@@ -40,9 +40,9 @@ def run(
     """
     started = time.perf_counter()
     chosen = choose_workers(plan, workers=workers, threads=threads, memory=memory, scheduler=scheduler)
-    check_memory(plan.parts, chosen.memory_bytes)
-    check_crew(chosen, {pin.url: pin.size_bytes for pin in plan.pins})
-    output = open_output(Path(out), plan)
+    check_memory(plan.parts, chosen.memory_bytes, find_output(out).beside_bytes)
+    check_crew(chosen, {pin.url: pin.size_bytes for pin in plan.pins if not is_remote(pin.url)})
+    output = open_output(out, plan)
     with output.locked():
         check_same(output, plan)  # again: another driver may just have been here
         if output.journal.is_committed():
@@ -64,10 +64,10 @@ def run(
 def _finish_again(output: Output, plan: Plan, on_event: OnEvent) -> Committed:
     """The same merge is here already: say so, unless something of it is gone."""
     for name in [shard.name for shard in plan.shards] + [file.name for file in plan.files]:
-        if not (output.folder / name).exists():
-            raise RunError(f"{output.folder}: was finished, but {name} is gone; remove the folder and merge again")
+        if output.find(name) is None:
+            raise RunError(f"{output}: was finished, but {name} is gone; remove the folder and merge again")
     report = _read_report(output, plan)
-    committed = Committed(str(output.folder), plan.digest, len(plan.parts), 0, plan.write_bytes, 0, 0.0, report)
+    committed = Committed(str(output), plan.digest, len(plan.parts), 0, plan.write_bytes, 0, 0.0, report)
     on_event(committed)
     return committed
 
@@ -98,12 +98,11 @@ def _run_parts(plan: Plan, output: Output, workers: Workers, on_event: OnEvent, 
 
     with open_crew(workers, token) as crew:
         receipts = start_output(output, plan)
-        paths = [find_shard(output, shard.name, plan.digest).absolute() for shard in plan.shards]
-        record = output.record_path.absolute()  # there now; so is the folder, if workers share it
-        crew.check_files({str(record): record.stat().st_size})
+        targets = output.targets(plan)
+        crew.check_files(output.files_seen())
         on_event(_describe_start(plan, output, receipts, crew))
-        crew.run_tasks(make_checks(plan, paths, receipts, token), keep)
-        crew.run_tasks(make_tasks(plan, list(left.values()), paths, slab, token), journal)
+        crew.run_tasks(make_checks(plan, targets, receipts, token), keep)
+        crew.run_tasks(make_tasks(plan, list(left.values()), targets, slab, token), journal)
     return tally.merged, tally.read_bytes
 
 
@@ -127,7 +126,7 @@ class _Tally:
 
 def _describe_start(plan: Plan, output: Output, receipts: Mapping[int, Receipt], crew: Crew) -> Started:
     return Started(
-        out=str(output.folder),
+        out=str(output),
         digest=plan.digest,
         workers=crew.workers.count,
         threads=crew.workers.threads,

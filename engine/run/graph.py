@@ -6,7 +6,6 @@ Task arguments are pickled beforehand: Dask looks into the arguments of delayed 
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from dask.delayed import Delayed, delayed
 
@@ -15,7 +14,8 @@ from mergemill.engine.run.crew import find_workplace
 from mergemill.engine.run.piece import find_factors, gather_piece, gather_squares, with_factors
 from mergemill.engine.run.receipts import Receipt
 from mergemill.engine.run.rounds import count_rounds, cut_pieces, iter_cut_tensors
-from mergemill.engine.run.task import check_part, run_part
+from mergemill.engine.run.target import Target
+from mergemill.engine.run.task import run_part
 from mergemill.engine.tensors.kernels import Partial, add_partials
 from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.slabs import SLAB
@@ -23,14 +23,16 @@ from mergemill.engine.tensors.slabs import SLAB
 FAN_IN = 4  # partial statistics that one task adds up
 
 
-def make_checks(plan: Plan, paths: Sequence[Path], receipts: Mapping[int, Receipt], token: str = "") -> list[Delayed]:
+def make_checks(
+    plan: Plan, targets: Sequence[Target], receipts: Mapping[int, Receipt], token: str = ""
+) -> list[Delayed]:
     """Return a task for each receipt of an earlier run; its result is ``(Receipt, whether the part is as it says)``.
 
-    paths: where each shard of the plan is written. token: in every task's key; by default of the plan's digest.
+    targets: where each part of the plan is written. token: in every task's key; by default of the plan's digest.
     """
     return [
         _check(
-            pickle.dumps((plan.parts[number], paths[plan.parts[number].shard], receipt)),
+            pickle.dumps((plan.parts[number], targets[number], receipt)),
             dask_key_name=f"check-{number:06d}-{token or plan.digest[:12]}",
         )
         for number, receipt in receipts.items()
@@ -38,18 +40,18 @@ def make_checks(plan: Plan, paths: Sequence[Path], receipts: Mapping[int, Receip
 
 
 def make_tasks(
-    plan: Plan, parts: Sequence[Part], paths: Sequence[Path], slab: int = SLAB, token: str = ""
+    plan: Plan, parts: Sequence[Part], targets: Sequence[Target], slab: int = SLAB, token: str = ""
 ) -> list[Delayed]:
     """Return a task for each of `parts`, before it whatever must be gathered; its result is the part's receipt.
 
-    paths: where each shard of the plan is written. token: as for `make_checks`.
+    targets: where each part of the plan is written. token: as for `make_checks`.
     """
     token = token or plan.digest[:12]
     factors = _make_factors(plan, slab, token)
     totals = {name: _make_totals(name, pieces, factors, token, slab) for name, pieces in iter_cut_tensors(plan, parts)}
     return [
         _run(
-            pickle.dumps((part, plan.shards[part.shard].name, paths[part.shard], slab)),
+            pickle.dumps((part, plan.shards[part.shard].name, targets[part.number], slab)),
             [piece.tensor.name for piece in cut_pieces(part)],
             [totals[piece.tensor.name] for piece in cut_pieces(part)],
             factors if any(isinstance(piece.tensor.expression, Merged) for piece in part.pieces) else None,
@@ -100,15 +102,15 @@ def _make_total(partials: Sequence[Delayed], key: str) -> Delayed:
 
 @delayed(pure=False)
 def _check(spec: bytes) -> tuple[Receipt, bool]:
-    part, path, receipt = pickle.loads(spec)
-    return receipt, check_part(part, path, receipt, find_workplace())
+    part, target, receipt = pickle.loads(spec)
+    return receipt, target.check(part, receipt, find_workplace())
 
 
 @delayed(pure=False, traverse=True)
 def _run(spec: bytes, names: list[str], totals: list[list[Partial]], factors: Sequence[float] | None) -> Receipt:
-    part, shard, path, slab = pickle.loads(spec)
+    part, shard, target, slab = pickle.loads(spec)
     part = replace(part, pieces=tuple(with_factors(piece, factors) for piece in part.pieces))
-    return run_part(part, shard, path, dict(zip(names, totals, strict=True)), find_workplace(), slab)
+    return run_part(part, shard, target, dict(zip(names, totals, strict=True)), find_workplace(), slab)
 
 
 @delayed(pure=False)

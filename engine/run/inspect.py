@@ -8,8 +8,7 @@ from pathlib import Path
 from mergemill.engine.checkpoint.checkpoint import open_checkpoint
 from mergemill.engine.checkpoint.family import layer_stacks
 from mergemill.engine.checkpoint.layout import TensorInfo
-from mergemill.engine.run.output import Output
-from mergemill.engine.run.record import read_record
+from mergemill.engine.run.output import find_output, is_writable
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +38,10 @@ class Inspection:
 
 def inspect(path: str | Path) -> Inspection:
     """Look at the model or the merge in the folder `path`; `CheckpointError` where there is neither."""
-    output = Output(Path(path))
-    if not output.record_path.exists():
+    output = find_output(path) if is_writable(path) else None
+    record = output.read_record() if output else None
+    if output is None or record is None:
         return _inspect_checkpoint(str(path), "checkpoint", "", "")
-    record = read_record(output.record_path)
     if output.journal.is_committed():
         return _inspect_checkpoint(str(path), "merge", "finished", record.digest)
     done = len({receipt.part for receipt in output.journal.read()})

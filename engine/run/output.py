@@ -1,235 +1,118 @@
-"""The output folder from its first byte to the commit, and what is left of it when a merge is given up.
+"""Where a merge goes, whatever kind of storage that is: from its first byte to the commit."""
 
-All unfinished work lies in the hidden folder ``.mergemill``: ``plan.json`` (what is being merged), ``journal.jsonl``
-(receipts), the shards as ``<name>.tmp-<digest>``. At commit the shards are renamed into the output, the small files
-written, the index last: only then does a loader find a model.
-"""
-
-import fcntl
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol
 
-from mergemill.engine.errors import OutputError, StorageError
-from mergemill.engine.plan.values import Plan, Shard
-from mergemill.engine.run.receipts import Journal, Receipt
-from mergemill.engine.run.record import Record, checksum, make_record, read_record, read_small
-from mergemill.engine.storage.positioned import (
-    beside_path,
-    check_space,
-    create_positioned,
-    make_folder,
-    open_positioned,
-    rename_file,
-    sync_folder,
-    write_file,
-)
+from mergemill.engine.errors import OutputError
+from mergemill.engine.plan.values import Plan
+from mergemill.engine.run.folder import FolderOutput
+from mergemill.engine.run.receipts import Receipt
+from mergemill.engine.run.record import Record, make_record
+from mergemill.engine.run.target import Target
+from mergemill.engine.storage.ranges import Pin, is_remote
 
-STATE_NAME = ".mergemill"
+_BUCKETS = ("s3://", "s3a://")
 
 
-class Output:
-    """The places in an output folder."""
+class Receipts(Protocol):
+    """The receipts of finished parts, kept with the output."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.state = folder / STATE_NAME
-        self.record_path = self.state / "plan.json"
-        self.journal = Journal(self.state / "journal.jsonl")
+    def read(self) -> Iterator[Receipt]:
+        """Yield the receipts in the order in which they were written."""
 
-    def unfinished(self, shard_name: str, digest: str) -> Path:
-        """Where a shard lies until the commit."""
-        return self.state / f"{shard_name}.tmp-{digest[:12]}"
+    def is_committed(self) -> bool:
+        """Whether the merge was finished."""
 
-    def finished(self, shard_name: str) -> Path:
-        """Where a shard lies after the commit."""
-        return self.folder / shard_name
+    def append(self, receipt: Receipt) -> None:
+        """Add a receipt."""
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+
+class Output(Protocol):
+    """An output and its hidden state; its text is where it is, as the user wrote it."""
+
+    @property
+    def journal(self) -> Receipts:
+        """The receipts of its parts."""
+
+    @property
+    def beside_bytes(self) -> int:
+        """The memory that writing a part takes, beside what merging it does."""
+
+    def read_record(self) -> Record | None:
+        """Return what it is the output of; None where nothing has begun."""
+
+    def open(self, plan: Plan) -> None:
+        """Make it the output of `plan`, new or resumed; `OutputError` where it holds anything else."""
+
+    def locked(self) -> AbstractContextManager[None]:
         """Hold the output for this process; `OutputError` while another one does."""
-        with _open_lock(self.state / "lock") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise OutputError(
-                    f"{self.folder}: another mergemill is writing here; wait for it or stop it"
-                ) from error
-            yield
+
+    def start(self, plan: Plan) -> Mapping[int, Receipt]:
+        """Create what is missing of the plan's record and shards; returns the receipts that can still be trusted."""
+
+    def targets(self, plan: Plan) -> Sequence[Target]:
+        """Return where each part of the started plan is written."""
+
+    def files_seen(self) -> Mapping[str, int]:
+        """Return files that every worker must see, sizes in bytes by path."""
+
+    def commit(self, plan: Plan) -> None:
+        """Turn finished parts into a checkpoint; the index is written last."""
+
+    def find(self, name: str) -> Pin | None:
+        """Return the pin of a file of the finished output."""
+
+    def abort(self) -> int:
+        """Remove what an unfinished merge left; returns the bytes freed. Nothing else is touched."""
 
 
-def open_output(folder: Path, plan: Plan) -> Output:
-    """Make `folder` the output of `plan`, new or resumed; `OutputError` where it holds anything else."""
-    output = Output(folder)
-    if not output.record_path.exists():
-        _check_free(folder)
-    make_folder(output.state)
+def is_writable(place: str | Path) -> bool:
+    """Whether a merge can be written to a path or URL, as far as its kind of storage goes."""
+    return not is_remote(str(place)) or str(place).startswith(_BUCKETS)
+
+
+def find_output(out: str | Path) -> Output:
+    """Return the output at a path or URL; nothing is looked at yet."""
+    place = str(out)
+    if not is_remote(place):
+        return FolderOutput(Path(place.removeprefix("file://")))
+    if place.startswith(_BUCKETS):
+        from mergemill.engine.run.bucket import BucketOutput
+
+        return BucketOutput(place)
+    raise OutputError(f"{place}: cannot be written to; the output is a folder or s3://bucket/prefix")
+
+
+def open_output(out: str | Path, plan: Plan) -> Output:
+    """Make `out` the output of `plan`, new or resumed; `OutputError` where it holds anything else."""
+    output = find_output(out)
+    output.open(plan)
     check_same(output, plan)
     return output
 
 
 def check_same(output: Output, plan: Plan) -> None:
     """Raise `OutputError` where the output belongs to another merge."""
-    if output.record_path.exists():
-        _check_same(output.folder, read_record(output.record_path), make_record(plan))
+    held, wanted = output.read_record(), make_record(plan)
+    if held is not None and held.digest != wanted.digest:
+        raise OutputError(
+            f"{output}: holds another merge, which differs in {held.describe_difference(wanted)}; "
+            f"choose another folder, or remove the unfinished one with: mergemill abort {output}"
+        )
 
 
 def start_output(output: Output, plan: Plan) -> Mapping[int, Receipt]:
     """Create what is missing of the plan's record and shards; returns the receipts that can still be trusted."""
-    if not output.record_path.exists():
-        write_file(output.record_path, make_record(plan).to_json())
-    paths = {shard.name: output.unfinished(shard.name, plan.digest) for shard in plan.shards}
-    unfinished = [shard for shard in plan.shards if paths[shard.name].exists() or not _is_finished(output, shard)]
-    lost = {shard.name for shard in unfinished if not _has_size(paths[shard.name], shard.size_bytes)}
-    for shard in unfinished:
-        _check_absent(output.finished(shard.name))
-    check_space(output.state, sum(_lacking_bytes(paths[shard.name], shard.size_bytes) for shard in unfinished))
-    for shard in unfinished:
-        # Also where the file is there: parts have receipts, but a header lost in a power cut has none.
-        create_positioned(paths[shard.name], shard.size_bytes, shard.header)
-    numbers = {(part.start_bytes, plan.shards[part.shard].name): part for part in plan.parts}
-    return {
-        receipt.part: receipt
-        for receipt in output.journal.read()
-        if receipt.shard not in lost and (receipt.start_bytes, receipt.shard) in numbers
-    }
-
-
-def find_shard(output: Output, shard_name: str, digest: str) -> Path:
-    """Return where a started shard lies now: unfinished, or renamed already by an interrupted commit."""
-    unfinished = output.unfinished(shard_name, digest)
-    return unfinished if unfinished.exists() else output.finished(shard_name)
+    return output.start(plan)
 
 
 def commit_output(output: Output, plan: Plan) -> None:
-    """Turn finished parts into a checkpoint: sync and rename the shards, write the files, the index last."""
-    for shard in plan.shards:
-        unfinished = output.unfinished(shard.name, plan.digest)
-        if unfinished.exists():
-            with open_positioned(unfinished) as writer:
-                writer.sync()
-            _check_absent(output.finished(shard.name))
-            rename_file(unfinished, output.finished(shard.name))
-    sync_folder(output.folder)
-    for file in plan.files:
-        _write_small(output.folder / file.name, read_small(file))
-    output.journal.append_commit()
+    """Turn finished parts into a checkpoint; the index is written last."""
+    output.commit(plan)
 
 
 def abort(out: str | Path) -> int:
-    """Remove what an unfinished merge left in the folder `out`; returns the bytes freed. Nothing else is touched."""
-    folder = Path(out)
-    output = Output(folder)
-    if not output.state.is_dir():
-        raise OutputError(f"{folder}: holds no unfinished merge; there is nothing to abort")
-    if output.journal.is_committed():
-        raise OutputError(f"{folder}: is a finished merge; remove the folder yourself if you do not want it")
-    with output.locked():
-        record = read_record(output.record_path) if output.record_path.exists() else None
-        left = _list_left(output, record)
-        freed_bytes = sum(path.stat().st_blocks * 512 for path in left)
-        for path in left:
-            path.unlink()
-        for place in (output.state, folder):
-            _remove_empty(place)
-    return freed_bytes
-
-
-def _check_free(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder}: is a file; the output must be a folder, new or empty")
-    found = sorted(path.name for path in folder.iterdir() if path.name != STATE_NAME) if folder.exists() else []
-    if found:
-        raise OutputError(f"{folder}: holds {found[0]!r}{_more(found)}; the output must be a folder, new or empty")
-
-
-def _more(names: list[str]) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""
-
-
-def _check_same(folder: Path, held: Record, wanted: Record) -> None:
-    if held.digest == wanted.digest:
-        return
-    raise OutputError(
-        f"{folder}: holds another merge, which differs in {held.describe_difference(wanted)}; "
-        f"choose another folder, or remove the unfinished one with: mergemill abort {folder}"
-    )
-
-
-def _open_lock(path: Path) -> TextIO:
-    try:
-        return open(path, "w")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}; choose a folder that you can write") from error
-
-
-def _is_finished(output: Output, shard: Shard) -> bool:
-    """Whether an interrupted commit has renamed the shard already; a file of the user's has another header."""
-    path = output.finished(shard.name)
-    return _has_size(path, shard.size_bytes) and _begins_with(path, shard.header)
-
-
-def _has_size(path: Path, size_bytes: int) -> bool:
-    return path.is_file() and path.stat().st_size == size_bytes
-
-
-def _begins_with(path: Path, header: bytes) -> bool:
-    with open(path, "rb") as file:
-        return file.read(len(header)) == header
-
-
-def _lacking_bytes(path: Path, size_bytes: int) -> int:
-    """What the disk must still give for a file of `size_bytes`, which may be there with holes."""
-    held_bytes = path.stat().st_blocks * 512 if path.exists() else 0
-    return max(0, size_bytes - held_bytes)
-
-
-def _check_absent(path: Path) -> None:
-    """A file that somebody else put where a shard belongs is not overwritten."""
-    if path.exists():
-        raise _appeared(path)
-
-
-def _appeared(path: Path) -> OutputError:
-    return OutputError(f"{path}: appeared while the merge ran; move it away and run the merge again to finish")
-
-
-def _write_small(path: Path, data: bytes) -> None:
-    """Write a small file; one that somebody else put there in the meantime is not overwritten."""
-    if path.exists():
-        if path.read_bytes() == data:
-            return
-        raise _appeared(path)
-    make_folder(path.parent)  # of a file of methods in a folder below the recipe's
-    write_file(path, data)
-
-
-def _list_left(output: Output, record: Record | None) -> list[Path]:
-    """List what is ours, the record last: an abort that is interrupted can be repeated."""
-    left: list[Path] = []
-    if record is not None:
-        # An interrupted commit has put some of these into the output: the index first, so that no loader finds it.
-        for name, sum_ in reversed(list(record.files.items())):
-            path = output.folder / name
-            left += [path] if _holds(path, sum_) else []
-            left += [beside] if (beside := beside_path(path)).is_file() else []
-        for name, shard in record.shards.items():
-            path, text = output.folder / name, shard["header"].encode()
-            header = len(text).to_bytes(8, "little") + text
-            left += [path] if _has_size(path, shard["size_bytes"]) and _begins_with(path, header) else []
-    state = sorted(path for path in output.state.iterdir() if path.is_file())
-    return left + sorted(state, key=lambda path: path == output.record_path)
-
-
-def _holds(path: Path, expected: str) -> bool:
-    return path.is_file() and checksum(path.read_bytes()) == expected
-
-
-def _remove_empty(folder: Path) -> None:
-    try:
-        folder.rmdir()
-    except OSError as error:
-        if not folder.exists() or any(folder.iterdir()):
-            return
-        raise StorageError(f"{folder}: removing it failed: {error.strerror}") from error
+    """Remove what an unfinished merge left at `out`; returns the bytes freed. Nothing else is touched."""
+    return find_output(out).abort()

@@ -8,6 +8,8 @@ from typing import Any
 
 from mergemill.engine.errors import StorageError
 
+Upload = Sequence[int | str]  # number from 1, and ETag, of a part of a multipart upload
+
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
@@ -21,6 +23,7 @@ class Receipt:
     read_bytes: int  # read from the sources, second reads included
     seconds: float  # of the task, waiting for memory excluded
     drifts: Sequence[Sequence[float | None]] = ()  # what the guard saw of each merged piece: `guard.Row`
+    uploads: Sequence[Upload] = ()  # what the part consists of where it was uploaded
 
 
 class Journal:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import xxhash
@@ -85,9 +84,9 @@ def checksum(data: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
-def read_record(path: Path) -> Record:
-    """Read a ``plan.json``; `OutputError` where it is none."""
+def parse_record(text: bytes, where: str) -> Record:
+    """Parse a ``plan.json``; `OutputError` where it is none."""
     try:
-        return Record(**json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise OutputError(f"{path}: is not a plan that this version of mergemill wrote: {error}") from error
+        return Record(**json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise OutputError(f"{where}: is not a plan that this version of mergemill wrote: {error}") from error

@@ -9,13 +9,15 @@ from mergemill.engine.methods.own import MethodsFile
 from mergemill.engine.plan.make import make_plan
 from mergemill.engine.plan.values import Part, Piece, Plan
 from mergemill.engine.recipe import Recipe, parse_recipe
-from mergemill.engine.run.output import Output
+from mergemill.engine.run.checksum import checksum_range
+from mergemill.engine.run.output import Output, find_output
 from mergemill.engine.run.piece import find_factors, gather_piece, gather_squares, with_factors
 from mergemill.engine.run.receipts import Receipt
-from mergemill.engine.run.record import Record, checksum, read_record
+from mergemill.engine.run.record import Record, checksum
 from mergemill.engine.run.rounds import count_rounds, iter_cut_tensors
-from mergemill.engine.run.task import checksum_range, merge_part
+from mergemill.engine.run.task import merge_part
 from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.storage.ranges import Pin, join, read_into, read_whole
 from mergemill.engine.tensors.kernels import Partial, add_partials
 
 MEMORY_BYTES = 1 << 30  # for verifying
@@ -40,16 +42,15 @@ def verify(out: str | Path, *, replay: int = 0) -> Verified:
     Raises `VerifyError` for the first thing that is not as it was written, and `OutputError` where `out` holds no
     merge. Replaying needs the sources as they were.
     """
-    output = Output(Path(out))
+    output = find_output(out)
     record = _open_record(output)
     receipts = {(receipt.shard, receipt.start_bytes): receipt for receipt in output.journal.read()}
     workplace = Workplace(MEMORY_BYTES, 1)
-    for name in record.shards:
-        _check_shard(output.finished(name), record, name)
+    shards = {name: _check_shard(output, record, name) for name in record.shards}
     for shard, start_bytes, stop_bytes in record.parts:
-        _check_part(output.finished(shard), receipts.get((shard, start_bytes)), stop_bytes, workplace)
+        _check_part(shards[shard], receipts.get((shard, start_bytes)), stop_bytes, workplace)
     for name, expected in record.files.items():
-        _check_file(output.folder / name, expected)
+        _check_file(output, name, expected)
     replayed = _replay(record, receipts, replay, workplace) if replay else 0
     return Verified(
         out=str(out),
@@ -64,8 +65,7 @@ def verify(out: str | Path, *, replay: int = 0) -> Verified:
 
 def list_code(out: str | Path) -> tuple[tuple[str, str], ...]:
     """Return name and sha256 of each file of methods that replaying the merge in `out` runs."""
-    output = Output(Path(out))
-    record = read_record(output.record_path) if output.record_path.exists() else None
+    record = find_output(out).read_record()
     return tuple((file.name, file.sha256) for file in _list_code(record)) if record else ()
 
 
@@ -74,47 +74,49 @@ def _list_code(record: Record) -> list[MethodsFile]:
 
 
 def _open_record(output: Output) -> Record:
-    if not output.record_path.exists():
-        raise OutputError(f"{output.folder}: holds no merge that mergemill wrote; there is no {output.record_path}")
-    record = read_record(output.record_path)
+    record = output.read_record()
+    if record is None:
+        raise OutputError(f"{output}: holds no merge that mergemill wrote; there is no .mergemill/plan.json")
     if not output.journal.is_committed():
         done = len({receipt.part for receipt in output.journal.read()})
         raise VerifyError(
-            f"{output.folder}: is unfinished: {done} of {len(record.parts)} parts; run the same merge again to resume"
+            f"{output}: is unfinished: {done} of {len(record.parts)} parts; run the same merge again to resume"
         )
     return record
 
 
-def _check_shard(path: Path, record: Record, name: str) -> None:
-    expected = record.shards[name]
-    if not path.is_file():
-        raise VerifyError(f"{path}: is gone; remove the folder and merge again")
-    size_bytes = path.stat().st_size
-    if size_bytes != expected["size_bytes"]:
-        raise VerifyError(f"{path}: has {size_bytes} bytes; {expected['size_bytes']} were written")
+def _check_shard(output: Output, record: Record, name: str) -> Pin:
+    expected, pin = record.shards[name], output.find(name)
+    where = join(str(output), name)
+    if pin is None:
+        raise VerifyError(f"{where}: is gone; remove the folder and merge again")
+    if pin.size_bytes != expected["size_bytes"]:
+        raise VerifyError(f"{where}: has {pin.size_bytes} bytes; {expected['size_bytes']} were written")
     header = expected["header"].encode()
-    with open(path, "rb") as file:
-        found = file.read(8 + len(header))
+    found = bytearray(8 + len(header))
+    read_into(pin, 0, memoryview(found))
     if found != len(header).to_bytes(8, "little") + header:
-        raise VerifyError(f"{path}: its header is not the one that was planned")
+        raise VerifyError(f"{where}: its header is not the one that was planned")
+    return pin
 
 
-def _check_part(path: Path, receipt: Receipt | None, stop_bytes: int, workplace: Workplace) -> None:
+def _check_part(pin: Pin, receipt: Receipt | None, stop_bytes: int, workplace: Workplace) -> None:
     if receipt is None or receipt.stop_bytes != stop_bytes:
-        raise VerifyError(f"{path}: the journal lacks the receipt of a part that ends at byte {stop_bytes}")
-    found = checksum_range(path, receipt.start_bytes, receipt.stop_bytes, workplace)
+        raise VerifyError(f"{pin.url}: the journal lacks the receipt of a part that ends at byte {stop_bytes}")
+    found = checksum_range(pin, receipt.start_bytes, receipt.stop_bytes, workplace)
     if found != receipt.checksum:
         raise VerifyError(
-            f"{path}: bytes {receipt.start_bytes} to {receipt.stop_bytes} changed since they were written: "
+            f"{pin.url}: bytes {receipt.start_bytes} to {receipt.stop_bytes} changed since they were written: "
             f"checksum {found}, receipt {receipt.checksum}"
         )
 
 
-def _check_file(path: Path, expected: str) -> None:
-    if not path.is_file():
-        raise VerifyError(f"{path}: is gone; it was written with the merge")
-    if checksum(path.read_bytes()) != expected:
-        raise VerifyError(f"{path}: changed since it was written")
+def _check_file(output: Output, name: str, expected: str) -> None:
+    where, pin = join(str(output), name), output.find(name)
+    if pin is None:
+        raise VerifyError(f"{where}: is gone; it was written with the merge")
+    if checksum(read_whole(pin)) != expected:
+        raise VerifyError(f"{where}: changed since it was written")
 
 
 def _replay(record: Record, receipts: Mapping[tuple[str, int], Receipt], count: int, workplace: Workplace) -> int:

@@ -8,11 +8,15 @@ import functools
 import random
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 from mergemill.engine.errors import StorageError
 from mergemill.engine.storage.pin import Pin
 from mergemill.engine.storage.store import Unavailable, store_of
+
+T = TypeVar("T")
 
 PIECE_BYTES = 8 << 20  # of one request
 CONNECTIONS = 32  # requests of a process in flight
@@ -58,8 +62,8 @@ def read_remote(pin: Pin, offset_bytes: int, buffer: memoryview) -> None:
         fetch.cancel()
 
 
-def submit(work: "functools.partial[object]") -> "Future[object]":
-    """Run `work` on a thread of the pool."""
+def submit(work: Callable[[], T]) -> "Future[T]":
+    """Run `work` on a thread that moves bytes."""
     return _pool().submit(work)
 
 

@@ -70,9 +70,9 @@ def read_into(pin: Pin, offset_bytes: int, buffer: memoryview) -> None:
         local.read_into(pin, offset_bytes, buffer)
 
 
-def read_whole(pin: Pin) -> bytes:
-    """Return a small file as it was pinned."""
-    data = bytearray(pin.size_bytes)
+def read_whole(pin: Pin, most_bytes: int | None = None) -> bytes:
+    """Return a small file as it was pinned, or its first `most_bytes`."""
+    data = bytearray(pin.size_bytes if most_bytes is None else min(most_bytes, pin.size_bytes))
     check_pin(pin)
     read_into(pin, 0, memoryview(data))
     return bytes(data)

@@ -39,6 +39,7 @@ from workers import Overhead, Rates, describe_place, list_tasks, measure_overhea
 from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.run.graph import make_tasks
+from mergemill.engine.run.target import FileTarget
 
 STUDIES = ("models", "tensors", "sizes", "plan", "workers")
 LOCAL = Place(scheduler_s=0.0, message_s=0.0, latency_s=0.0, worker_rate=float("inf"), store_rate=float("inf"))
@@ -170,13 +171,13 @@ def measure_workers(recipe: Path, out: Path, memory: str) -> dict[int, Cost]:
 
 def simulate_here(plan: Plan, rates: Rates, overhead: Overhead) -> list[Outcome]:
     """Simulate the processes that were measured: the page cache answers at once."""
-    tasks = list_tasks(plan, make_tasks(plan, plan.parts, make_paths(plan)), rates)
+    tasks = list_tasks(plan, make_tasks(plan, plan.parts, make_targets(plan)), rates)
     place = Place(overhead.scheduler_s, overhead.worker_s / 2, LOCAL.latency_s, LOCAL.worker_rate, LOCAL.store_rate)
     return [simulate(tasks, count, place) for count in (1, 2, 4)]
 
 
-def make_paths(plan: Plan) -> list[Path]:
-    return [Path(shard.name) for shard in plan.shards]
+def make_targets(plan: Plan) -> list[FileTarget]:
+    return [FileTarget(Path(plan.shards[part.shard].name)) for part in plan.parts]
 
 
 def format_workers(method: str, costs: dict[int, Cost], outcomes: Sequence[Outcome]) -> str:
@@ -209,7 +210,7 @@ def simulate_shape(
     shape: str, method: str, plan: Plan, rates: Rates, overhead: Overhead, options: argparse.Namespace
 ) -> tuple[list[Outcome], str]:
     """Simulate one plan on growing numbers of workers; returns the outcomes and their table."""
-    tasks = list_tasks(plan, make_tasks(plan, plan.parts, make_paths(plan)), rates)
+    tasks = list_tasks(plan, make_tasks(plan, plan.parts, make_targets(plan)), rates)
     place = Place(
         overhead.scheduler_s,
         options.message_ms / 1e3 + overhead.worker_s / 2,

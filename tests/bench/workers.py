@@ -16,7 +16,7 @@ from mergemill.engine.plan.memory import needs_passes
 from mergemill.engine.plan.values import Part, Piece, Plan
 from mergemill.engine.run.cluster import Cluster, open_cluster
 from mergemill.engine.run.graph import make_tasks
-from mergemill.engine.run.output import find_shard, open_output, start_output
+from mergemill.engine.run.output import open_output
 from mergemill.engine.run.workers import Workers
 from mergemill.engine.tensors.slabs import Span
 
@@ -68,9 +68,8 @@ def _take_cpu_s() -> float:
 def measure_rates(plan: Plan, out: Path, memory_bytes: int) -> Rates:
     """Run the tasks of a plan on one worker process, and return what each kind took there."""
     output = open_output(out, plan)
-    start_output(output, plan)
-    paths = [find_shard(output, shard.name, plan.digest) for shard in plan.shards]
-    tasks = make_tasks(plan, plan.parts, paths)
+    output.start(plan)
+    tasks = make_tasks(plan, plan.parts, output.targets(plan))
     with open_cluster(Workers(1, 1, memory_bytes)) as cluster:
         took_s = _time_tasks(cluster, tasks)
     sizes = {task.key: task.read_bytes for task in list_tasks(plan, tasks, None)}

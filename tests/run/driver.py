@@ -11,7 +11,7 @@ from run.merging import plan_merge, slowed
 
 from mergemill.engine import Committed, PartFinished, Started, run
 from mergemill.engine.errors import MergemillError
-from mergemill.engine.run import output
+from mergemill.engine.run import folder
 
 
 def main(wanted: dict[str, Any]) -> int:
@@ -34,7 +34,7 @@ def _say(event: Started | PartFinished | Committed) -> None:
 
 def _die_at_rename(count: int) -> None:
     """Kill this process instead of renaming the `count`-th shard."""
-    rename, left = output.rename_file, [count]
+    rename, left = folder.rename_file, [count]
 
     def rename_or_die(path: Path, target: Path) -> None:
         left[0] -= 1
@@ -42,7 +42,7 @@ def _die_at_rename(count: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         rename(path, target)
 
-    output.rename_file = rename_or_die
+    folder.rename_file = rename_or_die
 
 
 if __name__ == "__main__":

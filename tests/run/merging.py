@@ -24,7 +24,7 @@ from mergemill.engine.run import drive
 from mergemill.engine.run.cluster import Cluster
 from mergemill.engine.run.crew import Crew, open_crew
 from mergemill.engine.run.events import Event
-from mergemill.engine.run.output import STATE_NAME, Output
+from mergemill.engine.run.folder import STATE_NAME, FolderOutput
 from mergemill.engine.run.workers import Workers
 from mergemill.engine.run.workplace import Workplace
 from mergemill.engine.tensors.slabs import BLOCK
@@ -150,7 +150,7 @@ def list_files(folder: Path) -> dict[str, bytes]:
 
 def finished_parts(out: Path) -> list[int]:
     """Return the part numbers in the journal, in the order of their lines."""
-    return [receipt.part for receipt in Output(out).journal.read()]
+    return [receipt.part for receipt in FolderOutput(out).journal.read()]
 
 
 class Killed(BaseException):

@@ -30,9 +30,9 @@ from run.merging import (
 from mergemill.engine import Committed, PartFinished, Started, abort, run, verify
 from mergemill.engine.errors import OutputError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.run import drive, output
+from mergemill.engine.run import drive, folder, output
 from mergemill.engine.run.events import Event
-from mergemill.engine.run.output import Output
+from mergemill.engine.run.folder import FolderOutput
 from mergemill.engine.run.receipts import Journal
 
 TESTS = Path(__file__).parents[1]
@@ -190,9 +190,9 @@ def dying_in_commit(monkeypatch: pytest.MonkeyPatch, step: int) -> Iterator[Coun
 
     def commit_guarded(*args: Any) -> None:
         for place, name in [
-            (output, "rename_file"),
-            (output, "sync_folder"),
-            (output, "write_file"),
+            (folder, "rename_file"),
+            (folder, "sync_folder"),
+            (folder, "write_file"),
             (Journal, "append_commit"),
         ]:
             guard(place, name)
@@ -265,7 +265,7 @@ def test_an_unfinished_shard_lost_before_the_resume_is_merged_again(damage: str,
     run_until(plan, out, len(plan.parts) - 1)
     lost = plan.shards[2].name
     kept = [part for part in finished_parts(out) if plan.shards[plan.parts[part].shard].name != lost]
-    path = Output(out).unfinished(lost, plan.digest)
+    path = FolderOutput(out).unfinished(lost, plan.digest)
     if damage == "removed":
         path.unlink()
     else:
@@ -349,7 +349,7 @@ def test_a_driver_that_waited_at_the_door_finds_the_other_merge(
     other = plan_merge("linear", family)
     opened = drive.open_output
 
-    def open_and_wait(folder: Path, wanted: Plan) -> Output:
+    def open_and_wait(folder: Path, wanted: Plan) -> FolderOutput:
         found = opened(folder, wanted)
         monkeypatch.setattr(drive, "open_output", opened)
         run(other, out, workers=0)

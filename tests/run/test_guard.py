@@ -30,8 +30,8 @@ from mergemill.engine.errors import RunError
 from mergemill.engine.methods.catalogue import find_methods
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.run import graph
+from mergemill.engine.run.folder import FolderOutput
 from mergemill.engine.run.guard import Report, make_report
-from mergemill.engine.run.output import Output
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES
 from mergemill.engine.tensors.slabs import BLOCK
 
@@ -496,7 +496,7 @@ def test_a_resume_keeps_what_was_found_before(policy: str, large: Path, tmp_path
 def test_parts_may_end_in_any_order(policy: str, large: Path, tmp_path: Path) -> None:
     plan = plan_of({**make_kept_recipe("ties", large), "guard": {"policy": policy}})
     committed = run(plan, tmp_path / "out", workers=0)
-    receipts = list(Output(tmp_path / "out").journal.read())
+    receipts = list(FolderOutput(tmp_path / "out").journal.read())
     for seed in range(5):
         random.Random(seed).shuffle(receipts)
         assert make_report(plan, receipts) == committed.guard

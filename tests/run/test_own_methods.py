@@ -14,7 +14,7 @@ from mergemill.engine.errors import MethodsError, OutputError, PlanError, Recipe
 from mergemill.engine.methods.own import MethodsFile, find_all_methods, open_methods
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.run import drive
-from mergemill.engine.run.output import Output
+from mergemill.engine.run.folder import FolderOutput
 from mergemill.engine.tensors.slabs import BLOCK
 
 CODE = '''\
@@ -155,7 +155,7 @@ def test_a_merge_is_replayed_without_the_file(method: str, here: Path, tmp_path:
     (here / "own.py").unlink()
     with parts_of(2 * BLOCK):
         assert verify(tmp_path / "out", replay=3).replayed == 3
-    output = Output(tmp_path / "out")
+    output = FolderOutput(tmp_path / "out")
     (receipt, *_) = output.journal.read()
     flip_bit(tmp_path / "out" / receipt.shard, receipt.start_bytes)
     with pytest.raises(Exception, match="changed since they were written"):

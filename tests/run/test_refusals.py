@@ -22,7 +22,7 @@ from mergemill.engine.errors import (
     StorageError,
 )
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.run import output
+from mergemill.engine.run import folder
 from mergemill.engine.run.events import Event
 from mergemill.engine.run.receipts import Journal
 
@@ -94,7 +94,7 @@ def test_a_disk_that_fills_up_stops_the_merge_which_a_larger_disk_finishes(
     """The space was there when the merge began: somebody else took it."""
     out = small_disk / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(output, "check_space", lambda folder, needed_bytes: None)
+        patch.setattr(folder, "check_space", lambda folder, needed_bytes: None)
         with refused(StorageError, r"writing .*No space left on device", 1):
             run(plan, out, workers=workers, threads=1)
         assert not is_loadable(out)
@@ -125,7 +125,7 @@ def test_a_resume_asks_only_for_the_space_that_is_missing(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(output, "check_space", lambda folder, needed_bytes: asked.append(needed_bytes))
+    monkeypatch.setattr(folder, "check_space", lambda folder, needed_bytes: asked.append(needed_bytes))
     run_until(plan, tmp_path / "out", len(plan.parts) - 2)
     run(plan, tmp_path / "out", workers=0)
     assert asked[0] == plan.write_bytes
@@ -363,9 +363,9 @@ def test_abort_after_an_interrupted_commit_removes_the_renamed_shards_too(
             raise StorageError("no more")
         write_file(path, data)
 
-    write_file = output.write_file
+    write_file = folder.write_file
     with monkeypatch.context() as patch:
-        patch.setattr(output, "write_file", fail)
+        patch.setattr(folder, "write_file", fail)
         with pytest.raises(StorageError, match="no more"):
             run(plan, out, workers=0)
     assert len(list(out.glob("*.safetensors"))) == len(plan.shards)

@@ -11,7 +11,7 @@ from run.merging import METHODS, SMALL_PART, flip_bit, list_files, parts_of, pla
 from mergemill.engine import run, verify
 from mergemill.engine.errors import InputError, OutputError, VerifyError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.run.output import Output
+from mergemill.engine.run.folder import FolderOutput
 from mergemill.engine.run.record import checksum
 from mergemill.engine.run.verify import Verified
 
@@ -140,7 +140,7 @@ def test_a_replay_finds_a_part_that_was_merged_wrongly(method: str, family: Path
     part = plan.parts[7]
     flip_bit(out / SHARD, part.start_bytes + 1)
     data = (out / SHARD).read_bytes()[part.start_bytes : part.stop_bytes]
-    journal = Output(out).journal
+    journal = FolderOutput(out).journal
     (receipt,) = (found for found in journal.read() if found.part == 7)
     journal.append(replace(receipt, checksum=checksum(data)))
     assert verify(out).parts == len(plan.parts)

@@ -1,0 +1,21 @@
+"""The checksum of what was written, read again."""
+
+import xxhash
+
+from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.storage.ranges import Pin, read_into
+
+BUFFER_BYTES = 8 << 20
+
+
+def checksum_range(pin: Pin, start_bytes: int, stop_bytes: int, workplace: Workplace) -> str:
+    """Return the xxh3_128 of a range of a file, or of as much of it as there is."""
+    checksum = xxhash.xxh3_128()
+    buffer_bytes = min(BUFFER_BYTES, workplace.share_bytes)
+    stop_bytes = min(stop_bytes, pin.size_bytes)
+    with workplace.lend(buffer_bytes) as arena:
+        for start in range(start_bytes, stop_bytes, buffer_bytes):
+            buffer = arena.data[: min(buffer_bytes, stop_bytes - start)]
+            read_into(pin, start, buffer)
+            checksum.update(buffer)
+    return checksum.hexdigest()

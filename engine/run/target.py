@@ -1,0 +1,71 @@
+"""Where a part is written, as a value that travels to the worker that merges it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from mergemill.engine.plan.values import Part
+from mergemill.engine.run.checksum import checksum_range
+from mergemill.engine.run.receipts import Receipt, Upload
+from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.storage.positioned import PositionedWriter, open_positioned
+from mergemill.engine.storage.ranges import pin_file
+from mergemill.engine.tensors.workspace import Arena
+
+
+class PartWriter(Protocol):
+    """Takes the bytes of one part."""
+
+    def write(self, offset_bytes: int, data: memoryview) -> None:
+        """Write `data` at `offset_bytes` of the shard; the bytes of a part come in order, without holes."""
+
+    def finish(self) -> Sequence[Upload]:
+        """Return once the part is written: the uploads that it consists of, if it was uploaded."""
+
+
+class Target(Protocol):
+    """The place of one part, or of all parts of a shard."""
+
+    @property
+    def beside_bytes(self) -> int:
+        """The memory that writing a part takes."""
+
+    def open_part(self, part: Part, room: Arena) -> AbstractContextManager[PartWriter]:
+        """Open the part to be written, with `beside_bytes` of room for that."""
+
+    def check(self, part: Part, receipt: Receipt, workplace: Workplace) -> bool:
+        """Whether what is written of the part is what its receipt says."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileTarget:
+    """A shard on a disk that all workers see."""
+
+    path: Path
+    beside_bytes = 0
+
+    @contextmanager
+    def open_part(self, part: Part, room: Arena) -> Iterator["FileWriter"]:
+        """Open the file, which is there."""
+        with open_positioned(self.path) as writer:
+            yield FileWriter(writer, part)
+
+    def check(self, part: Part, receipt: Receipt, workplace: Workplace) -> bool:
+        """Read the part's range again."""
+        return receipt.checksum == checksum_range(pin_file(self.path), part.start_bytes, part.stop_bytes, workplace)
+
+
+class FileWriter:
+    """Writes a part into an open file."""
+
+    def __init__(self, writer: PositionedWriter, part: Part) -> None:
+        self._writer = writer
+        self._part = part
+        self.write = writer.write
+
+    def finish(self) -> Sequence[Upload]:
+        """Ask the kernel to begin writing the part to the disk."""
+        self._writer.start_writeback(self._part.start_bytes, self._part.size_bytes)
+        return ()
