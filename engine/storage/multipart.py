@@ -2,16 +2,18 @@
 
 import functools
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, TypeVar
 
-from mergemill.engine.errors import OutputError, StorageError
+from mergemill.engine.errors import MergemillError, OutputError, StorageError
 from mergemill.engine.storage import fetch
 from mergemill.engine.storage.s3 import S3Store, explained, split_url
-from mergemill.engine.storage.store import find_store
+from mergemill.engine.storage.store import Unavailable, find_store
+
+T = TypeVar("T")
 
 LEAST_BYTES = 5 << 20  # of a part that is not the last: a limit of S3
 MOST_PARTS = 10_000  # of an object
@@ -28,28 +30,26 @@ class StoredPart:
     etag: str
 
 
-def put(url: str, data: bytes, *, absent: bool = False) -> bool:
-    """Write a small object; with `absent` only where there is none, and return whether it was written."""
+def put(url: str, data: bytes, *, absent: bool = False, error: type[MergemillError] = StorageError) -> bool:
+    """Write a small object; with `absent` only where there is none, and return whether `data` is there now."""
     condition = {"IfNoneMatch": "*"} if absent else {}
     bucket, key = split_url(url)
     try:
-        with explained(url, error=StorageError):
-            _client().put_object(Bucket=bucket, Key=key, Body=data, **condition)
-    except StorageError as error:
-        if absent and _code(error) in ("PreconditionFailed", "ConditionalRequestConflict", "412"):
-            return False
+        _ask(url, lambda client: client.put_object(Bucket=bucket, Key=key, Body=data, **condition), error)
+    except error as found:
+        if absent and _code(found) in ("PreconditionFailed", "412"):
+            return get(url) == data  # as after an attempt whose answer was lost
         raise
     return True
 
 
-def get(url: str) -> bytes | None:
+def get(url: str, *, error: type[MergemillError] = StorageError) -> bytes | None:
     """Return a small object; None where there is none."""
     bucket, key = split_url(url)
     try:
-        with explained(url, error=StorageError):
-            data: bytes = _client().get_object(Bucket=bucket, Key=key)["Body"].read()
-    except StorageError as error:
-        if _code(error) in ("NoSuchKey", "404"):
+        data: bytes = _ask(url, lambda client: client.get_object(Bucket=bucket, Key=key)["Body"].read(), error)
+    except error as found:
+        if is_missing(found):
             return None
         raise
     return data
@@ -64,10 +64,9 @@ def get_age(url: str) -> float | None:
     """Return how many seconds ago an object was written, by the clock of the server; None where there is none."""
     bucket, key = split_url(url)
     try:
-        with explained(url, error=StorageError):
-            found = _client().head_object(Bucket=bucket, Key=key)
+        found = _ask(url, lambda client: client.head_object(Bucket=bucket, Key=key))
     except StorageError as error:
-        if _code(error) in ("NoSuchKey", "404"):
+        if is_missing(error):
             return None
         raise
     now = parsedate_to_datetime(found["ResponseMetadata"]["HTTPHeaders"]["date"])
@@ -78,32 +77,29 @@ def delete(urls: Sequence[str]) -> None:
     """Remove objects, in their order; what is not there is no error."""
     for url in urls:
         bucket, key = split_url(url)
-        with explained(url, error=StorageError):
-            _client().delete_object(Bucket=bucket, Key=key)
+        where = {"Bucket": bucket, "Key": key}
+        _ask(url, functools.partial(_delete, where=where))
 
 
 def list_objects(url: str) -> Mapping[str, int]:
     """Return the sizes in bytes of all objects below a prefix, by their names after it."""
     bucket, prefix = _split_prefix(url)
-    with explained(url, error=OutputError):
-        pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        found = {each["Key"]: each["Size"] for page in pages for each in page.get("Contents", ())}
-    return {key.removeprefix(prefix): size for key, size in found.items() if key != prefix}
+    found = _ask(
+        url, lambda client: _list(client, "list_objects_v2", "Contents", Bucket=bucket, Prefix=prefix), OutputError
+    )
+    return {each["Key"].removeprefix(prefix): each["Size"] for each in found if each["Key"] != prefix}
 
 
 def start_upload(url: str) -> str:
     """Begin a multipart upload and return its id."""
     bucket, key = split_url(url)
-    with explained(url, error=StorageError):
-        return str(_client().create_multipart_upload(Bucket=bucket, Key=key)["UploadId"])
+    return str(_ask(url, lambda client: client.create_multipart_upload(Bucket=bucket, Key=key))["UploadId"])
 
 
 def list_uploads(url: str) -> Iterator[tuple[str, str]]:
     """Yield the uploads below a prefix that are not completed: the object's URL, and the id."""
     bucket, prefix = _split_prefix(url)
-    with explained(url, error=StorageError):
-        pages = _client().get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix)
-        found = [each for page in pages for each in page.get("Uploads", ())]
+    found = _ask(url, lambda client: _list(client, "list_multipart_uploads", "Uploads", Bucket=bucket, Prefix=prefix))
     for each in found:
         if each["Key"].startswith(prefix):
             yield f"s3://{bucket}/{each['Key']}", each["UploadId"]
@@ -113,11 +109,9 @@ def list_parts(url: str, upload: str) -> Mapping[int, StoredPart] | None:
     """Return the parts of an upload by number; None where there is no such upload."""
     bucket, key = split_url(url)
     try:
-        with explained(url, error=StorageError):
-            pages = _client().get_paginator("list_parts").paginate(Bucket=bucket, Key=key, UploadId=upload)
-            found = [each for page in pages for each in page.get("Parts", ())]
+        found = _ask(url, lambda client: _list(client, "list_parts", "Parts", Bucket=bucket, Key=key, UploadId=upload))
     except StorageError as error:
-        if _code(error) in (MISSING_UPLOAD, "NoSuchKey", "404"):
+        if is_missing(error):
             return None
         raise
     return {each["PartNumber"]: StoredPart(each["PartNumber"], each["Size"], each["ETag"]) for each in found}
@@ -126,12 +120,10 @@ def list_parts(url: str, upload: str) -> Mapping[int, StoredPart] | None:
 def complete_upload(url: str, upload: str, parts: Sequence[tuple[int, str]]) -> bool:
     """Make an object of the parts, (number, ETag) in order; False where there is no such upload (any more)."""
     bucket, key = split_url(url)
-    listed = [{"PartNumber": number, "ETag": etag} for number, etag in parts]
+    listed = {"Parts": [{"PartNumber": number, "ETag": etag} for number, etag in parts]}
+    where = {"Bucket": bucket, "Key": key, "UploadId": upload}
     try:
-        with explained(url, error=StorageError):
-            _client().complete_multipart_upload(
-                Bucket=bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": listed}
-            )
+        _ask(url, lambda client: client.complete_multipart_upload(**where, MultipartUpload=listed))
     except StorageError as error:
         if _code(error) == MISSING_UPLOAD:
             return False
@@ -143,25 +135,27 @@ def abort_upload(url: str, upload: str) -> None:
     """End an upload and drop its parts; one that is gone already is no error."""
     bucket, key = split_url(url)
     try:
-        with explained(url, error=StorageError):
-            _client().abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)
+        _ask(url, lambda client: client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload))
     except StorageError as error:
-        if _code(error) not in (MISSING_UPLOAD, "404"):
+        if not is_missing(error):
             raise
 
 
 def upload_part(url: str, upload: str, number: int, data: memoryview) -> "Future[str]":
     """Begin to upload a part, from memory that the caller leaves alone until its ETag is there."""
+    bucket, key = split_url(url)
+    where = {"Bucket": bucket, "Key": key, "UploadId": upload, "PartNumber": number, "ContentLength": len(data)}
 
     def work() -> str:
-        bucket, key = split_url(url)
-        with explained(f"{url}, part {number}", error=StorageError):
-            found = _client().upload_part(
-                Bucket=bucket, Key=key, UploadId=upload, PartNumber=number, Body=_Body(data), ContentLength=len(data)
-            )
+        found = _ask(f"{url}, part {number}", lambda client: client.upload_part(**where, Body=_Body(data)))
         return str(found["ETag"])
 
     return fetch.submit(work)
+
+
+def is_missing(error: MergemillError) -> bool:
+    """Whether the server said that an object or an upload is not there."""
+    return _code(error) in (MISSING_UPLOAD, "NoSuchKey", "404")
 
 
 class _Body(io.RawIOBase):
@@ -193,6 +187,29 @@ class _Body(io.RawIOBase):
         return left
 
 
+def _ask(url: str, work: Callable[[Any], T], error: type[MergemillError] = StorageError) -> T:
+    """Return what `work` returns of a client; what may pass is tried again, also after boto3 has given it up.
+
+    All of them may be asked twice. A second answer may differ, as that of an upload that was completed at the first.
+    """
+    failed = 0
+    while True:
+        try:
+            with explained(url, error=error, again=True):
+                return work(_client())
+        except Unavailable as unavailable:
+            failed += 1
+            fetch.try_again(failed, unavailable, url)
+
+
+def _delete(client: Any, where: Mapping[str, str]) -> None:
+    client.delete_object(**where)
+
+
+def _list(client: Any, name: str, key: str, **where: str) -> list[Any]:
+    return [each for page in client.get_paginator(name).paginate(**where) for each in page.get(key, ())]
+
+
 def _client() -> Any:
     store = find_store("s3")
     assert isinstance(store, S3Store)
@@ -204,7 +221,7 @@ def _split_prefix(url: str) -> tuple[str, str]:
     return bucket, f"{key.rstrip('/')}/" if key else ""
 
 
-def _code(error: StorageError) -> str:
+def _code(error: MergemillError) -> str:
     """Return the server's word for what went wrong."""
     response = getattr(error.__cause__, "response", {})
     return str(response.get("Error", {}).get("Code", ""))

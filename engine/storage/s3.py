@@ -7,7 +7,15 @@ from typing import Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError, NoCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+)
+from botocore.parsers import ResponseParserError
 
 from mergemill.engine.errors import CheckpointError, MergemillError, StorageError
 from mergemill.engine.storage.body import check_range, make_range, read_body
@@ -20,6 +28,7 @@ ATTEMPTS = 5  # by botocore, of a request that is refused; with back-off and jit
 _GONE = ("404", "NoSuchKey", "NoSuchBucket", "NotFound")
 _CHANGED = ("412", "PreconditionFailed", "InvalidRange")
 _DENIED = ("401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken")
+_PASSING = ("RequestTimeout", "ConditionalRequestConflict", "OperationAborted")  # 4xx that another try may mend
 
 
 def open_store(scheme: str) -> "S3Store":
@@ -119,8 +128,14 @@ def _stamp(etag: str) -> str:
 
 
 @contextmanager
-def explained(url: str, pin: Pin | None = None, error: type[MergemillError] = CheckpointError) -> Iterator[None]:
-    """Turn what boto3 raises into the errors of this room: with `pin` those of reading, else `error`."""
+def explained(
+    url: str, pin: Pin | None = None, error: type[MergemillError] = CheckpointError, *, again: bool = False
+) -> Iterator[None]:
+    """Turn what boto3 raises into the errors of this room: with `pin` those of reading, else `error`.
+
+    With `pin`, or where the caller will try `again`, what may pass is `Unavailable`.
+    """
+    again = again or pin is not None
     try:
         yield
     except ClientError as found:
@@ -133,14 +148,14 @@ def explained(url: str, pin: Pin | None = None, error: type[MergemillError] = Ch
             raise kind(f"{url}: no such object, prefix or bucket") from found
         if code in _DENIED:
             raise kind(f"{url}: access denied ({code}); check the credentials that the AWS tools use here") from found
-        if pin is not None and (status >= 500 or status in (408, 429)):
+        if again and (status >= 500 or status in (408, 429) or code in _PASSING):
             raise Unavailable(f"{code} ({status})") from found
         raise kind(f"{url}: the server answers {code} ({status})") from found
     except NoCredentialsError as found:
         kind = StorageError if pin is not None else error
         raise kind(f"{url}: no credentials; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from found
-    except (HTTPClientError, ConnectionError) as found:
-        if pin is not None:
+    except (HTTPClientError, ConnectionError, IncompleteReadError, ResponseParserError) as found:
+        if again:
             raise Unavailable(_shorten(found)) from found
         raise error(f"{url}: cannot be reached: {_shorten(found)}") from found
     except BotoCoreError as found:
