@@ -56,8 +56,8 @@ def read_body(response: Any, buffer: memoryview) -> int:
     except LOST as error:
         if not done:
             raise Unavailable(str(error) or type(error).__name__) from error
-    if done == len(buffer):
-        response.release_conn()
+    if done == len(buffer) and (source is response or source.isclosed()):
+        response.release_conn()  # the end of chunks, which is not read here, would stand before the next answer
     else:
         response.close()
     return done

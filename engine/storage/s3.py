@@ -1,8 +1,16 @@
-"""S3 and what speaks like it, through boto3: credentials, endpoints and retries are found and done its way."""
+"""S3 and what speaks like it, through boto3: credentials, endpoints and retries are found and done its way.
+
+What is hot goes past it: boto3 takes 4 ms of a core for each request, and 1.3 ms are left where it only signs an
+address, which is then good for every range of an object for some minutes (``tests/bench/storage.py``).
+"""
 
 import functools
+import os
+import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import boto3
@@ -16,14 +24,16 @@ from botocore.exceptions import (
     NoCredentialsError,
 )
 from botocore.parsers import ResponseParserError
+from urllib3.response import BaseHTTPResponse
 
 from mergemill.engine.errors import CheckpointError, MergemillError, StorageError
-from mergemill.engine.storage.body import check_range, make_range, read_body
+from mergemill.engine.storage.connections import CONNECT_S, READ_S, Connections
 from mergemill.engine.storage.fetch import CONNECTIONS
 from mergemill.engine.storage.pin import Pin, changed
 from mergemill.engine.storage.store import Unavailable
 
-CONNECT_S, READ_S = 10, 60  # how long a connection may take, and how long one may be silent
+SIGNED_S = 300  # that an address is used for; it is good for twice as long
+LEAST_SIGNED_S = 10  # after which one that is refused may be too old for its credentials
 ATTEMPTS = 5  # by botocore, of a request that is refused; with back-off and jitter
 _GONE = ("404", "NoSuchKey", "NoSuchBucket", "NotFound")
 _CHANGED = ("412", "PreconditionFailed", "InvalidRange")
@@ -49,7 +59,17 @@ def split_url(url: str) -> tuple[str, str]:
 
 
 def connect() -> Any:
-    """Return a new client, as the environment and the AWS profile say."""
+    """Return a new client, as the environment and the AWS profile say.
+
+    What is sent is signed with its SHA-256 only where the connection itself does not protect it.
+    """
+    client = _connect(payload_signing_enabled=None)
+    if client.meta.endpoint_url.startswith("https://"):
+        return _connect(payload_signing_enabled=False)
+    return client
+
+
+def _connect(**s3: Any) -> Any:
     settings = Config(
         max_pool_connections=CONNECTIONS,
         connect_timeout=CONNECT_S,
@@ -57,14 +77,32 @@ def connect() -> Any:
         retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
+        signature_version="s3v4",
+        s3=s3,
     )
     return boto3.session.Session().client("s3", config=settings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Signed:
+    """An address with a signature, which is a secret for as long as it is good."""
+
+    address: str
+    made_s: float  # by the clock of this process
+
+    def __repr__(self) -> str:
+        """Say nothing of it."""
+        return "_Signed()"
 
 
 class S3Store:
     """Objects of S3, read by range."""
 
     checks_reads = True
+
+    def __init__(self) -> None:
+        self._connections = Connections(ca_certs=os.environ.get("AWS_CA_BUNDLE"))
+        self._signed: dict[str, _Signed] = {}
 
     @functools.cached_property
     def client(self) -> Any:
@@ -98,29 +136,52 @@ class S3Store:
 
     def read_some(self, pin: Pin, offset_bytes: int, buffer: memoryview) -> int:
         """Read a range of the object that was pinned, and of no other."""
-        bucket, key = split_url(pin.url)
-        wanted = make_range(offset_bytes, len(buffer))
-        with explained(pin.url, pin):
-            found = self.client.get_object(
-                Bucket=bucket, Key=key, Range=wanted, IfMatch=pin.stamp.removeprefix("etag:")
-            )
-        response = found["Body"]._raw_stream  # what boto3 puts around it copies every byte twice
-        try:
-            if _stamp(found["ETag"]) != pin.stamp:
-                raise changed(pin, _stamp(found["ETag"]))
-            headers = {name.lower(): value for name, value in found["ResponseMetadata"]["HTTPHeaders"].items()}
-            status = found["ResponseMetadata"]["HTTPStatusCode"]
-            check_range(pin, offset_bytes, len(buffer), status, headers)
-            return read_body(response, buffer)
-        except Exception:
-            response.close()
-            raise
+        signed = self._sign(pin)
+        conditions = {"If-Match": pin.stamp.removeprefix("etag:")}
+        return self._connections.read_range(
+            pin, signed.address, conditions, offset_bytes, buffer, lambda answer: self._check(pin, answer, signed)
+        )
+
+    def _sign(self, pin: Pin) -> "_Signed":
+        """Return an address of the object that is good for minutes, made with the credentials of now."""
+        signed = self._signed.get(pin.url)
+        if signed is None or time.monotonic() - signed.made_s > SIGNED_S:
+            bucket, key = split_url(pin.url)
+            with explained(pin.url, pin):
+                address = self.client.generate_presigned_url(
+                    "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=2 * SIGNED_S
+                )
+            self._signed[pin.url] = signed = _Signed(address, time.monotonic())
+        return signed
+
+    def _check(self, pin: Pin, answer: BaseHTTPResponse, signed: "_Signed") -> None:
+        """Raise unless an answer is of the object that was pinned."""
+        if answer.status in (404, 410):
+            raise changed(pin, "gone")
+        if answer.status == 412 or (
+            answer.status in (200, 206) and _stamp(answer.headers.get("etag", "")) != pin.stamp
+        ):
+            raise changed(pin, _stamp(answer.headers.get("etag", "another")))
+        if answer.status == 416:
+            raise changed(pin, "fewer bytes")
+        if answer.status not in (200, 206):
+            code = _find_code(answer.read(decode_content=False)[:4096])
+            if self._signed.pop(pin.url, None) is signed and time.monotonic() - signed.made_s > LEAST_SIGNED_S:
+                raise Unavailable(f"{code} ({answer.status}) to an address that was signed a while ago")
+            denied = "access denied" if answer.status in (401, 403) else "the server answers"
+            raise StorageError(f"{pin.url}: {denied}: {code} ({answer.status})")
 
     def _list(self, bucket: str, prefix: str) -> Iterator[tuple[str, Pin]]:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
         for page in pages:
             for found in page.get("Contents", ()):
                 yield found["Key"], Pin(f"s3://{bucket}/{found['Key']}", found["Size"], _stamp(found["ETag"]))
+
+
+def _find_code(body: bytes) -> str:
+    """Return the server's word for what went wrong."""
+    found = re.search(rb"<Code>(\w+)</Code>", body)
+    return found[1].decode() if found else "an error"
 
 
 def _stamp(etag: str) -> str:
