@@ -88,12 +88,10 @@ def _cut_shard(
 ) -> Iterator[Part]:
     """Glue pieces until a part is full; a tensor larger than a part is cut evenly."""
     held: list[Piece] = []
+    least_bytes = max(1, min(LEAST_PART_BYTES, part_bytes))
     for piece in _cut_tensors(group, start_bytes, part_bytes):
-        if (
-            held
-            and _end(held[-1]) - held[0].offset_bytes >= LEAST_PART_BYTES
-            and _end(piece) - held[0].offset_bytes > part_bytes
-        ):
+        held_bytes = _end(held[-1]) - held[0].offset_bytes if held else 0
+        if held_bytes >= least_bytes and _end(piece) - held[0].offset_bytes > part_bytes:
             yield _make_part(held, shard, first)
             first, held = first + 1, []
         held.append(piece)
