@@ -10,37 +10,37 @@ from contextlib import contextmanager
 from typing import Any
 
 from mergemill.engine.errors import OutputError, StorageError
-from mergemill.engine.storage.multipart import delete, get, get_age, put
+from mergemill.engine.storage.objects import Objects
 
 RENEW_S, OLD_S = 20.0, 90.0
 
 
 @contextmanager
-def hold_lease(url: str, where: str) -> Iterator[None]:
+def hold_lease(objects: Objects, url: str, where: str) -> Iterator[None]:
     """Hold the object at `url` for this process; `OutputError` while another one does, calling the output `where`."""
     own = {"host": socket.gethostname(), "pid": os.getpid(), "token": secrets.token_hex(8)}
     data = json.dumps(own).encode()
-    if not put(url, data, absent=True):
-        _check_abandoned(url, where)
-        put(url, data)
+    if not objects.put(url, data, absent=True):
+        _check_abandoned(objects, url, where)
+        objects.put(url, data)
     stop = threading.Event()
-    keeper = threading.Thread(target=_renew, args=(url, data, stop), name="mergemill-lease", daemon=True)
+    keeper = threading.Thread(target=_renew, args=(objects, url, data, stop), name="mergemill-lease", daemon=True)
     keeper.start()
     try:
         yield
     finally:
         stop.set()
         keeper.join()
-        if get(url) == data:
-            delete([url])
+        if objects.get(url) == data:
+            objects.delete([url])
 
 
-def _check_abandoned(url: str, where: str) -> None:
+def _check_abandoned(objects: Objects, url: str, where: str) -> None:
     """Raise `OutputError` unless who holds the lease is gone."""
-    age_s = get_age(url)
+    age_s = objects.get_age(url)
     if age_s is None or age_s > OLD_S:
         return
-    holder = _parse(get(url))
+    holder = _parse(objects.get(url))
     if holder.get("host") == socket.gethostname() and not _runs(holder.get("pid")):
         return
     raise OutputError(
@@ -49,10 +49,10 @@ def _check_abandoned(url: str, where: str) -> None:
     )
 
 
-def _renew(url: str, data: bytes, stop: threading.Event) -> None:
+def _renew(objects: Objects, url: str, data: bytes, stop: threading.Event) -> None:
     while not stop.wait(RENEW_S):
         try:
-            put(url, data)
+            objects.put(url, data)
         except StorageError:
             continue  # the merge itself will say what is wrong with the storage
 

@@ -1,0 +1,28 @@
+"""Small objects of a storage, each written and read whole: what is kept beside an output to resume and verify it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from mergemill.engine.errors import MergemillError, StorageError
+
+
+class Objects(Protocol):
+    """Objects by their URLs; the functions of `multipart` for S3, `AnyObjects` for what fsspec knows."""
+
+    def put(self, url: str, data: bytes, *, absent: bool = False, error: type[MergemillError] = StorageError) -> bool:
+        """Write an object; with `absent` only where there is none, and return whether `data` is there now."""
+
+    def get(self, url: str, *, error: type[MergemillError] = StorageError) -> bytes | None:
+        """Return an object; None where there is none."""
+
+    def get_all(self, urls: Sequence[str]) -> list[bytes | None]:
+        """Return objects, fetched at the same time where that is possible."""
+
+    def get_age(self, url: str) -> float | None:
+        """Return how many seconds ago an object was written, by the clock of the server; None where there is none."""
+
+    def delete(self, urls: Sequence[str]) -> None:
+        """Remove objects, in their order; what is not there is no error."""
+
+    def list_objects(self, url: str) -> Mapping[str, int]:
+        """Return the sizes in bytes of all objects below a prefix, by their names after it."""
