@@ -16,6 +16,7 @@ from mergemill.engine.run.target import Target
 from mergemill.engine.run.upload import BESIDE_BYTES, check_limits, make_targets
 from mergemill.engine.storage import multipart
 from mergemill.engine.storage.multipart import StoredPart
+from mergemill.engine.storage.s3 import split_url
 
 
 class BucketOutput(RemoteOutput):
@@ -24,8 +25,10 @@ class BucketOutput(RemoteOutput):
     beside_bytes = BESIDE_BYTES
 
     def __init__(self, url: str) -> None:
-        where = url.rstrip("/")
-        super().__init__(where, "s3://" + where.split("://", 1)[1], multipart)
+        scheme, _, place = url.partition("://")
+        place = place.rstrip("/")
+        split_url(f"s3://{place}")  # raises for what is no URL of S3
+        super().__init__(f"{scheme}://{place}", f"s3://{place}", multipart)
         self._uploads_url = self._place(STATE_NAME, "uploads.json")
         self._uploads: dict[str, str] = {}  # of a started plan: the id of each shard's upload, where it is not finished
 
@@ -37,16 +40,15 @@ class BucketOutput(RemoteOutput):
     def start(self, plan: Plan) -> Mapping[int, Receipt]:
         """Begin what is missing of the uploads; returns the receipts of parts that the server still has."""
         multipart.put(self._record_url, make_record(plan).to_json(), absent=True)
-        held: dict[str, str] = json.loads(multipart.get(self._uploads_url) or b"{}")
-        listed = {name: multipart.list_parts(self._place(name), upload) for name, upload in held.items()}
-        begun = {name for name, parts in listed.items() if parts is not None}
-        finished = {shard.name for shard in plan.shards if shard.name not in begun and self._is_finished(shard)}
-        for shard in plan.shards:
-            if shard.name not in begun | finished:
-                self._check_absent(shard.name)
-                held[shard.name] = multipart.start_upload(self._place(shard.name))
+        known: dict[str, str] = json.loads(multipart.get(self._uploads_url) or b"{}")
+        listed = {name: multipart.list_parts(self._place(name), upload) for name, upload in known.items()}
+        finished = self._find_finished(plan)
+        held = {name: known[name] for name, parts in listed.items() if parts is not None and name not in finished}
+        for name in _list_uploaded(plan):
+            if name not in held.keys() | finished:
+                held[name] = multipart.start_upload(self._place(name))
         multipart.put(self._uploads_url, json.dumps(held).encode())
-        self._abort_others(held)
+        self._abort_others(plan, held)
         self._uploads = held
         return {
             receipt.part: receipt
@@ -61,44 +63,50 @@ class BucketOutput(RemoteOutput):
 
     def commit(self, plan: Plan) -> None:
         """Complete the uploads, write the files, the index last."""
-        receipts = {receipt.part: receipt for receipt in self.journal.read()}
+        self._begin_commit()
+        finished = self._find_finished(plan)
         for number, shard in enumerate(plan.shards):
-            if not self._is_finished(shard):
-                parts = [receipts[part.number] for part in plan.parts if part.shard == number]
-                self._complete(shard, parts)
+            if shard.name not in finished:
+                self._complete(shard, [part.number for part in plan.parts if part.shard == number])
         self._commit_files(plan)
 
     def abort(self) -> int:
         """End the uploads and remove what an unfinished merge left; returns the bytes freed."""
         found = self._list_for_abort()
         with self.locked():
-            freed_bytes = sum(_drop(url, upload) for url, upload in multipart.list_uploads(self._url))
+            record = self.read_record()
+            ours = {self._place(name) for name in (record.shards if record else ())}
+            uploads = [(url, upload) for url, upload in multipart.list_uploads(self._url) if url in ours]
+            freed_bytes = sum(_drop(url, upload) for url, upload in uploads)
             return freed_bytes + self._remove(found)
 
-    def _abort_others(self, held: Mapping[str, str]) -> None:
-        """End uploads that were begun by a driver that died before it could note them."""
-        ours = {(self._place(name), upload) for name, upload in held.items()}
+    def _abort_others(self, plan: Plan, held: Mapping[str, str]) -> None:
+        """End uploads of shards that were begun by a driver that died before it could note them."""
+        ours = {self._place(shard.name): held.get(shard.name) for shard in plan.shards}
         for url, upload in multipart.list_uploads(self._url):
-            if (url, upload) not in ours:
+            if url in ours and ours[url] != upload:
                 multipart.abort_upload(url, upload)
 
-    def _complete(self, shard: Shard, receipts: Sequence[Receipt]) -> None:
+    def _complete(self, shard: Shard, numbers: Sequence[int]) -> None:
         """Make the shard's object of its parts, as the server lists them."""
         url = self._place(shard.name)
-        if not receipts:
-            multipart.put(url, shard.header, absent=True)  # tensors without elements
-            multipart.abort_upload(url, self._uploads[shard.name])
+        if not numbers:  # tensors without elements
+            if not multipart.put(url, shard.header, absent=True):
+                raise self._appeared(shard.name)
             return
-        self._check_absent(shard.name)
         listed = multipart.list_parts(url, self._uploads[shard.name]) or {}
-        for receipt in receipts:
-            if not _is_listed(receipt, listed):
-                raise RunError(f"{url}: the server has lost part {receipt.part}; run the same merge again to resume")
-        parts = [
-            (int(number), listed[int(number)].etag) for receipt in receipts for number, _ in receipt.uploads if listed
-        ]
+        receipts = {receipt.part: receipt for receipt in self.journal.read() if _is_listed(receipt, listed)}
+        if lost := sorted(set(numbers) - receipts.keys()):
+            raise RunError(f"{url}: the server has lost part {lost[0]}; run the same merge again to resume")
+        chunks = [int(chunk) for number in numbers for chunk, _ in receipts[number].uploads]
+        parts = [(chunk, listed[chunk].etag) for chunk in chunks]
         if not multipart.complete_upload(url, self._uploads[shard.name], parts) and not self._is_finished(shard):
-            raise RunError(f"{url}: its upload is gone; run the same merge again")
+            raise RunError(f"{url}: its upload is gone; run the same merge again to resume")
+
+
+def _list_uploaded(plan: Plan) -> list[str]:
+    """Return the shards that have parts; one whose tensors have no elements is a header only."""
+    return list(dict.fromkeys(plan.shards[part.shard].name for part in plan.parts))
 
 
 def _is_listed(receipt: Receipt, listed: Mapping[int, StoredPart] | None) -> bool:

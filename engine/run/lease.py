@@ -6,33 +6,82 @@ import secrets
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from mergemill.engine.errors import OutputError, StorageError
 from mergemill.engine.storage.objects import Objects
 
 RENEW_S, OLD_S = 20.0, 90.0
+_held: set[str] = set()  # tokens of the leases that threads of this process hold
+
+
+class Lease:
+    """The object at `url`, held for this process; the output that it is for is called `where`."""
+
+    def __init__(self, objects: Objects, url: str, where: str) -> None:
+        self._objects = objects
+        self._url = url
+        self._where = where
+        self.token = secrets.token_hex(8)
+        own = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "processes": _name_processes(),
+            "started": _find_start(os.getpid()),
+            "token": self.token,
+        }
+        self._data = json.dumps(own).encode()
+
+    def take(self) -> None:
+        """Write the object; `OutputError` while another one holds it."""
+        if not self._objects.put(self._url, self._data, absent=True, error=OutputError):
+            _check_abandoned(self._objects, self._url, self._where)
+            self._objects.put(self._url, self._data)
+            self.check()  # of two that find it abandoned, the last one has it
+
+    def check(self) -> None:
+        """Raise `OutputError` where another one has taken it meanwhile, as after a long sleep of this process."""
+        if not self._is_held():
+            raise OutputError(f"{self._where}: another mergemill has begun to write here; wait for it or stop it")
+
+    def renew(self, stop: threading.Event) -> None:
+        """Write it again now and then, until `stop`, or until another one has it."""
+        while not stop.wait(RENEW_S):
+            with suppress(StorageError):  # the merge itself will say what is wrong with the storage
+                if not self._is_held():
+                    return
+                self._objects.put(self._url, self._data)
+
+    def release(self) -> None:
+        """Remove it, unless another one has it."""
+        with suppress(StorageError):  # then it is forgotten when it is old
+            if self._is_held():
+                self._objects.delete([self._url])
+
+    def _is_held(self) -> bool:
+        return self._objects.get(self._url) == self._data
 
 
 @contextmanager
-def hold_lease(objects: Objects, url: str, where: str) -> Iterator[None]:
+def hold_lease(objects: Objects, url: str, where: str) -> Iterator[Lease]:
     """Hold the object at `url` for this process; `OutputError` while another one does, calling the output `where`."""
-    own = {"host": socket.gethostname(), "pid": os.getpid(), "token": secrets.token_hex(8)}
-    data = json.dumps(own).encode()
-    if not objects.put(url, data, absent=True):
-        _check_abandoned(objects, url, where)
-        objects.put(url, data)
+    lease = Lease(objects, url, where)
     stop = threading.Event()
-    keeper = threading.Thread(target=_renew, args=(objects, url, data, stop), name="mergemill-lease", daemon=True)
-    keeper.start()
+    keeper = threading.Thread(target=lease.renew, args=(stop,), name="mergemill-lease", daemon=True)
+    _held.add(lease.token)
     try:
-        yield
+        lease.take()
+        keeper.start()
+        try:
+            yield lease
+        finally:
+            stop.set()
+            keeper.join()
+            lease.release()
     finally:
-        stop.set()
-        keeper.join()
-        if objects.get(url) == data:
-            objects.delete([url])
+        _held.discard(lease.token)
 
 
 def _check_abandoned(objects: Objects, url: str, where: str) -> None:
@@ -41,20 +90,12 @@ def _check_abandoned(objects: Objects, url: str, where: str) -> None:
     if age_s is None or age_s > OLD_S:
         return
     holder = _parse(objects.get(url))
-    if holder.get("host") == socket.gethostname() and not _runs(holder.get("pid")):
+    if holder.get("processes") == _name_processes() and not _runs(holder):
         return
     raise OutputError(
         f"{where}: another mergemill is writing here (process {holder.get('pid')} of {holder.get('host')}, seen "
         f"{age_s:.0f} s ago); wait for it or stop it; one that was killed is forgotten after {OLD_S:.0f} s"
     )
-
-
-def _renew(objects: Objects, url: str, data: bytes, stop: threading.Event) -> None:
-    while not stop.wait(RENEW_S):
-        try:
-            objects.put(url, data)
-        except StorageError:
-            continue  # the merge itself will say what is wrong with the storage
 
 
 def _parse(data: bytes | None) -> dict[str, Any]:
@@ -65,15 +106,29 @@ def _parse(data: bytes | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _runs(process: object) -> bool:
-    if not isinstance(process, int):
-        return True
-    if process == os.getpid():
-        return False  # of this process, whose own lease would still be held
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+def _runs(holder: dict[str, Any]) -> bool:
+    """Whether the holder, a process that would be seen from here, is there still, and holds the lease."""
+    if holder.get("pid") == os.getpid() and holder.get("token") not in _held:
         return False
-    except PermissionError:
-        return True
-    return True
+    return _find_start(holder.get("pid")) == holder.get("started")
+
+
+def _name_processes() -> str:
+    """Return what two processes share that see each other by number: one start of one machine, and a namespace.
+
+    A host name would not do: containers may share it without seeing each other.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return secrets.token_hex(8)
+
+
+def _find_start(process: object) -> str | None:
+    """Return when a process began, in ticks since the machine did; numbers are used again. None where it has ended."""
+    try:
+        state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state in "ZX" else fields[18]

@@ -1,10 +1,14 @@
 """The journal of an output whose storage cannot append: receipts in objects of some each."""
 
 import json
+import secrets
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 
+from mergemill.engine.errors import OutputError, StorageError
 from mergemill.engine.run.receipts import Receipt
 from mergemill.engine.storage.objects import Objects
 from mergemill.engine.storage.ranges import join
@@ -20,14 +24,16 @@ class ObjectJournal:
         self._url = url
         self._known: list[Receipt] | None = None
         self._waiting: list[Receipt] = []
-        self._flushed_s = time.monotonic()
+        self._timer: threading.Timer | None = None
+        self._lock = threading.RLock()
 
     def read(self) -> Iterator[Receipt]:
         """Yield the receipts in the order in which they were written."""
         if self._known is None:
             names = sorted(self._objects.list_objects(join(self._url, "journal")))
-            texts = self._objects.get_all([join(self._url, f"journal/{name}") for name in names])
-            self._known = [Receipt(**line) for text in texts for line in json.loads(text or b"[]")]
+            urls = [join(self._url, f"journal/{name}") for name in names]
+            texts = dict(zip(urls, self._objects.get_all(urls), strict=True))
+            self._known = [receipt for url, text in texts.items() for receipt in _parse(text or b"[]", url)]
         yield from [*self._known, *self._waiting]
 
     def is_committed(self) -> bool:
@@ -35,21 +41,40 @@ class ObjectJournal:
         return self._objects.get(join(self._url, "committed")) is not None
 
     def append(self, receipt: Receipt) -> None:
-        """Add a receipt; it is in the storage a second later at the latest, or once the output is let go."""
-        self._waiting.append(receipt)
-        if time.monotonic() - self._flushed_s >= FLUSH_S:
-            self.flush()
+        """Add a receipt; it is in the storage a second later, or once the output is let go."""
+        with self._lock:
+            self._waiting.append(receipt)
+            if self._timer is None:
+                self._timer = threading.Timer(FLUSH_S, self._flush_in_time)
+                self._timer.daemon = True
+                self._timer.start()
 
     def flush(self) -> None:
         """Write the receipts that wait."""
-        if self._waiting:
-            lines = json.dumps([asdict(receipt) for receipt in self._waiting])
-            self._objects.put(join(self._url, f"journal/{time.time_ns():020d}.json"), lines.encode(), absent=True)
-            self._known = [*(self._known or ()), *self._waiting] if self._known is not None else None
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            if not self._waiting:
+                return
+            lines = json.dumps([asdict(receipt) for receipt in self._waiting]).encode()
+            self._objects.put(join(self._url, f"journal/{time.time_ns():020d}-{secrets.token_hex(4)}.json"), lines)
+            if self._known is not None:
+                self._known += self._waiting
             self._waiting = []
-        self._flushed_s = time.monotonic()
+
+    def _flush_in_time(self) -> None:
+        with suppress(StorageError):  # the next receipt, or the commit, tries again and says what is wrong
+            self.flush()
 
     def append_commit(self) -> None:
         """Note that the output is whole."""
         self.flush()
         self._objects.put(join(self._url, "committed"), b"{}")
+
+
+def _parse(text: bytes, url: str) -> list[Receipt]:
+    try:
+        return [Receipt(**line) for line in json.loads(text)]
+    except (ValueError, TypeError) as error:
+        raise OutputError(f"{url}: is not a journal that this version of mergemill wrote: {error}") from error

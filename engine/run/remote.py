@@ -5,11 +5,11 @@ object), ``committed``, ``lock``. Nothing is kept on any disk, so a merge can be
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from mergemill.engine.errors import CheckpointError, OutputError
+from mergemill.engine.errors import CheckpointError, OutputError, StorageError
 from mergemill.engine.plan.values import Plan, Shard
-from mergemill.engine.run.lease import hold_lease
+from mergemill.engine.run.lease import Lease, hold_lease
 from mergemill.engine.run.object_journal import ObjectJournal
 from mergemill.engine.run.record import Record, checksum, parse_record, read_small
 from mergemill.engine.run.workers import Workers
@@ -28,6 +28,7 @@ class RemoteOutput:
         self._url = url
         self._objects = objects
         self._record_url = self._place(RECORD_NAME)
+        self._lease: Lease | None = None
         self.journal = ObjectJournal(objects, self._place(STATE_NAME))
 
     def __str__(self) -> str:
@@ -39,7 +40,7 @@ class RemoteOutput:
 
     def read_record(self) -> Record | None:
         """Return what the place is the output of."""
-        text = self._objects.get(self._record_url)
+        text = self._objects.get(self._record_url, error=OutputError)
         return None if text is None else parse_record(text, self._record_url)
 
     def open(self, plan: Plan) -> None:
@@ -53,11 +54,12 @@ class RemoteOutput:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the output for this process; `OutputError` while another one does."""
-        with hold_lease(self._objects, self._place(STATE_NAME, "lock"), str(self)):
+        with hold_lease(self._objects, self._place(STATE_NAME, "lock"), str(self)) as self._lease:
             try:
                 yield
             finally:
-                self.journal.flush()
+                with suppress(StorageError):  # parts without a receipt are merged again
+                    self.journal.flush()
 
     def files_seen(self) -> Mapping[str, int]:
         """No file of a disk."""
@@ -71,6 +73,21 @@ class RemoteOutput:
             if "no such" in str(error):
                 return None
             raise
+
+    def _begin_commit(self) -> None:
+        """Raise unless the output is still held, and write all receipts: nothing else tells of a finished shard."""
+        assert self._lease is not None
+        self._lease.check()
+        self.journal.flush()
+
+    def _find_finished(self, plan: Plan) -> set[str]:
+        """Return the shards that an interrupted commit has finished; `OutputError` for another object of that name."""
+        there = self._objects.list_objects(self._url)
+        found = [shard for shard in plan.shards if shard.name in there]
+        finished = {shard.name for shard in found if self._is_finished(shard)}
+        if foreign := [shard.name for shard in found if shard.name not in finished]:
+            raise self._appeared(foreign[0])
+        return finished
 
     def _place(self, *names: str) -> str:
         return join(self._url, "/".join(names))
