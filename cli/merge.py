@@ -13,6 +13,8 @@ from mergemill.cli import console
 from mergemill.cli.options import (
     MEMORY,
     SHARD_SIZE,
+    Cache,
+    CacheFolder,
     Memory,
     Methods,
     Recipe,
@@ -45,6 +47,8 @@ def merge(
     threads: Threads = None,
     memory: Memory = MEMORY,
     scheduler: Scheduler = None,
+    cache: Cache = None,
+    cache_folder: CacheFolder = None,
     shard_size: ShardSize = SHARD_SIZE,
     seed: Seed = 0,
     methods: Methods = None,
@@ -53,7 +57,7 @@ def merge(
 ) -> None:
     """Merge models as a recipe says, or resume that.
 
-    Example: mergemill merge recipe.yml merged --memory 2GiB
+    Example: mergemill merge recipe.yml merged --memory 2GiB --cache 50GB
     """
     with ExitStack() as stack:
         if json:
@@ -66,7 +70,17 @@ def merge(
         watch.show_plan(numbers)
         resume = _say_how_to_resume(watch, context.obj or sys.argv[1:])
         with resume, raise_interrupts(), hold_back(processes=numbers["processes"]):
-            run(plan, out, workers=workers, threads=threads, memory=memory, scheduler=scheduler, on_event=watch)
+            run(
+                plan,
+                out,
+                workers=workers,
+                threads=threads,
+                memory=memory,
+                scheduler=scheduler,
+                cache=cache,
+                cache_folder=cache_folder,
+                on_event=watch,
+            )
 
 
 class Watch:

@@ -19,6 +19,13 @@ Scheduler = Annotated[
         help="Of a Dask cluster that is there already: tcp://… or tls://…, or its scheduler file (….json).",
     ),
 ]
+Cache = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Keep so much of remote sources on this disk for later merges, such as 50GB."),
+]
+CacheFolder = Annotated[
+    str | None, typer.Option(metavar="FOLDER", help="Where that is kept; else ~/.cache/mergemill, or $XDG_CACHE_HOME.")
+]
 Methods = Annotated[
     list[str] | None, typer.Option("--methods", metavar="FILE", help="A Python file of your own merge methods.")
 ]

@@ -16,6 +16,7 @@ from mergemill.engine.run.preflight import check_settings, check_workers
 from mergemill.engine.run.process import set_up_process
 from mergemill.engine.run.workers import Workers
 from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.storage.cache import open_cache
 
 CONNECT_S = 10  # for a scheduler to answer
 WORKERS_S = 60  # for a first worker to join it
@@ -88,7 +89,7 @@ def open_cluster(workers: Workers, token: str = "") -> Iterator[Cluster]:
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
-        client.register_plugin(MergemillPlugin(workers.memory_bytes, token), name=f"mergemill-{token}")
+        client.register_plugin(MergemillPlugin(workers, token), name=f"mergemill-{token}")
         yield Cluster(client, workers)
 
 
@@ -100,7 +101,7 @@ def open_scheduler(workers: Workers, token: str) -> Iterator[Cluster]:
         found = _wait_for_workers(client, workers.scheduler)
         crew = Foreign(client, replace(workers, processes=len(found), threads=max(found)))
         crew.warnings = check_settings(client)
-        client.register_plugin(MergemillPlugin(workers.memory_bytes, token), name=name)
+        client.register_plugin(MergemillPlugin(workers, token), name=name)
         try:
             yield crew
         finally:
@@ -139,13 +140,14 @@ def _wait_for_workers(client: Client, scheduler: str) -> list[int]:
 class MergemillPlugin(WorkerPlugin):
     """Gives a worker its memory gate and arenas for the tasks of one run, and sets its process up."""
 
-    def __init__(self, memory_bytes: int, token: str) -> None:
-        self.memory_bytes = memory_bytes
+    def __init__(self, workers: Workers, token: str) -> None:
+        self.memory_bytes = workers.memory_bytes
+        self.cache = workers.cache
         self.token = token  # in the keys of the run's tasks
 
     def setup(self, worker: Worker) -> None:
         """Called on the worker when it joins."""
-        self.workplace = Workplace(self.memory_bytes, worker.state.nthreads)
+        self.workplace = Workplace(self.memory_bytes, worker.state.nthreads, open_cache(self.cache))
         self._set_up = ExitStack()
         self._set_up.enter_context(set_up_process())
 

@@ -3,11 +3,13 @@
 import secrets
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from mergemill.engine.errors import RunError
 from mergemill.engine.plan.memory import check_memory
 from mergemill.engine.plan.values import Plan
+from mergemill.engine.run.caching import choose_cache
 from mergemill.engine.run.crew import Crew, check_crew, open_crew
 from mergemill.engine.run.events import Committed, OnEvent, PartFinished, Started, ignore
 from mergemill.engine.run.graph import make_checks, make_tasks
@@ -27,6 +29,8 @@ def run(
     threads: int | None = None,
     memory: str | int = MEMORY,
     scheduler: str | None = None,
+    cache: str | int | None = None,
+    cache_folder: str | Path | None = None,
     on_event: OnEvent = ignore,
     slab: int = SLAB,
 ) -> Committed:
@@ -34,12 +38,16 @@ def run(
 
     An unfinished merge is resumed: only parts without a receipt are merged, the others are checked. `on_event` is
     called in this thread. `workers`, `threads`, `memory` and `scheduler` are those of `choose_workers`; all workers of
-    a cluster must see the inputs and `out` at the same paths. Raises `OutputError` before anything is written where
-    `out` holds something else, `ClusterError` where workers cannot do it, and `RunError` for what goes wrong later; the
-    run can then be repeated.
+    a cluster must see the inputs and `out` at the same paths. `cache` is the most bytes of remote sources that each
+    host keeps on a local disk for later merges, such as ``"50GB"``, in `cache_folder`, by default
+    ``~/.cache/mergemill``; None keeps none. Raises `OutputError` before anything is written where `out` holds something
+    else, `ClusterError` where workers cannot do it, and `RunError` for what goes wrong later; the run can then be
+    repeated.
     """
     started = time.perf_counter()
     chosen = choose_workers(plan, workers=workers, threads=threads, memory=memory, scheduler=scheduler)
+    kept = choose_cache(cache, cache_folder, out, plan.write_bytes, here=not chosen.scheduler)
+    chosen = replace(chosen, cache=kept)
     check_memory(plan.parts, chosen.memory_bytes, find_output(out).beside_bytes)
     check_crew(chosen, {pin.url: pin.size_bytes for pin in plan.pins if not is_remote(pin.url)})
     output = open_output(out, plan)

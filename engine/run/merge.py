@@ -22,6 +22,8 @@ def merge(
     threads: int | None = None,
     memory: str | int = MEMORY,
     scheduler: str | None = None,
+    cache: str | int | None = None,
+    cache_folder: str | Path | None = None,
     on_event: OnEvent = ignore,
 ) -> Committed:
     """Merge what `recipe` (a value, or the path of a YAML file) describes into the folder `out`.
@@ -30,4 +32,14 @@ def merge(
     """
     value = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     plan = make_plan(value, seed=seed, shard_size=shard_size, methods=methods)
-    return run(plan, out, workers=workers, threads=threads, memory=memory, scheduler=scheduler, on_event=on_event)
+    return run(
+        plan,
+        out,
+        workers=workers,
+        threads=threads,
+        memory=memory,
+        scheduler=scheduler,
+        cache=cache,
+        cache_folder=cache_folder,
+        on_event=on_event,
+    )

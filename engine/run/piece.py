@@ -73,7 +73,7 @@ def gather_piece(piece: Piece, totals: Sequence[Partial], workplace: Workplace, 
     if gather is None and not last:
         return ()
     part = _alone(piece)
-    with workplace.lend(gather_bytes(part, workplace.share_bytes)) as arena, Workspace(arena) as work:
+    with workplace.lend(gather_bytes(part, workplace.share_bytes)) as arena, _open(arena, workplace) as work:
         if gather is None:
             return _gather_drift(piece, statistics, work, workplace, slab)
         return _gather(piece, gather, work, workplace, slab)
@@ -83,7 +83,7 @@ def gather_squares(part: Part, count: int, workplace: Workplace, slab: int = SLA
     """Gather the part's share of the squared norms of the merge's `count` task vectors."""
     total: Partial = tuple(ExactSum() for _ in range(count))
     pieces = [piece for piece in part.pieces if isinstance(piece.tensor.expression, Merged)]
-    with workplace.lend(gather_bytes(part, workplace.share_bytes)) as arena, Workspace(arena) as work:
+    with workplace.lend(gather_bytes(part, workplace.share_bytes)) as arena, _open(arena, workplace) as work:
         for piece in pieces:
             for span in _iter_slabs(piece, work, workplace, slab):
                 expression = piece.tensor.expression
@@ -214,6 +214,10 @@ def _make_bytes(
 def _bytes(tensor: Tensor) -> Arena:
     array: Arena = tensor.contiguous().view(-1).view(torch.uint8).numpy()
     return array
+
+
+def _open(arena: Arena, workplace: Workplace) -> Workspace:
+    return Workspace(arena, cache=workplace.cache)
 
 
 def _alone(piece: Piece) -> Part:

@@ -57,7 +57,7 @@ def _merge_part(
     drifts: list[Row] = []
     for piece in part.pieces:
         keep = piece.whole and needs_passes(piece) and keep_bytes(piece) <= need_bytes
-        with Workspace(arena, keep=keep) as work:
+        with Workspace(arena, keep=keep, cache=workplace.cache) as work:
             for span, merged in merge_piece(piece, totals, work, workplace, slab, drifts):
                 data = merged.data
                 checksum.update(data)

@@ -14,6 +14,7 @@ from mergemill.engine.run.failures import explain_failure
 from mergemill.engine.run.process import set_up_process
 from mergemill.engine.run.workers import Workers
 from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.storage.cache import open_cache
 
 _HERE = threading.local()  # of a thread of a crew: its workplace
 
@@ -48,7 +49,7 @@ class Threads:
 @contextmanager
 def open_threads(workers: Workers) -> Iterator[Threads]:
     """Start threads of this process; when the block ends, so do tasks that still run, at their next slab."""
-    workplace = Workplace(workers.memory_bytes, workers.threads)
+    workplace = Workplace(workers.memory_bytes, workers.threads, open_cache(workers.cache))
     with set_up_process(), ThreadPoolExecutor(workers.threads, "mergemill", _enter, (workplace,)) as pool:
         try:
             yield Threads(pool, workers)

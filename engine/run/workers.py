@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from mergemill.engine.errors import PlanError
 from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.plan.values import Plan
+from mergemill.engine.storage.cache import CacheOptions
 from mergemill.engine.tensors.merged import Merged
 
 MEMORY = "1GiB"
@@ -21,6 +22,7 @@ class Workers:
     threads: int  # of each worker
     memory_bytes: int  # promised to each worker
     scheduler: str = ""  # of a cluster that is there already: its address, or its file; the others are then its own
+    cache: CacheOptions | None = None  # of each host, for what is read from afar
 
     @property
     def count(self) -> int:

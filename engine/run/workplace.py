@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from mergemill.engine.errors import RunError
+from mergemill.engine.storage.cache import RangeCache
 from mergemill.engine.tensors.workspace import Arena
 
 MALLOC_BYTES = 40 << 20  # a thread; measured up to 26 MiB: freed scratch that glibc keeps, and its fragments
@@ -21,11 +22,15 @@ _STEP = 1 << 20  # bytes; arenas are whole multiples, so that they fit the next 
 
 
 class Workplace:
-    """Memory for the tasks of one process: at most `memory_bytes`, shared by `threads` tasks at a time."""
+    """Memory for the tasks of one process: at most `memory_bytes`, shared by `threads` tasks at a time.
 
-    def __init__(self, memory_bytes: int, threads: int) -> None:
+    With it goes the `cache` of this host, where there is one, that their reads go through.
+    """
+
+    def __init__(self, memory_bytes: int, threads: int, cache: RangeCache | None = None) -> None:
         self.memory_bytes = memory_bytes
         self.threads = threads
+        self.cache = cache
         self.stopping = False  # set when the worker goes: tasks then end at their next slab
         self.peak_bytes = 0  # the most that was ever lent at once
         self._lent_bytes = 0

@@ -1,7 +1,7 @@
 """Ranges of remote files, in pieces: many requests in flight, each tried again where that may help.
 
 One pool of threads in a process serves all of its tasks, first come first served. A piece goes from the connection
-into the caller's memory; nothing else holds it.
+into the caller's memory; nothing else holds it, unless there is a cache on a disk.
 """
 
 import functools
@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from mergemill.engine.errors import StorageError
+from mergemill.engine.storage.cache import RangeCache, can_keep
 from mergemill.engine.storage.pin import Pin
 from mergemill.engine.storage.store import Unavailable, store_of
 
@@ -27,12 +28,14 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0  # before trying again: at random up to
 class Fetch:
     """A range on its way into memory that the caller lends until `wait` has returned, or `cancel`."""
 
-    def __init__(self, pin: Pin, offset_bytes: int, buffer: memoryview) -> None:
+    def __init__(self, pin: Pin, offset_bytes: int, buffer: memoryview, cache: RangeCache | None = None) -> None:
         starts = range(0, len(buffer), PIECE_BYTES)
         self._done_bytes = 0  # waited for
         self._stop = threading.Event()
         self._pieces = [
-            _pool().submit(_read_piece, pin, offset_bytes + start, buffer[start : start + PIECE_BYTES], self._stop)
+            _pool().submit(
+                _read_piece, pin, offset_bytes + start, buffer[start : start + PIECE_BYTES], self._stop, cache
+            )
             for start in starts
         ]
 
@@ -50,12 +53,12 @@ class Fetch:
                 _outcome(piece)
 
 
-def read_remote(pin: Pin, offset_bytes: int, buffer: memoryview) -> None:
+def read_remote(pin: Pin, offset_bytes: int, buffer: memoryview, cache: RangeCache | None = None) -> None:
     """Fill `buffer` with the bytes of the pinned file that begin at `offset_bytes`."""
     if len(buffer) <= PIECE_BYTES:
-        _read_piece(pin, offset_bytes, buffer, threading.Event())
+        _read_piece(pin, offset_bytes, buffer, threading.Event(), cache)
         return
-    fetch = Fetch(pin, offset_bytes, buffer)
+    fetch = Fetch(pin, offset_bytes, buffer, cache)
     try:
         fetch.wait(len(buffer))
     finally:
@@ -74,7 +77,18 @@ def try_again(attempt: int, error: Unavailable, doing: str) -> None:
     time.sleep(random.uniform(0, min(FIRST_WAIT_S * 2**attempt, LONGEST_WAIT_S)))
 
 
-def _read_piece(pin: Pin, offset_bytes: int, buffer: memoryview, stop: threading.Event) -> None:
+def _read_piece(
+    pin: Pin, offset_bytes: int, buffer: memoryview, stop: threading.Event, cache: RangeCache | None
+) -> None:
+    """Fill `buffer`, unless stopped, from the cache and from afar."""
+    if cache is None or not can_keep(pin):
+        _download(pin, offset_bytes, buffer, stop)
+    else:
+        cache.read(pin, offset_bytes, buffer, lambda at, into: _download(pin, at, into, stop))
+
+
+def _download(pin: Pin, offset_bytes: int, buffer: memoryview, stop: threading.Event) -> bool:
+    """Fill `buffer` from the store; False where that was stopped."""
     store, done, failed = store_of(pin.url), 0, 0
     while done < len(buffer) and not stop.is_set():
         try:
@@ -85,6 +99,7 @@ def _read_piece(pin: Pin, offset_bytes: int, buffer: memoryview, stop: threading
         except Unavailable as error:
             failed += 1
             try_again(failed, error, f"{pin.url}: reading at byte {offset_bytes + done}")
+    return done == len(buffer)
 
 
 def _outcome(piece: "Future[None]") -> BaseException | None:

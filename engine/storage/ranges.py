@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mergemill.engine.errors import CheckpointError
 from mergemill.engine.storage import fetch, local
+from mergemill.engine.storage.cache import RangeCache
 from mergemill.engine.storage.pin import Pin, changed
 from mergemill.engine.storage.store import find_store, is_remote, store_of
 
@@ -62,10 +63,10 @@ def _check_remote(pin: Pin) -> None:
         raise changed(pin, f"{now.size_bytes} bytes, {now.stamp}")
 
 
-def read_into(pin: Pin, offset_bytes: int, buffer: memoryview) -> None:
-    """Fill `buffer` with the bytes of the pinned file that begin at `offset_bytes`."""
+def read_into(pin: Pin, offset_bytes: int, buffer: memoryview, cache: RangeCache | None = None) -> None:
+    """Fill `buffer` with the bytes of the pinned file that begin at `offset_bytes`; `cache` is for remote ones."""
     if is_remote(pin.url):
-        fetch.read_remote(pin, offset_bytes, buffer)
+        fetch.read_remote(pin, offset_bytes, buffer, cache)
     else:
         local.read_into(pin, offset_bytes, buffer)
 

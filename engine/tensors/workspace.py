@@ -9,6 +9,7 @@ from typing import Self
 
 import numpy as np
 
+from mergemill.engine.storage.cache import RangeCache
 from mergemill.engine.storage.fetch import Fetch
 from mergemill.engine.storage.ranges import Pin, is_remote, read_into
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES
@@ -55,13 +56,15 @@ class Workspace:
     beside the arena. Ranges that are held lie in one piece, so that a pass may take all slabs at once.
 
     Remote ranges come into the arena while others are worked on: those that are held, and those that were asked for by
-    `fetch`. Nothing writes into the arena any more once the workspace is closed.
+    `fetch`; all by way of `cache`, where there is one. Nothing writes into the arena any more once the workspace is
+    closed.
     """
 
-    def __init__(self, arena: Arena, *, keep: bool = False) -> None:
+    def __init__(self, arena: Arena, *, keep: bool = False, cache: RangeCache | None = None) -> None:
         self._arena = arena
         self._raw = arena.data
         self._keep = keep
+        self._cache = cache
         self._kept: dict[tuple[str, int], tuple[int, int]] = {}  # where in the arena, and how much
         self._held: dict[str, list[_Held]] = {}
         self._notes: dict[tuple[int, ...], Arena] = {}
@@ -101,7 +104,7 @@ class Workspace:
             held = _Held(offset_bytes, size_bytes, self._take_kept(size_bytes))
             ranges.append(held)
             if is_remote(pin.url):
-                held.fetch = Fetch(pin, offset_bytes, self._raw[held.start : held.start + size_bytes])
+                held.fetch = Fetch(pin, offset_bytes, self._raw[held.start : held.start + size_bytes], self._cache)
 
     def reserve(self, size_bytes: int, most: int, beside_bytes: int) -> list[int]:
         """At the start of a pass, take up to `most` slots of `size_bytes` for `fetch`, and leave `beside_bytes`.
@@ -121,7 +124,7 @@ class Workspace:
         """Begin to fetch ranges (pin, offset and size in bytes) of remote files into a slot that is free."""
         self._coming[slot], start = [], slot
         for pin, offset_bytes, size_bytes in ranges:
-            fetch = Fetch(pin, offset_bytes, self._raw[start : start + size_bytes])
+            fetch = Fetch(pin, offset_bytes, self._raw[start : start + size_bytes], self._cache)
             self._coming[slot].append(_Coming(pin.url, offset_bytes, size_bytes, start, fetch))
             self.read_bytes += size_bytes
             start += aligned(size_bytes)
@@ -182,7 +185,7 @@ class Workspace:
         if kept_bytes == size_bytes:
             return start
         start = self._take_kept(size_bytes) if self._keep else self._take_low(size_bytes)
-        read_into(pin, offset_bytes, self._raw[start : start + size_bytes])
+        read_into(pin, offset_bytes, self._raw[start : start + size_bytes], self._cache)
         self.read_bytes += size_bytes
         if self._keep:
             self._kept[key] = (start, size_bytes)
