@@ -36,6 +36,10 @@ ONLY_IMPORTERS = {
     "distributed": {"run"},
     "fsspec": {"storage"},
     "s3fs": {"storage"},
+    "boto3": {"storage"},
+    "botocore": {"storage"},
+    "huggingface_hub": {"storage"},
+    "urllib3": {"storage"},
     "pydantic": {"recipe"},
     "yaml": {"recipe", "checkpoint"},
 }
@@ -47,7 +51,6 @@ NEVER = {
     "peft",
     "accelerate",
     "bokeh",
-    "huggingface_hub",
     "mergemill.cli",
     "rich",
     "typer",

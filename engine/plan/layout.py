@@ -86,12 +86,11 @@ def _make_shard(group: Sequence[OutputTensor], i: int, count: int) -> Shard:
 def _cut_shard(
     group: Sequence[OutputTensor], start_bytes: int, shard: int, part_bytes: int, first: int
 ) -> Iterator[Part]:
-    """Glue pieces until a part is full; a tensor larger than a part is cut evenly."""
+    """Glue pieces until a part is full, or as large as it must be; a tensor larger than a part is cut evenly."""
     held: list[Piece] = []
-    least_bytes = max(1, min(LEAST_PART_BYTES, part_bytes))
     for piece in _cut_tensors(group, start_bytes, part_bytes):
         held_bytes = _end(held[-1]) - held[0].offset_bytes if held else 0
-        if held_bytes >= least_bytes and _end(piece) - held[0].offset_bytes > part_bytes:
+        if held_bytes >= LEAST_PART_BYTES and _end(piece) - held[0].offset_bytes > part_bytes:
             yield _make_part(held, shard, first)
             first, held = first + 1, []
         held.append(piece)

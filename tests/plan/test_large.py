@@ -9,7 +9,7 @@ from models import llama_shapes
 from plan.sketches import config, list_tensors, plan_of, write_sketch
 
 from mergemill.engine import describe_plan
-from mergemill.engine.storage import ranges
+from mergemill.engine.storage import local
 
 LAYERS, HIDDEN, KV, FFN, VOCAB = 80, 8192, 1024, 28_672, 128_256
 
@@ -59,4 +59,4 @@ def read_length(path: Path) -> int:
 
 
 def test_reads_go_through_what_this_file_counts() -> None:
-    assert "os.preadv" in Path(ranges.__file__).read_text()
+    assert "os.preadv" in Path(local.__file__).read_text()
