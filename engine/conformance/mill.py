@@ -100,7 +100,7 @@ class Roomy(Workplace):
         self._arena: Arena = np.empty(0, np.uint8)
 
     @contextmanager
-    def lend(self, size_bytes: int) -> Iterator[Arena]:
+    def lend(self, size_bytes: int, beside_bytes: int = 0) -> Iterator[Arena]:
         """Lend all the room there is."""
         if len(self._arena) < self.room_bytes:
             self._arena = np.empty(self.room_bytes, np.uint8)

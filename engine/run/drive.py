@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +48,9 @@ def run(
     chosen = choose_workers(plan, workers=workers, threads=threads, memory=memory, scheduler=scheduler)
     kept = choose_cache(cache, cache_folder, out, plan.write_bytes, here=not chosen.scheduler)
     chosen = replace(chosen, cache=kept)
-    check_memory(plan.parts, chosen.memory_bytes, find_output(out).beside_bytes)
+    place = find_output(out)
+    place.check_workers(chosen)
+    check_memory(plan.parts, chosen.memory_bytes, place.beside_bytes)
     check_crew(chosen, {pin.url: pin.size_bytes for pin in plan.pins if not is_remote(pin.url)})
     output = open_output(out, plan)
     with output.locked():
@@ -100,9 +102,10 @@ def _run_parts(plan: Plan, output: Output, workers: Workers, on_event: OnEvent, 
             del left[receipt.part]  # and what is kept needs no statistics any more
             tally.finish(receipt, kept=True)
 
-    def journal(receipt: Receipt) -> None:
-        output.journal.append(receipt)
-        tally.finish(receipt, kept=False)
+    def journal(receipts: Sequence[Receipt]) -> None:
+        for receipt in receipts:
+            output.journal.append(receipt)
+            tally.finish(receipt, kept=False)
 
     with open_crew(workers, token) as crew:
         receipts = start_output(output, plan)

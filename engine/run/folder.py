@@ -16,6 +16,7 @@ from mergemill.engine.plan.values import Plan, Shard
 from mergemill.engine.run.receipts import Journal, Receipt
 from mergemill.engine.run.record import Record, checksum, make_record, parse_record, read_small
 from mergemill.engine.run.target import FileTarget, Target
+from mergemill.engine.run.workers import Workers
 from mergemill.engine.storage.positioned import (
     beside_path,
     check_space,
@@ -45,6 +46,9 @@ class FolderOutput:
     def __str__(self) -> str:
         """Where it is, as the user wrote it."""
         return str(self.folder)
+
+    def check_workers(self, workers: Workers) -> None:
+        """Whether they see the folder is asked later, once there is a file in it."""
 
     def read_record(self) -> Record | None:
         """Return what the folder is the output of."""

@@ -4,8 +4,9 @@ Task arguments are pickled beforehand: Dask looks into the arguments of delayed 
 """
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 from dask.delayed import Delayed, delayed
 
@@ -14,8 +15,8 @@ from mergemill.engine.run.crew import find_workplace
 from mergemill.engine.run.piece import find_factors, gather_piece, gather_squares, with_factors
 from mergemill.engine.run.receipts import Receipt
 from mergemill.engine.run.rounds import count_rounds, cut_pieces, iter_cut_tensors
-from mergemill.engine.run.target import Target
-from mergemill.engine.run.task import run_part
+from mergemill.engine.run.target import ShardTarget, Target
+from mergemill.engine.run.task import run_part, run_shard
 from mergemill.engine.tensors.kernels import Partial, add_partials
 from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.slabs import SLAB
@@ -42,23 +43,36 @@ def make_checks(
 def make_tasks(
     plan: Plan, parts: Sequence[Part], targets: Sequence[Target], slab: int = SLAB, token: str = ""
 ) -> list[Delayed]:
-    """Return a task for each of `parts`, before it whatever must be gathered; its result is the part's receipt.
+    """Return a task for each of `parts`, before it whatever must be gathered; its result is a list of receipts.
 
-    targets: where each part of the plan is written. token: as for `make_checks`.
+    targets: where each part of the plan is written; parts of a shard that is written whole are one task. token: as for
+    `make_checks`.
     """
     token = token or plan.digest[:12]
     factors = _make_factors(plan, slab, token)
     totals = {name: _make_totals(name, pieces, factors, token, slab) for name, pieces in iter_cut_tensors(plan, parts)}
-    return [
-        _run(
-            pickle.dumps((part, plan.shards[part.shard].name, targets[part.number], slab)),
-            [piece.tensor.name for piece in cut_pieces(part)],
-            [totals[piece.tensor.name] for piece in cut_pieces(part)],
-            factors if any(isinstance(piece.tensor.expression, Merged) for piece in part.pieces) else None,
-            dask_key_name=f"merge-{part.number:06d}-{token}",
+    tasks = []
+    for group in _group(parts, targets):
+        first, pieces = group[0], [piece for part in group for piece in part.pieces]
+        names = list(dict.fromkeys(piece.tensor.name for part in group for piece in cut_pieces(part)))
+        tasks.append(
+            _run(
+                pickle.dumps((group, plan.shards[first.shard].name, targets[first.number], slab)),
+                names,
+                [totals[name] for name in names],
+                factors if any(isinstance(piece.tensor.expression, Merged) for piece in pieces) else None,
+                dask_key_name=f"merge-{first.number:06d}-{token}",
+            )
         )
-        for part in parts
-    ]
+    return tasks
+
+
+def _group(parts: Sequence[Part], targets: Sequence[Target]) -> Iterator[list[Part]]:
+    """Yield the parts that one task merges: one, or all of a shard that is written whole."""
+    for _, group in groupby(parts, lambda part: part.shard):
+        of_shard = list(group)
+        whole = isinstance(targets[of_shard[0].number], ShardTarget)
+        yield from [of_shard] if whole else ([part] for part in of_shard)
 
 
 def _make_factors(plan: Plan, slab: int, token: str) -> Delayed | None:
@@ -107,10 +121,13 @@ def _check(spec: bytes) -> tuple[Receipt, bool]:
 
 
 @delayed(pure=False, traverse=True)
-def _run(spec: bytes, names: list[str], totals: list[list[Partial]], factors: Sequence[float] | None) -> Receipt:
-    part, shard, target, slab = pickle.loads(spec)
-    part = replace(part, pieces=tuple(with_factors(piece, factors) for piece in part.pieces))
-    return run_part(part, shard, target, dict(zip(names, totals, strict=True)), find_workplace(), slab)
+def _run(spec: bytes, names: list[str], totals: list[list[Partial]], factors: Sequence[float] | None) -> list[Receipt]:
+    parts, shard, target, slab = pickle.loads(spec)
+    parts = [replace(part, pieces=tuple(with_factors(piece, factors) for piece in part.pieces)) for part in parts]
+    gathered, workplace = dict(zip(names, totals, strict=True)), find_workplace()
+    if isinstance(target, ShardTarget):
+        return run_shard(parts, shard, target, gathered, workplace, slab)
+    return [run_part(part, shard, target, gathered, workplace, slab) for part in parts]
 
 
 @delayed(pure=False)

@@ -11,6 +11,7 @@ from mergemill.engine.run.folder import FolderOutput
 from mergemill.engine.run.receipts import Receipt
 from mergemill.engine.run.record import Record, make_record
 from mergemill.engine.run.target import Target
+from mergemill.engine.run.workers import Workers
 from mergemill.engine.storage.ranges import Pin, is_remote
 
 _BUCKETS = ("s3://", "s3a://")
@@ -39,6 +40,9 @@ class Output(Protocol):
     @property
     def beside_bytes(self) -> int:
         """The memory that writing a part takes, beside what merging it does."""
+
+    def check_workers(self, workers: Workers) -> None:
+        """Raise `OutputError` where such workers cannot write to it."""
 
     def read_record(self) -> Record | None:
         """Return what it is the output of; None where nothing has begun."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mergemill.engine.plan.values import Part
 from mergemill.engine.run.checksum import checksum_range
@@ -25,8 +25,8 @@ class PartWriter(Protocol):
         """Return once the part is written: the uploads that it consists of, if it was uploaded."""
 
 
-class Target(Protocol):
-    """The place of one part, or of all parts of a shard."""
+class PartTarget(Protocol):
+    """The place of one part, which is written by a task of its own."""
 
     @property
     def beside_bytes(self) -> int:
@@ -37,6 +37,37 @@ class Target(Protocol):
 
     def check(self, part: Part, receipt: Receipt, workplace: Workplace) -> bool:
         """Whether what is written of the part is what its receipt says."""
+
+
+class ShardWriter(Protocol):
+    """Takes the bytes of a shard from its first to its last."""
+
+    def write(self, data: memoryview) -> None:
+        """Add what follows."""
+
+    def finish(self) -> None:
+        """Return once all that was added is written."""
+
+    def deliver(self) -> Sequence[Upload]:
+        """Bring the finished shard where it belongs, with no more memory than a few pages; returns what it is there."""
+
+
+@runtime_checkable
+class ShardTarget(Protocol):
+    """The place of a shard, which one task writes from its first part to its last."""
+
+    @property
+    def beside_bytes(self) -> int:
+        """The memory that writing a shard takes, which the writer allocates itself."""
+
+    def open_shard(self) -> AbstractContextManager[ShardWriter]:
+        """Begin the shard with its header; what is left of it when the block ends early is no shard."""
+
+    def check(self, part: Part, receipt: Receipt, workplace: Workplace) -> bool:
+        """Whether what is written of the part is what its receipt says."""
+
+
+Target = PartTarget | ShardTarget
 
 
 @dataclass(frozen=True, slots=True)

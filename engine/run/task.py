@@ -1,7 +1,7 @@
-"""What runs on a worker: one part from its sources to its range of the output."""
+"""What runs on a worker: one part from its sources to its range of the output, or all parts of a shard in order."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import xxhash
@@ -11,7 +11,7 @@ from mergemill.engine.plan.values import Part
 from mergemill.engine.run.guard import Row
 from mergemill.engine.run.piece import Totals, merge_piece
 from mergemill.engine.run.receipts import Receipt
-from mergemill.engine.run.target import Target
+from mergemill.engine.run.target import PartTarget, ShardTarget
 from mergemill.engine.run.workplace import Workplace
 from mergemill.engine.storage.ranges import check_pin
 from mergemill.engine.tensors.dtypes import item_bytes
@@ -21,7 +21,9 @@ from mergemill.engine.tensors.workspace import Arena, Workspace, aligned
 Sink = Callable[[int, memoryview], None]  # given where in the shard, and the bytes
 
 
-def run_part(part: Part, shard: str, target: Target, totals: Totals, workplace: Workplace, slab: int = SLAB) -> Receipt:
+def run_part(
+    part: Part, shard: str, target: PartTarget, totals: Totals, workplace: Workplace, slab: int = SLAB
+) -> Receipt:
     """Merge one part and write it where `target` says; returns its receipt."""
     beside_bytes = aligned(target.beside_bytes)
     need_bytes = task_bytes(part, workplace.share_bytes - beside_bytes)
@@ -32,6 +34,22 @@ def run_part(part: Part, shard: str, target: Target, totals: Totals, workplace: 
         room = arena[beside_bytes:]
         receipt = _merge_part(part, shard, writer.write, totals, workplace, slab, room, need_bytes)
         return replace(receipt, uploads=writer.finish())
+
+
+def run_shard(
+    parts: Sequence[Part], shard: str, target: ShardTarget, totals: Totals, workplace: Workplace, slab: int = SLAB
+) -> list[Receipt]:
+    """Merge all parts of a shard and write it, front to back, where `target` says; returns their receipts."""
+    need_bytes = max(task_bytes(part, workplace.share_bytes - target.beside_bytes) for part in parts)
+    with target.open_shard() as writer:
+        with workplace.lend(need_bytes, target.beside_bytes) as arena:
+            receipts = [
+                _merge_part(part, shard, lambda _, data: writer.write(data), totals, workplace, slab, arena, need_bytes)
+                for part in parts
+            ]
+            writer.finish()
+        uploads = writer.deliver()
+    return [replace(receipt, uploads=uploads) for receipt in receipts]
 
 
 def merge_part(part: Part, shard: str, sink: Sink, totals: Totals, workplace: Workplace, slab: int = SLAB) -> Receipt:

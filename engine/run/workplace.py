@@ -46,39 +46,44 @@ class Workplace:
         return max(share_bytes - MALLOC_BYTES, share_bytes // 2)
 
     @contextmanager
-    def lend(self, size_bytes: int) -> Iterator[Arena]:
-        """Lend a flat uint8 array of at least `size_bytes`, once it is this task's turn and the memory is there."""
+    def lend(self, size_bytes: int, beside_bytes: int = 0) -> Iterator[Arena]:
+        """Lend a flat uint8 array of at least `size_bytes`, once it is this task's turn and the memory is there.
+
+        beside_bytes: what the task, or a library that it uses, allocates meanwhile; it counts as lent too.
+        """
         # As a whole number of steps, but never beyond the promise.
-        size_bytes = max(size_bytes, min(-(-size_bytes // _STEP) * _STEP, self.memory_bytes))
-        if size_bytes > self.memory_bytes:
-            raise RunError(f"a task needs {size_bytes} bytes and this worker was promised {self.memory_bytes}")
-        arena = self._enter(size_bytes)
+        size_bytes = max(size_bytes, min(-(-size_bytes // _STEP) * _STEP, self.memory_bytes - beside_bytes))
+        if size_bytes + beside_bytes > self.memory_bytes:
+            raise RunError(
+                f"a task needs {size_bytes + beside_bytes} bytes and this worker was promised {self.memory_bytes}"
+            )
+        arena = self._enter(size_bytes, beside_bytes)
         try:
             yield arena
         finally:
-            self._leave(arena)
+            self._leave(arena, beside_bytes)
 
     def check_going(self) -> None:
         """Raise `RunError` when the worker is being stopped."""
         if self.stopping:
             raise RunError("the worker is being stopped")
 
-    def _enter(self, size_bytes: int) -> Arena:
+    def _enter(self, size_bytes: int, beside_bytes: int) -> Arena:
         ticket = object()
         with self._changed:
             self._queue.append(ticket)
-            self._changed.wait_for(lambda: self._queue[0] is ticket and self._fits(size_bytes))
+            self._changed.wait_for(lambda: self._queue[0] is ticket and self._fits(size_bytes + beside_bytes))
             self._queue.popleft()
             self._changed.notify_all()  # also where no arena can be had: the next in line has its turn
-            arena = self._take_arena(size_bytes)
-            self._lent_bytes += len(arena)
+            arena = self._take_arena(size_bytes, self.memory_bytes - beside_bytes)
+            self._lent_bytes += len(arena) + beside_bytes
             self._lent += 1
             self.peak_bytes = max(self.peak_bytes, self._lent_bytes)
         return arena
 
-    def _leave(self, arena: Arena) -> None:
+    def _leave(self, arena: Arena, beside_bytes: int) -> None:
         with self._changed:
-            self._lent_bytes -= len(arena)
+            self._lent_bytes -= len(arena) + beside_bytes
             self._lent -= 1
             self._free.append(arena)
             self._changed.notify_all()
@@ -86,18 +91,21 @@ class Workplace:
     def _fits(self, size_bytes: int) -> bool:
         return self._lent_bytes + size_bytes <= self.memory_bytes
 
-    def _take_arena(self, size_bytes: int) -> Arena:
-        """Reuse the smallest free arena that fits; else drop free ones until a new one fits the promise."""
+    def _take_arena(self, size_bytes: int, most_bytes: int) -> Arena:
+        """Reuse the smallest free arena that fits; drop free ones until all that are there fit into `most_bytes`."""
         self._free.sort(key=len)
+        taken = None
         for i, arena in enumerate(self._free):
-            if len(arena) >= size_bytes and self._fits(len(arena)):
-                return self._free.pop(i)
+            if len(arena) >= size_bytes and self._lent_bytes + len(arena) <= most_bytes:
+                taken = self._free.pop(i)
+                break
         # No more arenas than threads: small ones beside the large ones would be memory that nobody uses.
         while self._free and self._lent + len(self._free) >= self.threads:
             self._free.pop(0)
-        while self._free and self._lent_bytes + sum(map(len, self._free)) + size_bytes > self.memory_bytes:
+        size_bytes = size_bytes if taken is None else len(taken)
+        while self._free and self._lent_bytes + sum(map(len, self._free)) + size_bytes > most_bytes:
             self._free.pop()
-        return _map_arena(size_bytes)
+        return _map_arena(size_bytes) if taken is None else taken
 
 
 def _map_arena(size_bytes: int) -> Arena:
