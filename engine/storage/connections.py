@@ -108,8 +108,8 @@ def patiently(ask: Callable[[], T]) -> T:
 
 
 def _open_manager(proxy: str | None, ca_certs: str | None) -> urllib3.PoolManager:
-    # Who finds all of a server's connections taken waits for one of them.
-    size: Mapping[str, Any] = {"num_pools": _POOLS, "maxsize": CONNECTIONS, "block": True, "ca_certs": ca_certs}
+    # Not with `block`: there a connection that is closed, not given back, is missing for ever, until all wait.
+    size: Mapping[str, Any] = {"num_pools": _POOLS, "maxsize": CONNECTIONS, "ca_certs": ca_certs}
     if proxy is None:
         return urllib3.PoolManager(**size)
     user, at, _ = urlsplit(proxy).netloc.rpartition("@")

@@ -114,7 +114,8 @@ class HttpStore:
             answer.close()  # a server without ranges sends all of it
         if answer.status in (*_FORBIDDEN, *_GONE):
             return answer.status
-        size = answer.headers.get("content-range", "").rpartition("/")[2] or answer.headers.get("content-length", "")
+        whole = answer.headers.get("content-length", "")
+        size = whole if answer.status == 200 else answer.headers.get("content-range", "").rpartition("/")[2]
         if answer.status not in (200, 206, 416) or not size.isdecimal():
             raise CheckpointError(f"{url}: its server answers {answer.status} and not how long it is")
         return Pin(url, int(size), _stamp(answer.headers))
