@@ -5,9 +5,8 @@ safetensors file of a folder, whatever its name; such a file itself.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -86,12 +85,19 @@ def resolve(ref: str, revision: str | None = None) -> str:
         return store_of(ref).resolve(ref, revision)
     path = local.resolve(ref)
     if path is None and HUB_NAME.fullmatch(ref):
-        return store_of(f"hf://{ref}").resolve(f"hf://{ref}", revision)
+        return _resolve_on_hub(ref, revision)
     if path is None:
         raise CheckpointError(f"{ref}: no such file or folder")
     if revision is not None:
         raise CheckpointError(f"{ref}@{revision}: a folder has no revisions; only models on the Hub have")
     return path
+
+
+def _resolve_on_hub(ref: str, revision: str | None) -> str:
+    try:
+        return store_of("hf://").resolve(f"hf://{ref}", revision)
+    except CheckpointError as error:
+        raise CheckpointError(f"{ref}: no such folder; {error}") from error
 
 
 def _open(ref: str, place: str) -> Checkpoint:
@@ -123,7 +129,7 @@ def _open_tensors(place: str, found: Mapping[str, Pin]) -> Mapping[str, StoredTe
 def _open_sharded(place: str, found: Mapping[str, Pin]) -> Mapping[str, StoredTensor]:
     where = join(place, INDEX_NAME)
     weight_map = parse_index(_read_small(found[INDEX_NAME]), where=where)
-    files = dict(_find_shards(place, set(weight_map.values()), found))
+    files = _find_shards(place, set(weight_map.values()), found)
     if SINGLE_NAME in found and SINGLE_NAME not in files:
         # Loaders disagree on which of the two is the model.
         raise IndexFileError(f"{where}: does not name {SINGLE_NAME}, which is beside it; remove one of them")
@@ -136,14 +142,22 @@ def _open_sharded(place: str, found: Mapping[str, Pin]) -> Mapping[str, StoredTe
     return _collect(shards)
 
 
-def _find_shards(place: str, names: Iterable[str], found: Mapping[str, Pin]) -> Iterator[tuple[str, Pin]]:
-    """Yield those of the named shards that are there; some lie in folders below, which are not listed."""
-    for name in names:
-        if name in found:
-            yield name, found[name]
-        elif "/" in name:
-            with suppress(CheckpointError):
-                yield name, pin_file(join(place, name))
+def _find_shards(place: str, names: Collection[str], found: Mapping[str, Pin]) -> Mapping[str, Pin]:
+    """Return those of the named shards that are there: some lie in folders below, and web servers list nothing."""
+    unlisted = sorted(set(names) - found.keys())
+    with ThreadPoolExecutor(HEADER_THREADS) as pool:
+        pins = dict(zip(unlisted, pool.map(lambda name: _find_shard(join(place, name)), unlisted), strict=True))
+    return {name: pin for name in names if (pin := found.get(name) or pins[name])}
+
+
+def _find_shard(url: str) -> Pin | None:
+    """Return the pin of an unlisted file; None where it is not there, which on this machine alone has one reason."""
+    try:
+        return pin_file(url)
+    except CheckpointError:
+        if is_remote(url):
+            raise
+        return None
 
 
 def _open_shard(pin: Pin, where: str) -> tuple[Pin, Header]:

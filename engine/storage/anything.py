@@ -3,13 +3,16 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import fsspec
 
 from mergemill.engine.errors import CheckpointError, StorageError
+from mergemill.engine.storage.connections import shorten
 from mergemill.engine.storage.pin import Pin, changed
 from mergemill.engine.storage.store import Unavailable
 
+# What file systems say of a file that changes when its content does; the first that one of them says is its stamp.
 _STAMPS = (
     "etag",
     "ETag",
@@ -18,34 +21,42 @@ _STAMPS = (
     "content_md5",
     "generation",
     "last_modified",
+    "LastModified",
     "mtime",
-    "created",
+    "modificationTime",
+    "modified",
+    "modify",
     "updated",
+    "created",
 )
+_USUAL = "s3, hf, gs, az, http, https, file, memory"
 
 
 def open_store(scheme: str) -> "AnyStore":
     """Return the store for URLs of `scheme`, which fsspec must know."""
     if scheme not in fsspec.available_protocols():
-        raise CheckpointError(f"{scheme}://: no such kind of storage; known are {', '.join(_known())}")
-    return AnyStore(fsspec.filesystem(scheme), scheme)
-
-
-def _known() -> list[str]:
-    return sorted({"s3", "hf", "gs", "az", "http", "https", "file", "memory"} & {*fsspec.available_protocols(), "hf"})
+        raise CheckpointError(f"{scheme}://: no such kind of storage; known are {_USUAL} and whatever fsspec knows")
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except ImportError as error:
+        raise CheckpointError(f"{scheme}://: needs a package that is not installed: {error}") from error
+    return AnyStore()
 
 
 class AnyStore:
-    """Files of an fsspec file system."""
+    """Files of fsspec's file systems."""
 
     checks_reads = False  # what cat_file returns says nothing of the file that it is from
 
-    def __init__(self, files: Any, scheme: str) -> None:
-        self._files = files
-        self._scheme = scheme
+    def __init__(self) -> None:
+        self._systems: dict[tuple[str, str], Any] = {}
 
     def resolve(self, url: str, revision: str | None) -> str:
         """Return the URL without a slash at its end."""
+        parts = urlsplit(url)
+        if parts.password is not None or "?" in url:
+            place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+            raise CheckpointError(f"{place}: its URL holds a password or a query, which would end up in the plan")
         if revision is not None:
             raise CheckpointError(f"{url}@{revision}: only models on the Hub have revisions")
         return url.rstrip("/")
@@ -53,39 +64,58 @@ class AnyStore:
     def list_files(self, url: str, beneath: str) -> Mapping[str, Pin] | None:
         """Return a folder's files, and those of the folder `beneath` in it."""
         with _explained(url):
-            if self._files.isfile(url):
+            files = self.find_system(url)
+            files.invalidate_cache()
+            if files.isfile(url):
                 return None
-            folder = self._files._strip_protocol(url).rstrip("/")  # its public names all ask the server first
-            found = list(self._files.ls(url, detail=True))
+            folder = files._strip_protocol(url).rstrip("/")  # its public names all ask the server first
+            found = list(files.ls(url, detail=True))
             if any(each["name"].rstrip("/") == f"{folder}/{beneath}" for each in found):
-                found += self._files.ls(f"{url}/{beneath}", detail=True)
-        files = [each for each in found if each["type"] == "file"]
-        return {each["name"].removeprefix(f"{folder}/"): self._pin(each) for each in files}
+                found += files.ls(f"{url}/{beneath}", detail=True)
+            names = {each["name"].removeprefix(f"{folder}/"): each for each in found if each["type"] == "file"}
+            return {name: _make_pin(f"{url}/{name}", each) for name, each in names.items()}
 
     def pin_file(self, url: str) -> Pin:
         """Return the pin of a file."""
         with _explained(url):
-            self._files.invalidate_cache()
-            return self._pin(self._files.info(url), url)
+            files = self.find_system(url)
+            files.invalidate_cache()
+            return _make_pin(url, files.info(url))
 
     def read_some(self, pin: Pin, offset_bytes: int, buffer: memoryview) -> int:
         """Read a range of the file as it is now."""
         with _explained(pin.url, pin):
-            data = self._files.cat_file(pin.url, start=offset_bytes, end=offset_bytes + len(buffer))
+            data = self.find_system(pin.url).cat_file(pin.url, start=offset_bytes, end=offset_bytes + len(buffer))
         if len(data) > len(buffer):
             raise StorageError(f"{pin.url}: its server does not serve ranges; copy the file first")
+        if not data:
+            raise changed(pin, f"not longer than {offset_bytes} bytes")
         buffer[: len(data)] = data
         return len(data)
 
-    def _pin(self, found: Mapping[str, Any], url: str | None = None) -> Pin:
-        stamps = [f"{name}:{found[name]}" for name in _STAMPS if found.get(name) is not None]
-        return Pin(url or self._files.unstrip_protocol(found["name"]), int(found["size"]), stamps[0] if stamps else "")
+    def find_system(self, url: str) -> Any:
+        """Return the file system of a URL: one for a server or bucket, since fsspec itself makes one for a thread."""
+        parts = urlsplit(url)
+        key = parts.scheme, parts.netloc
+        if key not in self._systems:
+            self._systems.setdefault(key, fsspec.url_to_fs(url)[0])
+        return self._systems[key]
+
+
+def _make_pin(url: str, found: Mapping[str, Any]) -> Pin:
+    stamps = [f"{name}:{found[name]}" for name in _STAMPS if found.get(name) is not None]
+    if found.get("size") is None:
+        raise CheckpointError(f"{url}: its server does not say how long it is; copy the file first")
+    return Pin(url, int(found["size"]), stamps[0] if stamps else "")
 
 
 @contextmanager
 def _explained(url: str, pin: Pin | None = None) -> Iterator[None]:
+    """Turn what any driver raises into the errors of this room: with `pin` those of reading."""
     try:
         yield
+    except CheckpointError:
+        raise
     except FileNotFoundError as error:
         raise changed(pin, "gone") if pin else CheckpointError(f"{url}: no such file or folder") from error
     except PermissionError as error:
@@ -93,5 +123,5 @@ def _explained(url: str, pin: Pin | None = None) -> Iterator[None]:
         raise kind(f"{url}: access denied; check the credentials for it") from error
     except Exception as error:
         if pin:
-            raise Unavailable(f"{type(error).__name__}: {error}") from error
-        raise CheckpointError(f"{url}: cannot be read: {type(error).__name__}: {error}") from error
+            raise Unavailable(shorten(error)) from error
+        raise CheckpointError(f"{url}: cannot be read: {shorten(error)}") from error

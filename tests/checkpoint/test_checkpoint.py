@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mergemill.engine.checkpoint import INDEX_NAME, open_checkpoint, read_file
 from mergemill.engine.errors import CheckpointError, HeaderError, IndexFileError
-from mergemill.engine.storage.ranges import read_into
+from mergemill.engine.storage.ranges import close_all, read_into
 
 TENSORS = {
     "model.layers.0.w": torch.arange(6, dtype=torch.float32).reshape(2, 3),
@@ -132,19 +134,48 @@ def test_checkpoint_can_be_pickled(tmp_path):
     assert pickle.loads(pickle.dumps(checkpoint)) == checkpoint
 
 
-def test_hub_name_that_is_no_folder_says_how_to_get_it(tmp_path, monkeypatch):
+@pytest.fixture
+def no_hub(monkeypatch, tmp_path):
+    """A Hub that cannot be reached, with an empty cache."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    close_all()
+    yield
+    close_all()
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_hub_name_that_is_no_folder_is_asked_of_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert message_of("org/name-7B") == (
-        "org/name-7B: no such folder, and the Hub cannot be read yet; "
-        "download it first: hf download org/name-7B --local-dir org/name-7B"
+    began_s = time.monotonic()
+    message = message_of("org/name-7B")
+    assert message.startswith(
+        "org/name-7B: no such folder; hf://org/name-7B: the Hub at http://127.0.0.1:9 cannot be reached (Connect"
+    )
+    assert message.endswith("and its cache has no such model; when it can: hf download org/name-7B")
+    assert time.monotonic() - began_s < 10
+
+
+def test_hub_name_without_the_client_of_the_hub_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in sys.modules if name.startswith("mergemill.engine.storage.hub")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    close_all()
+    assert message_of("org/name") == (
+        "org/name: no such folder; hf://: huggingface_hub is not installed; install mergemill[hub]"
     )
 
 
 @pytest.mark.parametrize(
     ("ref", "message"),
     [
-        ("s3://bucket/model", "s3://bucket/model: s3:// cannot be read yet; copy it to a local folder"),
-        ("hf://org/name", "hf://org/name: hf:// cannot be read yet; copy it to a local folder"),
+        ("hf://name", "hf://name: a model on the Hub is written hf://org/name[@revision][/folder]"),
+        (
+            "no-such://a/b",
+            "no-such://: no such kind of storage; known are s3, hf, gs, az, http, https, file, memory "
+            "and whatever fsspec knows",
+        ),
         ("/no/such/folder", "/no/such/folder: no such file or folder"),
         ("~nobody-at-all/x", "~nobody-at-all/x: no such file or folder"),
         ("x" * 999, f"{'x' * 999}: cannot be read: File name too long"),
