@@ -1,5 +1,7 @@
 """The checksum of what was written, read again."""
 
+from collections.abc import Iterable
+
 import xxhash
 
 from mergemill.engine.run.workplace import Workplace
@@ -10,12 +12,17 @@ BUFFER_BYTES = 8 << 20
 
 def checksum_range(pin: Pin, start_bytes: int, stop_bytes: int, workplace: Workplace) -> str:
     """Return the xxh3_128 of a range of a file, or of as much of it as there is."""
+    return checksum_ranges([(pin, start_bytes, min(stop_bytes, pin.size_bytes))], workplace)
+
+
+def checksum_ranges(ranges: Iterable[tuple[Pin, int, int]], workplace: Workplace) -> str:
+    """Return the xxh3_128 of ranges (file, first byte, byte after the last), one after the other."""
     checksum = xxhash.xxh3_128()
     buffer_bytes = min(BUFFER_BYTES, workplace.share_bytes)
-    stop_bytes = min(stop_bytes, pin.size_bytes)
     with workplace.lend(buffer_bytes) as arena:
-        for start in range(start_bytes, stop_bytes, buffer_bytes):
-            buffer = arena.data[: min(buffer_bytes, stop_bytes - start)]
-            read_into(pin, start, buffer)
-            checksum.update(buffer)
+        for pin, start_bytes, stop_bytes in ranges:
+            for start in range(start_bytes, stop_bytes, buffer_bytes):
+                buffer = arena.data[: min(buffer_bytes, stop_bytes - start)]
+                read_into(pin, start, buffer)
+                checksum.update(buffer)
     return checksum.hexdigest()

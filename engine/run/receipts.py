@@ -9,6 +9,7 @@ from typing import Any
 from mergemill.engine.errors import StorageError
 
 Upload = Sequence[int | str]  # number from 1, and ETag, of a part of a multipart upload
+Copied = Sequence[int | str]  # URL, size in bytes and stamp of a source; where in it, and how many bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +20,12 @@ class Receipt:
     shard: str
     start_bytes: int  # in the shard's file
     stop_bytes: int
-    checksum: str  # xxh3_128 of the range, 32 hexadecimal digits
+    checksum: str  # xxh3_128 of the range, 32 hexadecimal digits; empty where the bytes never came here
     read_bytes: int  # read from the sources, second reads included
     seconds: float  # of the task, waiting for memory excluded
     drifts: Sequence[Sequence[float | None]] = ()  # what the guard saw of each merged piece: `guard.Row`
     uploads: Sequence[Upload] = ()  # what the part consists of where it was uploaded
+    copied: Sequence[Copied] = ()  # what the part was copied from, in order, where the server did that
 
 
 class Journal:

@@ -8,10 +8,12 @@ import xxhash
 
 from mergemill.engine.plan.memory import keep_bytes, needs_passes, task_bytes
 from mergemill.engine.plan.values import Part
+from mergemill.engine.run.copies import copy_stored
 from mergemill.engine.run.guard import Row
 from mergemill.engine.run.piece import Totals, merge_piece
 from mergemill.engine.run.receipts import Receipt
 from mergemill.engine.run.target import PartTarget, ShardTarget
+from mergemill.engine.run.upload import UploadTarget
 from mergemill.engine.run.workplace import Workplace
 from mergemill.engine.storage.ranges import check_pin
 from mergemill.engine.tensors.dtypes import item_bytes
@@ -24,7 +26,9 @@ Sink = Callable[[int, memoryview], None]  # given where in the shard, and the by
 def run_part(
     part: Part, shard: str, target: PartTarget, totals: Totals, workplace: Workplace, slab: int = SLAB
 ) -> Receipt:
-    """Merge one part and write it where `target` says; returns its receipt."""
+    """Merge one part and write it where `target` says, or have it copied there; returns its receipt."""
+    if isinstance(target, UploadTarget) and (copied := copy_stored(part, shard, target, workplace)):
+        return copied
     beside_bytes = aligned(target.beside_bytes)
     need_bytes = task_bytes(part, workplace.share_bytes - beside_bytes)
     with (

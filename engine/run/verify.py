@@ -10,6 +10,7 @@ from mergemill.engine.plan.make import make_plan
 from mergemill.engine.plan.values import Part, Piece, Plan
 from mergemill.engine.recipe import Recipe, parse_recipe
 from mergemill.engine.run.checksum import checksum_range
+from mergemill.engine.run.copies import checksum_copied
 from mergemill.engine.run.output import Output, find_output
 from mergemill.engine.run.piece import find_factors, gather_piece, gather_squares, with_factors
 from mergemill.engine.run.receipts import Receipt
@@ -104,11 +105,17 @@ def _check_part(pin: Pin, receipt: Receipt | None, stop_bytes: int, workplace: W
     if receipt is None or receipt.stop_bytes != stop_bytes:
         raise VerifyError(f"{pin.url}: the journal lacks the receipt of a part that ends at byte {stop_bytes}")
     found = checksum_range(pin, receipt.start_bytes, receipt.stop_bytes, workplace)
-    if found != receipt.checksum:
+    expected = _find_checksum(receipt, workplace)
+    if found != expected:
         raise VerifyError(
             f"{pin.url}: bytes {receipt.start_bytes} to {receipt.stop_bytes} changed since they were written: "
-            f"checksum {found}, receipt {receipt.checksum}"
+            f"checksum {found}, {'receipt' if receipt.checksum else 'source'} {expected}"
         )
+
+
+def _find_checksum(receipt: Receipt, workplace: Workplace) -> str:
+    """Return what a part's checksum must be; of one that the server copied, that of its source."""
+    return receipt.checksum or checksum_copied(receipt.copied, workplace)
 
 
 def _check_file(output: Output, name: str, expected: str) -> None:
@@ -135,7 +142,7 @@ def _replay(record: Record, receipts: Mapping[tuple[str, int], Receipt], count: 
         part = replace(part, pieces=tuple(with_factors(piece, factors) for piece in part.pieces))
         shard = plan.shards[part.shard].name
         found = merge_part(part, shard, _discard, totals, workplace).checksum
-        if found != receipts[shard, part.start_bytes].checksum:
+        if found != _find_checksum(receipts[shard, part.start_bytes], workplace):
             raise VerifyError(f"{shard}: merging bytes {part.start_bytes} to {part.stop_bytes} again gives other bytes")
     return len(chosen)
 

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 from mergemill.engine.errors import MergemillError, OutputError, StorageError
 from mergemill.engine.storage import fetch
+from mergemill.engine.storage.body import make_range
+from mergemill.engine.storage.pin import Pin, changed
 from mergemill.engine.storage.s3 import S3Store, explained, split_url
 from mergemill.engine.storage.store import Unavailable, find_store
 
@@ -114,7 +116,7 @@ def list_parts(url: str, upload: str) -> Mapping[int, StoredPart] | None:
         if is_missing(error):
             return None
         raise
-    return {each["PartNumber"]: StoredPart(each["PartNumber"], each["Size"], each["ETag"]) for each in found}
+    return {each["PartNumber"]: StoredPart(each["PartNumber"], each["Size"], _unquote(each["ETag"])) for each in found}
 
 
 def complete_upload(url: str, upload: str, parts: Sequence[tuple[int, str]]) -> bool:
@@ -148,7 +150,33 @@ def upload_part(url: str, upload: str, number: int, data: memoryview) -> "Future
 
     def work() -> str:
         found = _ask(f"{url}, part {number}", lambda client: client.upload_part(**where, Body=_Body(data)))
-        return str(found["ETag"])
+        return _unquote(found["ETag"])
+
+    return fetch.submit(work)
+
+
+def copy_part(url: str, upload: str, number: int, source: Pin, offset_bytes: int, size_bytes: int) -> "Future[str]":
+    """Begin to have the server copy a range of another object into a part; gives its ETag."""
+    bucket, key = split_url(url)
+    given_bucket, given_key = split_url(source.url)
+    where = {
+        "Bucket": bucket,
+        "Key": key,
+        "UploadId": upload,
+        "PartNumber": number,
+        "CopySource": {"Bucket": given_bucket, "Key": given_key},
+        "CopySourceRange": make_range(offset_bytes, size_bytes),
+        "CopySourceIfMatch": source.stamp.removeprefix("etag:"),
+    }
+
+    def work() -> str:
+        try:
+            found = _ask(f"{url}, part {number}", lambda client: client.upload_part_copy(**where))
+        except StorageError as error:
+            if _code(error) in ("PreconditionFailed", "412"):
+                raise changed(source, "another ETag") from error
+            raise
+        return _unquote(found["CopyPartResult"]["ETag"])
 
     return fetch.submit(work)
 
@@ -191,11 +219,12 @@ def _ask(url: str, work: Callable[[Any], T], error: type[MergemillError] = Stora
     """Return what `work` returns of a client; what may pass is tried again, also after boto3 has given it up.
 
     All of them may be asked twice. A second answer may differ, as that of an upload that was completed at the first.
+    Before anything is written (`error` is another one) boto3's patience is enough: most likely the place is wrong.
     """
     failed = 0
     while True:
         try:
-            with explained(url, error=error, again=True):
+            with explained(url, error=error, again=error is StorageError):
                 return work(_client())
         except Unavailable as unavailable:
             failed += 1
@@ -214,6 +243,11 @@ def _client() -> Any:
     store = find_store("s3")
     assert isinstance(store, S3Store)
     return store.client
+
+
+def _unquote(etag: str) -> str:
+    """Return an ETag as all requests take it: servers give it with quotes in one answer and without in another."""
+    return etag.strip('"')
 
 
 def _split_prefix(url: str) -> tuple[str, str]:
