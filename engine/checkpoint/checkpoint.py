@@ -67,6 +67,8 @@ def open_checkpoint(ref: str, revision: str | None = None) -> Checkpoint:
         return _open(f"{ref}@{revision}" if revision else ref, resolve(ref, revision))
     except OSError as error:
         raise CheckpointError(f"{ref}: cannot be read: {error.strerror}") from error
+    except RunError as error:  # of a header that its storage refuses
+        raise CheckpointError(str(error)) from error
 
 
 def read_file(checkpoint: Checkpoint, name: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -34,10 +35,11 @@ _USUAL = "s3, hf, gs, az, http, https, file, memory"
 
 def open_store(scheme: str) -> "AnyStore":
     """Return the store for URLs of `scheme`, which fsspec must know."""
-    if scheme not in fsspec.available_protocols():
-        raise CheckpointError(f"{scheme}://: no such kind of storage; known are {_USUAL} and whatever fsspec knows")
     try:
         fsspec.get_filesystem_class(scheme)
+    except ValueError as error:
+        known = f"{_USUAL} and whatever fsspec knows"
+        raise CheckpointError(f"{scheme}://: no such kind of storage; known are {known}") from error
     except ImportError as error:
         raise CheckpointError(f"{scheme}://: needs a package that is not installed: {error}") from error
     return AnyStore()
@@ -103,10 +105,15 @@ class AnyStore:
 
 
 def _make_pin(url: str, found: Mapping[str, Any]) -> Pin:
-    stamps = [f"{name}:{found[name]}" for name in _STAMPS if found.get(name) is not None]
+    stamps = [f"{name}:{_plain(found[name])}" for name in _STAMPS if found.get(name) is not None]
     if found.get("size") is None:
         raise CheckpointError(f"{url}: its server does not say how long it is; copy the file first")
     return Pin(url, int(found["size"]), stamps[0] if stamps else "")
+
+
+def _plain(value: Any) -> Any:
+    """Return a time as a number: some drivers list it so, and say it otherwise when asked about one file."""
+    return value.timestamp() if isinstance(value, datetime) else value
 
 
 @contextmanager

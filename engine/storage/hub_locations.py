@@ -11,6 +11,7 @@ from huggingface_hub.utils import build_hf_headers
 from urllib3.response import BaseHTTPResponse
 
 from mergemill.engine.errors import CheckpointError, StorageError
+from mergemill.engine.storage.connections import patiently
 from mergemill.engine.storage.hub_cache import is_hash
 from mergemill.engine.storage.hub_errors import Absent, Offline, explained
 from mergemill.engine.storage.hub_listing import ANSWER_S
@@ -54,7 +55,7 @@ class Locations:
             turn = self._turns.setdefault(pin, threading.Lock())
         with turn:
             if pin not in self._known:
-                self._known[pin] = self._ask(pin)
+                self._known[pin] = patiently(lambda: self._ask(pin))
             return self._known[pin]
 
     def check(self, pin: Pin, location: Location, answer: BaseHTTPResponse) -> None:
