@@ -98,8 +98,7 @@ class BucketOutput(RemoteOutput):
         receipts = {receipt.part: receipt for receipt in self.journal.read() if _is_listed(receipt, listed)}
         if lost := sorted(set(numbers) - receipts.keys()):
             raise RunError(f"{url}: the server has lost part {lost[0]}; run the same merge again to resume")
-        chunks = [int(chunk) for number in numbers for chunk, _ in receipts[number].uploads]
-        parts = [(chunk, listed[chunk].etag) for chunk in chunks]
+        parts = [part for number in numbers for part in _name_parts(receipts[number])]
         if not multipart.complete_upload(url, self._uploads[shard.name], parts) and not self._is_finished(shard):
             raise RunError(f"{url}: its upload is gone; run the same merge again to resume")
 
@@ -109,11 +108,14 @@ def _list_uploaded(plan: Plan) -> list[str]:
     return list(dict.fromkeys(plan.shards[part.shard].name for part in plan.parts))
 
 
-def _is_listed(receipt: Receipt, listed: Mapping[int, StoredPart] | None) -> bool:
+def _is_listed(receipt: Receipt, listed: Mapping[tuple[int, str], StoredPart] | None) -> bool:
     """Whether the server has all uploads of a part, as they were."""
-    if listed is None or not receipt.uploads:
-        return False
-    return all(int(number) in listed and listed[int(number)].etag == etag for number, etag in receipt.uploads)
+    return bool(listed and receipt.uploads and listed.keys() >= set(_name_parts(receipt)))
+
+
+def _name_parts(receipt: Receipt) -> list[tuple[int, str]]:
+    """Return number and ETag of each upload of a part."""
+    return [(int(number), str(etag)) for number, etag in receipt.uploads]
 
 
 def _drop(url: str, upload: str) -> int:

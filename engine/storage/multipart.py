@@ -107,8 +107,11 @@ def list_uploads(url: str) -> Iterator[tuple[str, str]]:
             yield f"s3://{bucket}/{each['Key']}", each["UploadId"]
 
 
-def list_parts(url: str, upload: str) -> Mapping[int, StoredPart] | None:
-    """Return the parts of an upload by number; None where there is no such upload."""
+def list_parts(url: str, upload: str) -> Mapping[tuple[int, str], StoredPart] | None:
+    """Return the parts of an upload by number and ETag; None where there is no such upload.
+
+    Of a part that was uploaded twice, with other bytes, some servers list both.
+    """
     bucket, key = split_url(url)
     try:
         found = _ask(url, lambda client: _list(client, "list_parts", "Parts", Bucket=bucket, Key=key, UploadId=upload))
@@ -116,7 +119,8 @@ def list_parts(url: str, upload: str) -> Mapping[int, StoredPart] | None:
         if is_missing(error):
             return None
         raise
-    return {each["PartNumber"]: StoredPart(each["PartNumber"], each["Size"], _unquote(each["ETag"])) for each in found}
+    parts = [StoredPart(each["PartNumber"], each["Size"], _unquote(each["ETag"])) for each in found]
+    return {(part.number, part.etag): part for part in parts}
 
 
 def complete_upload(url: str, upload: str, parts: Sequence[tuple[int, str]]) -> bool:
