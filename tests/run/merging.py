@@ -7,8 +7,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -81,19 +82,25 @@ METHODS = tuple(BODIES)
 ISSUE_METHODS = ("linear", "slerp", "ties", "dare_ties", "passthrough")  # those whose bytes the issue compares
 
 
-def write_family(folder: Path, *, vocab: int = 1500, hidden: int = 256, layers: int = 2) -> Path:
-    """Write ``base``, ``A`` and ``B``: embeddings of 384,000 elements (5.9 blocks), matrices of 2 blocks."""
-    base = write_llama(folder / "base", seed=0, vocab=vocab, hidden=hidden, intermediate=512, layers=layers)
+def write_family(
+    folder: Path, *, vocab: int = 1500, hidden: int = 256, layers: int = 2, extras: Collection[str] = ()
+) -> Path:
+    """Write ``base``, ``A`` and ``B``: embeddings of 384,000 elements (5.9 blocks), matrices of 2 blocks.
+
+    extras: odd tensors that all of them have.
+    """
+    write = partial(write_llama, vocab=vocab, hidden=hidden, intermediate=512, layers=layers, extras=extras)
+    base = write(folder / "base", seed=0)
     for seed, name in enumerate("AB", start=1):
-        write_llama(folder / name, seed=seed, vocab=vocab, hidden=hidden, intermediate=512, layers=layers, near=base)
+        write(folder / name, seed=seed, near=base)
     return folder
 
 
-def make_recipe(method: str, folder: Path, *, more: str = "") -> Recipe:
-    """Return the recipe of `method` over the family in `folder`."""
+def make_recipe(method: str, folder: Path | str, *, more: str = "") -> Recipe:
+    """Return the recipe of `method` over the family in `folder`, or at a URL."""
     body = BODIES[method]
     for name in ("base", "A", "B"):
-        body = body.replace(f"{{{name}}}", str(folder / name))
+        body = body.replace(f"{{{name}}}", f"{folder}/{name}")
     return parse_recipe(f"merge_method: {method}{body}{more}", name=f"{method}.yml")
 
 
@@ -114,9 +121,15 @@ def parts_of(size_bytes: int) -> Iterator[None]:
 
 
 def plan_merge(
-    method: str, folder: Path, *, part_bytes: int = SMALL_PART, shard_size: str = "5GB", seed: int = 0, more: str = ""
+    method: str,
+    folder: Path | str,
+    *,
+    part_bytes: int = SMALL_PART,
+    shard_size: str = "5GB",
+    seed: int = 0,
+    more: str = "",
 ) -> Plan:
-    """Plan the recipe of `method` over the family in `folder`."""
+    """Plan the recipe of `method` over the family in `folder`, or at a URL."""
     with parts_of(part_bytes):
         return make_plan(make_recipe(method, folder, more=more), seed=seed, shard_size=shard_size)
 
