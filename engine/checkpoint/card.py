@@ -15,6 +15,7 @@ import yaml
 from mergemill.engine.checkpoint.checkpoint import HUB_NAME, Checkpoint, read_file
 
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
+_HUB = "hf://"
 _LICENSE_KEYS = ("license", "license_name", "license_link")
 
 
@@ -53,11 +54,17 @@ def make_card(
 def hub_names(models: Iterable[str]) -> tuple[str, ...]:
     """Return those of `models` that name repositories of the Hub: no folder here, no path, no revision.
 
-    >>> hub_names(["org/base", "org/tuned@main", "./org/local", "s3://bucket/model", "org/base"])
+    >>> hub_names(["org/base", "org/tuned@main", "./org/local", "s3://bucket/model", "hf://org/base/folder"])
     ('org/base', 'org/tuned')
     """
-    names = (re.split("[@+]", model)[0] for model in models)
-    return tuple(dict.fromkeys(name for name in names if HUB_NAME.fullmatch(name) and not Path(name).exists()))
+    return tuple(dict.fromkeys(name for model in models if (name := _find_hub_name(model))))
+
+
+def _find_hub_name(model: str) -> str:
+    """Return the repository of the Hub that a model names; empty for any other."""
+    place = re.split("[@+]", model)[0]
+    name = "/".join(place.removeprefix(_HUB).split("/")[:2]) if place.startswith(_HUB) else place
+    return name if HUB_NAME.fullmatch(name) and (place.startswith(_HUB) or not Path(place).exists()) else ""
 
 
 def common_license(checkpoints: Sequence[Checkpoint]) -> Mapping[str, str]:

@@ -18,8 +18,8 @@ from servers.proxy import start_proxy
 
 pytest.importorskip("huggingface_hub")
 
+from hubs import Use, use_hub
 from huggingface_hub import constants, snapshot_download
-from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from mergemill.engine.checkpoint import open_checkpoint
 from mergemill.engine.errors import CheckpointError, MergemillError, SourceChanged, StorageError
@@ -37,40 +37,19 @@ FILES: dict[str, bytes | Path] = {
     "sub/model.safetensors": WEIGHTS[:1000],
 }
 NAME = "org/model"
-Use = Callable[..., None]
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    """Where the Hub's client keeps its cache in this test."""
-    return tmp_path / "home" / "hub"
+def home(tmp_path: Path) -> Path:
+    """Where the Hub's client keeps its cache and token in this test."""
+    return tmp_path / "home"
 
 
 @pytest.fixture(autouse=True)
-def use(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Use]:
-    """Have this process start anew with the Hub, as it would with these variables; at first, with the one of the test.
-
-    What huggingface_hub reads when it is imported is set where it keeps it.
-    """
-
-    def start(endpoint: str = hub.url, token: str = "", *, offline: bool = False) -> None:
-        monkeypatch.setenv("HF_ENDPOINT", endpoint)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        if token:
-            monkeypatch.setenv("HF_TOKEN", token)
-        close_all()
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache.parent / "token"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(fetch, "FIRST_WAIT_S", 0.0)
-    monkeypatch.setattr(connections, "FIRST_WAIT_S", 0.0)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    disable_progress_bars()
-    start()
-    yield start
-    close_all()
+def use(hub: Hub, home: Path) -> Iterator[Use]:
+    """Have this process start anew with the Hub of the test, or as the test says."""
+    with use_hub(hub, home) as start:
+        yield start
 
 
 @pytest.fixture
@@ -208,10 +187,10 @@ def test_a_private_model_needs_its_owners_token(hub: Hub, use: Use, message_of: 
     assert hub.token not in repr(pin_all())
 
 
-def test_the_token_of_hf_auth_login_is_found(hub: Hub, cache: Path) -> None:
+def test_the_token_of_hf_auth_login_is_found(hub: Hub, home: Path) -> None:
     sha = hub.add_repo(NAME, FILES, private=True)
-    cache.parent.mkdir()
-    (cache.parent / "token").write_text(hub.token)
+    home.mkdir()
+    (home / "token").write_text(hub.token)
     assert resolve() == f"hf://{NAME}@{sha}"
 
 
