@@ -8,7 +8,8 @@ from pathlib import Path
 from mergemill.engine.checkpoint.checkpoint import open_checkpoint
 from mergemill.engine.checkpoint.family import layer_stacks
 from mergemill.engine.checkpoint.layout import TensorInfo
-from mergemill.engine.run.output import find_output, is_writable
+from mergemill.engine.errors import OutputError
+from mergemill.engine.run.output import Output, find_output
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Inspection:
 
 def inspect(path: str | Path) -> Inspection:
     """Look at the model or the merge in the folder `path`; `CheckpointError` where there is neither."""
-    output = find_output(path) if is_writable(path) else None
+    output = _find_output(path)
     record = output.read_record() if output else None
     if output is None or record is None:
         return _inspect_checkpoint(str(path), "checkpoint", "", "")
@@ -47,6 +48,14 @@ def inspect(path: str | Path) -> Inspection:
     done = len({receipt.part for receipt in output.journal.read()})
     state = f"unfinished: {done} of {len(record.parts)} parts"
     return Inspection(str(path), "merge", state, record.digest, "", (), {}, {}, len(record.shards))
+
+
+def _find_output(path: str | Path) -> Output | None:
+    """Return the output that a path or URL may be; None where no merge can be written to such."""
+    try:
+        return find_output(path)
+    except OutputError:
+        return None
 
 
 def _inspect_checkpoint(path: str, kind: str, state: str, digest: str) -> Inspection:

@@ -14,7 +14,7 @@ from mergemill.engine.run.target import Target
 from mergemill.engine.run.workers import Workers
 from mergemill.engine.storage.ranges import Pin, is_remote
 
-_BUCKETS = ("s3://", "s3a://")
+_EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hub"}  # scheme -> what installs the client of that storage
 
 
 class Receipts(Protocol):
@@ -72,21 +72,29 @@ class Output(Protocol):
         """Remove what an unfinished merge left; returns the bytes freed. Nothing else is touched."""
 
 
-def is_writable(place: str | Path) -> bool:
-    """Whether a merge can be written to a path or URL, as far as its kind of storage goes."""
-    return not is_remote(str(place)) or str(place).startswith(_BUCKETS)
-
-
 def find_output(out: str | Path) -> Output:
-    """Return the output at a path or URL; nothing is looked at yet."""
+    """Return the output at a path or URL; nothing is looked at yet. `OutputError` where nothing can be written."""
     place = str(out)
     if not is_remote(place):
         return FolderOutput(Path(place.removeprefix("file://")))
-    if place.startswith(_BUCKETS):
+    scheme = place.split("://", 1)[0]
+    try:
+        return _find_remote(scheme, place)
+    except ImportError as error:
+        needed = f"mergemill[{_EXTRAS[scheme]}]" if scheme in _EXTRAS else f"what {scheme}:// needs"
+        raise OutputError(f"{place}: {error.name or error} is not installed; install {needed}") from error
+
+
+def _find_remote(scheme: str, place: str) -> Output:
+    if _EXTRAS.get(scheme) == "s3":
         from mergemill.engine.run.bucket import BucketOutput
 
         return BucketOutput(place)
-    raise OutputError(f"{place}: cannot be written to; the output is a folder or s3://bucket/prefix")
+    if scheme == "hf":
+        raise OutputError(f"{place}: the Hub cannot be written to yet; merge into a folder and upload that")
+    from mergemill.engine.run.whole import WholeOutput
+
+    return WholeOutput(place)
 
 
 def open_output(out: str | Path, plan: Plan) -> Output:

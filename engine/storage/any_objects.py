@@ -1,0 +1,99 @@
+"""Small objects in any storage that fsspec can write: see `objects`.
+
+Whether an object is written only where there is none is asked of the server in one request where its driver can say so.
+Elsewhere it is looked for first: two writers at the same moment would not see each other.
+"""
+
+import functools
+import inspect
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mergemill.engine.errors import MergemillError, OutputError, StorageError
+from mergemill.engine.storage import fetch
+from mergemill.engine.storage.streams import UNFINISHED, explained, find_system, in_folder, is_folder_like
+
+
+class AnyObjects:
+    """Objects by their URLs; in a store with folders they lie in `beside`, an URL, until they are whole."""
+
+    def __init__(self, beside: str) -> None:
+        self._beside = beside
+
+    def put(self, url: str, data: bytes, *, absent: bool = False, error: type[MergemillError] = StorageError) -> bool:
+        """Write an object; with `absent` only where there is none, and return whether `data` is there now."""
+        if absent and (there := self.get(url, error=error)) is not None:
+            return there == data
+        if is_folder_like(url):
+            return self._put_whole(url, data, error)
+        with explained(url, error):
+            system = find_system(url)
+            try:
+                system.pipe_file(url, data, **(_find_option(system) if absent else {}))
+            except FileExistsError:
+                return self.get(url, error=error) == data
+        return True
+
+    def get(self, url: str, *, error: type[MergemillError] = StorageError) -> bytes | None:
+        """Return an object; None where there is none."""
+        with explained(url, error):
+            try:
+                return bytes(find_system(url).cat_file(url))
+            except FileNotFoundError:
+                return None
+
+    def get_all(self, urls: Sequence[str]) -> list[bytes | None]:
+        """Return objects, fetched at the same time."""
+        return [coming.result() for coming in [fetch.submit(functools.partial(self.get, url)) for url in urls]]
+
+    def get_age(self, url: str) -> float | None:
+        """Return how many seconds ago an object was written, by the clock of the server; None where that is unknown.
+
+        No driver tells the time of its server: that of an object which is written now does.
+        """
+        now = f"{url}.{secrets.token_hex(4)}"
+        self.put(now, b"now")
+        try:
+            with explained(url):
+                system = find_system(url)
+                system.invalidate_cache()
+                return float((system.modified(now) - system.modified(url)).total_seconds())
+        except (StorageError, OutputError):
+            return None
+        finally:
+            self.delete([now])
+
+    def delete(self, urls: Sequence[str]) -> None:
+        """Remove objects, in their order; what is not there is no error."""
+        for url in urls:
+            with explained(url):
+                try:
+                    find_system(url).rm_file(url)
+                except FileNotFoundError:
+                    continue
+
+    def list_objects(self, url: str) -> Mapping[str, int]:
+        """Return the sizes in bytes of all objects below a prefix, by their names after it."""
+        system = find_system(url)
+        folder = system._strip_protocol(url).rstrip("/")
+        with explained(url, OutputError):
+            system.invalidate_cache()
+            try:
+                found = system.find(url, detail=True)
+            except FileNotFoundError:
+                return {}
+        return {name.removeprefix(f"{folder}/"): int(each["size"]) for name, each in sorted(found.items())}
+
+    def _put_whole(self, url: str, data: bytes, error: type[MergemillError]) -> bool:
+        """Write an object where one that is being written can be seen."""
+        beside = f"{self._beside}/object{UNFINISHED}{secrets.token_hex(4)}"
+        in_folder(beside, lambda system: system.pipe_file(beside, data), error)
+        in_folder(url, lambda system: system.mv(beside, url), error)
+        return True
+
+
+def _find_option(system: Any) -> Mapping[str, str]:
+    """Return what asks the server not to replace an object, where the driver has that."""
+    method = getattr(system, "_pipe_file", system.pipe_file)
+    return {"mode": "create"} if "mode" in inspect.signature(method).parameters else {}
