@@ -21,6 +21,7 @@ from mergemill.engine.plan.values import OutputTensor, Plan
 from mergemill.engine.plan.vectors import check_delta_bases, list_vectors
 from mergemill.engine.recipe import Guard, ModelEntry, ModelRef, Recipe, Slice
 from mergemill.engine.storage.ranges import Pin
+from mergemill.engine.storage.store import use_options
 from mergemill.engine.tensors.dtypes import RECIPE_DTYPES
 from mergemill.engine.tensors.expressions import Expression
 from mergemill.engine.tensors.slabs import Span
@@ -38,6 +39,7 @@ def make_plan(
     the file that it stands in. Raises `InputError` for everything that is wrong with the recipe or its inputs.
     """
     where = recipe.name or "recipe"
+    use_options(recipe.storage)
     refs = list_models(recipe)
     _check_runnable(recipe, refs, where)
     code = find_code(recipe, methods)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
+from mergemill.engine.recipe.access import OptionalStorageOptions
 from mergemill.engine.recipe.faults import make_faults, make_sentence
 from mergemill.engine.recipe.leaves import (
     LayerRange,
@@ -159,6 +160,8 @@ class Recipe(Value):
     """How the vocabulary is made; not together with `tokenizer_source`."""
     chat_template: OptionalChatTemplate = None
     """`auto`, a built-in name (alpaca, chatml, llama3, mistral, exaone), or a Jinja template."""
+    storage_options: OptionalStorageOptions = None
+    """How storage is reached, by the scheme of its URLs, without secrets: `{s3: {profile: team, endpoint_url: …}}`."""
     text: Annotated[SkipJsonSchema[str], Field(exclude=True, repr=False)] = ""
     """The recipe file's text as it was read; empty for a recipe made in Python."""
     name: Annotated[SkipJsonSchema[str], Field(exclude=True, repr=False)] = ""
@@ -183,6 +186,11 @@ class Recipe(Value):
     def known_keys(cls) -> list[str]:
         """Return the keys that a user may write."""
         return [*super().known_keys(), "tokenizer_source"]
+
+    @property
+    def storage(self) -> dict[str, dict[str, Any]]:
+        """The storage options as plain values."""
+        return {scheme: dict(options) for scheme, options in (self.storage_options or {}).items()}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Recipe) and self._canonical() == other._canonical()

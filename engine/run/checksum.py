@@ -1,9 +1,10 @@
 """The checksum of what was written, read again."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import xxhash
 
+from mergemill.engine.run.receipts import Copied
 from mergemill.engine.run.workplace import Workplace
 from mergemill.engine.storage.ranges import Pin, read_into
 
@@ -26,3 +27,9 @@ def checksum_ranges(ranges: Iterable[tuple[Pin, int, int]], workplace: Workplace
                 read_into(pin, start, buffer)
                 checksum.update(buffer)
     return checksum.hexdigest()
+
+
+def checksum_copied(copied: Sequence[Copied], workplace: Workplace) -> str:
+    """Return the checksum of what a part was copied from; `SourceChanged` where that is not what it was."""
+    ranges = [(Pin(str(url), int(size), str(stamp)), int(at), int(at) + int(n)) for url, size, stamp, at, n in copied]
+    return checksum_ranges(ranges, workplace)

@@ -17,6 +17,7 @@ from mergemill.engine.run.process import set_up_process
 from mergemill.engine.run.workers import Workers
 from mergemill.engine.run.workplace import Workplace
 from mergemill.engine.storage.cache import open_cache
+from mergemill.engine.storage.store import use_options
 
 CONNECT_S = 10  # for a scheduler to answer
 WORKERS_S = 60  # for a first worker to join it
@@ -143,10 +144,12 @@ class MergemillPlugin(WorkerPlugin):
     def __init__(self, workers: Workers, token: str) -> None:
         self.memory_bytes = workers.memory_bytes
         self.cache = workers.cache
+        self.storage = workers.storage
         self.token = token  # in the keys of the run's tasks
 
     def setup(self, worker: Worker) -> None:
         """Called on the worker when it joins."""
+        use_options(self.storage)
         self.workplace = Workplace(self.memory_bytes, worker.state.nthreads, open_cache(self.cache))
         self._set_up = ExitStack()
         self._set_up.enter_context(set_up_process())

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mergemill.engine.plan.values import Part
-from mergemill.engine.run.checksum import checksum_ranges
 from mergemill.engine.run.receipts import Copied, Receipt
 from mergemill.engine.run.upload import UploadTarget, cut_chunks
 from mergemill.engine.run.workplace import Workplace
@@ -53,12 +52,6 @@ def copy_stored(part: Part, shard: str, target: UploadTarget, workplace: Workpla
     copied = tuple(each.to_receipt() for each in stretches)
     seconds = round(time.perf_counter() - started, 6)
     return Receipt(part.number, shard, part.start_bytes, part.stop_bytes, "", read_bytes, seconds, (), uploads, copied)
-
-
-def checksum_copied(copied: Sequence[Copied], workplace: Workplace) -> str:
-    """Return the checksum of what a part was copied from; `SourceChanged` where that is not what it was."""
-    ranges = [(Pin(str(url), int(size), str(stamp)), int(at), int(at) + int(n)) for url, size, stamp, at, n in copied]
-    return checksum_ranges(ranges, workplace)
 
 
 def find_stretches(part: Part, header_bytes: int) -> list[Stretch] | None:

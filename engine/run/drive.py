@@ -18,6 +18,7 @@ from mergemill.engine.run.output import Output, check_same, commit_output, find_
 from mergemill.engine.run.receipts import Receipt
 from mergemill.engine.run.workers import MEMORY, Workers, choose_workers
 from mergemill.engine.storage.ranges import check_pin, is_remote
+from mergemill.engine.storage.store import use_options
 from mergemill.engine.tensors.slabs import SLAB
 
 
@@ -47,7 +48,8 @@ def run(
     started = time.perf_counter()
     chosen = choose_workers(plan, workers=workers, threads=threads, memory=memory, scheduler=scheduler)
     kept = choose_cache(cache, cache_folder, out, plan.write_bytes, here=not chosen.scheduler)
-    chosen = replace(chosen, cache=kept)
+    chosen = replace(chosen, cache=kept, storage=plan.recipe.storage)
+    use_options(chosen.storage)
     place = find_output(out)
     place.check_workers(chosen)
     check_memory(plan.parts, chosen.memory_bytes, place.beside_bytes)

@@ -32,6 +32,9 @@ class PartTarget(Protocol):
     def beside_bytes(self) -> int:
         """The memory that writing a part takes."""
 
+    def copy_part(self, part: Part, shard: str, workplace: Workplace) -> Receipt | None:
+        """Have the storage copy a part that is only copied, and return its receipt; None where it must be merged."""
+
     def open_part(self, part: Part, room: Arena) -> AbstractContextManager[PartWriter]:
         """Open the part to be written, with `beside_bytes` of room for that."""
 
@@ -76,6 +79,10 @@ class FileTarget:
 
     path: Path
     beside_bytes = 0
+
+    def copy_part(self, part: Part, shard: str, workplace: Workplace) -> Receipt | None:
+        """Never: the bytes go through this process, and are checksummed on the way."""
+        return None
 
     @contextmanager
     def open_part(self, part: Part, room: Arena) -> Iterator["FileWriter"]:

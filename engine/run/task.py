@@ -8,12 +8,10 @@ import xxhash
 
 from mergemill.engine.plan.memory import keep_bytes, needs_passes, task_bytes
 from mergemill.engine.plan.values import Part
-from mergemill.engine.run.copies import copy_stored
 from mergemill.engine.run.guard import Row
 from mergemill.engine.run.piece import Totals, merge_piece
 from mergemill.engine.run.receipts import Receipt
 from mergemill.engine.run.target import PartTarget, ShardTarget
-from mergemill.engine.run.upload import UploadTarget
 from mergemill.engine.run.workplace import Workplace
 from mergemill.engine.storage.ranges import check_pin
 from mergemill.engine.tensors.dtypes import item_bytes
@@ -27,7 +25,7 @@ def run_part(
     part: Part, shard: str, target: PartTarget, totals: Totals, workplace: Workplace, slab: int = SLAB
 ) -> Receipt:
     """Merge one part and write it where `target` says, or have it copied there; returns its receipt."""
-    if isinstance(target, UploadTarget) and (copied := copy_stored(part, shard, target, workplace)):
+    if (copied := target.copy_part(part, shard, workplace)) is not None:
         return copied
     beside_bytes = aligned(target.beside_bytes)
     need_bytes = task_bytes(part, workplace.share_bytes - beside_bytes)

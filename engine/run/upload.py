@@ -44,6 +44,12 @@ class UploadTarget:
         """The memory for the chunks that are filled or on their way."""
         return min(SLOTS, self.chunks) * self.slot_bytes
 
+    def copy_part(self, part: Part, shard: str, workplace: Workplace) -> Receipt | None:
+        """Have the server copy what lies in the same storage."""
+        from mergemill.engine.run.copies import copy_stored
+
+        return copy_stored(part, shard, self, workplace)
+
     @contextmanager
     def open_part(self, part: Part, room: Arena) -> Iterator["UploadWriter"]:
         """Begin with the header; at the end nothing reads `room` any more."""

@@ -9,8 +9,7 @@ from mergemill.engine.methods.own import MethodsFile
 from mergemill.engine.plan.make import make_plan
 from mergemill.engine.plan.values import Part, Piece, Plan
 from mergemill.engine.recipe import Recipe, parse_recipe
-from mergemill.engine.run.checksum import checksum_range
-from mergemill.engine.run.copies import checksum_copied
+from mergemill.engine.run.checksum import checksum_copied, checksum_range
 from mergemill.engine.run.output import Output, find_output
 from mergemill.engine.run.piece import find_factors, gather_piece, gather_squares, with_factors
 from mergemill.engine.run.receipts import Receipt

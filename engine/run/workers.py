@@ -1,7 +1,9 @@
 """How many workers a merge on this machine gets, and what each is given."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from mergemill.engine.errors import PlanError
 from mergemill.engine.plan.sizes import parse_size
@@ -23,6 +25,7 @@ class Workers:
     memory_bytes: int  # promised to each worker
     scheduler: str = ""  # of a cluster that is there already: its address, or its file; the others are then its own
     cache: CacheOptions | None = None  # of each host, for what is read from afar
+    storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # options of storage, by scheme
 
     @property
     def count(self) -> int:

@@ -33,8 +33,8 @@ _STAMPS = (
 _USUAL = "s3, hf, gs, az, http, https, file, memory"
 
 
-def open_store(scheme: str) -> "AnyStore":
-    """Return the store for URLs of `scheme`, which fsspec must know."""
+def open_store(scheme: str, options: Mapping[str, Any]) -> "AnyStore":
+    """Return the store for URLs of `scheme`, which fsspec must know; the options are those of its file system."""
     try:
         fsspec.get_filesystem_class(scheme)
     except ValueError as error:
@@ -42,7 +42,7 @@ def open_store(scheme: str) -> "AnyStore":
         raise CheckpointError(f"{scheme}://: no such kind of storage; known are {known}") from error
     except ImportError as error:
         raise CheckpointError(f"{scheme}://: needs a package that is not installed: {error}") from error
-    return AnyStore()
+    return AnyStore(options)
 
 
 class AnyStore:
@@ -50,7 +50,8 @@ class AnyStore:
 
     checks_reads = False  # what cat_file returns says nothing of the file that it is from
 
-    def __init__(self) -> None:
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._options = options
         self._systems: dict[tuple[str, str], Any] = {}
 
     def resolve(self, url: str, revision: str | None) -> str:
@@ -100,7 +101,7 @@ class AnyStore:
         parts = urlsplit(url)
         key = parts.scheme, parts.netloc
         if key not in self._systems:
-            self._systems.setdefault(key, fsspec.url_to_fs(url)[0])
+            self._systems.setdefault(key, fsspec.url_to_fs(url, **self._options)[0])
         return self._systems[key]
 
 

@@ -6,6 +6,7 @@ are asked for by the names that the index gives them.
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from urllib.parse import urlsplit
 
 from urllib3.response import BaseHTTPResponse
@@ -13,7 +14,7 @@ from urllib3.response import BaseHTTPResponse
 from mergemill.engine.errors import CheckpointError, StorageError
 from mergemill.engine.storage.connections import Connections, patiently
 from mergemill.engine.storage.pin import Pin, changed
-from mergemill.engine.storage.store import Unavailable
+from mergemill.engine.storage.store import Unavailable, check_options
 
 NAMES = (
     "model.safetensors.index.json",
@@ -53,8 +54,9 @@ _NO_HEAD = (400, 401, 403, 405, 501)  # as answers to HEAD: a signed redirect ma
 _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 
 
-def open_store(scheme: str) -> "HttpStore":
+def open_store(scheme: str, options: Mapping[str, Any]) -> "HttpStore":
     """Return the store of this process."""
+    check_options(scheme, options, ())
     return HttpStore()
 
 

@@ -8,6 +8,7 @@ HF_HUB_OFFLINE, the cache says what there is as well, and its pins are the same.
 import os
 from collections.abc import Mapping
 from importlib.metadata import version
+from typing import Any
 
 from huggingface_hub import HfApi, constants
 from urllib3.response import BaseHTTPResponse
@@ -20,10 +21,12 @@ from mergemill.engine.storage.hub_listing import Listing
 from mergemill.engine.storage.hub_locations import Expired, Locations
 from mergemill.engine.storage.hub_place import Place, parse_url
 from mergemill.engine.storage.pin import Pin
+from mergemill.engine.storage.store import check_options
 
 
-def open_store(scheme: str) -> "HubStore":
+def open_store(scheme: str, options: Mapping[str, Any]) -> "HubStore":
     """Return the store of this process, for the Hub at HF_ENDPOINT."""
+    check_options(scheme, options, ())
     return HubStore((os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/"))
 
 

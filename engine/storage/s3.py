@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import boto3
+from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -27,11 +28,13 @@ from botocore.parsers import ResponseParserError
 from urllib3.response import BaseHTTPResponse
 
 from mergemill.engine.errors import CheckpointError, MergemillError, StorageError
+from mergemill.engine.storage.body import LOST
 from mergemill.engine.storage.connections import CONNECT_S, READ_S, Connections
 from mergemill.engine.storage.fetch import CONNECTIONS
 from mergemill.engine.storage.pin import Pin, changed
-from mergemill.engine.storage.store import Unavailable
+from mergemill.engine.storage.store import Unavailable, check_options
 
+OPTIONS = ("profile", "region", "endpoint_url", "addressing_style", "anonymous")  # that a recipe may give
 SIGNED_S = 300  # that an address is used for; it is good for twice as long
 LEAST_SIGNED_S = 10  # after which one that is refused may be too old for its credentials
 ATTEMPTS = 5  # by botocore, of a request that is refused; with back-off and jitter
@@ -41,9 +44,10 @@ _DENIED = ("401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNot
 _PASSING = ("RequestTimeout", "ConditionalRequestConflict", "OperationAborted")  # 4xx that another try may mend
 
 
-def open_store(scheme: str) -> "S3Store":
-    """Return the store of this process."""
-    return S3Store()
+def open_store(scheme: str, options: Mapping[str, Any]) -> "S3Store":
+    """Return the store of this process; options go before the environment."""
+    check_options(scheme, options, OPTIONS)
+    return S3Store(options)
 
 
 def split_url(url: str) -> tuple[str, str]:
@@ -58,18 +62,20 @@ def split_url(url: str) -> tuple[str, str]:
     return bucket, key
 
 
-def connect() -> Any:
-    """Return a new client, as the environment and the AWS profile say.
+def connect(options: Mapping[str, Any]) -> Any:
+    """Return a new client, as the options, the environment and the AWS profile say.
 
     What is sent is signed with its SHA-256 only where the connection itself does not protect it.
     """
-    client = _connect(payload_signing_enabled=None)
+    client = _connect(options, payload_signing_enabled=None)
     if client.meta.endpoint_url.startswith("https://"):
-        return _connect(payload_signing_enabled=False)
+        return _connect(options, payload_signing_enabled=False)
     return client
 
 
-def _connect(**s3: Any) -> Any:
+def _connect(options: Mapping[str, Any], **s3: Any) -> Any:
+    if "addressing_style" in options:
+        s3["addressing_style"] = options["addressing_style"]
     settings = Config(
         max_pool_connections=CONNECTIONS,
         connect_timeout=CONNECT_S,
@@ -77,10 +83,14 @@ def _connect(**s3: Any) -> Any:
         retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        signature_version="s3v4",
+        signature_version=UNSIGNED if options.get("anonymous") else "s3v4",
         s3=s3,
     )
-    return boto3.session.Session().client("s3", config=settings)
+    try:
+        session = boto3.session.Session(profile_name=options.get("profile"), region_name=options.get("region"))
+        return session.client("s3", endpoint_url=options.get("endpoint_url"), config=settings)
+    except (BotoCoreError, ValueError) as error:  # a profile that nobody has, an endpoint that is no URL
+        raise CheckpointError(f"s3://: {_shorten(error)}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +110,15 @@ class S3Store:
 
     checks_reads = True
 
-    def __init__(self) -> None:
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._options = options
         self._connections = Connections(ca_certs=os.environ.get("AWS_CA_BUNDLE"))
         self._signed: dict[str, _Signed] = {}
 
     @functools.cached_property
     def client(self) -> Any:
         """The client of this process; boto3's are safe with threads, once made."""
-        return connect()
+        return connect(self._options)
 
     def resolve(self, url: str, revision: str | None) -> str:
         """Return the URL without a slash at its end."""
@@ -215,7 +226,7 @@ def explained(
     except NoCredentialsError as found:
         kind = StorageError if pin is not None else error
         raise kind(f"{url}: no credentials; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from found
-    except (HTTPClientError, ConnectionError, IncompleteReadError, ResponseParserError) as found:
+    except (HTTPClientError, ConnectionError, IncompleteReadError, ResponseParserError, *LOST) as found:
         if again:
             raise Unavailable(_shorten(found)) from found
         raise error(f"{url}: cannot be reached: {_shorten(found)}") from found
@@ -226,4 +237,4 @@ def explained(
 
 def _shorten(error: Exception) -> str:
     """Return the first line, without the query of a URL, which may hold a signature."""
-    return str(error).splitlines()[0].split("?", 1)[0]
+    return (str(error) or type(error).__name__).splitlines()[0].split("?", 1)[0]

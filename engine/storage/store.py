@@ -2,14 +2,17 @@
 
 import functools
 import importlib
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from mergemill.engine.errors import CheckpointError
 from mergemill.engine.storage.pin import Pin
 
 _STORES = {"s3": "s3", "s3a": "s3", "hf": "hub", "http": "http", "https": "http"}  # scheme -> module; else fsspec's
 _EXTRAS = {"s3": "s3", "hub": "hub"}  # module -> the extra that installs what it needs
+
+
+_options: dict[str, Mapping[str, Any]] = {}  # of this process, by scheme
 
 
 class Unavailable(Exception):
@@ -43,17 +46,34 @@ def is_remote(url: str) -> bool:
     return "://" in url and not url.startswith("file://")
 
 
+def use_options(options: Mapping[str, Mapping[str, Any]]) -> None:
+    """Have this process open its stores with these options, by scheme, from now on."""
+    if options != _options:
+        _options.clear()
+        _options.update(options)
+        find_store.cache_clear()
+
+
 @functools.cache
 def find_store(scheme: str) -> Store:
     """Return the store for URLs of `scheme`; `CheckpointError` names the extra that it lacks."""
     name = _STORES.get(scheme, "anything")
     try:
-        store: Store = importlib.import_module(f"mergemill.engine.storage.{name}").open_store(scheme)
+        module = importlib.import_module(f"mergemill.engine.storage.{name}")
+        store: Store = module.open_store(scheme, _options.get(scheme, {}))
     except ImportError as error:
         extra = _EXTRAS.get(name)
         needed = f"mergemill[{extra}]" if extra else f"the fsspec package for {scheme}://"
         raise CheckpointError(f"{scheme}://: {error.name or error} is not installed; install {needed}") from error
     return store
+
+
+def check_options(scheme: str, options: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Raise `CheckpointError` for options that a store does not have."""
+    for name in options:
+        if name not in known:
+            hint = f"known are {', '.join(known)}" if known else "it takes none, and goes by the environment"
+            raise CheckpointError(f"storage_options: {scheme}: unknown option {name!r}; {hint}")
 
 
 def store_of(url: str) -> Store:

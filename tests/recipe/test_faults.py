@@ -31,7 +31,8 @@ def test_unknown_key_names_the_nearest():
 
 
 def test_unknown_key_without_a_near_one_names_all():
-    assert say_fault(MODELS + "qqq: x\n") == f"3: unknown key 'qqq'; known here: {TOP}, chat_template, tokenizer_source"
+    known = f"{TOP}, chat_template, storage_options, tokenizer_source"
+    assert say_fault(MODELS + "qqq: x\n") == f"3: unknown key 'qqq'; known here: {known}"
 
 
 def test_of_several_faults_the_first_by_line_is_said_and_the_others_counted():

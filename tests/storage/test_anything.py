@@ -179,7 +179,7 @@ def _has_package(scheme: str) -> bool:
 
 
 def test_threads_share_the_file_system_of_a_server() -> None:
-    store = AnyStore()
+    store = AnyStore({})
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(store.find_system, ["memory://m/a", "memory://m/b"] * 4))
     assert {id(system) for system in found} == {id(store.find_system("memory://m/c"))}
