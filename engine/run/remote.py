@@ -45,7 +45,7 @@ class RemoteOutput:
 
     def open(self, plan: Plan) -> None:
         """Raise `OutputError` where the place holds anything else."""
-        found = self._objects.list_objects(self._url)
+        found = self._objects.list_objects(self._url, error=OutputError)
         foreign = sorted(name for name in found if not name.startswith(f"{STATE_NAME}/"))
         if foreign and RECORD_NAME not in found:
             more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
@@ -116,7 +116,7 @@ class RemoteOutput:
 
     def _list_for_abort(self) -> Mapping[str, int]:
         """Return the sizes of all objects by name; `OutputError` unless an unfinished merge is among them."""
-        found = self._objects.list_objects(self._url)
+        found = self._objects.list_objects(self._url, error=OutputError)
         if not any(name.startswith(f"{STATE_NAME}/") for name in found):
             raise OutputError(f"{self}: holds no unfinished merge; there is nothing to abort")
         if self.journal.is_committed():

@@ -73,11 +73,11 @@ class AnyObjects:
                 except FileNotFoundError:
                     continue
 
-    def list_objects(self, url: str) -> Mapping[str, int]:
+    def list_objects(self, url: str, *, error: type[MergemillError] = StorageError) -> Mapping[str, int]:
         """Return the sizes in bytes of all objects below a prefix, by their names after it."""
         system = find_system(url)
         folder = system._strip_protocol(url).rstrip("/")
-        with explained(url, OutputError):
+        with explained(url, error):
             system.invalidate_cache()
             try:
                 found = system.find(url, detail=True)

@@ -10,6 +10,8 @@ from mergemill.engine.errors import StorageError
 from mergemill.engine.storage.pin import Pin, changed
 from mergemill.engine.storage.store import Unavailable
 
+BLOCK_BYTES = 256 << 10  # read at a time: what came before a connection was lost is kept, up to the last block
+
 # What a connection that is lost on the way raises, by whichever of its layers notices.
 LOST = (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError)
 
@@ -51,7 +53,7 @@ def read_body(response: Any, buffer: memoryview) -> int:
     source = raw if isinstance(raw, http.client.HTTPResponse) else response
     done = 0
     try:
-        while done < len(buffer) and (got := source.readinto(buffer[done:])):
+        while done < len(buffer) and (got := source.readinto(buffer[done : done + BLOCK_BYTES])):
             done += got
     except LOST as error:
         if not done:

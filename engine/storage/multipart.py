@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
-from mergemill.engine.errors import MergemillError, OutputError, StorageError
+from mergemill.engine.errors import MergemillError, StorageError
 from mergemill.engine.storage import fetch
 from mergemill.engine.storage.body import make_range
 from mergemill.engine.storage.pin import Pin, changed
@@ -83,12 +83,10 @@ def delete(urls: Sequence[str]) -> None:
         _ask(url, functools.partial(_delete, where=where))
 
 
-def list_objects(url: str) -> Mapping[str, int]:
+def list_objects(url: str, *, error: type[MergemillError] = StorageError) -> Mapping[str, int]:
     """Return the sizes in bytes of all objects below a prefix, by their names after it."""
     bucket, prefix = _split_prefix(url)
-    found = _ask(
-        url, lambda client: _list(client, "list_objects_v2", "Contents", Bucket=bucket, Prefix=prefix), OutputError
-    )
+    found = _ask(url, lambda client: _list(client, "list_objects_v2", "Contents", Bucket=bucket, Prefix=prefix), error)
     return {each["Key"].removeprefix(prefix): each["Size"] for each in found if each["Key"] != prefix}
 
 
@@ -261,5 +259,5 @@ def _split_prefix(url: str) -> tuple[str, str]:
 
 def _code(error: MergemillError) -> str:
     """Return the server's word for what went wrong."""
-    response = getattr(error.__cause__, "response", {})
+    response = getattr(error.__cause__, "response", None) or {}  # None is of those that never had an answer
     return str(response.get("Error", {}).get("Code", ""))

@@ -24,5 +24,5 @@ class Objects(Protocol):
     def delete(self, urls: Sequence[str]) -> None:
         """Remove objects, in their order; what is not there is no error."""
 
-    def list_objects(self, url: str) -> Mapping[str, int]:
+    def list_objects(self, url: str, *, error: type[MergemillError] = StorageError) -> Mapping[str, int]:
         """Return the sizes in bytes of all objects below a prefix, by their names after it."""

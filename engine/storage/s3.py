@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import boto3
+import botocore.session
 from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import (
@@ -87,10 +88,20 @@ def _connect(options: Mapping[str, Any], **s3: Any) -> Any:
         s3=s3,
     )
     try:
-        session = boto3.session.Session(profile_name=options.get("profile"), region_name=options.get("region"))
+        shared = botocore.session.Session()
+        shared.register_component("data_loader", _loader())
+        session = boto3.session.Session(
+            profile_name=options.get("profile"), region_name=options.get("region"), botocore_session=shared
+        )
         return session.client("s3", endpoint_url=options.get("endpoint_url"), config=settings)
     except (BotoCoreError, ValueError) as error:  # a profile that nobody has, an endpoint that is no URL
         raise CheckpointError(f"s3://: {_shorten(error)}") from error
+
+
+@functools.cache
+def _loader() -> Any:
+    """What reads the descriptions of the services, once: that is a quarter of a second, and the rest of a client 30 ms."""
+    return botocore.session.Session().get_component("data_loader")
 
 
 @dataclass(frozen=True, slots=True)

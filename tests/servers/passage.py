@@ -115,8 +115,8 @@ class Passage:
 def change_head(answer: Head, fault: Fault) -> Head:
     """Return the head that the client sees in place of the server's."""
     length, changed = answer.get("content-length"), answer
-    if fault.longer_bytes and length is not None:
-        changed = changed.put("content-length", str(max(0, int(length) + fault.longer_bytes)))
+    if fault.longer_bytes and int(length or 0):
+        changed = changed.put("content-length", str(max(0, int(length or 0) + fault.longer_bytes)))
     for name in ("etag", "x-linked-etag"):
         if fault.other_etag and (etag := answer.get(name)):
             changed = changed.put(name, '"' + etag.strip('"')[::-1] + '"')
