@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 EVENTS = {"Started": "started", "PartFinished": "part", "Committed": "committed"}
 
-NewOut = Annotated[str, typer.Argument(metavar="OUT", help="A folder: new, empty, or this merge unfinished.")]
+NewOut = Annotated[
+    str, typer.Argument(metavar="OUT", help="A folder, s3://… or hf://org/name: new, empty, or this merge unfinished.")
+]
+Public = Annotated[bool, typer.Option("--public", help="Let everybody see a repository made on the Hub.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON event a line.")]
 
@@ -49,6 +52,7 @@ def merge(
     scheduler: Scheduler = None,
     cache: Cache = None,
     cache_folder: CacheFolder = None,
+    public: Public = False,
     shard_size: ShardSize = SHARD_SIZE,
     seed: Seed = 0,
     methods: Methods = None,
@@ -79,6 +83,7 @@ def merge(
                 scheduler=scheduler,
                 cache=cache,
                 cache_folder=cache_folder,
+                public=public,
                 on_event=watch,
             )
 

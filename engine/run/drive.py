@@ -32,29 +32,30 @@ def run(
     scheduler: str | None = None,
     cache: str | int | None = None,
     cache_folder: str | Path | None = None,
+    public: bool = False,
     on_event: OnEvent = ignore,
     slab: int = SLAB,
 ) -> Committed:
-    """Run `plan` into the folder or prefix `out`, which is new, empty, or holds the same merge unfinished.
+    """Run `plan` into the folder, prefix or repository `out`, which is new, empty, or holds the same merge unfinished.
 
     An unfinished merge is resumed: only parts without a receipt are merged, the others are checked. `on_event` is
     called in this thread. `workers`, `threads`, `memory` and `scheduler` are those of `choose_workers`; all workers of
     a cluster must see the inputs and `out` at the same paths. `cache` is the most bytes of remote sources that each
     host keeps on a local disk for later merges, such as ``"50GB"``, in `cache_folder`, by default
-    ``~/.cache/mergemill``; None keeps none. Raises `OutputError` before anything is written where `out` holds something
-    else, `ClusterError` where workers cannot do it, and `RunError` for what goes wrong later; the run can then be
-    repeated.
+    ``~/.cache/mergemill``; None keeps none. A repository that is made on the Hub is private unless `public`. Raises
+    `OutputError` before anything is written where `out` holds something else, `ClusterError` where workers cannot do
+    it, and `RunError` for what goes wrong later; the run can then be repeated.
     """
     started = time.perf_counter()
     chosen = choose_workers(plan, workers=workers, threads=threads, memory=memory, scheduler=scheduler)
     kept = choose_cache(cache, cache_folder, out, plan.write_bytes, here=not chosen.scheduler)
     chosen = replace(chosen, cache=kept, storage=plan.recipe.storage)
     use_options(chosen.storage)
-    place = find_output(out)
-    place.check_workers(chosen)
+    place = find_output(out, public=public)
+    place.check_workers(chosen, plan)
     check_memory(plan.parts, chosen.memory_bytes, place.beside_bytes)
     check_crew(chosen, {pin.url: pin.size_bytes for pin in plan.pins if not is_remote(pin.url)})
-    output = open_output(out, plan)
+    output = open_output(out, plan, public=public)
     with output.locked():
         check_same(output, plan)  # again: another driver may just have been here
         if output.journal.is_committed():

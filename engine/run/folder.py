@@ -37,17 +37,18 @@ class FolderOutput:
 
     beside_bytes = 0  # of memory for a part, beside what merging it takes
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, where: str | None = None) -> None:
         self.folder = folder
+        self._where = where or str(folder)
         self.state = folder / STATE_NAME
         self.record_path = self.state / "plan.json"
         self.journal = Journal(self.state / "journal.jsonl")
 
     def __str__(self) -> str:
         """Where it is, as the user wrote it."""
-        return str(self.folder)
+        return self._where
 
-    def check_workers(self, workers: Workers) -> None:
+    def check_workers(self, workers: Workers, plan: Plan) -> None:
         """Whether they see the folder is asked later, once there is a file in it."""
 
     def read_record(self) -> Record | None:
@@ -78,9 +79,7 @@ class FolderOutput:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise OutputError(
-                    f"{self.folder}: another mergemill is writing here; wait for it or stop it"
-                ) from error
+                raise OutputError(f"{self}: another mergemill is writing here; wait for it or stop it") from error
             yield
 
     def open(self, plan: Plan) -> None:
@@ -136,9 +135,9 @@ class FolderOutput:
     def abort(self) -> int:
         """Remove what an unfinished merge left; returns the bytes freed. Nothing else is touched."""
         if not self.state.is_dir():
-            raise OutputError(f"{self.folder}: holds no unfinished merge; there is nothing to abort")
+            raise OutputError(f"{self}: holds no unfinished merge; there is nothing to abort")
         if self.journal.is_committed():
-            raise OutputError(f"{self.folder}: is a finished merge; remove the folder yourself if you do not want it")
+            raise OutputError(f"{self}: is a finished merge; remove the folder yourself if you do not want it")
         with self.locked():
             left = _list_left(self, self.read_record())
             freed_bytes = sum(path.stat().st_blocks * 512 for path in left)

@@ -24,6 +24,7 @@ def merge(
     scheduler: str | None = None,
     cache: str | int | None = None,
     cache_folder: str | Path | None = None,
+    public: bool = False,
     on_event: OnEvent = ignore,
 ) -> Committed:
     """Merge what `recipe` (a value, or the path of a YAML file) describes into the folder `out`.
@@ -41,5 +42,6 @@ def merge(
         scheduler=scheduler,
         cache=cache,
         cache_folder=cache_folder,
+        public=public,
         on_event=on_event,
     )

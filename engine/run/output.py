@@ -41,8 +41,8 @@ class Output(Protocol):
     def beside_bytes(self) -> int:
         """The memory that writing a part takes, beside what merging it does."""
 
-    def check_workers(self, workers: Workers) -> None:
-        """Raise `OutputError` where such workers cannot write to it."""
+    def check_workers(self, workers: Workers, plan: Plan) -> None:
+        """Raise `OutputError` where such workers cannot write the shards of `plan` to it."""
 
     def read_record(self) -> Record | None:
         """Return what it is the output of; None where nothing has begun."""
@@ -72,34 +72,41 @@ class Output(Protocol):
         """Remove what an unfinished merge left; returns the bytes freed. Nothing else is touched."""
 
 
-def find_output(out: str | Path) -> Output:
-    """Return the output at a path or URL; nothing is looked at yet. `OutputError` where nothing can be written."""
+def find_output(out: str | Path, *, public: bool = False) -> Output:
+    """Return the output at a path or URL; nothing is looked at yet. `OutputError` where nothing can be written.
+
+    public: whether a repository of the Hub is to be seen by everybody.
+    """
     place = str(out)
+    if public and not place.startswith("hf://"):
+        raise OutputError(f"{place}: --public is for repositories of the Hub: hf://org/name")
     if not is_remote(place):
         return FolderOutput(Path(place.removeprefix("file://")))
     scheme = place.split("://", 1)[0]
     try:
-        return _find_remote(scheme, place)
+        return _find_remote(scheme, place, public=public)
     except ImportError as error:
         needed = f"mergemill[{_EXTRAS[scheme]}]" if scheme in _EXTRAS else f"what {scheme}:// needs"
         raise OutputError(f"{place}: {error.name or error} is not installed; install {needed}") from error
 
 
-def _find_remote(scheme: str, place: str) -> Output:
+def _find_remote(scheme: str, place: str, *, public: bool) -> Output:
     if _EXTRAS.get(scheme) == "s3":
         from mergemill.engine.run.bucket import BucketOutput
 
         return BucketOutput(place)
     if scheme == "hf":
-        raise OutputError(f"{place}: the Hub cannot be written to yet; merge into a folder and upload that")
+        from mergemill.engine.run.hub import HubOutput
+
+        return HubOutput(place, public=public)
     from mergemill.engine.run.whole import WholeOutput
 
     return WholeOutput(place)
 
 
-def open_output(out: str | Path, plan: Plan) -> Output:
+def open_output(out: str | Path, plan: Plan, *, public: bool = False) -> Output:
     """Make `out` the output of `plan`, new or resumed; `OutputError` where it holds anything else."""
-    output = find_output(out)
+    output = find_output(out, public=public)
     output.open(plan)
     check_same(output, plan)
     return output

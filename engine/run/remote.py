@@ -35,7 +35,7 @@ class RemoteOutput:
         """Where it is, as the user wrote it."""
         return self._where
 
-    def check_workers(self, workers: Workers) -> None:
+    def check_workers(self, workers: Workers, plan: Plan) -> None:
         """Workers anywhere can write to it."""
 
     def read_record(self) -> Record | None:

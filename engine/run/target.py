@@ -1,6 +1,6 @@
 """Where a part is written, as a value that travels to the worker that merges it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +51,11 @@ class ShardWriter(Protocol):
     def finish(self) -> None:
         """Return once all that was added is written."""
 
-    def deliver(self) -> Sequence[Upload]:
-        """Bring the finished shard where it belongs, with no more memory than a few pages; returns what it is there."""
+    def deliver(self, check_going: Callable[[], None]) -> Sequence[Upload]:
+        """Bring the finished shard where it belongs; returns what it is there.
+
+        It takes no more memory than `beside_bytes`; `check_going` raises where the worker is to end.
+        """
 
 
 @runtime_checkable

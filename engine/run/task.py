@@ -50,7 +50,7 @@ def run_shard(
                 for part in parts
             ]
             writer.finish()
-        uploads = writer.deliver()
+        uploads = writer.deliver(workplace.check_going)
     return [replace(receipt, uploads=uploads) for receipt in receipts]
 
 

@@ -6,7 +6,7 @@ has its own name at once, and appears when it is whole. Shards alone are no mode
 """
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -36,7 +36,7 @@ class WholeOutput(RemoteOutput):
         super().__init__(where, where, AnyObjects(join(where, STATE_NAME)))
         self._renames = streams.is_folder_like(url)
 
-    def check_workers(self, workers: Workers) -> None:
+    def check_workers(self, workers: Workers, plan: Plan) -> None:
         """Raise `OutputError` where the storage is of this process and other ones would work."""
         if streams.is_of_process(self._url) and (workers.processes or workers.scheduler):
             raise OutputError(f"{self}: is in the memory of this process, which no other one sees; use --workers 0")
@@ -166,7 +166,7 @@ class WholeWriter:
         self.write = stream.write
         self.finish = stream.finish
 
-    def deliver(self) -> Sequence[Upload]:
+    def deliver(self, check_going: Callable[[], None]) -> Sequence[Upload]:
         """Return the name that the shard has until the commit."""
         return ((1, self._name),)
 

@@ -20,7 +20,7 @@ from mergemill.engine.storage.connections import is_transient, shorten, wait_as_
 from mergemill.engine.storage.hub_place import Place
 from mergemill.engine.storage.store import Unavailable
 
-_LOST: tuple[type[Exception], ...] = HfHubHTTPError.__bases__  # the error of its HTTP library, and OSError
+LOST: tuple[type[Exception], ...] = HfHubHTTPError.__bases__  # the error of its HTTP library, and OSError
 
 
 class Offline(Exception):
@@ -45,13 +45,13 @@ def explained(place: Place, endpoint: str) -> Iterator[None]:
         status = error.response.status_code
         if is_transient(status):
             wait_as_told(error.response.headers)
-            raise Unavailable(f"{_name(endpoint)} answers {status}") from error
+            raise Unavailable(f"{name_hub(endpoint)} answers {status}") from error
         raise _explain(error, place, endpoint) from error
-    except _LOST as error:
-        raise Unavailable(f"{_name(endpoint)} cannot be reached ({shorten(error)})") from error
+    except LOST as error:
+        raise Unavailable(f"{name_hub(endpoint)} cannot be reached ({shorten(error)})") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # its answer is no description of a model
         raise CheckpointError(
-            f"{place}: {_name(endpoint)} does not answer as the Hub does; check HF_ENDPOINT"
+            f"{place}: {name_hub(endpoint)} does not answer as the Hub does; check HF_ENDPOINT"
         ) from error
 
 
@@ -61,32 +61,35 @@ def has_token() -> bool:
 
 
 def _explain(error: HfHubHTTPError, place: Place, endpoint: str) -> CheckpointError:
-    page = f"{_clean(endpoint)}/{place.repo}"
+    page = f"{clean_endpoint(endpoint)}/{place.repo}"
     if isinstance(error, GatedRepoError):
         rest = "with the account whose token is used here" if has_token() else "and log in: hf auth login"
         return CheckpointError(f"{place}: is gated; accept its terms at {page} {rest}")
     if isinstance(error, RepositoryNotFoundError):
         may = "that the token used here may not read" if has_token() else "that needs a token; log in: hf auth login"
-        return CheckpointError(f"{place}: no such model on {_name(endpoint)}, or a private one {may}")
+        return CheckpointError(f"{place}: no such model on {name_hub(endpoint)}, or a private one {may}")
     if isinstance(error, RevisionNotFoundError):
         return Absent(f"{place}: has no revision {place.revision!r}; its branches and tags are at {page}/tree/main")
     if isinstance(error, EntryNotFoundError):
         return Absent(f"{place}: no such file or folder")
     if isinstance(error, DisabledRepoError):
-        return CheckpointError(f"{place}: {_name(endpoint)} has disabled access to it")
+        return CheckpointError(f"{place}: {name_hub(endpoint)} has disabled access to it")
     if error.response.status_code == 401:
-        return CheckpointError(f"{place}: {_name(endpoint)} does not know the token used here; log in: hf auth login")
-    return CheckpointError(f"{place}: {_name(endpoint)} answers {error.response.status_code}")
+        return CheckpointError(
+            f"{place}: {name_hub(endpoint)} does not know the token used here; log in: hf auth login"
+        )
+    return CheckpointError(f"{place}: {name_hub(endpoint)} answers {error.response.status_code}")
 
 
-def _name(endpoint: str) -> str:
-    return f"the Hub at {_clean(endpoint)}"
+def name_hub(endpoint: str) -> str:
+    """Return what messages call the Hub at a URL."""
+    return f"the Hub at {clean_endpoint(endpoint)}"
 
 
-def _clean(endpoint: str) -> str:
+def clean_endpoint(endpoint: str) -> str:
     """Return a URL without user and query.
 
-    >>> _clean("https://user:secret@hub.example/hf?x")
+    >>> clean_endpoint("https://user:secret@hub.example/hf?x")
     'https://hub.example/hf'
     """
     parts = urlsplit(endpoint)
