@@ -1,7 +1,9 @@
 """Claims about the same bits: however a tensor is cut, by however many threads, kept or read again."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,6 +95,40 @@ def seed_tensor_and_place_matter_to_random_methods_alone(mill: Mill, subject: Su
     assert same == [not subject.random] * 3, "whether another seed, tensor and place give the same bits"
 
 
+def an_input_of_weight_zero_changes_no_bit(mill: Mill, subject: Subject, number: int) -> None:
+    """So that it need not be read: not where others have zeros of either sign, nor where they cancel."""
+    for given in subject.variants:
+        values = [*values_for(subject, (2 * BLOCK + 5,), dtype=torch.bfloat16)]
+        for value in values:
+            value[::3] = torch.tensor([0.0, -0.0, 1.0, -1.0], dtype=value.dtype).repeat(BLOCK)[: len(value[::3])]
+        task = subject.make_task(values, given)
+        name = subject.method.unread_at_zero
+        weights = task.settings[name]
+        idle = dataclasses.replace(task, settings={**task.settings, name: _without(weights, number, 0.0)})
+        absent = dataclasses.replace(
+            task,
+            inputs=_without(task.inputs, number + task.has_base),
+            settings={key: _without(x, number) if _is_own(subject, key) else x for key, x in task.settings.items()},
+            models=_without(task.places, number),
+        )
+        for out in ("F32", "BF16"):
+            with_it, without = (mill.run(mill.express(each), out=out) for each in (idle, absent))
+            assert bits_of(with_it) == bits_of(without), f"with {given}"
+
+
+def _without(values: tuple[Any, ...], number: int, *instead: Any) -> tuple[Any, ...]:
+    return (*values[:number], *instead, *values[number + 1 :])
+
+
+def _is_own(subject: Subject, name: str) -> bool:
+    return any(parameter.name == name and parameter.per_model for parameter in subject.method.parameters)
+
+
+def _each_input(subject: Subject) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    if subject.method.unread_at_zero and subject.models > max(1, subject.method.least_inputs):
+        yield from ((f"input {i}", (i,)) for i in range(subject.models))
+
+
 CHECKS: tuple[tuple[Check, Cases], ...] = (
     (inputs_are_not_changed, once),
     (the_same_task_gives_the_same_bits, once),
@@ -101,4 +137,5 @@ CHECKS: tuple[tuple[Check, Cases], ...] = (
     (keeping_the_inputs_between_passes_gives_the_same_bits, once),
     (threads_of_torch_change_nothing, once),
     (seed_tensor_and_place_matter_to_random_methods_alone, once),
+    (an_input_of_weight_zero_changes_no_bit, _each_input),
 )

@@ -19,7 +19,13 @@ def _fuse(statistics: Sequence[Trim], weight: Sequence[float], normalize: bool, 
 
 
 @merge_method(
-    reads="rank", base="required", statistics=trim_outliers, rounds=TRIM_ROUNDS, extra_bytes=OUTLIER_BYTES, fused=_fuse
+    reads="rank",
+    base="required",
+    statistics=trim_outliers,
+    rounds=TRIM_ROUNDS,
+    extra_bytes=OUTLIER_BYTES,
+    fused=_fuse,
+    unread_at_zero="weight",
 )
 def breadcrumbs(
     base: Tensor,

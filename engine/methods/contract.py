@@ -98,6 +98,7 @@ class Method:
     extra_bytes: int
     check: Callable[..., str | None] | None  # given the settings, what is wrong with them
     fused: Callable[..., Fusion | None] | None  # the method as native loops do it
+    unread_at_zero: str  # the parameter per model with which, at 0, an input changes nothing; empty: there is none
 
     @property
     def takes_deltas(self) -> bool:
@@ -167,6 +168,7 @@ def merge_method(
     extra_bytes: int = 0,
     check: Callable[..., str | None] | None = None,
     fused: Callable[..., Fusion | None] | None = None,
+    unread_at_zero: str = "",
 ) -> Callable[[F], F]:
     """Declare a function to be a merge method; the function itself stays as it is.
 
@@ -177,10 +179,16 @@ def merge_method(
     at most at once, counted as float64, and `extra_slabs_each` how many more for each input; `extra_bytes` what the
     statistics hold for each input. `check` is given the settings and returns what is wrong with them.
     `fused` is given what it names of `statistics`, `place` and the settings, and says how native loops do the same.
+    `unread_at_zero` names a parameter per model: an input for which it is 0 changes no bit of the result, and is not
+    read.
     """
 
     def declare(function: F) -> F:
         given, parameters = read_signature(function, GIVEN)
+        if unread_at_zero and unread_at_zero not in {each.name for each in parameters if each.per_model}:
+            raise TypeError(
+                f"{function.__name__}: unread_at_zero names {unread_at_zero!r}, which no model has its own of"
+            )
         function.method = Method(  # type: ignore[attr-defined]
             name=function.__name__,
             function=function,
@@ -198,6 +206,7 @@ def merge_method(
             extra_bytes=extra_bytes,
             check=check,
             fused=fused,
+            unread_at_zero=unread_at_zero,
         )
         return function
 

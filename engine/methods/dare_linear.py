@@ -19,7 +19,7 @@ def _fuse(
     return fuse_sum(weight, keeps_at_random(density, statistics), lambda_=lambda_, normalize=normalize)
 
 
-@merge_method(reads="sums", base="required", statistics=kept_norms, rounds=1, fused=_fuse)
+@merge_method(reads="sums", base="required", statistics=kept_norms, rounds=1, fused=_fuse, unread_at_zero="weight")
 def dare_linear(
     base: Tensor,
     deltas: list[Tensor],

@@ -36,6 +36,7 @@ def _fuse(
     extra_slabs=MAGPRUNE_SLABS,
     check=refuse_epsilon,
     fused=_fuse,
+    unread_at_zero="weight",
 )
 def della(
     base: Tensor,

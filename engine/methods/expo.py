@@ -17,7 +17,7 @@ def _fuse(weight: Sequence[float]) -> Fusion:
     return fuse_sum(weight, lambda_=1.0, normalize=False)
 
 
-@merge_method(reads="element", base="required", fused=_fuse)
+@merge_method(reads="element", base="required", fused=_fuse, unread_at_zero="weight")
 def expo(base: Tensor, deltas: list[Tensor], *, weight: PerModel[float]) -> Tensor:
     """Return ``base + sum(weight[i] · deltas[i])``. Shapes: all ``[n]``.
 

@@ -7,6 +7,7 @@ in float64, so that no iteration looks at the tensors again.
 import math
 from collections.abc import Generator, Sequence
 
+from mergemill.engine.methods.sums import sum_weighted
 from mergemill.engine.tensors import native
 from mergemill.engine.tensors.exact import ExactSum, sum_products
 from mergemill.engine.tensors.fusion import Fusion, Join
@@ -62,13 +63,10 @@ def dot(left: Sequence[float], right: Sequence[float]) -> float:
 
 
 def combine_linearly(tensors: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
-    """Return ``sum(coefficients[i] · tensors[i])``, in the first of them; all are overwritten."""
+    """Return ``sum(coefficients[i] · tensors[i])``, in one of them; all are overwritten."""
     if native.suits(*tensors) and all(abs(factor) <= _MOST for factor in coefficients):
         return native.combine(tensors, coefficients)
-    total = _scale(tensors[0], coefficients[0])
-    for tensor, coefficient in zip(tensors[1:], coefficients[1:], strict=True):
-        total.add_(_scale(tensor, coefficient))
-    return total
+    return sum_weighted(tensors, coefficients, _scale)
 
 
 def fuse_linearly(coefficients: Sequence[float]) -> Fusion | None:

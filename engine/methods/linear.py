@@ -6,6 +6,7 @@ Source: Wortsman et al., "Model soups", arXiv:2203.05482, section 2.
 from collections.abc import Sequence
 
 from mergemill.engine.methods.contract import PerModel, merge_method
+from mergemill.engine.methods.sums import sum_weighted
 from mergemill.engine.tensors import native
 from mergemill.engine.tensors.fusion import Fusion, Join
 from mergemill.engine.tensors.lazy import Tensor
@@ -21,7 +22,7 @@ def _fuse(weight: Sequence[float], normalize: bool) -> Fusion:
     return Fusion(Join("sum", tuple(weight), sum(weight) if normalize else 0.0))
 
 
-@merge_method(reads="element", check=_weights_cancel, fused=_fuse)
+@merge_method(reads="element", check=_weights_cancel, fused=_fuse, unread_at_zero="weight")
 def linear(models: list[Tensor], *, weight: PerModel[float], normalize: bool = True) -> Tensor:
     """Return ``sum(weight[i] * models[i])``, divided by ``sum(weight)`` with `normalize`.
 
@@ -29,7 +30,5 @@ def linear(models: list[Tensor], *, weight: PerModel[float], normalize: bool = T
     """
     if native.suits(*models):
         return native.combine(models, weight, sum(weight) if normalize else 0.0)
-    result = models[0].mul_(weight[0])
-    for model, w in zip(models[1:], weight[1:], strict=True):
-        result.add_(model.mul_(w))
+    result = sum_weighted(models, weight)
     return result.div_(sum(weight)) if normalize else result

@@ -15,7 +15,7 @@ def _fuse(weight: Sequence[float], normalize: bool, lambda_: float) -> Fusion:
     return fuse_sum(weight, lambda_=lambda_, normalize=normalize)
 
 
-@merge_method(reads="element", base="required", fused=_fuse)
+@merge_method(reads="element", base="required", fused=_fuse, unread_at_zero="weight")
 def task_arithmetic(
     base: Tensor,
     deltas: list[Tensor],

@@ -5,6 +5,7 @@ Source: Ilharco et al., arXiv:2212.04089 (task arithmetic); Yadav et al., arXiv:
 
 from collections.abc import Sequence
 
+from mergemill.engine.methods.sums import sum_weighted
 from mergemill.engine.tensors import exact, native
 from mergemill.engine.tensors.exact import ExactSum
 from mergemill.engine.tensors.fusion import Fusion, Join, Keep
@@ -35,9 +36,7 @@ def add_deltas(
     divisor = _find_divisor(weight, normalize=normalize)
     if native.suits(base, *deltas):
         return native.add_deltas(base, deltas, weight, divisor=divisor, lambda_=lambda_)
-    total = deltas[0].mul_(weight[0])
-    for delta, w in zip(deltas[1:], weight[1:], strict=True):
-        total.add_(delta.mul_(w))
+    total = sum_weighted(deltas, weight)
     if divisor:
         total.div_(divisor)
     return base.add_(total.mul_(lambda_))

@@ -18,7 +18,13 @@ def _fuse(statistics: Sequence[Trim], weight: Sequence[float], normalize: bool, 
 
 
 @merge_method(
-    reads="rank", base="required", statistics=trim_to_largest, rounds=TRIM_ROUNDS, extra_bytes=TRIM_BYTES, fused=_fuse
+    reads="rank",
+    base="required",
+    statistics=trim_to_largest,
+    rounds=TRIM_ROUNDS,
+    extra_bytes=TRIM_BYTES,
+    fused=_fuse,
+    unread_at_zero="weight",
 )
 def ties(
     base: Tensor,

@@ -17,6 +17,7 @@ LAYER_UNUSED = "layer outside every slice"
 BEFORE_UNUSED = "before the layers, which come from the first slice"
 AFTER_UNUSED = "after the layers, which come from the last slice"
 OPTIONAL_UNUSED = "buffer that the base model does not store"
+WEIGHTLESS = "weight 0"
 VECTOR_UNUSED = "of a delta_base, where no task vector is taken"
 
 

@@ -7,7 +7,7 @@ from mergemill.engine.checkpoint.checkpoint import StoredTensor
 from mergemill.engine.checkpoint.family import Family, find_tie, is_optional, is_vocabulary
 from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.contract import Method
-from mergemill.engine.plan.coverage import OPTIONAL_UNUSED, Ledger, Use
+from mergemill.engine.plan.coverage import OPTIONAL_UNUSED, VECTOR_UNUSED, WEIGHTLESS, Ledger, Use
 from mergemill.engine.plan.settings import resolve_settings
 from mergemill.engine.plan.slots import Candidate, Checkpoints, Slot
 from mergemill.engine.plan.stages import Stages
@@ -20,6 +20,7 @@ from mergemill.engine.plan.vectors import (
     make_source,
     make_stored,
 )
+from mergemill.engine.plan.weightless import find_weightless, leave_out
 from mergemill.engine.recipe import Guard
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES, compute_dtype, is_mergeable, promote
 from mergemill.engine.tensors.expressions import Agreed, Expression
@@ -56,11 +57,16 @@ def fill_slot(slot: Slot, filling: Filling, ledger: Ledger) -> OutputTensor | No
             ledger.drop(candidate.model, stored.name, OPTIONAL_UNUSED)
         return None
     _check_shapes(slot, found, filling)
-    expression, dtype = _make_expression(slot, found, filling)
+    expression, dtype, unread = _make_expression(slot, found, filling)
     how: Use = "merged" if isinstance(expression, Merged) else "copied"
-    for candidate, stored in found:
+    read = [each for each in found if each not in unread]
+    for candidate, stored in read:
         ledger.use(candidate.model, stored.name, how)
-    enter_delta_bases(slot, [candidate for candidate, _ in found], expression, filling.checkpoints, ledger)
+    for candidate, stored in unread:
+        ledger.drop(candidate.model, stored.name, WEIGHTLESS)
+    unused = None if how == "merged" else VECTOR_UNUSED
+    enter_delta_bases(slot, [each for each, _ in read], unused, filling.checkpoints, ledger)
+    enter_delta_bases(slot, [each for each, _ in unread], WEIGHTLESS, filling.checkpoints, ledger)
     return OutputTensor(slot.site.tensor, dtype, expression, _most_growth(expression, filling))
 
 
@@ -116,26 +122,30 @@ def _check_shapes(slot: Slot, found: Sequence[Found], filling: Filling) -> None:
         )
 
 
-def _make_expression(slot: Slot, found: Sequence[Found], filling: Filling) -> tuple[Expression, str]:
+def _make_expression(slot: Slot, found: Sequence[Found], filling: Filling) -> tuple[Expression, str, list[Found]]:
+    """Return what the tensor is made of, its dtype, and which of those that were found are not read for it."""
     dtypes = [stored.dtype for _, stored in found]
     unknown = next((dtype for dtype in dtypes if dtype not in TORCH_DTYPES), None)
     if unknown is not None:
         raise PlanError(f"{filling.where}: tensor {slot.site.tensor}: dtype {unknown} cannot be merged or copied yet")
     if all(is_mergeable(dtype) for dtype in dtypes):
         dtype = filling.dtype or promote(dtypes)
-        return _merge(slot, found, filling, [*dtypes, *(["F64"] if filling.wide else [])]), dtype
+        expression, unread = _merge(slot, found, filling, [*dtypes, *(["F64"] if filling.wide else [])])
+        return expression, dtype, unread
     if len(set(dtypes)) > 1:
         raise PlanError(
             f"{filling.where}: tensor {slot.site.tensor} is stored as {', '.join(dtypes)}; "
             f"a buffer that is not floating must have one dtype in all models"
         )
     models = tuple(candidate.model for candidate, _ in found)
-    return Agreed(slot.site.tensor, tuple(make_stored(stored) for _, stored in found), models), dtypes[0]
+    return Agreed(slot.site.tensor, tuple(make_stored(stored) for _, stored in found), models), dtypes[0], []
 
 
-def _merge(slot: Slot, found: Sequence[Found], filling: Filling, dtypes: Sequence[str]) -> Expression:
+def _merge(
+    slot: Slot, found: Sequence[Found], filling: Filling, dtypes: Sequence[str]
+) -> tuple[Expression, list[Found]]:
     if filling.method.base != "none" and len(found) == 1 < len(slot.candidates):
-        return make_stored(found[0][1])  # an optional buffer that one model stores: nothing to merge it with
+        return make_stored(found[0][1]), []  # an optional buffer that one model stores: nothing to merge it with
     base, inputs = _split_base(slot, found, filling)
     settings = resolve_settings(
         filling.method,
@@ -144,7 +154,7 @@ def _merge(slot: Slot, found: Sequence[Found], filling: Filling, dtypes: Sequenc
         where=filling.where,
     )
     if copies_input(filling.method, settings):
-        return make_stored(inputs[0][1])
+        return make_stored(inputs[0][1]), []
     shape, places = inputs[0][1].shape, tuple(candidate.place for candidate, _ in inputs)
     kernel = filling.stages.find_kernel(filling.method, slot.site, where=filling.where)
     place = Place(slot.site.tensor, shape, filling.seed, places, block=kernel.block(shape, settings))
@@ -153,7 +163,7 @@ def _merge(slot: Slot, found: Sequence[Found], filling: Filling, dtypes: Sequenc
         for candidate, stored in inputs
     ]
     wide = compute_dtype([*dtypes, *(delta.dtype for delta in deltas if delta is not None)])
-    return Merged(
+    merged = Merged(
         kernel,
         (
             *(make_stored(stored) for _, stored in base),
@@ -166,6 +176,8 @@ def _merge(slot: Slot, found: Sequence[Found], filling: Filling, dtypes: Sequenc
         filling.stages.find_factors(slot.site, len(inputs), where=filling.where),
         find_numbers(filling.vectors, [each for each, _ in inputs]) if filling.stages.takes_squares else (),
     )
+    unread = find_weightless(merged, filling.stages, filling.guard)
+    return leave_out(merged, unread), [inputs[i] for i in unread]
 
 
 def copies_input(method: Method, settings: Mapping[str, object]) -> bool:

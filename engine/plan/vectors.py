@@ -6,12 +6,12 @@ from mergemill.engine.checkpoint.checkpoint import StoredTensor
 from mergemill.engine.checkpoint.family import Family, find_tie
 from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.contract import Method
-from mergemill.engine.plan.coverage import VECTOR_UNUSED, Ledger
+from mergemill.engine.plan.coverage import Ledger
 from mergemill.engine.plan.slots import Candidate, Checkpoints, Slot, Stack
 from mergemill.engine.recipe import ModelRef
 from mergemill.engine.tensors.dtypes import is_mergeable
 from mergemill.engine.tensors.expressions import Expression, Stored
-from mergemill.engine.tensors.merged import Difference, Merged
+from mergemill.engine.tensors.merged import Difference
 
 Vectors = dict[tuple[str, str | None, int], int]  # (model, its delta_base, which of several such) -> number
 
@@ -100,14 +100,17 @@ def make_stored(tensor: StoredTensor) -> Stored:
 
 
 def enter_delta_bases(
-    slot: Slot, candidates: Sequence[Candidate], expression: Expression, checkpoints: Checkpoints, ledger: Ledger
+    slot: Slot, candidates: Sequence[Candidate], unused: str | None, checkpoints: Checkpoints, ledger: Ledger
 ) -> None:
-    """Enter into the ledger what becomes of the tensors that task vectors are taken from."""
+    """Enter into the ledger what becomes of the tensors that task vectors are taken from.
+
+    unused: the rule by which they are not read; None where they are.
+    """
     for candidate in candidates:
         model = candidate.delta_base
         if model is None or model == slot.base or candidate.tensor not in checkpoints[model].tensors:
             continue
-        if isinstance(expression, Merged):
+        if unused is None:
             ledger.use(model, candidate.tensor, "merged")
         else:
-            ledger.drop(model, candidate.tensor, VECTOR_UNUSED)
+            ledger.drop(model, candidate.tensor, unused)

@@ -9,11 +9,18 @@
 
 WIDTHS void sum_weighted(float *restrict out, const float *const *x, const float *weight, int64_t count, int64_t start,
                          int64_t size, float divisor) {
-    const float *first = x[0] + start;
-    for (int64_t j = 0; j < size; j++) out[j] = first[j] * weight[0];
-    for (int64_t i = 1; i < count; i++) {
+    int64_t i = 0;
+    while (i < count && weight[i] == 0) i++; /* what has no weight has no part, see methods/sums.py */
+    if (i == count) {
+        memset(out, 0, (size_t)size * sizeof(float));
+    } else {
+        const float *first = x[i] + start;
+        for (int64_t j = 0; j < size; j++) out[j] = first[j] * weight[i];
+    }
+    for (i++; i < count; i++) {
         const float *next = x[i] + start;
         const float w = weight[i];
+        if (w == 0) continue;
         for (int64_t j = 0; j < size; j++) out[j] += next[j] * w;
     }
     if (divisor != 0 && divisor != 1)

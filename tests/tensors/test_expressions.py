@@ -45,7 +45,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Read]:
     seen: list[Read] = []
     plain = workspace.read_into
 
-    def record(pin: Pin, offset_bytes: int, buffer: memoryview) -> None:
+    def record(pin: Pin, offset_bytes: int, buffer: memoryview, cache: None) -> None:
         seen.append(Read(pin, offset_bytes, len(buffer)))
         plain(pin, offset_bytes, buffer)
 

@@ -75,12 +75,14 @@ def check(make: Callable[[list[Tensor]], Tensor], size: int) -> None:
 def test_sums_of_models(size: int, normalize: bool) -> None:
     check(lambda x: linear(x, weight=(0.3, -1.7, 1 / 3), normalize=normalize), size)
     check(lambda x: linear(x[:1], weight=(0.1,), normalize=normalize), size)
+    for weight in [(0.0, 0.7, 0.0), (0.5, 0.0, -0.1), (1e-60, 1e-45, 2.0), (0.0, 0.0, 0.0)]:  # of what has no weight
+        check(lambda x, w=weight: linear(x, weight=w, normalize=normalize and any(w)), size)
     check(lambda x: combine_linearly(x, (0.3, 0.0, 1e30)), size)
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("weight", [(0.3, 1 / 3), (0.0, -1.5), (1.0, -1.0)])
+@pytest.mark.parametrize("weight", [(0.3, 1 / 3), (0.0, -1.5), (1.0, -1.0), (0.0, 0.0), (-0.0, 1e-60)])
 def test_sums_of_task_vectors(size: int, normalize: bool, weight: tuple[float, float]) -> None:
     check(lambda x: add_deltas(x[0], x[1:], weight, lambda_=0.7, normalize=normalize), size)
     check(lambda x: add_agreeing_deltas(x[0], x[1:], weight, lambda_=0.7, normalize=normalize), size)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,8 +199,15 @@ def test_counts_are_those_of_numpy() -> None:
             assert numbers.tolist() == [int(block.sum()) for block in np.split(bits == key, [65536, 131072])]
 
 
-def test_a_weight_of_minus_zero_stays_one_whatever_ran_before() -> None:
-    slab = make_slab([torch.ones(5)], (5,))
-    for weight in (0.0, -0.0, 0.0):
-        merged, _ = slab.merge(Fusion(Join("sum", (weight,))), "F32", None)
-        assert np.signbit(merged.view(np.float32)).tolist() == [np.signbit(weight)] * 5
+def test_a_scale_of_minus_zero_stays_one_whatever_ran_before() -> None:
+    for scale in (0.0, -0.0, 0.0):
+        slab = replace(make_slab([torch.ones(5)], (5,)), scales=(scale,))
+        merged, _ = slab.merge(Fusion(Join("sum", (1.0,))), "F32", None)
+        assert np.signbit(merged.view(np.float32)).tolist() == [np.signbit(scale)] * 5
+
+
+def test_a_weight_of_zero_of_either_sign_makes_nothing_of_anything() -> None:
+    odd = torch.tensor([1.0, -1.0, -0.0, float("inf"), float("nan")])
+    for weight in (0.0, -0.0):
+        merged, _ = make_slab([odd], (5,)).merge(Fusion(Join("sum", (weight,))), "F32", None)
+        assert merged.view(np.uint32).tolist() == [0] * 5
