@@ -137,7 +137,7 @@ class HubRepo:
             try:
                 lfs_upload(addition, action, headers=_make_headers(), endpoint=self.endpoint)
             except HfHubHTTPError as error:
-                if str(error.request.url).startswith(self.endpoint):
+                if str(error.response.url).startswith(self.endpoint):
                     raise
                 # Addresses of the storage are signed, and run out.
                 raise Unavailable(f"its storage answers {error.response.status_code}") from None

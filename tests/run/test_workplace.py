@@ -208,6 +208,36 @@ def test_an_error_in_a_task_gives_its_memory_back() -> None:
         assert workplace.peak_bytes == 4 * MIB
 
 
+def test_what_a_task_allocates_itself_counts_as_lent() -> None:
+    workplace = Workplace(8 * MIB, 2)
+    with workplace.lend(MIB):
+        pass  # leaves an arena, which counts as well
+    with workplace.lend(6 * MIB), pytest.raises(RunError, match=f"needs {9 * MIB} bytes"), workplace.lend(MIB, 8 * MIB):
+        pass
+    with workplace.lend(3 * MIB, 5 * MIB) as arena:
+        assert len(arena) == 3 * MIB
+        assert workplace._free == []
+    assert workplace.peak_bytes == 8 * MIB
+    with workplace.lend(2 * MIB, 5 * MIB) as arena:
+        assert len(arena) == 3 * MIB, "the one that is there"
+    with workplace.lend(MIB, 6 * MIB) as arena:
+        assert len(arena) == MIB, "the one that is there would be too much"
+    assert workplace._lent_bytes == 0
+
+
+def test_a_task_waits_for_what_another_one_allocates() -> None:
+    workplace = Workplace(8 * MIB, 2)
+    turns: list[str] = []
+    later = Borrower(workplace, 4 * MIB, turns, "later")
+    with threads(later):
+        with workplace.lend(MIB, 4 * MIB):
+            later.start()
+            wait_until_queued(workplace, 1)
+            assert not later.had_turn.wait(0.05)
+        assert later.had_turn.wait(10)
+        later.may_leave.set()
+
+
 def test_a_request_that_finds_no_memory_lets_the_next_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     workplace = Workplace(4 * MIB, 3)
     borrowers, _ = queue_up(workplace, {"holder": 4 * MIB, "unlucky": 3 * MIB, "next": 4 * MIB})
