@@ -100,7 +100,7 @@ def _connect(options: Mapping[str, Any], **s3: Any) -> Any:
 
 @functools.cache
 def _loader() -> Any:
-    """What reads the descriptions of the services, once: that is a quarter of a second, and the rest of a client 30 ms."""
+    """What reads the descriptions of services, once: that takes a quarter of a second, the rest of a client 30 ms."""
     return botocore.session.Session().get_component("data_loader")
 
 
