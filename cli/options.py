@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="The YAML file that says what to merge.")]
-Out = Annotated[str, typer.Argument(metavar="OUT", help="The folder of the merge.")]
+Out = Annotated[str, typer.Argument(metavar="OUT", help="Where the merge is: a folder, s3://… or hf://org/name.")]
 Memory = Annotated[str, typer.Option(metavar="SIZE", help="Promised to each worker, such as 512MiB or 4GiB.")]
 ShardSize = Annotated[str, typer.Option(metavar="SIZE", help="Most bytes of an output file, or 'tensor'.")]
 Seed = Annotated[int, typer.Option(metavar="N", help="Of the random methods' masks.")]

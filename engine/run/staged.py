@@ -31,7 +31,9 @@ class StagedTarget:
 
     @contextmanager
     def open_shard(self) -> Iterator["StagedWriter"]:
-        """Create the file; it is removed at the end."""
+        """Create the file; it is removed at the end, as are those of attempts whose worker was killed."""
+        for left in self.folder.glob(f"{self.shard}{self.mark}*"):
+            left.unlink(missing_ok=True)
         path = self.folder / f"{self.shard}{self.mark}{secrets.token_hex(4)}"
         create_positioned(path, self.size_bytes, self.header)
         try:

@@ -12,7 +12,7 @@ from typing import Any
 
 from mergemill.engine.errors import MergemillError, OutputError, StorageError
 from mergemill.engine.storage import fetch
-from mergemill.engine.storage.streams import UNFINISHED, explained, find_system, in_folder, is_folder_like
+from mergemill.engine.storage.streams import UNFINISHED, explained, in_folder, is_folder_like, locate
 
 
 class AnyObjects:
@@ -27,19 +27,20 @@ class AnyObjects:
             return there == data
         if is_folder_like(url):
             return self._put_whole(url, data, error)
+        system, path = locate(url)
         with explained(url, error):
-            system = find_system(url)
             try:
-                system.pipe_file(url, data, **(_find_option(system) if absent else {}))
+                system.pipe_file(path, data, **(_find_option(system) if absent else {}))
             except FileExistsError:
                 return self.get(url, error=error) == data
         return True
 
     def get(self, url: str, *, error: type[MergemillError] = StorageError) -> bytes | None:
         """Return an object; None where there is none."""
-        with explained(url, error):
+        system, path = locate(url)
+        with explained(url, error, "read"):
             try:
-                return bytes(find_system(url).cat_file(url))
+                return bytes(system.cat_file(path))
             except FileNotFoundError:
                 return None
 
@@ -54,11 +55,11 @@ class AnyObjects:
         """
         now = f"{url}.{secrets.token_hex(4)}"
         self.put(now, b"now")
+        (system, path), (_, new) = locate(url), locate(now)
         try:
             with explained(url):
-                system = find_system(url)
                 system.invalidate_cache()
-                return float((system.modified(now) - system.modified(url)).total_seconds())
+                return float((system.modified(new) - system.modified(path)).total_seconds())
         except (StorageError, OutputError):
             return None
         finally:
@@ -67,20 +68,20 @@ class AnyObjects:
     def delete(self, urls: Sequence[str]) -> None:
         """Remove objects, in their order; what is not there is no error."""
         for url in urls:
-            with explained(url):
+            system, path = locate(url)
+            with explained(url, doing="removed"):
                 try:
-                    find_system(url).rm_file(url)
+                    system.rm_file(path)
                 except FileNotFoundError:
                     continue
 
     def list_objects(self, url: str, *, error: type[MergemillError] = StorageError) -> Mapping[str, int]:
         """Return the sizes in bytes of all objects below a prefix, by their names after it."""
-        system = find_system(url)
-        folder = system._strip_protocol(url).rstrip("/")
-        with explained(url, error):
+        system, folder = locate(url.rstrip("/"))
+        with explained(url, error, "listed"):
             system.invalidate_cache()
             try:
-                found = system.find(url, detail=True)
+                found = system.find(folder, detail=True)
             except FileNotFoundError:
                 return {}
         return {name.removeprefix(f"{folder}/"): int(each["size"]) for name, each in sorted(found.items())}
@@ -88,8 +89,8 @@ class AnyObjects:
     def _put_whole(self, url: str, data: bytes, error: type[MergemillError]) -> bool:
         """Write an object where one that is being written can be seen."""
         beside = f"{self._beside}/object{UNFINISHED}{secrets.token_hex(4)}"
-        in_folder(beside, lambda system: system.pipe_file(beside, data), error)
-        in_folder(url, lambda system: system.mv(beside, url), error)
+        in_folder(beside, lambda system, path: system.pipe_file(path, data), error)
+        in_folder(url, lambda system, path: system.mv(locate(beside)[1], path), error)
         return True
 
 

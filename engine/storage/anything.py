@@ -1,5 +1,6 @@
 """Every other storage that fsspec knows, by its URL: slower than those with a client of their own, and as exact."""
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -52,7 +53,8 @@ class AnyStore:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = options
-        self._systems: dict[tuple[str, str], Any] = {}
+        self._shared: dict[str, Any] = {}
+        self._own = threading.local()
 
     def resolve(self, url: str, revision: str | None) -> str:
         """Return the URL without a slash at its end."""
@@ -87,8 +89,12 @@ class AnyStore:
 
     def read_some(self, pin: Pin, offset_bytes: int, buffer: memoryview) -> int:
         """Read a range of the file as it is now."""
-        with _explained(pin.url, pin):
-            data = self.find_system(pin.url).cat_file(pin.url, start=offset_bytes, end=offset_bytes + len(buffer))
+        try:
+            with _explained(pin.url, pin):
+                data = self.find_system(pin.url).cat_file(pin.url, start=offset_bytes, end=offset_bytes + len(buffer))
+        except Unavailable:
+            self._own.__dict__.clear()  # a connection that is lost stays so
+            raise
         if len(data) > len(buffer):
             raise StorageError(f"{pin.url}: its server does not serve ranges; copy the file first")
         if not data:
@@ -97,12 +103,18 @@ class AnyStore:
         return len(data)
 
     def find_system(self, url: str) -> Any:
-        """Return the file system of a URL: one for a server or bucket, since fsspec itself makes one for a thread."""
+        """Return the file system of a URL: one for a server or bucket, and for a thread where its driver is no other's.
+
+        The threads of a process cannot share a connection of SFTP or FTP: each would read the answers to others.
+        """
         parts = urlsplit(url)
-        key = parts.scheme, parts.netloc
-        if key not in self._systems:
-            self._systems.setdefault(key, fsspec.url_to_fs(url, **self._options)[0])
-        return self._systems[key]
+        kept = self._shared if fsspec.get_filesystem_class(parts.scheme).async_impl else self._own.__dict__
+        key = f"{parts.scheme}://{parts.netloc}"
+        if key not in kept:
+            kept.setdefault(
+                key, fsspec.url_to_fs(url, skip_instance_cache=kept is not self._shared, **self._options)[0]
+            )
+        return kept[key]
 
 
 def _make_pin(url: str, found: Mapping[str, Any]) -> Pin:

@@ -58,14 +58,18 @@ def is_of_process(url: str) -> bool:
 
 def find_local(url: str) -> str | None:
     """Return the path that a URL means on this machine's disks; None where it means none."""
-    return str(find_system(url)._strip_protocol(url)) if urlsplit(url).scheme == "local" else None
+    return locate(url)[1] if urlsplit(url).scheme == "local" else None
 
 
-def find_system(url: str) -> Any:
-    """Return the file system of a URL, shared by the threads of this process, the one that reads use as well."""
+def locate(url: str) -> tuple[Any, str]:
+    """Return the file system of a URL, the one that reads use as well, and what it calls the file.
+
+    Not all that drivers can do takes the URL itself.
+    """
     store = find_store(urlsplit(url).scheme)
     assert isinstance(store, AnyStore)
-    return store.find_system(url)
+    system = store.find_system(url)
+    return system, str(system._strip_protocol(url))
 
 
 class Stream:
@@ -73,7 +77,7 @@ class Stream:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._file = in_folder(url, lambda system: system.open(url, "wb", block_size=BLOCK_BYTES))
+        self._file = in_folder(url, lambda system, path: system.open(path, "wb", block_size=BLOCK_BYTES))
 
     def write(self, data: memoryview) -> None:
         """Add what follows."""
@@ -111,34 +115,38 @@ def open_stream(url: str) -> Iterator[Stream]:
 
 def rename(url: str, to: str) -> None:
     """Rename a file where that is cheap."""
+    (system, path), (_, new) = locate(url), locate(to)
     with explained(to):
-        find_system(url).mv(url, to)
+        system.mv(path, new)
 
 
 def remove_empty(url: str) -> None:
     """Remove a folder where there are folders, if nothing is in it."""
-    system = find_system(url)
+    system, path = locate(url)
     with explained(url), suppress(FileNotFoundError):
-        if is_folder_like(url) and not system.ls(url, detail=False):
-            system.rmdir(url)
+        if is_folder_like(url) and not system.ls(path, detail=False):
+            system.rmdir(path)
 
 
-def in_folder(url: str, write: Callable[[Any], T], error: type[MergemillError] = StorageError) -> T:
-    """Return what `write` returns of the file system; its folder is made where there are folders and it is missing."""
-    system = find_system(url)
+def in_folder(url: str, write: Callable[[Any, str], T], error: type[MergemillError] = StorageError) -> T:
+    """Return what `write` returns for a file; its folder is made where there are folders and it is missing."""
+    system, path = locate(url)
     with explained(url, error):
         try:
-            return write(system)
+            return write(system, path)
         except FileNotFoundError:
             if not is_folder_like(url):
                 raise
-            system.makedirs(system._parent(url), exist_ok=True)
-            return write(system)
+            system.makedirs(system._parent(path), exist_ok=True)
+            return write(system, path)
 
 
 @contextmanager
-def explained(url: str, error: type[MergemillError] = StorageError) -> Iterator[None]:
-    """Turn what any driver raises when it writes into `error`, and what shows that it never can into `OutputError`."""
+def explained(url: str, error: type[MergemillError] = StorageError, doing: str = "written") -> Iterator[None]:
+    """Turn what any driver raises into `error`, and what shows that it can never write into `OutputError`.
+
+    What may pass is tried again by the drivers, as each is made and configured.
+    """
     try:
         yield
     except MergemillError:
@@ -150,4 +158,4 @@ def explained(url: str, error: type[MergemillError] = StorageError) -> Iterator[
     except PermissionError as found:
         raise error(f"{url}: access denied; check the credentials for it") from found
     except Exception as found:
-        raise error(f"{url}: cannot be written: {shorten(found)}") from found
+        raise error(f"{url}: cannot be {doing}: {shorten(found)}") from found

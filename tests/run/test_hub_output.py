@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -207,6 +208,20 @@ def test_the_disk_holds_no_more_shards_than_are_in_work(
     run_here(plan, threads=threads)
     assert len(seen) == len(plan.shards) > 10
     assert max(seen) <= threads
+
+
+def test_what_a_killed_worker_left_makes_room_for_the_next_attempt(plan: Plan, state: Path) -> None:
+    def leave(event: Event) -> None:
+        if isinstance(event, Started):
+            [folder] = {path.parent for path in list_files(state)}
+            (folder / f"{plan.shards[-1].name}.tmp-0123").write_bytes(b"half")
+
+    def look(event: Event) -> None:
+        leave(event)
+        if isinstance(event, PartFinished) and event.parts_done == len(plan.parts):
+            assert not [path for path in list_files(state) if ".tmp-" in path.name]
+
+    run_here(plan, on_event=look)
 
 
 # --- nothing half-made, resuming ---
@@ -448,6 +463,21 @@ def test_abort_removes_what_this_machine_keeps(hub: Hub, plan: Plan, state: Path
 
 
 # --- what cannot be ---
+
+
+@pytest.mark.parametrize(
+    ("package", "url", "extra"), [("huggingface_hub", URL, "hub"), ("boto3", "s3://bucket/out", "s3")]
+)
+def test_a_client_that_is_missing_names_its_extra(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, package: str, url: str, extra: str
+) -> None:
+    ours = ("mergemill.engine.storage.", "mergemill.engine.run.")
+    names = ("hub", "staged", "published", "bucket", "upload", "s3", "multipart")
+    for name in list(sys.modules):
+        if name.startswith(ours) and name.rpartition(".")[2].startswith(names):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert message_of(plan, url) == f"{url}: {package} is not installed; install mergemill[{extra}]"
 
 
 @pytest.mark.parametrize(

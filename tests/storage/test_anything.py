@@ -1,5 +1,6 @@
 """Every storage that fsspec knows: pinned by what it says of a file, compared with the pin before it is read."""
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -178,8 +179,18 @@ def _has_package(scheme: str) -> bool:
     return True
 
 
-def test_threads_share_the_file_system_of_a_server() -> None:
-    store = AnyStore({})
+@pytest.mark.parametrize("shared", [True, False])
+def test_threads_share_the_file_system_of_a_server_where_its_driver_lets_them(shared: bool) -> None:
+    """As that of S3 does; but two threads on one connection of SFTP would wait for ever."""
+    kind = type("Kind", (MemoryFileSystem,), {"protocol": "kind", "async_impl": shared, "mirror_sync_methods": False})
+    fsspec.register_implementation("kind", kind, clobber=True)
+    store, meet = AnyStore({}), threading.Barrier(4)
+
+    def find(url: str) -> tuple[Any, Any]:
+        meet.wait(10)
+        return store.find_system(url), store.find_system(f"{url}/more")
+
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(store.find_system, ["memory://m/a", "memory://m/b"] * 4))
-    assert {id(system) for system in found} == {id(store.find_system("memory://m/c"))}
+        found = list(pool.map(find, ["kind://m/a", "kind://m/b"] * 2))
+    assert all(first is second for first, second in found)
+    assert len({id(first) for first, _ in found}) == (1 if shared else 4)
