@@ -38,6 +38,7 @@ class StoredTensor:
     file: Pin  # the file that holds it
     offset_bytes: int  # where its data begin, from the start of the file
     nbytes: int  # size of its data
+    read_from: Pin | None = None  # a file with the same content that is read instead
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Making a plan: recipe × checkpoints → plan. Seconds, a few megabytes, headers only."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from mergemill.engine.checkpoint.family import choose_family
@@ -15,6 +16,7 @@ from mergemill.engine.plan.fill import Filling, fill_slot
 from mergemill.engine.plan.folder import make_files
 from mergemill.engine.plan.layout import make_layout
 from mergemill.engine.plan.settings import warn_of_unused
+from mergemill.engine.plan.share import share_reads
 from mergemill.engine.plan.slots import Stack, iter_slots, make_stacks
 from mergemill.engine.plan.stages import make_stages
 from mergemill.engine.plan.values import OutputTensor, Plan
@@ -27,6 +29,7 @@ from mergemill.engine.tensors.expressions import Expression
 from mergemill.engine.tensors.slabs import Span
 
 SHARD_SIZE = "5GB"
+MODELS_AT_ONCE = 8  # that are opened
 
 
 def make_plan(
@@ -45,7 +48,7 @@ def make_plan(
     code = find_code(recipe, methods)
     method = get_any_method(recipe.merge_method, code)
     stages = make_stages(recipe, method, where=where)
-    checkpoints = {name: open_checkpoint(ref.path, ref.revision) for name, ref in refs.items()}
+    checkpoints = share_reads(_open_all(refs))
     donor = checkpoints[str(recipe.base_model) if recipe.base_model else next(iter(refs))]
     _check_vocabularies(recipe, donor, checkpoints, where)
     family = choose_family(donor.config)
@@ -95,6 +98,13 @@ def list_models(recipe: Recipe) -> Mapping[str, ModelRef]:
     if recipe.base_model is not None:
         refs.append(recipe.base_model)
     return {str(ref): ref for ref in refs}
+
+
+def _open_all(refs: Mapping[str, ModelRef]) -> Mapping[str, Checkpoint]:
+    """Open all models at once: each waits for its storage several times."""
+    with ThreadPoolExecutor(min(len(refs), MODELS_AT_ONCE)) as pool:
+        opened = pool.map(lambda ref: open_checkpoint(ref.path, ref.revision), refs.values())
+        return dict(zip(refs, opened, strict=True))
 
 
 def _entries(models: Sequence[ModelEntry] | None) -> Iterator[ModelRef]:

@@ -96,7 +96,7 @@ def make_source(stored: StoredTensor, delta_base: StoredTensor | None) -> Expres
 
 def make_stored(tensor: StoredTensor) -> Stored:
     """Return a stored tensor as an expression."""
-    return Stored(tensor.file, tensor.offset_bytes, tensor.dtype, tensor.shape)
+    return Stored(tensor.file, tensor.offset_bytes, tensor.dtype, tensor.shape, tensor.read_from)
 
 
 def enter_delta_bases(

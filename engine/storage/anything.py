@@ -87,6 +87,10 @@ class AnyStore:
             files.invalidate_cache()
             return _make_pin(url, files.info(url))
 
+    def is_here(self, pin: Pin) -> bool:
+        """Nothing is."""
+        return False
+
     def read_some(self, pin: Pin, offset_bytes: int, buffer: memoryview) -> int:
         """Read a range of the file as it is now."""
         try:

@@ -10,10 +10,10 @@ what its pin says, so that a changed one is another:
     v1/<hash of the pin>/<shelf>/<start>-<stop>   a range; a shelf is 128 MiB of the file
 
 Several processes use one folder. Readers take no lock: a range appears whole, by a rename, and one that is removed
-while it is read can be read to its end. A writer first adds its size to the count, removing what was used longest ago
-where there would be too much; so the limit holds at any moment, and a writer that is killed makes the count too high at
-worst, until it is next taken from the disk itself. A disk that is full, or cannot be written, means that nothing is
-kept; what cannot be read, or is damaged, is fetched.
+while it is read can be read to its end. A writer first adds its size to the count and creates its file, removing what
+was used longest ago where there would be too much; so the limit holds at any moment, and a writer that is killed makes
+the count too high at worst, until it is next taken from the disk itself. A disk that is full, or cannot be written,
+means that nothing is kept; what cannot be read, or is damaged, is fetched.
 """
 
 import fcntl
@@ -130,10 +130,9 @@ class RangeCache:
                 return
             try:
                 _write(new, data)
-                _rename(new, _place(home, start, start + len(data)))
+                self._finish(new, _place(home, start, start + len(data)), size)
             except BaseException:
-                new.unlink(missing_ok=True)
-                self._give_back(size)
+                self._give_up(new, size)
                 raise
         except OSError:
             self._resting_until_s = time.monotonic() + _REST_S
@@ -153,8 +152,18 @@ class RangeCache:
             _create(new, file_bytes(data_bytes))  # at its full size, for who counts before it is written
         return True
 
-    def _give_back(self, size: int) -> None:
+    def _finish(self, new: Path, target: Path, size: int) -> None:
+        """Put a file in its place; not while somebody counts, who would miss it."""
+        with self._locked() as lock:
+            if target.exists():  # another was as quick
+                _write_count(lock, max(0, self._count(lock) - size))
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            new.rename(target)
+
+    def _give_up(self, new: Path, size: int) -> None:
+        """Remove a file that is not whole, unless somebody took it for abandoned and did."""
         with suppress(OSError), self._locked() as lock:
+            new.unlink()
             _write_count(lock, max(0, self._count(lock) - size))
 
     def _count(self, lock: int) -> int:
@@ -263,16 +272,6 @@ def _write(path: Path, data: memoryview) -> None:
         write_entry(descriptor, data)
     finally:
         os.close(descriptor)
-
-
-def _rename(path: Path, target: Path) -> None:
-    """Rename a file into a folder, which may be removed for its emptiness at any moment until then."""
-    for _ in range(3):
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
-            path.rename(target)
-            return
-    path.rename(target)
 
 
 def _round_up(size_bytes: int) -> int:

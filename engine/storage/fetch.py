@@ -81,7 +81,7 @@ def _read_piece(
     pin: Pin, offset_bytes: int, buffer: memoryview, stop: threading.Event, cache: RangeCache | None
 ) -> None:
     """Fill `buffer`, unless stopped, from the cache and from afar."""
-    if cache is None or not can_keep(pin):
+    if cache is None or not can_keep(pin) or store_of(pin.url).is_here(pin):
         _download(pin, offset_bytes, buffer, stop)
     else:
         cache.read(pin, offset_bytes, buffer, lambda at, into: _download(pin, at, into, stop))

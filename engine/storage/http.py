@@ -95,6 +95,10 @@ class HttpStore:
             return found
         raise CheckpointError(f"{url}: {'access denied' if found in _FORBIDDEN else 'no such file'} ({found})")
 
+    def is_here(self, pin: Pin) -> bool:
+        """Nothing is."""
+        return False
+
     def read_some(self, pin: Pin, offset_bytes: int, buffer: memoryview) -> int:
         """Read a range of the file that was pinned, and of no other."""
         return self._connections.read_range(

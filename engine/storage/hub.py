@@ -71,6 +71,10 @@ class HubStore:
             raise CheckpointError(f"{url}: no such file at this commit")
         return files[place.path]
 
+    def is_here(self, pin: Pin) -> bool:
+        """Whether the Hub's own cache has the file."""
+        return self._find_cached(pin) is not None
+
     def read_some(self, pin: Pin, offset_bytes: int, buffer: memoryview) -> int:
         """Read a range, from the cache if that has the file, else from where the Hub says that it is."""
         if cached := self._find_cached(pin):

@@ -7,7 +7,7 @@ from mergemill.engine.errors import CheckpointError
 from mergemill.engine.storage import fetch, local
 from mergemill.engine.storage.cache import RangeCache
 from mergemill.engine.storage.pin import Pin, changed
-from mergemill.engine.storage.store import find_store, is_remote, store_of
+from mergemill.engine.storage.store import close_stores, is_remote, store_of
 
 __all__ = [
     "Pin",
@@ -88,4 +88,4 @@ def read_ahead(pin: Pin, offset_bytes: int, size_bytes: int) -> None:
 def close_all() -> None:
     """Close every file and connection that this process keeps."""
     local.close_all()
-    find_store.cache_clear()
+    close_stores()

@@ -7,6 +7,7 @@ address, which is then good for every range of an object for some minutes (``tes
 import functools
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -125,11 +126,16 @@ class S3Store:
         self._options = options
         self._connections = Connections(ca_certs=os.environ.get("AWS_CA_BUNDLE"))
         self._signed: dict[str, _Signed] = {}
+        self._lock = threading.Lock()
+        self._client: Any = None
 
-    @functools.cached_property
+    @property
     def client(self) -> Any:
         """The client of this process; boto3's are safe with threads, once made."""
-        return connect(self._options)
+        with self._lock:
+            if self._client is None:
+                self._client = connect(self._options)
+            return self._client
 
     def resolve(self, url: str, revision: str | None) -> str:
         """Return the URL without a slash at its end."""
@@ -155,6 +161,10 @@ class S3Store:
         with explained(url):
             found = self.client.head_object(Bucket=bucket, Key=key)
         return Pin(url, found["ContentLength"], _stamp(found["ETag"]))
+
+    def is_here(self, pin: Pin) -> bool:
+        """Nothing is."""
+        return False
 
     def read_some(self, pin: Pin, offset_bytes: int, buffer: memoryview) -> int:
         """Read a range of the object that was pinned, and of no other."""

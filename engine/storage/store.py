@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ _EXTRAS = {"s3": "s3", "hub": "hub"}  # module -> the extra that installs what i
 
 
 _options: dict[str, Mapping[str, Any]] = {}  # of this process, by scheme
+_opening = threading.RLock()
 
 
 class Unavailable(Exception):
@@ -33,6 +35,9 @@ class Store(Protocol):
     def pin_file(self, url: str) -> Pin:
         """Return the pin of a file; `CheckpointError` where there is none."""
 
+    def is_here(self, pin: Pin) -> bool:
+        """Whether a file's bytes lie on this machine already, so that nothing is won by keeping them."""
+
     def read_some(self, pin: Pin, offset_bytes: int, buffer: memoryview) -> int:
         """Fill the beginning of `buffer` by one request, and return how much of it.
 
@@ -51,12 +56,22 @@ def use_options(options: Mapping[str, Mapping[str, Any]]) -> None:
     if options != _options:
         _options.clear()
         _options.update(options)
-        find_store.cache_clear()
+        close_stores()
+
+
+def close_stores() -> None:
+    """Forget the stores of this process, and with them their connections."""
+    _open_store.cache_clear()
+
+
+def find_store(scheme: str) -> Store:
+    """Return the store for URLs of `scheme`; `CheckpointError` names the extra that it lacks."""
+    with _opening:  # or models that are opened at once would each have a store of their own
+        return _open_store(scheme)
 
 
 @functools.cache
-def find_store(scheme: str) -> Store:
-    """Return the store for URLs of `scheme`; `CheckpointError` names the extra that it lacks."""
+def _open_store(scheme: str) -> Store:
     name = _STORES.get(scheme, "anything")
     try:
         module = importlib.import_module(f"mergemill.engine.storage.{name}")

@@ -62,6 +62,7 @@ class Stored:
     offset_bytes: int  # of the first element, from the start of the file
     dtype: str
     shape: tuple[int, ...]
+    read_from: Pin | None = None  # a file with the same content that is read instead
 
     @property
     def block(self) -> int:
@@ -71,7 +72,7 @@ class Stored:
     def reads(self, span: Span) -> Iterator[Read]:
         """Yield the span's one range."""
         item = item_bytes(self.dtype)
-        yield Read(self.pin, self.offset_bytes + span.start * item, span.size * item)
+        yield Read(self.read_from or self.pin, self.offset_bytes + span.start * item, span.size * item)
 
     def read(self, span: Span, work: Workspace) -> Tensor:
         """Return the span's bytes, flat uint8, not to be changed."""

@@ -65,7 +65,7 @@ class Workspace:
         self._raw = arena.data
         self._keep = keep
         self._cache = cache
-        self._kept: dict[tuple[str, int], tuple[int, int]] = {}  # where in the arena, and how much
+        self._found: dict[tuple[str, int], tuple[int, int]] = {}  # what was read: where in the arena, and how much
         self._held: dict[str, list[_Held]] = {}
         self._notes: dict[tuple[int, ...], Arena] = {}
         self._notes_bytes = 0
@@ -137,6 +137,8 @@ class Workspace:
     def next_slab(self) -> None:
         """Give back what the last slab took."""
         self._low = 0
+        if not self._keep:
+            self._found.clear()
 
     def take(self, shape: tuple[int, ...], dtype: str) -> Tensor:
         """Return an uninitialised tensor that lives until the next slab."""
@@ -171,7 +173,7 @@ class Workspace:
         return self._notes.get(key)
 
     def _read(self, pin: Pin, offset_bytes: int, size_bytes: int) -> int:
-        """Return where in the arena the range lies, read there unless it was kept."""
+        """Return where in the arena the range lies, read there unless it was kept, or wanted for this slab before."""
         for held in self._held.get(pin.url, ()):
             if held.offset_bytes <= offset_bytes and offset_bytes + size_bytes <= held.offset_bytes + held.size_bytes:
                 return self._read_held(pin, held, offset_bytes, size_bytes)
@@ -181,14 +183,13 @@ class Workspace:
                 coming.fetch.wait(at + size_bytes)
                 return coming.start + at
         key = (pin.url, offset_bytes)
-        start, kept_bytes = self._kept.get(key, (0, -1))
-        if kept_bytes == size_bytes:
+        start, found_bytes = self._found.get(key, (0, -1))
+        if found_bytes == size_bytes:
             return start
         start = self._take_kept(size_bytes) if self._keep else self._take_low(size_bytes)
         read_into(pin, offset_bytes, self._raw[start : start + size_bytes], self._cache)
         self.read_bytes += size_bytes
-        if self._keep:
-            self._kept[key] = (start, size_bytes)
+        self._found[key] = (start, size_bytes)
         return start
 
     def _read_held(self, pin: Pin, held: "_Held", offset_bytes: int, size_bytes: int) -> int:

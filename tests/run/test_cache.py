@@ -11,6 +11,7 @@ import pytest
 from run.merging import BODIES, hash_output, parts_of
 from run.test_refusals import mounted
 from servers.fixtures import BUCKET
+from servers.hub import Hub
 from servers.proxy import Proxy, start_proxy
 from servers.s3 import S3
 
@@ -243,3 +244,26 @@ def test_a_folder_of_somebody_else_is_said_at_once(family: Path, tmp_path: Path)
     (tmp_path / "cache").mkdir(mode=0o500)
     with pytest.raises(InputError, match="ermission denied"):
         merge(plan_from(str(family), "linear"), tmp_path / "out", tmp_path / "cache")
+
+
+def test_of_the_hub_what_its_own_cache_lacks_is_kept(hub: Hub, family: Path, tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    from hubs import use_hub
+    from huggingface_hub import snapshot_download
+
+    for name in ("A", "B"):
+        hub.add_repo(f"org/{name}", {path.name: path for path in (family / name).iterdir()})
+    with use_hub(hub, tmp_path / "home"):
+        snapshot_download("org/B", endpoint=hub.url, token=False)
+        merge(plan_from("hf://org", "linear"), tmp_path / "first", tmp_path / "cache")
+        kept = sum(int(stop) - int(start) for start, stop in (each.name.split("-") for each in entries(tmp_path)))
+        assert kept == weights_of(plan_from(str(family), "linear")) / 2
+        plan, before = plan_from("hf://org", "linear"), hub.journal.sent_bytes
+        merge(plan, tmp_path / "second", tmp_path / "cache")
+        assert hub.journal.sent_bytes == before
+    assert hash_output(tmp_path / "first") == hash_output(tmp_path / "second")
+
+
+def entries(folder: Path) -> list[Path]:
+    """Return the ranges that the cache in a folder keeps."""
+    return [path for path in (folder / "cache").rglob("*-*") if path.is_file()]

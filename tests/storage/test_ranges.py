@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mergemill.engine.errors import CheckpointError, SourceChanged, StorageError
-from mergemill.engine.storage import ranges
+from mergemill.engine.storage import local
 from mergemill.engine.storage.ranges import Pin, check_pin, close_all, pin_file, read_ahead, read_into
 
 CONTENT = bytes(i * 7 % 251 for i in range(10_000))
@@ -39,7 +39,7 @@ def test_a_read_fills_the_buffer_with_its_range_and_nothing_beside(data: st.Data
 
 
 def test_a_read_longer_than_one_call_takes_is_whole(pin: Pin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranges, "PIECE_BYTES", 999)
+    monkeypatch.setattr(local, "PIECE_BYTES", 999)
     preadv = os.preadv
     monkeypatch.setattr(os, "preadv", lambda number, buffers, at: preadv(number, [buffers[0][:250]], at))
     buffer = bytearray(9_000)
