@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 from run.buckets import Place, found_by_environment, new_place, put_family
-from run.merging import hash_output, plan_merge, write_family
+from run.merging import hash_output, make_recipe_of, parts_of, plan_merge, write_family
 from servers import faults
 from servers.asked import Request
 from servers.faults import Fault, Rule
 from servers.proxy import Proxy, start_proxy
 from servers.s3 import S3
 
-from mergemill.engine import Committed, PartFinished, abort, run
+from mergemill.engine import Committed, PartFinished, abort, make_plan, run
 from mergemill.engine.errors import MergemillError, SourceChanged, StorageError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.run.events import Event
@@ -305,6 +305,39 @@ def test_the_first_error_is_told_when_the_storage_fails_altogether(proxy: Proxy,
 
     with pytest.raises(SourceChanged, match="the first error"):
         run_here(plan, out.url, on_event=fail)
+
+
+# --- copying by the server ---
+
+
+def plan_copy(models: str) -> Plan:
+    """Plan the copy of a model of 18 MB, in parts of at least 5 MiB."""
+    with parts_of(5 << 20):
+        return make_plan(make_recipe_of({"merge_method": "passthrough", "models": [{"model": f"{models}/A"}]}))
+
+
+def test_copies_that_are_refused_or_whose_answer_is_lost_are_asked_for_again(
+    proxy: Proxy, seaweed_server: S3, large_family: Path, out: Place
+) -> None:
+    plan = plan_copy(put_family(seaweed_server, large_family).url)
+    met = [faults.refuse(503, "SlowDown")] * OFTEN + [faults.lose_answer()]
+    proxy.rule = lambda request: met[request.attempt] if request.kind == "copy_part" and request.attempt < 8 else None
+    run_here(plan, out.url)
+    content = (large_family / "A" / "model.safetensors").read_bytes()
+    header = plan.shards[0].header
+    assert out.read()[plan.shards[0].name] == header + content[-(plan.write_bytes - len(header)) :]
+    assert proxy.journal.count_faults().keys() == {"refuse 503", "lose answer"}
+    assert out.uploads() == {}
+
+
+def test_copies_that_always_fail_end_the_merge_with_the_cause(
+    proxy: Proxy, seaweed_server: S3, large_family: Path, out: Place
+) -> None:
+    plan = plan_copy(put_family(seaweed_server, large_family).url)
+    proxy.rule = only(faults.refuse(503, "SlowDown"), "copy_part")
+    with pytest.raises(StorageError, match=r"part \d+ failed 8 times, at last with: SlowDown \(503\)"):
+        run_here(plan, out.url)
+    assert not out.is_loadable()
 
 
 # --- everything ---
