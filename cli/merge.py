@@ -70,7 +70,7 @@ def merge(
 
         plan = make_plan(load_recipe(recipe), seed=seed, shard_size=shard_size, methods=methods or ())
         watch = Watch(stack, quiet=quiet, json=json)
-        numbers = describe_plan(plan, memory=memory, workers=workers, threads=threads, scheduler=scheduler)
+        numbers = describe_plan(plan, memory=memory, workers=workers, threads=threads, scheduler=scheduler, out=out)
         watch.show_plan(numbers)
         resume = _say_how_to_resume(watch, context.obj or sys.argv[1:])
         with resume, raise_interrupts(), hold_back(processes=numbers["processes"]):

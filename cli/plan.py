@@ -1,15 +1,22 @@
 """``mergemill plan``: what a merge will read, write and need, without reading a weight."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from mergemill.cli import console
 from mergemill.cli.console import count
 from mergemill.cli.options import MEMORY, SHARD_SIZE, Json, Memory, Methods, Recipe, Seed, ShardSize, Threads, Workers
 
+AnyOut = Annotated[
+    str | None, typer.Argument(metavar="[OUT]", help="Where it would go: to count what writing there takes.")
+]
+
 
 def plan(
     recipe: Recipe,
+    out: AnyOut = None,
     workers: Workers = None,
     threads: Threads = None,
     memory: Memory = MEMORY,
@@ -25,7 +32,7 @@ def plan(
     from mergemill.engine import describe_plan, load_recipe, make_plan
 
     found = make_plan(load_recipe(recipe), seed=seed, shard_size=shard_size, methods=methods or ())
-    numbers = describe_plan(found, memory=memory, workers=workers, threads=threads)
+    numbers = describe_plan(found, memory=memory, workers=workers, threads=threads, out=out)
     if json:
         console.say_json(numbers)
         return
@@ -46,6 +53,8 @@ def plan_lines(numbers: Mapping[str, Any]) -> Iterator[str]:
         yield f"          {format_size(numbers['first_pass_bytes']):>10}  once before, for the coefficients' norms"
     shards, parts = count(len(numbers["shards"]), "shard"), count(numbers["parts"], "part")
     yield f"  write   {format_size(numbers['write_bytes']):>10}  {shards}, {parts}"
+    for traffic in numbers["remote"]:
+        yield from _remote_lines(traffic)
     projected, promised = format_size(numbers["projected_bytes"]), format_size(numbers["memory_bytes"])
     workers, threads = count(numbers["workers"], "worker"), count(numbers["threads"], "thread")
     crew = f"those of {numbers['scheduler']}" if numbers["scheduler"] else f"{workers} of {threads}"
@@ -55,6 +64,47 @@ def plan_lines(numbers: Mapping[str, Any]) -> Iterator[str]:
         yield f"  code    {code['path']}, sha256 {code['sha256']}: is run by this merge"
     for warning in numbers["warnings"]:
         yield f"warning: {warning}"
+
+
+def _remote_lines(traffic: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what goes to and from one kind of storage, and about what that costs."""
+    from mergemill.engine import format_size
+
+    scheme = traffic["scheme"]
+    if traffic["read_requests"]:
+        requests = count(traffic["read_requests"], "request")
+        yield f"  {scheme:<6}  {format_size(traffic['read_bytes']):>10}  read in about {requests}"
+    if traffic["most_read_bytes"] > traffic["read_bytes"]:
+        most = count(traffic["most_read_requests"], "request")
+        yield f"          {format_size(traffic['most_read_bytes']):>10}  at most, {most}, for what memory cannot keep"
+    if traffic["write_requests"]:
+        requests = count(traffic["write_requests"], "request")
+        yield f"  {scheme:<6}  {format_size(traffic['write_bytes']):>10}  written in about {requests}"
+    yield from _cost_lines(scheme, traffic["estimate"])
+
+
+def _cost_lines(scheme: str, estimate: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield an estimate in dollars."""
+    if estimate is None:
+        yield f"  cost       unknown  for {scheme}://"
+    elif not any(estimate[name] for name in ("egress_usd", "requests_usd")):
+        yield f"  cost          free  for {scheme}://"
+    else:
+        prices, most = estimate["prices"], _say_most(estimate, "egress_usd")
+        egress = f"{_say_dollars(estimate['egress_usd']):>10} {most}"
+        requests = f"{_say_dollars(estimate['requests_usd'])}{_say_most(estimate, 'requests_usd')} for requests"
+        yield f"  cost    {egress} if it leaves the region, nothing within it; {requests}"
+        yield f"                      an estimate by the list prices of {prices['name']}, {prices['date']}"
+
+
+def _say_most(estimate: Mapping[str, Any], name: str) -> str:
+    """Return the most that it may be, where that is more."""
+    most = estimate[f"most_{name}"]
+    return f" ({_say_dollars(most)} at most)" if most > estimate[name] else ""
+
+
+def _say_dollars(amount: float) -> str:
+    return f"${amount:,.2f}" if amount >= 0.005 or not amount else "under 1 ¢"
 
 
 def _uses(source: Mapping[str, Any]) -> str:

@@ -5,6 +5,8 @@ from typing import Any
 
 from mergemill.engine.plan.memory import check_memory, task_bytes
 from mergemill.engine.plan.values import Plan
+from mergemill.engine.run.output import find_output
+from mergemill.engine.run.traffic import describe_traffic, find_traffic
 from mergemill.engine.run.workers import choose_workers
 from mergemill.engine.run.workplace import Workplace
 
@@ -16,14 +18,16 @@ def describe_plan(
     workers: int | None = None,
     threads: int | None = None,
     scheduler: str | None = None,
+    out: str | None = None,
 ) -> dict[str, Any]:
     """Return the plan's numbers for the workers that `run` would start with the same options.
 
-    ``projected_bytes`` is the most that a worker's tasks take together, beyond the process itself. Raises `PlanError`
+    ``projected_bytes`` is the most that a worker's tasks take together, beyond the process itself. ``remote`` is what
+    goes to and from remote storage, `out` included where it is given, with an estimate of its cost. Raises `PlanError`
     where a part cannot run in so little memory.
     """
     chosen = choose_workers(plan, workers=workers, threads=threads, memory=memory, scheduler=scheduler)
-    check_memory(plan.parts, chosen.memory_bytes)
+    check_memory(plan.parts, chosen.memory_bytes, find_output(out).beside_bytes if out is not None else 0)
     share_bytes = Workplace(chosen.memory_bytes, chosen.threads).share_bytes
     most_bytes = max((task_bytes(part, share_bytes) for part in plan.parts), default=0)
     return {
@@ -42,6 +46,7 @@ def describe_plan(
         "memory_bytes": chosen.memory_bytes,
         "task_bytes": most_bytes,
         "projected_bytes": min(most_bytes * min(chosen.threads, len(plan.parts)), chosen.memory_bytes),
+        "remote": [describe_traffic(each) for each in find_traffic(plan, share_bytes, out)],
         "sources": [asdict(source) for source in plan.sources],
         "code": [{"name": file.name, "path": file.path, "sha256": file.sha256} for file in plan.code],
         "warnings": list(plan.warnings),

@@ -1,6 +1,7 @@
 """A plan of 70B models that lie in object storage 50 ms away: seconds, headers only, a few requests for each."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -12,10 +13,13 @@ from servers.journal import Journal
 from servers.proxy import start_proxy_process
 
 from mergemill.engine import describe_plan
+from mergemill.engine.storage.fetch import PIECE_BYTES
 
 LAYERS, HIDDEN, KV, FFN, VOCAB = 80, 8192, 1024, 28_672, 128_256
 SHARDS, LATENCY_S = 30, 0.05
 MODELS = ("base", "chat", "code")
+MODEL_BYTES = 141_107_412_992
+MOST_S = 10
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +39,23 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Journal]:
 
 
 def test_a_70b_is_planned_in_seconds_from_far_away(asked: Journal) -> None:
-    started = time.perf_counter()
     models = [{"model": f"s3://any/{name}", "parameters": {"weight": 0.5, "density": 0.5}} for name in MODELS[1:]]
-    plan = plan_of({"merge_method": "ties", "base_model": "s3://any/base", "models": models})
-    found = describe_plan(plan, memory="1GiB")
-    seconds = time.perf_counter() - started
+    recipe = {"merge_method": "ties", "base_model": "s3://any/base", "models": models}
+    for _ in range(3):  # a busy machine is no fault
+        started, before = time.perf_counter(), len(asked.exchanges)
+        plan = plan_of(recipe)
+        found = describe_plan(plan, memory="1GiB")
+        seconds = time.perf_counter() - started
+        made = asked.exchanges[before:]
+        # A list of the folder and one of the chat templates below it; index and config; the headers.
+        assert Counter(each.request.kind for each in made) == {"list": 2 * 3, "get": (2 + SHARDS) * 3}
+        assert sum(each.sent_bytes for each in made) < 3 * SHARDS * (1 << 16) + (1 << 20)
+        if seconds < MOST_S:
+            break
+    assert seconds < MOST_S, f"{seconds:.1f} s for {len(made)} requests"
     assert (found["tensors"], len(plan.shards)) == (723, SHARDS)
-    assert found["read_bytes"] == 3 * 141_107_412_992
-    # A list of the folder and one of the chat templates below it; index and config; the headers.
-    assert asked.count() == {"list": 2 * 3, "get": (2 + SHARDS) * 3}
-    assert asked.sent_bytes < 3 * SHARDS * (1 << 16) + (1 << 20)
-    assert seconds < 10, f"{seconds:.1f} s for {sum(asked.count().values())} requests"
+    assert found["read_bytes"] == 3 * MODEL_BYTES
+    (traffic,) = found["remote"]
+    assert (traffic["scheme"], traffic["read_bytes"]) == ("s3", 3 * MODEL_BYTES)
+    assert traffic["read_requests"] == pytest.approx(3 * MODEL_BYTES / PIECE_BYTES, rel=0.05)
+    assert traffic["estimate"]["egress_usd"] == pytest.approx(3 * MODEL_BYTES / (1 << 30) * 0.09, abs=0.01)
