@@ -80,7 +80,7 @@ def without_recipe(out: Path) -> dict[str, str]:
     return {name: value for name, value in hash_output(out).items() if name.endswith(".safetensors")}
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_second_merge_with_other_settings_reads_nothing_from_the_server(
     family_url: str, family: Path, proxy: Proxy, tmp_path: Path, workers: int
 ) -> None:
