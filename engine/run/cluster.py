@@ -12,6 +12,7 @@ from distributed import Client, LocalCluster, Worker, WorkerPlugin, as_completed
 
 from mergemill.engine.errors import ClusterError
 from mergemill.engine.run.failures import explain_failure
+from mergemill.engine.run.metrics import metered
 from mergemill.engine.run.preflight import check_settings, check_workers
 from mergemill.engine.run.process import set_up_process
 from mergemill.engine.run.workers import Workers
@@ -153,6 +154,7 @@ class MergemillPlugin(WorkerPlugin):
         self.workplace = Workplace(self.memory_bytes, worker.state.nthreads, open_cache(self.cache))
         self._set_up = ExitStack()
         self._set_up.enter_context(set_up_process())
+        self._set_up.enter_context(metered(self.workplace))
 
     def teardown(self, worker: Worker) -> None:
         """Called on the worker when it leaves: running tasks end at their next slab."""

@@ -4,6 +4,7 @@ Elements of a slab are read, decoded, merged, encoded, and given on to be writte
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from mergemill.engine.plan.memory import gather_bytes, slab_bytes
 from mergemill.engine.plan.stages import Scaling
 from mergemill.engine.plan.values import Part, Piece
 from mergemill.engine.run.guard import Row, find_fault, to_row
-from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.run.workplace import Counts, Workplace
 from mergemill.engine.storage.ranges import read_ahead
 from mergemill.engine.tensors.ahead import fetch_ahead
 from mergemill.engine.tensors.drift import Drift, Watch, make_drift
@@ -216,8 +217,12 @@ def _bytes(tensor: Tensor) -> Arena:
     return array
 
 
-def _open(arena: Arena, workplace: Workplace) -> Workspace:
-    return Workspace(arena, cache=workplace.cache)
+@contextmanager
+def _open(arena: Arena, workplace: Workplace) -> Iterator[Workspace]:
+    """Open a workspace for statistics; what is read in it is counted, since no receipt tells of it."""
+    with Workspace(arena, cache=workplace.cache) as work:
+        yield work
+    workplace.count(Counts(work.read_bytes))
 
 
 def _alone(piece: Piece) -> Part:

@@ -12,7 +12,7 @@ from mergemill.engine.run.guard import Row
 from mergemill.engine.run.piece import Totals, merge_piece
 from mergemill.engine.run.receipts import Receipt
 from mergemill.engine.run.target import PartTarget, ShardTarget
-from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.run.workplace import Counts, Workplace
 from mergemill.engine.storage.ranges import check_pin
 from mergemill.engine.tensors.dtypes import item_bytes
 from mergemill.engine.tensors.slabs import SLAB
@@ -26,7 +26,7 @@ def run_part(
 ) -> Receipt:
     """Merge one part and write it where `target` says, or have it copied there; returns its receipt."""
     if (copied := target.copy_part(part, shard, workplace)) is not None:
-        return copied
+        return _count(copied, workplace)
     beside_bytes = aligned(target.beside_bytes)
     need_bytes = task_bytes(part, workplace.share_bytes - beside_bytes)
     with (
@@ -35,7 +35,7 @@ def run_part(
     ):
         room = arena[beside_bytes:]
         receipt = _merge_part(part, shard, writer.write, totals, workplace, slab, room, need_bytes)
-        return replace(receipt, uploads=writer.finish())
+        return _count(replace(receipt, uploads=writer.finish()), workplace)
 
 
 def run_shard(
@@ -51,7 +51,7 @@ def run_shard(
             ]
             writer.finish()
         uploads = writer.deliver(workplace.check_going)
-    return [replace(receipt, uploads=uploads) for receipt in receipts]
+    return [_count(replace(receipt, uploads=uploads), workplace) for receipt in receipts]
 
 
 def merge_part(part: Part, shard: str, sink: Sink, totals: Totals, workplace: Workplace, slab: int = SLAB) -> Receipt:
@@ -95,6 +95,12 @@ def _merge_part(
         round(seconds, 6),
         drifts,
     )
+
+
+def _count(receipt: Receipt, workplace: Workplace) -> Receipt:
+    """Count a finished part."""
+    workplace.count(Counts(receipt.read_bytes, receipt.stop_bytes - receipt.start_bytes, parts=1))
+    return receipt
 
 
 def _check_sources(part: Part) -> None:

@@ -7,9 +7,11 @@ that asks for much, or the large one would wait for ever.
 
 import mmap
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,6 +21,25 @@ from mergemill.engine.tensors.workspace import Arena
 
 MALLOC_BYTES = 40 << 20  # a thread; measured up to 26 MiB: freed scratch that glibc keeps, and its fragments
 _STEP = 1 << 20  # bytes; arenas are whole multiples, so that they fit the next task as well
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What the tasks of a workplace have done."""
+
+    read_bytes: int = 0  # from the sources, second reads included
+    written_bytes: int = 0  # of finished parts
+    parts: int = 0  # that are finished
+    waited_s: float = 0.0  # for memory, in sum
+
+    def plus(self, other: "Counts") -> "Counts":
+        """Return the sum of both."""
+        return Counts(
+            self.read_bytes + other.read_bytes,
+            self.written_bytes + other.written_bytes,
+            self.parts + other.parts,
+            self.waited_s + other.waited_s,
+        )
 
 
 class Workplace:
@@ -33,6 +54,7 @@ class Workplace:
         self.cache = cache
         self.stopping = False  # set when the worker goes: tasks then end at their next slab
         self.peak_bytes = 0  # the most that was ever lent at once
+        self.counts = Counts()
         self._lent_bytes = 0
         self._lent = 0  # arenas
         self._free: list[Arena] = []
@@ -44,6 +66,21 @@ class Workplace:
         """What each of the tasks may take without keeping another from running, nor malloc from what it holds."""
         share_bytes = self.memory_bytes // self.threads
         return max(share_bytes - MALLOC_BYTES, share_bytes // 2)
+
+    @property
+    def lent_bytes(self) -> int:
+        """What tasks hold now."""
+        return self._lent_bytes
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks wait for memory now."""
+        return len(self._queue)
+
+    def count(self, done: Counts) -> None:
+        """Add what a task has done."""
+        with self._changed:
+            self.counts = self.counts.plus(done)
 
     @contextmanager
     def lend(self, size_bytes: int, beside_bytes: int = 0) -> Iterator[Arena]:
@@ -70,10 +107,12 @@ class Workplace:
 
     def _enter(self, size_bytes: int, beside_bytes: int) -> Arena:
         ticket = object()
+        began_s = time.monotonic()
         with self._changed:
             self._queue.append(ticket)
             self._changed.wait_for(lambda: self._queue[0] is ticket and self._fits(size_bytes + beside_bytes))
             self._queue.popleft()
+            self.counts = self.counts.plus(Counts(waited_s=time.monotonic() - began_s))
             self._changed.notify_all()  # also where no arena can be had: the next in line has its turn
             arena = self._take_arena(size_bytes, self.memory_bytes - beside_bytes)
             self._lent_bytes += len(arena) + beside_bytes

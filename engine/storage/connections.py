@@ -15,6 +15,7 @@ from mergemill.engine.storage.body import check_range, make_range, read_body
 from mergemill.engine.storage.fetch import CONNECTIONS
 from mergemill.engine.storage.pin import Pin
 from mergemill.engine.storage.store import Unavailable
+from mergemill.engine.storage.tries import note_retry
 
 T = TypeVar("T")
 
@@ -103,6 +104,7 @@ def patiently(ask: Callable[[], T]) -> T:
         except Unavailable:
             if attempt == ATTEMPTS or time.monotonic() - began_s > ENOUGH_S:
                 raise
+        note_retry()
         time.sleep(random.uniform(0, FIRST_WAIT_S * 2**attempt))
         attempt += 1
 

@@ -16,6 +16,7 @@ from mergemill.engine.errors import StorageError
 from mergemill.engine.storage.cache import RangeCache, can_keep
 from mergemill.engine.storage.pin import Pin
 from mergemill.engine.storage.store import Unavailable, store_of
+from mergemill.engine.storage.tries import note_retry
 
 T = TypeVar("T")
 
@@ -74,6 +75,7 @@ def try_again(attempt: int, error: Unavailable, doing: str) -> None:
     """Wait after a failed attempt, the first being 1; `StorageError` after the last."""
     if attempt >= ATTEMPTS:
         raise StorageError(f"{doing} failed {attempt} times, at last with: {error}") from error
+    note_retry()
     time.sleep(random.uniform(0, min(FIRST_WAIT_S * 2**attempt, LONGEST_WAIT_S)))
 
 

@@ -35,6 +35,7 @@ from mergemill.engine.storage.connections import CONNECT_S, READ_S, Connections
 from mergemill.engine.storage.fetch import CONNECTIONS
 from mergemill.engine.storage.pin import Pin, changed
 from mergemill.engine.storage.store import Unavailable, check_options
+from mergemill.engine.storage.tries import note_retry
 
 OPTIONS = ("profile", "region", "endpoint_url", "addressing_style", "anonymous")  # that a recipe may give
 SIGNED_S = 300  # that an address is used for; it is good for twice as long
@@ -94,9 +95,17 @@ def _connect(options: Mapping[str, Any], **s3: Any) -> Any:
         session = boto3.session.Session(
             profile_name=options.get("profile"), region_name=options.get("region"), botocore_session=shared
         )
-        return session.client("s3", endpoint_url=options.get("endpoint_url"), config=settings)
+        client = session.client("s3", endpoint_url=options.get("endpoint_url"), config=settings)
     except (BotoCoreError, ValueError) as error:  # a profile that nobody has, an endpoint that is no URL
         raise CheckpointError(f"s3://: {_shorten(error)}") from error
+    client.meta.events.register("before-send.s3", _note_attempt)
+    return client
+
+
+def _note_attempt(request: Any, **_: Any) -> None:
+    """Count what botocore itself tries again; its header says which attempt a request is."""
+    if "attempt=" in (said := str(request.headers.get("amz-sdk-request", ""))) and "attempt=1" not in said:
+        note_retry()
 
 
 @functools.cache
