@@ -4,10 +4,13 @@ The package ships the weights as a Q4_1 GGUF file; transformers dequantises it. 
 `from_pretrained(gguf_file=…)` would do the same, but asks for accelerate and will not save the model again.)
 """
 
+import functools
 import importlib.util
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import gguf
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
@@ -33,6 +36,11 @@ them to dry on the plant, shell them when they rattle, and keep them in a paper 
 
 def make_smollm2(folder: Path) -> Path:
     """Write SmolLM2-135M-Instruct, dequantised, as a bfloat16 safetensors checkpoint; return `folder`."""
+    with mock.patch("gguf.GGUFReader", functools.cache(gguf.GGUFReader)):  # transformers would parse it three times
+        return _make_smollm2(folder)
+
+
+def _make_smollm2(folder: Path) -> Path:
     source = find_gguf()
     config = AutoConfig.from_pretrained(source, gguf_file=GGUF)
     model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
@@ -54,21 +62,25 @@ def find_gguf() -> Path:
 
 
 def make_variant(
-    source: Path, folder: Path, text: str, *, steps: int = 16, learning_rate: float = 5e-5, seed: int = 0
+    source: Path, folder: Path, text: str, *, steps: int = 4, learning_rate: float = 2e-4, seed: int = 0
 ) -> Path:
-    """Write `source` after `steps` AdamW steps on windows of `text`, as bfloat16, and return its folder."""
+    """Write `source` after `steps` steps along the signs of gradients on windows of `text`; return its folder.
+
+    Those are Adam's steps without its memory, which would take longer than the rest.
+    """
     generator = torch.Generator().manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     tokens: torch.Tensor = tokenizer(text, return_tensors="pt")["input_ids"][0]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
     length = min(48, len(tokens))
     for _ in range(steps):
         start = int(torch.randint(len(tokens) - length + 1, (), generator=generator))
         window = tokens[None, start : start + length]
-        optimizer.zero_grad()
+        model.zero_grad()
         model(input_ids=window, labels=window).loss.backward()
-        optimizer.step()
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.sub_(weight.grad.sign_(), alpha=learning_rate)
     model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -1,6 +1,6 @@
 """Drivers and workers killed with SIGKILL at random moments of a merge in S3: a resume ends with the same bytes.
 
-`MERGEMILL_KILLS=200 pytest -s tests/run/test_s3_kills.py` makes as many kills, takes minutes and says where they fell.
+`MERGEMILL_KILLS=200 pytest -s -n 0 tests/run/test_s3_kills.py` makes as many kills, and says where they fell.
 """
 
 import os
@@ -77,7 +77,7 @@ class Killer:
 
 def name_phase(request: Request, *, begun: bool) -> str:
     """Return what a merge does when it asks this."""
-    if request.path.endswith(".safetensors") and request.method == "GET" and not request.parameters:
+    if request.path.endswith(".safetensors") and request.kind == "get":
         return "reading" if begun else "planning"
     if STATE in request.path:
         return "committed" if request.path.endswith("committed") else "state"
