@@ -4,13 +4,15 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from distributed import Client
 
 WAIT_S = 60
+_NO_MORE: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass
@@ -23,15 +25,21 @@ class Foreign:
 
 
 @contextlib.contextmanager
-def start_cluster(folder: Path, *worker: str, count: int = 2) -> Iterator[Foreign]:
-    """Start a scheduler with Dask's own settings, and workers of two threads without nannies."""
+def start_cluster(
+    folder: Path, *worker: str, count: int = 2, environ: Mapping[str, str] = _NO_MORE
+) -> Iterator[Foreign]:
+    """Start a scheduler with Dask's own settings, and workers of two threads without nannies; `environ` is theirs.
+
+    What all of them say is in `log` of the folder.
+    """
     file = folder / "scheduler.json"
-    environ = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **environ}
     with contextlib.ExitStack() as stack:
+        log = stack.enter_context(open(folder / "log", "ab"))
 
         def start(program: str, *options: str) -> subprocess.Popen[bytes]:
             command = [sys.executable, "-m", f"distributed.cli.{program}", "--scheduler-file", str(file), *options]
-            process = subprocess.Popen(command, env=environ, cwd=folder, stderr=subprocess.DEVNULL)
+            process = subprocess.Popen(command, env=environ, cwd=folder, stdout=log, stderr=log)
             stack.callback(process.wait)
             stack.callback(process.kill)
             return process

@@ -11,6 +11,7 @@ from dask.delayed import Delayed
 from distributed import Client, LocalCluster, Worker, WorkerPlugin, as_completed, get_worker
 
 from mergemill.engine.errors import ClusterError
+from mergemill.engine.run.encryption import check_certificates, explain_refusal
 from mergemill.engine.run.failures import explain_failure
 from mergemill.engine.run.metrics import metered
 from mergemill.engine.run.preflight import check_settings, check_workers
@@ -120,13 +121,14 @@ def check_cluster(workers: Workers, files: Mapping[str, int]) -> None:
 
 def _connect(scheduler: str) -> Client:
     """Return a client of the scheduler at an address, or that a file names."""
+    check_certificates(scheduler)
     try:
         if scheduler.endswith(".json"):
             Path(scheduler).stat()  # the client would wait for it to appear
             return Client(scheduler_file=scheduler, timeout=CONNECT_S, set_as_default=False)
         return Client(scheduler, timeout=CONNECT_S, set_as_default=False)
     except (OSError, ValueError) as error:
-        raise ClusterError(f"{scheduler}: no Dask scheduler answers there: {error}") from error
+        raise ClusterError(explain_refusal(scheduler, error)) from error
 
 
 def _wait_for_workers(client: Client, scheduler: str) -> list[int]:
