@@ -119,8 +119,8 @@ def test_without_certificates_the_error_says_what_to_set(
         text = refuse(secured, family, tmp_path / "out", scheduler)
     assert text == (
         f"{scheduler}: talks TLS, and Dask is told of no certificate here; "
-        "set DASK_DISTRIBUTED__COMM__TLS__CA_FILE and DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT, and DASK_DISTRIBUTED__COMM__TLS__CLIENT__KEY "
-        "(or DASK_CONFIG to a file with distributed.comm.tls)"
+        "set DASK_DISTRIBUTED__COMM__TLS__CA_FILE and DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT, "
+        "and DASK_DISTRIBUTED__COMM__TLS__CLIENT__KEY (or DASK_CONFIG to a file with distributed.comm.tls)"
     )
 
 
