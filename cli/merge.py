@@ -11,10 +11,10 @@ import typer
 
 from mergemill.cli import console
 from mergemill.cli.options import (
-    MEMORY,
     SHARD_SIZE,
     Cache,
     CacheFolder,
+    Cluster,
     Memory,
     Methods,
     Recipe,
@@ -28,11 +28,11 @@ from mergemill.cli.plan import plan_lines
 from mergemill.cli.signals import Interrupted, hold_back, let_through, raise_interrupts
 
 if TYPE_CHECKING:
-    from mergemill.engine import Committed, PartFinished, Started
+    from mergemill.engine import Committed, PartFinished, Started, Waiting
 
-    OnEvent = Callable[[Started | PartFinished | Committed], None]
+    OnEvent = Callable[[Waiting | Started | PartFinished | Committed], None]
 
-EVENTS = {"Started": "started", "PartFinished": "part", "Committed": "committed"}
+EVENTS = {"Waiting": "waiting", "Started": "started", "PartFinished": "part", "Committed": "committed"}
 
 NewOut = Annotated[
     str, typer.Argument(metavar="OUT", help="A folder, s3://… or hf://org/name: new, empty, or this merge unfinished.")
@@ -48,8 +48,9 @@ def merge(
     out: NewOut,
     workers: Workers = None,
     threads: Threads = None,
-    memory: Memory = MEMORY,
+    memory: Memory = None,
     scheduler: Scheduler = None,
+    cluster: Cluster = None,
     cache: Cache = None,
     cache_folder: CacheFolder = None,
     public: Public = False,
@@ -66,11 +67,20 @@ def merge(
     with ExitStack() as stack:
         if json:
             stack.enter_context(_errors_as_events())
-        from mergemill.engine import describe_plan, load_recipe, make_plan, run
+        from mergemill.engine import describe_plan, load_cluster, load_recipe, make_plan, run
 
-        plan = make_plan(load_recipe(recipe), seed=seed, shard_size=shard_size, methods=methods or ())
+        file = load_cluster(cluster) if cluster else None
+        plan = make_plan(
+            load_recipe(recipe),
+            seed=seed,
+            shard_size=shard_size,
+            methods=methods or (),
+            storage=file.storage if file else None,
+        )
         watch = Watch(stack, quiet=quiet, json=json)
-        numbers = describe_plan(plan, memory=memory, workers=workers, threads=threads, scheduler=scheduler, out=out)
+        numbers = describe_plan(
+            plan, memory=memory, workers=workers, threads=threads, scheduler=scheduler, cluster=file, out=out
+        )
         watch.show_plan(numbers)
         resume = _say_how_to_resume(watch, context.obj or sys.argv[1:])
         with resume, raise_interrupts(), hold_back(processes=numbers["processes"]):
@@ -81,6 +91,7 @@ def merge(
                 threads=threads,
                 memory=memory,
                 scheduler=scheduler,
+                cluster=file,
                 cache=cache,
                 cache_folder=cache_folder,
                 public=public,
@@ -106,11 +117,13 @@ class Watch:
             for line in plan_lines(numbers):
                 console.note(line)
 
-    def __call__(self, event: "Started | PartFinished | Committed") -> None:
+    def __call__(self, event: "Waiting | Started | PartFinished | Committed") -> None:
         """Show an event of the engine."""
-        from mergemill.engine import PartFinished, Started
+        from mergemill.engine import PartFinished, Started, Waiting
 
-        if isinstance(event, Started):
+        if isinstance(event, Waiting):
+            let_through()  # what is started here is started; the wait may be long
+        elif isinstance(event, Started):
             self.parts = event.parts
             let_through()
         elif isinstance(event, PartFinished):
@@ -120,10 +133,12 @@ class Watch:
         elif not self._quiet:
             self._show(event)
 
-    def _show(self, event: "Started | PartFinished | Committed") -> None:
-        from mergemill.engine import PartFinished, Started
+    def _show(self, event: "Waiting | Started | PartFinished | Committed") -> None:
+        from mergemill.engine import PartFinished, Started, Waiting
 
-        if isinstance(event, Started):
+        if isinstance(event, Waiting):
+            console.note(f"{event.cluster}: is started; waiting for its first worker")
+        elif isinstance(event, Started):
             for line in start_lines(event):
                 console.note(line)
             self._advance = self._stack.enter_context(console.open_progress(event.write_bytes, event.parts))

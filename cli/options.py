@@ -6,7 +6,10 @@ import typer
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="The YAML file that says what to merge.")]
 Out = Annotated[str, typer.Argument(metavar="OUT", help="Where the merge is: a folder, s3://… or hf://org/name.")]
-Memory = Annotated[str, typer.Option(metavar="SIZE", help="Promised to each worker, such as 512MiB or 4GiB.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Promised to each worker, such as 512MiB; else the cluster file's, or 1GiB."),
+]
 ShardSize = Annotated[str, typer.Option(metavar="SIZE", help="Most bytes of an output file, or 'tensor'.")]
 Seed = Annotated[int, typer.Option(metavar="N", help="Of the random methods' masks.")]
 Workers = Annotated[int | None, typer.Option(min=0, metavar="N", help="Processes; 0: threads of this one.")]
@@ -18,6 +21,10 @@ Scheduler = Annotated[
         envvar="DASK_SCHEDULER_ADDRESS",
         help="Of a Dask cluster that is there already: tcp://… or tls://…, or its scheduler file (….json).",
     ),
+]
+Cluster = Annotated[
+    str | None,
+    typer.Option(metavar="NAME|FILE", help="A cluster file (….yml), or a built-in one: what to start for the merge."),
 ]
 Cache = Annotated[
     str | None,
@@ -31,5 +38,4 @@ Methods = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
-MEMORY = "1GiB"
 SHARD_SIZE = "5GB"

@@ -7,7 +7,7 @@ import typer
 
 from mergemill.cli import console
 from mergemill.cli.console import count
-from mergemill.cli.options import MEMORY, SHARD_SIZE, Json, Memory, Methods, Recipe, Seed, ShardSize, Threads, Workers
+from mergemill.cli.options import SHARD_SIZE, Cluster, Json, Memory, Methods, Recipe, Seed, ShardSize, Threads, Workers
 
 AnyOut = Annotated[
     str | None, typer.Argument(metavar="[OUT]", help="Where it would go: to count what writing there takes.")
@@ -19,7 +19,8 @@ def plan(
     out: AnyOut = None,
     workers: Workers = None,
     threads: Threads = None,
-    memory: Memory = MEMORY,
+    memory: Memory = None,
+    cluster: Cluster = None,
     shard_size: ShardSize = SHARD_SIZE,
     seed: Seed = 0,
     methods: Methods = None,
@@ -29,10 +30,17 @@ def plan(
 
     Example: mergemill plan recipe.yml --memory 2GiB
     """
-    from mergemill.engine import describe_plan, load_recipe, make_plan
+    from mergemill.engine import describe_plan, load_cluster, load_recipe, make_plan
 
-    found = make_plan(load_recipe(recipe), seed=seed, shard_size=shard_size, methods=methods or ())
-    numbers = describe_plan(found, memory=memory, workers=workers, threads=threads, out=out)
+    file = load_cluster(cluster) if cluster else None
+    found = make_plan(
+        load_recipe(recipe),
+        seed=seed,
+        shard_size=shard_size,
+        methods=methods or (),
+        storage=file.storage if file else None,
+    )
+    numbers = describe_plan(found, memory=memory, workers=workers, threads=threads, cluster=file, out=out)
     if json:
         console.say_json(numbers)
         return
@@ -58,6 +66,8 @@ def plan_lines(numbers: Mapping[str, Any]) -> Iterator[str]:
     projected, promised = format_size(numbers["projected_bytes"]), format_size(numbers["memory_bytes"])
     workers, threads = count(numbers["workers"], "worker"), count(numbers["threads"], "thread")
     crew = f"those of {numbers['scheduler']}" if numbers["scheduler"] else f"{workers} of {threads}"
+    if numbers["cluster"]:
+        crew = f"those of {numbers['cluster']}, of {threads}"
     yield f"  memory  {projected:>10}  at most, of {promised} promised to each worker; {crew}"
     yield f"  digest  {numbers['digest'][:12]}"
     for code in numbers["code"]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mergemill.engine.plan.cost import estimate_cost as estimate_cost
     from mergemill.engine.plan.make import make_plan as make_plan
     from mergemill.engine.plan.sizes import format_size as format_size
+    from mergemill.engine.recipe import load_cluster as load_cluster
     from mergemill.engine.recipe import load_recipe as load_recipe
     from mergemill.engine.recipe import recipe_schema as recipe_schema
     from mergemill.engine.run.describe import describe_plan as describe_plan
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from mergemill.engine.run.events import Committed as Committed
     from mergemill.engine.run.events import PartFinished as PartFinished
     from mergemill.engine.run.events import Started as Started
+    from mergemill.engine.run.events import Waiting as Waiting
     from mergemill.engine.run.in_memory import merge_state_dicts as merge_state_dicts
     from mergemill.engine.run.in_memory import merge_tensors as merge_tensors
     from mergemill.engine.run.inspect import inspect as inspect
@@ -44,6 +46,7 @@ _PLACES = {
     "PartFinished": "run.events",
     "PerModel": "methods.contract",
     "Started": "run.events",
+    "Waiting": "run.events",
     "Within": "methods.contract",
     "abort": "run.output",
     "describe_plan": "run.describe",
@@ -54,6 +57,7 @@ _PLACES = {
     "find_steps": "methods.catalogue",
     "format_size": "plan.sizes",
     "inspect": "run.inspect",
+    "load_cluster": "recipe",
     "load_recipe": "recipe",
     "make_plan": "plan.make",
     "merge": "run.merge",

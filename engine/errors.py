@@ -4,7 +4,7 @@
 
     MergemillError                 exit  what went wrong
     ├── InputError                    2  what the user gave; found before anything is written
-    │   ├── RecipeError                  the YAML: where, what, what would be right
+    │   ├── RecipeError                  the YAML of a recipe or cluster: where, what, what would be right
     │   ├── CheckpointError              a stored model
     │   │   ├── HeaderError              a safetensors file that breaks the format
     │   │   └── IndexFileError           a model.safetensors.index.json that does not fit its shards
@@ -35,7 +35,7 @@ class InputError(MergemillError):
 
 
 class RecipeError(InputError):
-    """The recipe is not valid: the message begins with ``file:line:``."""
+    """The recipe, or the cluster file, is not valid: the message begins with ``file:line:``."""
 
 
 class CheckpointError(InputError):

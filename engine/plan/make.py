@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from mergemill.engine.checkpoint.family import choose_family
@@ -23,7 +24,7 @@ from mergemill.engine.plan.values import OutputTensor, Plan
 from mergemill.engine.plan.vectors import check_delta_bases, list_vectors
 from mergemill.engine.recipe import Guard, ModelEntry, ModelRef, Recipe, Slice
 from mergemill.engine.storage.ranges import Pin
-from mergemill.engine.storage.store import use_options
+from mergemill.engine.storage.store import join_options, use_options
 from mergemill.engine.tensors.dtypes import RECIPE_DTYPES
 from mergemill.engine.tensors.expressions import Expression
 from mergemill.engine.tensors.slabs import Span
@@ -33,16 +34,22 @@ MODELS_AT_ONCE = 8  # that are opened
 
 
 def make_plan(
-    recipe: Recipe, *, seed: int = 0, shard_size: str | int = SHARD_SIZE, methods: Sequence[GivenMethods] = ()
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    shard_size: str | int = SHARD_SIZE,
+    methods: Sequence[GivenMethods] = (),
+    storage: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Plan:
     """Plan the merge that `recipe` describes, from the headers of its models.
 
     seed: of the random methods' masks. shard_size: the most bytes of an output file, or ``"tensor"`` for one file a
     tensor. methods: files of your own methods, beside those that the recipe names; a path, or a decorated function for
-    the file that it stands in. Raises `InputError` for everything that is wrong with the recipe or its inputs.
+    the file that it stands in. storage: options of storage by scheme, such as a cluster file's; the recipe's are
+    stronger. Raises `InputError` for everything that is wrong with the recipe or its inputs.
     """
     where = recipe.name or "recipe"
-    use_options(recipe.storage)
+    use_options(join_options(storage or {}, recipe.storage))
     refs = list_models(recipe)
     _check_runnable(recipe, refs, where)
     code = find_code(recipe, methods)

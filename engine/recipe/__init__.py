@@ -1,5 +1,6 @@
-"""Recipes: YAML to frozen values, strictly. Reads nothing but the recipe file itself."""
+"""Recipes and cluster files: YAML to frozen values, strictly. Reads nothing but the file itself."""
 
+from mergemill.engine.recipe.clusters import Adaptive, ClusterFile, list_clusters, load_cluster, parse_cluster
 from mergemill.engine.recipe.leaves import CHAT_TEMPLATES, DtypeName
 from mergemill.engine.recipe.parsing import load_recipe, parse_recipe
 from mergemill.engine.recipe.references import ModelRef
@@ -27,6 +28,8 @@ from mergemill.engine.recipe.vocabulary import (
 
 __all__ = [
     "CHAT_TEMPLATES",
+    "Adaptive",
+    "ClusterFile",
     "Condition",
     "DtypeName",
     "Guard",
@@ -48,7 +51,10 @@ __all__ = [
     "TokenizerSource",
     "Tokens",
     "ZeroRow",
+    "list_clusters",
+    "load_cluster",
     "load_recipe",
+    "parse_cluster",
     "parse_recipe",
     "recipe_schema",
     "recipe_to_json",

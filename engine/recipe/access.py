@@ -1,4 +1,4 @@
-"""How a recipe's storage is reached: what the environment does not say, and no secret."""
+"""How storage is reached, as recipes and cluster files say it: what the environment does not say, and no secret."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
@@ -19,15 +19,15 @@ class StoreOptions(FrozenMap[str | int | bool]):
     holds: ClassVar[Any] = str | int | bool
 
 
-def _check_options(value: object) -> object:
-    """Refuse what would be copied beside the output, where no secret belongs."""
+def _check_options(value: object, *, why: str) -> object:
+    """Refuse secrets: what a recipe says is copied beside the output, what a cluster file says is sent to workers."""
     if not isinstance(value, Mapping):
         return value
     faults = []
     for scheme, options in value.items():
         for name, option in options.items() if isinstance(options, Mapping) else ():
             if any(word in str(name).lower() for word in _SECRET):
-                words = "is a secret, and a recipe is copied beside the output; set it in the environment or a profile"
+                words = f"is a secret, and {why}; set it in the environment or a profile"
                 faults.append(((scheme, name), make_predicate(words)))
             elif not isinstance(option, str | int | bool):
                 faults.append(
@@ -46,4 +46,11 @@ class StorageOptions(FrozenMap[StoreOptions]):
     holds: ClassVar[Any] = StoreOptions
 
 
-OptionalStorageOptions = Annotated[StorageOptions | None, BeforeValidator(_check_options)]
+OptionalStorageOptions = Annotated[
+    StorageOptions | None,
+    BeforeValidator(lambda value: _check_options(value, why="a recipe is copied beside the output")),
+]
+OptionalClusterStorageOptions = Annotated[
+    StorageOptions | None,
+    BeforeValidator(lambda value: _check_options(value, why="a cluster file is passed on, and sent to every worker")),
+]

@@ -22,6 +22,16 @@ _FLOAT = re.compile(r"[-+]?(?:[0-9]+|[0-9]*\.[0-9]+|[0-9]+\.)[eE][-+]?[0-9]+$")
 
 
 @dataclass(frozen=True, slots=True)
+class Form:
+    """What a file of ours is: how messages call it."""
+
+    called: str
+    """With its article, such as ``a recipe``."""
+    needs: str
+    """What one that is empty lacks."""
+
+
+@dataclass(frozen=True, slots=True)
 class Document:
     """The one document of a file."""
 
@@ -35,6 +45,7 @@ class Document:
 class _Reader:
     loader: yaml.SafeLoader
     name: str
+    form: Form
     lines: dict[Loc, int] = field(default_factory=dict)
 
 
@@ -49,12 +60,12 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver(f"{_CORE}float", _FLOAT, list("-+.0123456789"))
 
 
-def read_document(text: str, *, name: str) -> Document:
+def read_document(text: str, form: Form, *, name: str) -> Document:
     """Return the data of the YAML `text`; `RecipeError` with ``name:line:`` where it is not one document."""
     loader = _make_loader(text, name=name)
     try:
-        root = _compose_only(loader, name=name)
-        reader = _Reader(loader, name)
+        root = _compose_only(loader, form, name=name)
+        reader = _Reader(loader, name, form)
         reader.lines[()] = root.start_mark.line + 1
         return Document(_read_node(reader, root, ()), reader.lines)
     except yaml.MarkedYAMLError as error:
@@ -74,12 +85,12 @@ def _make_loader(text: str, *, name: str) -> yaml.SafeLoader:
         raise _error(name, line, f"not valid YAML: character {error.character!r} is not allowed") from None
 
 
-def _compose_only(loader: yaml.SafeLoader, *, name: str) -> yaml.Node:
+def _compose_only(loader: yaml.SafeLoader, form: Form, *, name: str) -> yaml.Node:
     root = _compose_next(loader)
     if root is None or (root.tag == f"{_CORE}null" and not root.value):
-        raise _error(name, 0, "the recipe is empty; it needs merge_method and one of models, slices, modules")
+        raise _error(name, 0, f"{_the(form)} is empty; it needs {form.needs}")
     if second := _compose_next(loader):
-        raise _error(name, second.start_mark.line, "a second document begins here; a recipe file holds one")
+        raise _error(name, second.start_mark.line, "a second document begins here; a file holds one")
     return root
 
 
@@ -89,7 +100,7 @@ def _compose_next(loader: yaml.SafeLoader) -> yaml.Node | None:
 
 def _read_node(reader: _Reader, node: yaml.Node, path: Loc) -> Any:
     if len(reader.lines) > MOST_VALUES:
-        raise _error(reader.name, node.start_mark.line, f"the recipe holds more than {MOST_VALUES} values")
+        raise _error(reader.name, node.start_mark.line, f"{_the(reader.form)} holds more than {MOST_VALUES} values")
     if isinstance(node, yaml.MappingNode) and node.tag == f"{_CORE}map":
         return _read_mapping(reader, node, path)
     if isinstance(node, yaml.SequenceNode) and node.tag == f"{_CORE}seq":
@@ -174,6 +185,10 @@ def _find_merged(reader: _Reader, node: yaml.Node) -> Pairs:
 
 def _list_merged(node: yaml.Node) -> Iterator[yaml.Node]:
     yield from node.value if isinstance(node, yaml.SequenceNode) else [node]
+
+
+def _the(form: Form) -> str:
+    return f"the {form.called.partition(' ')[2]}"
 
 
 def _error(name: str, line: int, words: str) -> RecipeError:

@@ -47,7 +47,8 @@ def _check_flag(value: object) -> object:
     return value
 
 
-def _check_count(value: object, *, least: int) -> object:
+def check_count(value: object, *, least: int) -> object:
+    """Return a whole number from `least` on, or the null that stands for an absent key."""
     if value is None:
         return value
     if isinstance(value, bool) or not isinstance(value, int):
@@ -135,8 +136,8 @@ def check_items(value: object) -> object:
 Text = Annotated[str, BeforeValidator(_check_given_text), Field(min_length=1)]
 OptionalText = Annotated[str | None, BeforeValidator(check_text)]
 Flag = Annotated[bool, BeforeValidator(_check_flag)]
-OptionalCount = Annotated[int | None, BeforeValidator(lambda value: _check_count(value, least=1))]
-OptionalTokenId = Annotated[int | None, BeforeValidator(lambda value: _check_count(value, least=0))]
+OptionalCount = Annotated[int | None, BeforeValidator(lambda value: check_count(value, least=1))]
+OptionalTokenId = Annotated[int | None, BeforeValidator(lambda value: check_count(value, least=0))]
 OptionalDtype = Annotated[DtypeName | None, BeforeValidator(_check_dtype)]
 OptionalMethods = Annotated[
     tuple[str, ...] | None, BeforeValidator(_check_methods, json_schema_input_type=str | tuple[str, ...] | None)

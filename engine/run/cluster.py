@@ -1,4 +1,4 @@
-"""Worker processes, of a local cluster or of one that is there already, and what each is set up with."""
+"""Worker processes, of a cluster that is started or of one that is there already, and what each is set up with."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -11,10 +11,12 @@ from dask.delayed import Delayed
 from distributed import Client, LocalCluster, Worker, WorkerPlugin, as_completed, get_worker
 
 from mergemill.engine.errors import ClusterError
+from mergemill.engine.recipe import ClusterFile
 from mergemill.engine.run.encryption import check_certificates, explain_refusal
+from mergemill.engine.run.factories import start_cluster
 from mergemill.engine.run.failures import explain_failure
 from mergemill.engine.run.metrics import metered
-from mergemill.engine.run.preflight import check_settings, check_workers
+from mergemill.engine.run.preflight import check_settings, check_workers, wait_for_first
 from mergemill.engine.run.process import set_up_process
 from mergemill.engine.run.workers import Workers
 from mergemill.engine.run.workplace import Workplace
@@ -77,6 +79,28 @@ class Foreign(Cluster):
         check_workers(self.client, files)
 
 
+class Own(Cluster):
+    """A crew of workers that a cluster file has had started, and that come when they come."""
+
+    def __init__(self, client: Client, workers: Workers, token: str) -> None:
+        super().__init__(client, workers)
+        self._token = token
+        self._is_set_up = False
+
+    def check_files(self, files: Mapping[str, int]) -> None:
+        """Wait for a first worker, as long as it takes, then do as for workers of somebody else.
+
+        Only those that passed are set up: one that lacks mergemill could not even load the plugin.
+        """
+        wait_for_first(self.client)
+        check_workers(self.client, files)
+        if not self._is_set_up:
+            self.client.register_plugin(MergemillPlugin(self.workers, self._token), name=f"mergemill-{self._token}")
+            self._is_set_up = True
+        found = _list_threads(self.client)
+        self.workers = replace(self.workers, processes=len(found), threads=max(found, default=self.workers.threads))
+
+
 @contextmanager
 def open_cluster(workers: Workers, token: str = "") -> Iterator[Cluster]:
     """Start worker processes; when the block ends, everything is stopped."""
@@ -94,6 +118,19 @@ def open_cluster(workers: Workers, token: str = "") -> Iterator[Cluster]:
     ):
         client.register_plugin(MergemillPlugin(workers, token), name=f"mergemill-{token}")
         yield Cluster(client, workers)
+
+
+@contextmanager
+def open_own(workers: Workers, file: ClusterFile, token: str) -> Iterator[Cluster]:
+    """Start the cluster of a file; when the block ends, it is stopped. Its workers may still be on their way."""
+    with (
+        dask.config.set(_CONFIG),
+        start_cluster(file, workers.memory_bytes + SPARE_BYTES) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        crew = Own(client, workers, token)
+        crew.warnings = check_settings(client)
+        yield crew
 
 
 @contextmanager
@@ -135,10 +172,15 @@ def _wait_for_workers(client: Client, scheduler: str) -> list[int]:
     """Return the threads of each worker."""
     with suppress(TimeoutError):
         client.wait_for_workers(1, timeout=WORKERS_S)
-    threads = [info["nthreads"] for info in client.scheduler_info(n_workers=-1)["workers"].values()]
+    threads = _list_threads(client)
     if not threads:
         raise ClusterError(f"{scheduler}: no worker has joined this scheduler in {WORKERS_S} s; start some")
     return threads
+
+
+def _list_threads(client: Client) -> list[int]:
+    """Return the threads of each worker that is there."""
+    return [info["nthreads"] for info in client.scheduler_info(n_workers=-1)["workers"].values()]
 
 
 class MergemillPlugin(WorkerPlugin):

@@ -1,4 +1,4 @@
-"""Who runs the tasks of a plan: threads of this process, a local cluster of processes, or one that is there already.
+"""Who runs the tasks of a plan: threads of this process, a cluster of processes, new or there already.
 
 `distributed` is imported where there are processes, and only then.
 """
@@ -41,10 +41,12 @@ def open_crew(workers: Workers, token: str = "") -> AbstractContextManager[Crew]
 
     token: what the keys of all tasks hold, and of no other run's.
     """
-    if not workers.processes and not workers.scheduler:
+    if workers.are_threads:
         return threads.open_threads(workers)
     from mergemill.engine.run import cluster
 
+    if workers.cluster:
+        return cluster.open_own(workers, workers.cluster, token)
     return cluster.open_scheduler(workers, token) if workers.scheduler else cluster.open_cluster(workers, token)
 
 

@@ -1,10 +1,12 @@
 """A plan in numbers, as JSON values: what it reads and writes, and what it takes of the workers that would run it."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from mergemill.engine.plan.memory import check_memory, task_bytes
 from mergemill.engine.plan.values import Plan
+from mergemill.engine.recipe import ClusterFile
 from mergemill.engine.run.output import find_output
 from mergemill.engine.run.traffic import describe_traffic, find_traffic
 from mergemill.engine.run.workers import choose_workers
@@ -14,10 +16,11 @@ from mergemill.engine.run.workplace import Workplace
 def describe_plan(
     plan: Plan,
     *,
-    memory: str | int,
+    memory: str | int | None = None,
     workers: int | None = None,
     threads: int | None = None,
     scheduler: str | None = None,
+    cluster: str | Path | ClusterFile | None = None,
     out: str | None = None,
 ) -> dict[str, Any]:
     """Return the plan's numbers for the workers that `run` would start with the same options.
@@ -26,7 +29,7 @@ def describe_plan(
     goes to and from remote storage, `out` included where it is given, with an estimate of its cost. Raises `PlanError`
     where a part cannot run in so little memory.
     """
-    chosen = choose_workers(plan, workers=workers, threads=threads, memory=memory, scheduler=scheduler)
+    chosen = choose_workers(plan, workers=workers, threads=threads, memory=memory, scheduler=scheduler, cluster=cluster)
     check_memory(plan.parts, chosen.memory_bytes, find_output(out).beside_bytes if out is not None else 0)
     share_bytes = Workplace(chosen.memory_bytes, chosen.threads).share_bytes
     most_bytes = max((task_bytes(part, share_bytes) for part in plan.parts), default=0)
@@ -41,6 +44,7 @@ def describe_plan(
         "write_bytes": plan.write_bytes,
         "workers": chosen.count,
         "scheduler": chosen.scheduler,  # of a cluster, whose workers are not known yet; empty: on this machine
+        "cluster": chosen.cluster.name if chosen.cluster else "",  # that is started for the merge
         "processes": chosen.processes,  # 0: the worker is threads of this process
         "threads": chosen.threads,
         "memory_bytes": chosen.memory_bytes,

@@ -9,14 +9,15 @@ from pathlib import Path
 from mergemill.engine.errors import RunError
 from mergemill.engine.plan.memory import check_memory
 from mergemill.engine.plan.values import Plan
+from mergemill.engine.recipe import ClusterFile
 from mergemill.engine.run.caching import choose_cache
 from mergemill.engine.run.crew import Crew, check_crew, open_crew
-from mergemill.engine.run.events import Committed, OnEvent, PartFinished, Started, ignore
+from mergemill.engine.run.events import Committed, OnEvent, PartFinished, Started, Waiting, ignore
 from mergemill.engine.run.graph import make_checks, make_tasks
 from mergemill.engine.run.guard import Report, check_report, make_report
 from mergemill.engine.run.output import Output, check_same, commit_output, find_output, open_output, start_output
 from mergemill.engine.run.receipts import Receipt
-from mergemill.engine.run.workers import MEMORY, Workers, choose_workers
+from mergemill.engine.run.workers import Workers, choose_workers, find_storage
 from mergemill.engine.storage.ranges import check_pin, is_remote
 from mergemill.engine.storage.store import use_options
 from mergemill.engine.tensors.slabs import SLAB
@@ -28,8 +29,9 @@ def run(
     *,
     workers: int | None = None,
     threads: int | None = None,
-    memory: str | int = MEMORY,
+    memory: str | int | None = None,
     scheduler: str | None = None,
+    cluster: str | Path | ClusterFile | None = None,
     cache: str | int | None = None,
     cache_folder: str | Path | None = None,
     public: bool = False,
@@ -39,22 +41,22 @@ def run(
     """Run `plan` into the folder, prefix or repository `out`, which is new, empty, or holds the same merge unfinished.
 
     An unfinished merge is resumed: only parts without a receipt are merged, the others are checked. `on_event` is
-    called in this thread. `workers`, `threads`, `memory` and `scheduler` are those of `choose_workers`; all workers of
-    a cluster must see the inputs and `out` at the same paths. `cache` is the most bytes of remote sources that each
-    host keeps on a local disk for later merges, such as ``"50GB"``, in `cache_folder`, by default
+    called in this thread. `workers`, `threads`, `memory`, `scheduler` and `cluster` are those of `choose_workers`;
+    all workers of a cluster must see the inputs and `out` at the same paths. `cache` is the most bytes of remote
+    sources that each host keeps on a local disk for later merges, such as ``"50GB"``, in `cache_folder`, by default
     ``~/.cache/mergemill``; None keeps none. A repository that is made on the Hub is private unless `public`. Raises
     `OutputError` before anything is written where `out` holds something else, `ClusterError` where workers cannot do
     it, and `RunError` for what goes wrong later; the run can then be repeated.
     """
     started = time.perf_counter()
-    chosen = choose_workers(plan, workers=workers, threads=threads, memory=memory, scheduler=scheduler)
-    kept = choose_cache(cache, cache_folder, out, plan.write_bytes, here=not chosen.scheduler)
-    chosen = replace(chosen, cache=kept, storage=plan.recipe.storage)
+    chosen = choose_workers(plan, workers=workers, threads=threads, memory=memory, scheduler=scheduler, cluster=cluster)
+    kept = choose_cache(cache, cache_folder, out, plan.write_bytes, here=chosen.is_here)
+    chosen = replace(chosen, cache=kept, storage=find_storage(plan, chosen))
     use_options(chosen.storage)
     place = find_output(out, public=public)
     place.check_workers(chosen, plan)
     check_memory(plan.parts, chosen.memory_bytes, place.beside_bytes)
-    check_crew(chosen, {pin.url: pin.size_bytes for pin in plan.pins if not is_remote(pin.url)})
+    check_crew(chosen, list_sources(plan))
     output = open_output(out, plan, public=public)
     with output.locked():
         check_same(output, plan)  # again: another driver may just have been here
@@ -72,6 +74,11 @@ def run(
         )
     on_event(committed)
     return committed
+
+
+def list_sources(plan: Plan) -> dict[str, int]:
+    """Return the files that workers read and must see, sizes in bytes by path."""
+    return {pin.url: pin.size_bytes for pin in plan.pins if not is_remote(pin.url)}
 
 
 def _finish_again(output: Output, plan: Plan, on_event: OnEvent) -> Committed:
@@ -111,6 +118,9 @@ def _run_parts(plan: Plan, output: Output, workers: Workers, on_event: OnEvent, 
             tally.finish(receipt, kept=False)
 
     with open_crew(workers, token) as crew:
+        if workers.cluster:
+            on_event(Waiting(workers.cluster.name or workers.cluster.kind))
+            crew.check_files(list_sources(plan))
         receipts = start_output(output, plan)
         targets = output.targets(plan)
         crew.check_files(output.files_seen())

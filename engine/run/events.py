@@ -8,6 +8,13 @@ from mergemill.engine.run.receipts import Receipt
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """A cluster is started, and its first worker is on its way; a queue may take its time."""
+
+    cluster: str  # the cluster file
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """Workers are there and the first parts are on their way."""
 
@@ -48,7 +55,7 @@ class Committed:
     guard: Report  # which tensors came out broken, and which changed most
 
 
-Event = Started | PartFinished | Committed
+Event = Waiting | Started | PartFinished | Committed
 OnEvent = Callable[[Event], None]
 
 

@@ -53,10 +53,10 @@ class HubOutput:
 
     def check_workers(self, workers: Workers, plan: Plan) -> None:
         """Raise `OutputError` where they do not share this machine's disk, or that has no room for their shards."""
-        if workers.scheduler:
+        if not workers.is_here:
             raise OutputError(
                 f"{self}: shards lie on a disk of this machine until they are uploaded, which the workers of a cluster "
-                "do not share; leave out --scheduler, or merge into s3:// or a folder that they share"
+                "do not share; leave out --scheduler and --cluster, or merge into s3:// or a folder that they share"
             )
         count = min(workers.count * workers.threads, len(plan.shards))
         largest_bytes = max((shard.size_bytes for shard in plan.shards), default=0)

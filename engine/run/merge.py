@@ -5,10 +5,9 @@ from pathlib import Path
 
 from mergemill.engine.methods.own import GivenMethods
 from mergemill.engine.plan.make import SHARD_SIZE, make_plan
-from mergemill.engine.recipe import Recipe, load_recipe
+from mergemill.engine.recipe import ClusterFile, Recipe, load_cluster, load_recipe
 from mergemill.engine.run.drive import run
 from mergemill.engine.run.events import Committed, OnEvent, ignore
-from mergemill.engine.run.workers import MEMORY
 
 
 def merge(
@@ -20,8 +19,9 @@ def merge(
     methods: Sequence[GivenMethods] = (),
     workers: int | None = None,
     threads: int | None = None,
-    memory: str | int = MEMORY,
+    memory: str | int | None = None,
     scheduler: str | None = None,
+    cluster: str | Path | ClusterFile | None = None,
     cache: str | int | None = None,
     cache_folder: str | Path | None = None,
     public: bool = False,
@@ -32,7 +32,8 @@ def merge(
     The parameters are those of `make_plan` and `run`, and so are the errors.
     """
     value = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    plan = make_plan(value, seed=seed, shard_size=shard_size, methods=methods)
+    file = cluster if cluster is None or isinstance(cluster, ClusterFile) else load_cluster(cluster)
+    plan = make_plan(value, seed=seed, shard_size=shard_size, methods=methods, storage=file.storage if file else {})
     return run(
         plan,
         out,
@@ -40,6 +41,7 @@ def merge(
         threads=threads,
         memory=memory,
         scheduler=scheduler,
+        cluster=file,
         cache=cache,
         cache_folder=cache_folder,
         public=public,

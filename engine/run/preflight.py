@@ -26,6 +26,11 @@ def check_workers(client: Any, files: Mapping[str, int]) -> None:
         raise ClusterError(f"the cluster's workers cannot do this merge:\n{_format_table(rows)}")
 
 
+def wait_for_first(client: Any) -> None:
+    """Return once a worker has done something: a cluster that scales by its work starts one for that."""
+    client.submit(int, pure=False).result()
+
+
 def check_settings(client: Any) -> tuple[str, ...]:
     """Return warnings about settings of the scheduler that make a merge slow or give it up early."""
     with _as_source():

@@ -38,7 +38,7 @@ class WholeOutput(RemoteOutput):
 
     def check_workers(self, workers: Workers, plan: Plan) -> None:
         """Raise `OutputError` where the storage is of this process and other ones would work."""
-        if streams.is_of_process(self._url) and (workers.processes or workers.scheduler):
+        if streams.is_of_process(self._url) and not workers.are_threads:
             raise OutputError(f"{self}: is in the memory of this process, which no other one sees; use --workers 0")
 
     def open(self, plan: Plan) -> None:

@@ -1,18 +1,22 @@
-"""How many workers a merge on this machine gets, and what each is given."""
+"""How many workers a merge gets, of what, and what each is given."""
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mergemill.engine.errors import PlanError
 from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.plan.values import Plan
+from mergemill.engine.recipe import ClusterFile, load_cluster
 from mergemill.engine.storage.cache import CacheOptions
+from mergemill.engine.storage.store import join_options
 from mergemill.engine.tensors.merged import Merged
 
 MEMORY = "1GiB"
 SMALL_BYTES = 4 << 30  # merges that write less than this run as threads of this process
+HERE = ("local", "cuda")  # kinds of cluster files
 FEW_CORES = 4  # so do, on so many, merges by native loops: their threads hardly wait for the interpreter
 
 
@@ -24,6 +28,7 @@ class Workers:
     threads: int  # of each worker
     memory_bytes: int  # promised to each worker
     scheduler: str = ""  # of a cluster that is there already: its address, or its file; the others are then its own
+    cluster: ClusterFile | None = None  # that is started for the merge; it may have fewer processes than that, and 0
     cache: CacheOptions | None = None  # of each host, for what is read from afar
     storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # options of storage, by scheme
 
@@ -32,21 +37,41 @@ class Workers:
         """The number of workers."""
         return max(1, self.processes)
 
+    @property
+    def are_threads(self) -> bool:
+        """Whether they are threads of this process."""
+        return not self.processes and not self.scheduler and self.cluster is None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether all workers are on this machine."""
+        return not self.scheduler and (self.cluster is None or self.cluster.kind in HERE)
+
+
+def find_storage(plan: Plan, workers: Workers) -> dict[str, dict[str, Any]]:
+    """Return the options of storage: the recipe's, and what the cluster file says beside them."""
+    return join_options(workers.cluster.storage if workers.cluster else {}, plan.recipe.storage)
+
 
 def choose_workers(
     plan: Plan,
     *,
     workers: int | None = None,
     threads: int | None = None,
-    memory: str | int = MEMORY,
+    memory: str | int | None = None,
     scheduler: str | None = None,
+    cluster: str | Path | ClusterFile | None = None,
 ) -> Workers:
-    """Return the workers of a merge: on this machine, or of a Dask cluster that is there already.
+    """Return the workers of a merge: on this machine, of a Dask cluster that is there already, or of a new one.
 
     workers: processes; 0 means threads of this process; None chooses, by the size of the merge. threads: of each
-    worker; None is one a process, or as many as there are cores. memory: promised to each worker. scheduler: the
-    cluster's address, such as ``tcp://10.0.0.1:8786``, or the path of its scheduler file (``….json``).
+    worker; None is one a process, or as many as there are cores. memory: promised to each worker; None is what the
+    cluster file says, or 1 GiB. scheduler: the cluster's address, such as ``tcp://10.0.0.1:8786``, or the path of its
+    scheduler file (``….json``). cluster: a cluster file, or the name of one that is built in.
     """
+    if cluster is not None:
+        return _choose_cluster(cluster, memory, workers=workers, threads=threads, scheduler=scheduler)
+    memory = MEMORY if memory is None else memory
     if scheduler:
         if workers is not None or threads is not None:
             raise PlanError(f"{scheduler}: has workers and threads of its own; leave out --workers and --threads")
@@ -56,6 +81,28 @@ def choose_workers(
         alone = cores == 1 or plan.write_bytes < SMALL_BYTES or (cores <= FEW_CORES and _is_native(plan))
         workers = 0 if threads is not None or alone else cores
     return Workers(workers, threads or (1 if workers else cores), parse_size(memory, what="--memory"))
+
+
+def _choose_cluster(
+    cluster: str | Path | ClusterFile,
+    memory: str | int | None,
+    *,
+    workers: int | None,
+    threads: int | None,
+    scheduler: str | None,
+) -> Workers:
+    """Return the workers of a cluster that is to be started."""
+    file = cluster if isinstance(cluster, ClusterFile) else load_cluster(cluster)
+    name = file.name or file.kind
+    if scheduler:
+        raise PlanError(f"{name}: is started for the merge, and {scheduler} is there already; give one of the two")
+    if workers is not None or threads is not None:
+        raise PlanError(f"{name}: says itself how many workers and threads; leave out --workers and --threads")
+    if memory is None and file.memory is not None:
+        memory_bytes = parse_size(file.memory, what=f"{name}: memory")
+    else:
+        memory_bytes = parse_size(MEMORY if memory is None else memory, what="--memory")
+    return Workers(file.count, file.threads or 1, memory_bytes, cluster=file)
 
 
 def _is_native(plan: Plan) -> bool:

@@ -59,6 +59,17 @@ def use_options(options: Mapping[str, Mapping[str, Any]]) -> None:
         close_stores()
 
 
+def join_options(
+    weak: Mapping[str, Mapping[str, Any]], strong: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Return the options of both, by scheme; of one that both have, that of `strong`.
+
+    >>> join_options({"s3": {"profile": "a", "region": "b"}}, {"s3": {"profile": "c"}})
+    {'s3': {'profile': 'c', 'region': 'b'}}
+    """
+    return {scheme: {**weak.get(scheme, {}), **strong.get(scheme, {})} for scheme in {**weak, **strong}}
+
+
 def close_stores() -> None:
     """Forget the stores of this process, and with them their connections."""
     _open_store.cache_clear()

@@ -50,7 +50,7 @@ YAML = {
     MODELS + "\tx: 1\n": "3: not valid YAML: found character '\\t' that cannot start any token",
     MODELS + "\0": "3: not valid YAML: character 0 is not allowed",
     MODELS + "parameters: {t: *x}\n": "3: not valid YAML: found undefined alias 'x'",
-    MODELS + "---\n" + MODELS: "4: a second document begins here; a recipe file holds one",
+    MODELS + "---\n" + MODELS: "4: a second document begins here; a file holds one",
     MODELS + "merge_method: n\n": "3: the key 'merge_method' is already given in line 1",
     MODELS + "parameters:\n  t: 1\n  s: 2\n  t: 3\n": "6: the key 't' is already given in line 4",
     MODELS + "[a]: 3\n": "3: a key must be text, not a list or a mapping",
