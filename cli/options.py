@@ -1,11 +1,15 @@
 """Arguments and options that several commands share."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="The YAML file that says what to merge.")]
 Out = Annotated[str, typer.Argument(metavar="OUT", help="Where the merge is: a folder, s3://… or hf://org/name.")]
+StorageAs = Annotated[
+    str | None, typer.Option("--storage-as", metavar="RECIPE", help="Reach it as this recipe's storage_options say.")
+]
 Memory = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Promised to each worker, such as 512MiB; else the cluster file's, or 1GiB."),
@@ -39,3 +43,10 @@ Methods = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 SHARD_SIZE = "5GB"
+
+
+def read_storage(recipe: str | None) -> Mapping[str, Mapping[str, Any]] | None:
+    """Return how a recipe reaches storage; None where no recipe is named."""
+    from mergemill.engine import load_recipe
+
+    return None if recipe is None else load_recipe(recipe).storage

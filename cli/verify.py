@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 
 from mergemill.cli import console
-from mergemill.cli.options import Json, Out
+from mergemill.cli.options import Json, Out, StorageAs, read_storage
 
 Replay = Annotated[int, typer.Option(min=0, metavar="K", help="Merge K parts again, and compare.")]
 
 
-def verify(out: Out, replay: Replay = 0, json: Json = False) -> None:
+def verify(out: Out, replay: Replay = 0, storage_as: StorageAs = None, json: Json = False) -> None:
     """Check a finished merge against its receipts.
 
     Example: mergemill verify merged --replay 3
@@ -20,9 +20,10 @@ def verify(out: Out, replay: Replay = 0, json: Json = False) -> None:
     from mergemill.engine import verify as verify_merge
     from mergemill.engine.run.verify import list_code
 
-    for name, checksum in list_code(out) if replay else ():
+    storage = read_storage(storage_as)
+    for name, checksum in list_code(out, storage_options=storage) if replay else ():
         console.note(f"merging again runs the code of {name} (sha256 {checksum}), as {out} keeps it")
-    verified = verify_merge(out, replay=replay)
+    verified = verify_merge(out, replay=replay, storage_options=storage)
     if json:
         console.say_json(asdict(verified))
         return

@@ -10,6 +10,7 @@ from mergemill.engine.checkpoint.family import layer_stacks
 from mergemill.engine.checkpoint.layout import TensorInfo
 from mergemill.engine.errors import OutputError
 from mergemill.engine.run.output import Output, find_output
+from mergemill.engine.storage.store import Options, use_options
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,12 @@ class Inspection:
         return sum(self.dtypes.values())
 
 
-def inspect(path: str | Path) -> Inspection:
-    """Look at the model or the merge in the folder `path`; `CheckpointError` where there is neither."""
+def inspect(path: str | Path, *, storage_options: Options | None = None) -> Inspection:
+    """Look at the model or the merge in the folder `path`; `CheckpointError` where there is neither.
+
+    `storage_options` are those of `abort`.
+    """
+    use_options(storage_options)
     output = _find_output(path)
     record = output.read_record() if output else None
     if output is None or record is None:

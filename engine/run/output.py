@@ -13,6 +13,7 @@ from mergemill.engine.run.record import Record, make_record
 from mergemill.engine.run.target import Target
 from mergemill.engine.run.workers import Workers
 from mergemill.engine.storage.ranges import Pin, is_remote
+from mergemill.engine.storage.store import Options, use_options
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hub"}  # scheme -> what installs the client of that storage
 
@@ -132,6 +133,10 @@ def commit_output(output: Output, plan: Plan) -> None:
     output.commit(plan)
 
 
-def abort(out: str | Path) -> int:
-    """Remove what an unfinished merge left at `out`; returns the bytes freed. Nothing else is touched."""
+def abort(out: str | Path, *, storage_options: Options | None = None) -> int:
+    """Remove what an unfinished merge left at `out`; returns the bytes freed. Nothing else is touched.
+
+    storage_options: how `out` is reached, as a recipe says it; None is as this process last did, or the environment.
+    """
+    use_options(storage_options)
     return find_output(out).abort()

@@ -18,6 +18,7 @@ from mergemill.engine.run.rounds import count_rounds, iter_cut_tensors
 from mergemill.engine.run.task import merge_part
 from mergemill.engine.run.workplace import Workplace
 from mergemill.engine.storage.ranges import Pin, join, read_into, read_whole
+from mergemill.engine.storage.store import Options, use_options
 from mergemill.engine.tensors.kernels import Partial, add_partials
 
 MEMORY_BYTES = 1 << 30  # for verifying
@@ -36,12 +37,13 @@ class Verified:
     replayed: int  # parts merged again from the sources
 
 
-def verify(out: str | Path, *, replay: int = 0) -> Verified:
+def verify(out: str | Path, *, replay: int = 0, storage_options: Options | None = None) -> Verified:
     """Check the finished merge in `out`; with `replay`, also merge that many parts again and compare.
 
     Raises `VerifyError` for the first thing that is not as it was written, and `OutputError` where `out` holds no
-    merge. Replaying needs the sources as they were.
+    merge. Replaying needs the sources as they were. `storage_options` are those of `abort`.
     """
+    use_options(storage_options)
     output = find_output(out)
     record = _open_record(output)
     receipts = {(receipt.shard, receipt.start_bytes): receipt for receipt in output.journal.read()}
@@ -63,8 +65,9 @@ def verify(out: str | Path, *, replay: int = 0) -> Verified:
     )
 
 
-def list_code(out: str | Path) -> tuple[tuple[str, str], ...]:
+def list_code(out: str | Path, *, storage_options: Options | None = None) -> tuple[tuple[str, str], ...]:
     """Return name and sha256 of each file of methods that replaying the merge in `out` runs."""
+    use_options(storage_options)
     record = find_output(out).read_record()
     return tuple((file.name, file.sha256) for file in _list_code(record)) if record else ()
 

@@ -13,6 +13,9 @@ _STORES = {"s3": "s3", "s3a": "s3", "hf": "hub", "http": "http", "https": "http"
 _EXTRAS = {"s3": "s3", "hub": "hub"}  # module -> the extra that installs what it needs
 
 
+Options = Mapping[str, Mapping[str, Any]]
+"""How storage is reached where the environment does not say it: by scheme, then by name."""
+
 _options: dict[str, Mapping[str, Any]] = {}  # of this process, by scheme
 _opening = threading.RLock()
 
@@ -51,9 +54,9 @@ def is_remote(url: str) -> bool:
     return "://" in url and not url.startswith("file://")
 
 
-def use_options(options: Mapping[str, Mapping[str, Any]]) -> None:
-    """Have this process open its stores with these options, by scheme, from now on."""
-    if options != _options:
+def use_options(options: Options | None) -> None:
+    """Have this process open its stores with these options from now on; None: as it did before."""
+    if options is not None and options != _options:
         _options.clear()
         _options.update(options)
         close_stores()

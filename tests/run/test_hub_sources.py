@@ -8,15 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from run.buckets import new_place
 from run.merging import hash_output, make_recipe_of, plan_merge
 from servers.hub import Hub
+from servers.s3 import S3
 
 pytest.importorskip("huggingface_hub")
 
 from hubs import Use, use_hub
 from huggingface_hub import snapshot_download
 
-from mergemill.engine import Committed, PartFinished, make_plan, merge, run
+from mergemill.engine import Committed, PartFinished, make_plan, merge, run, verify
 from mergemill.engine.errors import CheckpointError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.run.events import Event
@@ -40,7 +42,11 @@ def run_here(plan: Plan, out: Path, **options: object) -> Committed:
 
 def hash_weights(out: Path) -> dict[str, str]:
     """Return the hashes of all files but those that name the models."""
-    return {name: found for name, found in hash_output(out).items() if name not in ("README.md", "recipe.yml")}
+    return drop_names(hash_output(out))
+
+
+def drop_names(hashes: dict[str, str]) -> dict[str, str]:
+    return {name: found for name, found in hashes.items() if name not in ("README.md", "recipe.yml")}
 
 
 @pytest.fixture
@@ -57,6 +63,16 @@ def test_a_merge_from_the_hub_is_one_from_folders_byte_for_byte(
     assert hash_weights(tmp_path / "out") == expected
     assert hub.journal.count()["info"] == 3
     assert not (tmp_path / "home").exists()  # no copy of anything
+
+
+@pytest.mark.usefixtures("use")
+def test_so_has_one_from_the_hub_to_s3(s3: S3, tmp_path: Path, expected: dict[str, str]) -> None:
+    out = new_place(s3)
+    run_here(plan_merge("ties", "hf://org", shard_size="700KB", part_bytes=5 << 20), out.url)  # what S3 takes at least
+    assert drop_names(out.hash()) == expected
+    assert out.uploads() == {}
+    assert not (tmp_path / "home").exists()
+    assert verify(out.url, replay=2).replayed == 2
 
 
 @pytest.mark.usefixtures("use")

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 from run.buckets import Place, new_place, put_family
-from run.merging import make_recipe_of
+from run.merging import Killed, make_recipe_of
 from servers.s3 import REGION, S3
 
-from mergemill.engine import make_plan, run
+from mergemill.cli.main import execute
+from mergemill.engine import PartFinished, make_plan, run
 from mergemill.engine.errors import CheckpointError
 from mergemill.engine.plan.values import Plan
+from mergemill.engine.run.events import Event
 from mergemill.engine.storage.ranges import close_all
 from mergemill.engine.storage.store import use_options
 
@@ -55,6 +57,35 @@ def test_options_lead_to_the_storage(
     assert out.hash()[SHARD] == expected
     assert plan.digest == json.loads(out.read()[".mergemill/plan.json"])["digest"]
     assert all(seaweed_server.secret_key.encode() not in data for data in out.read().values())
+
+
+def test_so_do_the_commands_on_an_output(
+    profile: str, seaweed_server: S3, family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a process that knows nothing of the merge; the recipe that was merged is at hand."""
+    models, out = put_family(seaweed_server, family), new_place(seaweed_server)
+    options = {"profile": profile, "endpoint_url": seaweed_server.url, "region": REGION, "addressing_style": "path"}
+    plan = plan_with(models, options)
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text(plan.recipe.text)
+
+    def execute_anew(*arguments: str) -> tuple[int, str]:
+        use_options({})
+        code = execute([*arguments, out.url, "--storage-as", str(recipe)])
+        return code, capsys.readouterr().out
+
+    def stop(event: Event) -> None:
+        if isinstance(event, PartFinished):
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(plan, out.url, workers=0, threads=1, on_event=stop)
+    assert "unfinished: " in execute_anew("inspect")[1]
+    code, told = execute_anew("abort")
+    assert (code, "the unfinished merge is removed" in told, out.sizes()) == (0, True, {})
+    run(plan, out.url, workers=0)
+    code, told = execute_anew("verify", "--replay", "1")
+    assert (code, "as it was written" in told, "1 part merged again" in told) == (0, True, True)
 
 
 @pytest.mark.parametrize(
