@@ -8,8 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 from servers import moto, seaweed
+from servers import slurm as slurms
 from servers.hub import Hub, start_hub
 from servers.s3 import S3
+from servers.slurm import Slurm
 
 BUCKET = "models"
 
@@ -42,6 +44,23 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     """A Hub of this test's own, without repositories."""
     with start_hub(tmp_path_factory.mktemp("hub")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def slurm_server() -> Iterator[Slurm]:
+    """SLURM with one node and the queue `normal`."""
+    _need(slurms.find_skip_reason())
+    with slurms.start_slurm() as running:
+        yield running
+
+
+@pytest.fixture
+def slurm(slurm_server: Slurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
+    """SLURM, found by the programs of this process through the environment; it is left without jobs."""
+    for name, value in slurm_server.make_environ().items():
+        monkeypatch.setenv(name, value)
+    yield slurm_server
+    slurm_server.cancel_all()
 
 
 def _need(missing: str | None) -> None:
