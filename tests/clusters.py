@@ -4,8 +4,8 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -17,38 +17,83 @@ _NO_MORE: Mapping[str, str] = MappingProxyType({})
 
 @dataclass
 class Foreign:
-    """Somebody's cluster."""
+    """Somebody's cluster, whose processes can be killed, frozen and started again."""
 
-    address: str
-    file: Path
-    workers: list[subprocess.Popen[bytes]]
+    folder: Path
+    options: Sequence[str]  # of each worker
+    environ: Mapping[str, str]
+    command: Sequence[str] = (sys.executable,)  # what each process is started by
+    host: str = "127.0.0.1"
+    address: str = ""
+    scheduler: "subprocess.Popen[bytes] | None" = None
+    workers: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
+
+    @property
+    def file(self) -> Path:
+        """The scheduler file."""
+        return self.folder / "scheduler.json"
+
+    def start_scheduler(self) -> None:
+        """Start the scheduler, and again at the same address."""
+        port = self.address.rpartition(":")[2] or "0"
+        self.scheduler = self._start(self.command, "dask_scheduler", "--host", self.host, "--port", port)
+        where = {"address": self.address} if self.address else {"scheduler_file": str(self.file)}
+        with Client(**where, timeout=WAIT_S, set_as_default=False) as client:
+            self.address = client.scheduler.address
+
+    def start_worker(self, *options: str, command: Sequence[str] = ()) -> "subprocess.Popen[bytes]":
+        """Start one worker more; returns at once."""
+        worker = self._start(command or self.command, "dask_worker", *self.options, *options)
+        self.workers.append(worker)
+        return worker
+
+    def wait_for_workers(self, count: int) -> None:
+        """Return once so many workers are there."""
+        with Client(self.address, timeout=WAIT_S, set_as_default=False) as client:
+            client.wait_for_workers(count, timeout=WAIT_S)
+
+    def stop(self) -> None:
+        """Kill all that was started, and what nannies have started."""
+        for process in [*self.workers, self.scheduler]:
+            if process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, 9)
+                process.wait()
+
+    def _start(self, command: Sequence[str], program: str, *options: str) -> "subprocess.Popen[bytes]":
+        given = ["--scheduler-file", str(self.file), "--no-dashboard", *options]
+        with open(self.folder / "log", "ab") as log:
+            return subprocess.Popen(
+                [*command, "-m", f"distributed.cli.{program}", *given],
+                env=self.environ,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
 
 
 @contextlib.contextmanager
 def start_cluster(
-    folder: Path, *worker: str, count: int = 2, environ: Mapping[str, str] = _NO_MORE
+    folder: Path,
+    *worker: str,
+    count: int = 2,
+    nanny: bool = False,
+    environ: Mapping[str, str] = _NO_MORE,
 ) -> Iterator[Foreign]:
-    """Start a scheduler with Dask's own settings, and workers of two threads without nannies; `environ` is theirs.
+    """Start a scheduler with Dask's own settings, and workers of two threads; `environ` is theirs.
 
     What all of them say is in `log` of the folder.
     """
-    file = folder / "scheduler.json"
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **environ}
-    with contextlib.ExitStack() as stack:
-        log = stack.enter_context(open(folder / "log", "ab"))
-
-        def start(program: str, *options: str) -> subprocess.Popen[bytes]:
-            command = [sys.executable, "-m", f"distributed.cli.{program}", "--scheduler-file", str(file), *options]
-            process = subprocess.Popen(command, env=environ, cwd=folder, stdout=log, stderr=log)
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-            return process
-
-        start("dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
-        options = ("--nthreads", "2", "--no-nanny", "--no-dashboard", "--local-directory", str(folder), *worker)
-        workers = [start("dask_worker", *options) for _ in range(count)]
-        with Client(scheduler_file=str(file), timeout=WAIT_S, set_as_default=False) as client:
-            if count:
-                client.wait_for_workers(count, timeout=WAIT_S)
-            address = client.scheduler.address
-        yield Foreign(address, file, workers)
+    options = ["--nthreads", "2", "--nanny" if nanny else "--no-nanny", "--local-directory", str(folder), *worker]
+    cluster = Foreign(folder, options, environ)
+    try:
+        cluster.start_scheduler()
+        for _ in range(count):
+            cluster.start_worker()
+        if count:
+            cluster.wait_for_workers(count)
+        yield cluster
+    finally:
+        cluster.stop()

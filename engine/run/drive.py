@@ -13,6 +13,7 @@ from mergemill.engine.recipe import ClusterFile
 from mergemill.engine.run.caching import choose_cache
 from mergemill.engine.run.crew import Crew, check_crew, open_crew
 from mergemill.engine.run.events import Committed, OnEvent, PartFinished, Started, Waiting, ignore
+from mergemill.engine.run.failures import WorkersDied, explain_deaths
 from mergemill.engine.run.graph import make_checks, make_tasks
 from mergemill.engine.run.guard import Report, check_report, make_report
 from mergemill.engine.run.output import Output, check_same, commit_output, find_output, open_output, start_output
@@ -125,8 +126,11 @@ def _run_parts(plan: Plan, output: Output, workers: Workers, on_event: OnEvent, 
         targets = output.targets(plan)
         crew.check_files(output.files_seen())
         on_event(_describe_start(plan, output, receipts, crew))
-        crew.run_tasks(make_checks(plan, targets, receipts, token), keep)
-        crew.run_tasks(make_tasks(plan, list(left.values()), targets, slab, token), journal)
+        try:
+            crew.run_tasks(make_checks(plan, targets, receipts, token), keep)
+            crew.run_tasks(make_tasks(plan, list(left.values()), targets, slab, token), journal)
+        except WorkersDied as error:
+            raise explain_deaths(error, plan) from error
     return tally.merged, tally.read_bytes
 
 

@@ -1,5 +1,6 @@
 """Before a merge on somebody's cluster: whether every worker has the same packages and sees the same files."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,17 +11,20 @@ from mergemill.engine.errors import ClusterError
 from mergemill.engine.run import probe
 
 MOST_ROWS = 20  # of the table in an error
+_MOST_TTL_S = 300  # Dask's own; without a sign of life of a worker
 _LEAST_FAILURES = 3  # of a worker, before Dask gives up a task that was on it
 
 
-def check_workers(client: Any, files: Mapping[str, int]) -> None:
+def check_workers(client: Any, files: Mapping[str, int], *, all_answer: bool = True) -> None:
     """Raise `ClusterError`, with a table, where a worker lacks what this process has, or does not see `files`.
 
-    client: of `distributed`. files: sizes in bytes, by absolute path.
+    client: of `distributed`. files: sizes in bytes, by absolute path. all_answer: whether one that does not is wrong.
     """
     here = probe.look_around({})
     with _as_source():
         found = client.run(probe.look_around, dict(files), on_error="return")
+    if not all_answer:
+        found = {address: there for address, there in found.items() if not isinstance(there, BaseException)}
     rows = [(address, *row) for address, there in sorted(found.items()) for row in _compare(here["versions"], there)]
     if rows:
         raise ClusterError(f"the cluster's workers cannot do this merge:\n{_format_table(rows)}")
@@ -45,6 +49,12 @@ def check_settings(client: Any) -> tuple[str, ...]:
         warnings.append(
             f"the scheduler has allowed-failures {settings['allowed-failures']:g}: few lost workers end the merge; set "
             "distributed.scheduler.allowed-failures to 5 where it is started"
+        )
+    if settings["worker-ttl"] > _MOST_TTL_S:
+        said = f"{settings['worker-ttl']:g} s" if settings["worker-ttl"] < math.inf else "off"
+        warnings.append(
+            f"the scheduler has worker-ttl {said}: a worker that freezes keeps its parts for long, or for ever; set "
+            "distributed.scheduler.worker-ttl to 30s where it is started"
         )
     return tuple(warnings)
 

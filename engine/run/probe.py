@@ -37,4 +37,5 @@ def read_settings(dask_scheduler: Any = None) -> dict[str, float]:
     return {
         "worker-saturation": float(dask_scheduler.WORKER_SATURATION),
         "allowed-failures": float(dask_scheduler.allowed_failures),
+        "worker-ttl": float(dask_scheduler.worker_ttl or "inf"),
     }

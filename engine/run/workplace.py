@@ -45,13 +45,21 @@ class Counts:
 class Workplace:
     """Memory for the tasks of one process: at most `memory_bytes`, shared by `threads` tasks at a time.
 
-    With it goes the `cache` of this host, where there is one, that their reads go through.
+    With it goes the `cache` of this host, where there is one, that their reads go through. stopped: what tasks end with
+    when the worker does.
     """
 
-    def __init__(self, memory_bytes: int, threads: int, cache: RangeCache | None = None) -> None:
+    def __init__(
+        self,
+        memory_bytes: int,
+        threads: int,
+        cache: RangeCache | None = None,
+        stopped: type[Exception] = RunError,
+    ) -> None:
         self.memory_bytes = memory_bytes
         self.threads = threads
         self.cache = cache
+        self._stopped = stopped
         self.stopping = False  # set when the worker goes: tasks then end at their next slab
         self.peak_bytes = 0  # the most that was ever lent at once
         self.counts = Counts()
@@ -101,9 +109,9 @@ class Workplace:
             self._leave(arena, beside_bytes)
 
     def check_going(self) -> None:
-        """Raise `RunError` when the worker is being stopped."""
+        """Raise `stopped`, which tasks end with, when the worker is being stopped."""
         if self.stopping:
-            raise RunError("the worker is being stopped")
+            raise self._stopped("the worker is being stopped")
 
     def _enter(self, size_bytes: int, beside_bytes: int) -> Arena:
         ticket = object()

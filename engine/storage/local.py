@@ -1,7 +1,7 @@
 """Files of this machine, read with ``preadv`` into memory that the caller reuses, never mapped.
 
 Mapped pages count as resident and get Dask workers killed. Each process keeps one descriptor a file, and compares the
-file with its pin when it opens it.
+file with its pin when it opens it and after each read.
 """
 
 import functools
@@ -66,6 +66,19 @@ def read_into(pin: Pin, offset_bytes: int, buffer: memoryview) -> None:
                 f"{pin.url}: ends at byte {offset_bytes + done}; it was {pin.size_bytes} bytes at planning"
             )
         done += got
+    _check_open(descriptor, pin)
+
+
+def _check_open(descriptor: "_Descriptor", pin: Pin) -> None:
+    """Raise `SourceChanged` where what was read may be of other bytes than were pinned.
+
+    Before anything is made of them: a worker that was cut off or frozen may go on long after the merge was finished by
+    others, with the output and its sources open; what it then writes is the same bytes, or nothing.
+    """
+    found = os.fstat(descriptor.number)
+    stamp = f"mtime_ns:{found.st_mtime_ns}"
+    if (found.st_size, stamp) != (pin.size_bytes, pin.stamp):
+        raise changed(pin, f"{found.st_size} bytes, {stamp}")
 
 
 def read_ahead(pin: Pin, offset_bytes: int, size_bytes: int) -> None:

@@ -1,0 +1,187 @@
+"""What happens to a cluster in the middle of a merge: real processes over TCP, and the bytes of an undisturbed merge.
+
+Every fault is made from the driver's own events, while parts are being merged.
+"""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+from clusters import Foreign, start_cluster
+from distributed import Client
+from run.merging import finished_parts, hash_output, is_loadable, plan_merge, slowed
+
+from mergemill.engine import PartFinished, run, verify
+from mergemill.engine.errors import ClusterError
+from mergemill.engine.plan.values import Plan
+from mergemill.engine.run import cluster, watch
+from mergemill.engine.run.events import Event
+
+pytestmark = pytest.mark.slow
+
+METHOD = "dare_ties"  # rounds of statistics, then the merge
+SOON = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "2s"}  # Dask makes five of it
+SLOW_S = 0.05  # a slab
+
+
+@pytest.fixture(scope="module")
+def plan(family: Path) -> Plan:
+    return plan_merge(METHOD, family)
+
+
+@pytest.fixture(scope="module")
+def expected(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The hashes of an undisturbed merge."""
+    out = tmp_path_factory.mktemp("expected") / "out"
+    run(plan, out, workers=0, threads=2)
+    return hash_output(out)
+
+
+@contextlib.contextmanager
+def thawed(pid: int) -> Iterator[None]:
+    """Let a process go on afterwards, if it is there still."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+class Fault:
+    """Does something once, when some parts are finished."""
+
+    def __init__(self, make: Callable[[], object], after: int = 4) -> None:
+        self.parts: list[int] = []  # as they were finished
+        self.made_after = 0  # parts; 0 as long as it is not made
+        self._make = make
+        self._after = after
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, PartFinished):
+            self.parts.append(event.receipt.part)
+            if len(self.parts) >= self._after and not self.made_after:
+                self.made_after = len(self.parts)
+                self._make()
+
+
+def merge_with(fault: Fault, plan: Plan, out: Path, own: Foreign) -> None:
+    with slowed(SLOW_S):
+        run(plan, out, scheduler=own.address, memory="256MiB", on_event=fault)
+    assert 0 < fault.made_after < len(plan.parts)
+    assert sorted(fault.parts) == list(range(len(plan.parts))), "each part has one receipt"
+    assert sorted(finished_parts(out)) == sorted(fault.parts)
+
+
+def wait_for_ends(processes: Sequence[int]) -> None:
+    end_s = time.monotonic() + 60
+    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in processes):
+        assert time.monotonic() < end_s, "they are there still"
+        time.sleep(0.05)
+
+
+def test_a_frozen_worker_is_given_up_and_does_no_harm_when_it_goes_on(
+    plan: Plan, expected: dict[str, str], tmp_path: Path
+) -> None:
+    with start_cluster(tmp_path, environ=SOON) as own:
+        frozen = own.workers[0]
+        with thawed(frozen.pid):
+            merge_with(Fault(lambda: frozen.send_signal(signal.SIGSTOP)), plan, tmp_path / "out", own)
+            assert hash_output(tmp_path / "out") == expected
+        frozen.wait(60)  # it learns that it was given up, and ends
+        assert hash_output(tmp_path / "out") == expected
+        assert verify(tmp_path / "out").parts == len(plan.parts)
+
+
+def test_a_frozen_worker_of_ours_is_replaced(
+    plan: Plan, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cluster.FROZEN_S * 2 + 4 < 60  # Dask looks once in that time, and gives a worker 4 s to end
+    monkeypatch.setitem(cluster._CONFIG, "distributed.scheduler.worker-ttl", "2s")
+    frozen: list[int] = []
+
+    def freeze() -> None:
+        children = psutil.Process().children(recursive=True)
+        frozen.append(next(each.pid for each in children if any("spawn_main" in word for word in each.cmdline())))
+        os.kill(frozen[0], signal.SIGSTOP)
+
+    with slowed(SLOW_S):
+        run(plan, tmp_path / "out", workers=2, on_event=Fault(freeze))
+    wait_for_ends(frozen)
+    assert hash_output(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("way", ["retired", "asked to end"])
+def test_a_worker_that_leaves_takes_no_part_with_it(
+    way: str, plan: Plan, expected: dict[str, str], tmp_path: Path
+) -> None:
+    with start_cluster(tmp_path) as own:
+
+        def retire() -> None:
+            if way == "asked to end":
+                own.workers[0].send_signal(signal.SIGTERM)  # as by scancel, or for a pod that is deleted
+                return
+            with Client(own.address, set_as_default=False) as client:
+                client.retire_workers([next(iter(client.scheduler_info()["workers"]))])
+
+        merge_with(Fault(retire), plan, tmp_path / "out", own)
+        assert hash_output(tmp_path / "out") == expected
+
+
+def test_the_next_scheduler_at_the_same_address_goes_on_with_what_is_left(
+    plan: Plan, expected: dict[str, str], tmp_path: Path
+) -> None:
+    with start_cluster(tmp_path) as own:
+
+        def restart() -> None:
+            assert own.scheduler is not None
+            own.scheduler.kill()
+            own.scheduler.wait()
+            own.start_scheduler()
+            own.start_worker()
+
+        fault = Fault(restart)
+        merge_with(fault, plan, tmp_path / "out", own)
+        assert hash_output(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_scheduler_that_is_lost_ends_the_run_which_resumes(
+    way: signal.Signals, plan: Plan, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, name in ((cluster, "CONNECT_S"), (cluster, "REJOIN_S"), (watch, "LOOK_S"), (watch, "ANSWER_S")):
+        monkeypatch.setattr(module, name, 1)
+    out = tmp_path / "out"
+    with start_cluster(tmp_path) as own:
+        assert own.scheduler is not None
+        fault = Fault(lambda: own.scheduler and own.scheduler.send_signal(way))
+        with thawed(own.scheduler.pid), slowed(SLOW_S), pytest.raises(ClusterError) as caught:
+            run(plan, out, scheduler=own.address, memory="256MiB", on_event=fault)
+    assert f"{own.address}: the scheduler is lost" in str(caught.value)
+    assert "run the same command again to resume" in str(caught.value)
+    assert not is_loadable(out)
+    committed = run(plan, out, workers=0)
+    assert committed.redone_parts <= len(plan.parts) - fault.made_after
+    assert hash_output(out) == expected
+
+
+def test_a_cluster_that_loses_all_workers_ends_the_run_which_resumes(
+    plan: Plan, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "LOOK_S", 0.5)
+    monkeypatch.setattr(cluster.Foreign, "alone_s", 1.0)
+    out = tmp_path / "out"
+    with start_cluster(tmp_path) as own:
+        fault = Fault(lambda: [worker.kill() for worker in own.workers])
+        with (
+            slowed(SLOW_S),
+            pytest.raises(ClusterError, match=r"been there for 1 s; start some.*to resume"),
+        ):
+            run(plan, out, scheduler=own.address, memory="256MiB", on_event=fault)
+        own.start_worker()
+        run(plan, out, scheduler=own.address, memory="256MiB")
+    assert hash_output(out) == expected
