@@ -1,10 +1,13 @@
 """A folder as a bucket of S3 that can be read: sparse files of any size, which no other server would hold.
 
 It lists, and answers HEAD and GET of ranges with conditions. It checks no signature and takes no objects.
+
+`python -m servers.folder FOLDER` serves one until its input ends.
 """
 
 import contextlib
 import hashlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -12,6 +15,7 @@ from xml.sax.saxutils import escape
 
 from servers.asked import parse_range
 from servers.journal import Exchange, Journal
+from servers.processes import start_process
 from servers.s3 import S3
 from servers.web import Answer, Web, WebHandler, serve
 
@@ -92,4 +96,27 @@ def start_folder(folder: Path) -> Iterator[tuple[S3, Journal]]:
     """Serve a folder until the caller is done; lend the server, and what it was asked for."""
     web = FolderWeb(folder)
     with serve(web):
-        yield S3(web.url, "folder", "nobody checks it"), web.journal
+        yield connect_to(web.url), web.journal
+
+
+@contextlib.contextmanager
+def start_folder_process(folder: Path) -> Iterator[S3]:
+    """Serve a folder by a process of its own: for benchmarks, whose client keeps its interpreter busy."""
+    with start_process("servers.folder", str(folder)) as url:
+        yield connect_to(url)
+
+
+def connect_to(url: str) -> S3:
+    """Return a server of a folder, with keys that a client needs and nobody checks."""
+    return S3(url, "folder", "nobody checks it")
+
+
+def main() -> None:
+    """Serve the folder that the command line names, say where, and end with the input."""
+    with start_folder(Path(sys.argv[1])) as (server, _):
+        print(server.url, flush=True)  # noqa: T201
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

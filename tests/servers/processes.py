@@ -1,4 +1,4 @@
-"""Servers of other people, each a process with ports of its own that ends with the test."""
+"""Servers as processes with ports of their own, which end with the test: those of other people, and ours."""
 
 import contextlib
 import os
@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -17,6 +18,7 @@ Server = TypeVar("Server")
 WAIT_S = 60
 POLL_S = 0.05
 STARTS = 3
+TESTS = Path(__file__).parents[1]
 LOG_TAIL_BYTES = 2000
 
 
@@ -49,6 +51,17 @@ def start_server(command: Sequence[str], log: Path, answers: Callable[[], bool])
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+@contextlib.contextmanager
+def start_process(module: str, *arguments: str) -> Iterator[str]:
+    """Run a server of this folder that says its URL and ends with its input; lend the URL."""
+    command = [sys.executable, "-m", module, *arguments]
+    with subprocess.Popen(command, cwd=TESTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        with process.stdin:
+            yield process.stdout.readline().decode().strip()
 
 
 @contextlib.contextmanager

@@ -10,11 +10,9 @@ import argparse
 import contextlib
 import math
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from servers.faults import Fault, Rule, never
@@ -22,10 +20,10 @@ from servers.http1 import Ended, Head
 from servers.journal import Journal
 from servers.link import Far, Link
 from servers.passage import Passage
+from servers.processes import start_process
 from servers.pump import Cut, Unwanted
 
 NOTHING = Fault("nothing")
-TESTS = Path(__file__).parents[1]
 
 
 class Proxy:
@@ -126,12 +124,8 @@ def start_proxy_process(upstream: str, *, latency_s: float = 0.0, rate: float = 
     It makes no faults and keeps no journal that could be asked.
     """
     options = ["--latency", str(latency_s), "--rate", str(rate)]
-    command = [sys.executable, "-m", "servers.proxy", upstream, *options]
-    with subprocess.Popen(command, cwd=TESTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdin
-        assert process.stdout
-        with process.stdin:
-            yield process.stdout.readline().decode().strip()
+    with start_process("servers.proxy", upstream, *options) as url:
+        yield url
 
 
 def main() -> None:
