@@ -7,7 +7,7 @@ import importlib
 import inspect
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from mergemill.engine.recipe import Adaptive, ClusterFile
 from mergemill.engine.recipe.faults import shorten, suggest
 
 Arguments = dict[str, Any]
+
+REPLACE_S = 5  # between looks for lost jobs; Dask takes distributed.deploy.lost-worker-timeout to see one
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """Variables of workers: a task is one thread, whatever library it calls."""
@@ -141,7 +143,8 @@ def start_cluster(file: ClusterFile, limit_bytes: int) -> Iterator[Any]:
             _scale(cluster, file, started="n_workers" in arguments)
         except Exception as error:
             raise _say_failure(cls, error, where) from error
-        yield cluster
+        with _replacing_lost_jobs(cluster) if factory.extra == "jobqueue" else nullcontext():
+            yield cluster
 
 
 def make_arguments(file: ClusterFile, limit_bytes: int) -> Arguments:
@@ -214,11 +217,34 @@ def _list_arguments(cls: Any) -> set[str]:
 def _scale(cluster: Any, file: ClusterFile, *, started: bool) -> None:
     """Have the first workers started, and from then on as many as there is work for, where the file says so."""
     if not started and file.kind != "ssh":
-        cluster.scale(_start_count(file))
-        if hasattr(cluster, "_correct_state"):  # of Dask's own clusters: now, so that a refused job is seen
-            cluster.sync(cluster._correct_state)
+        count = _start_count(file)
+        cluster.sync(_submit, cluster, count) if FACTORIES[file.kind].extra == "jobqueue" else cluster.scale(count)
     if isinstance(file.workers, Adaptive):
         cluster.adapt(minimum=file.workers.minimum, maximum=file.workers.maximum)
+
+
+async def _submit(cluster: Any, workers: int) -> None:
+    """Submit jobs for so many workers. `scale` does it later, and nobody would see that a job was refused."""
+    while len(cluster.plan) < workers:
+        cluster.worker_spec.update(cluster.new_worker_spec())
+    try:
+        await cluster._correct_state()
+    except RuntimeError:
+        cluster._created.clear()  # a refused job never ran, and Dask insists that what it made has ended
+        raise
+
+
+@contextmanager
+def _replacing_lost_jobs(cluster: Any) -> Iterator[None]:
+    """Have another job submitted for each that ended; Dask forgets it, and submits one only when it scales."""
+    from tornado.ioloop import PeriodicCallback
+
+    look = PeriodicCallback(cluster._correct_state, 1000 * REPLACE_S)
+    cluster.loop.add_callback(look.start)
+    try:
+        yield
+    finally:
+        cluster.loop.add_callback(look.stop)
 
 
 def _start_count(file: ClusterFile) -> int | None:
