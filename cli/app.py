@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from mergemill.cli import abort, console, demo, inspect, merge, methods, plan, schema, verify
+from mergemill.cli import abort, attach, cancel, console, demo, inspect, merge, methods, plan, schema, status, verify
 
 app = typer.Typer(
     name="mergemill",
@@ -19,6 +19,9 @@ for command in (
     inspect.inspect,
     methods.methods,
     schema.schema,
+    status.status,
+    attach.attach,
+    cancel.cancel,
     abort.abort,
     demo.demo,
 ):

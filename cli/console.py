@@ -13,14 +13,19 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
-
-Advance = Callable[[int, int], None]  # bytes done, parts done
+from typing import Any, Protocol
 
 DEBUG = "MERGEMILL_DEBUG"
 QUIET_S, SILENCE_S = 2.0, 30.0  # between two plain lines of progress: at least, at most
 STEP = 0.1  # of the whole: reason enough for a line
 WIDE = 10_000  # columns: where nobody watches, no line is cut
+
+
+class Advance(Protocol):
+    """Shows that so many bytes and parts are done."""
+
+    def __call__(self, done_bytes: int, done: int, *, kept: bool = False) -> None:
+        """kept: the last part was done before; it says nothing of the rate."""
 
 
 def say(text: str = "") -> None:
@@ -91,7 +96,12 @@ def open_progress(total_bytes: int, parts: int) -> Iterator[Advance]:
     )
     with bar:
         task = bar.add_task("", total=total_bytes, parts=f"0/{parts} parts")
-        yield lambda done_bytes, done: bar.update(task, completed=done_bytes, parts=f"{done}/{parts} parts")
+
+        def advance(done_bytes: int, done: int, *, kept: bool = False) -> None:
+            show = bar.reset if kept else bar.update  # the rate is counted anew
+            show(task, completed=done_bytes, parts=f"{done}/{parts} parts")
+
+        yield advance
 
 
 def make_lines(total_bytes: int, parts: int, clock: Callable[[], float] = time.monotonic) -> Advance:
@@ -99,15 +109,17 @@ def make_lines(total_bytes: int, parts: int, clock: Callable[[], float] = time.m
     from mergemill.engine import format_size
 
     started = said = clock()
-    said_bytes = 0
+    said_bytes = kept_bytes = 0
 
-    def advance(done_bytes: int, done: int) -> None:
-        nonlocal said, said_bytes
+    def advance(done_bytes: int, done: int, *, kept: bool = False) -> None:
+        nonlocal started, said, said_bytes, kept_bytes
         now = clock()
+        if kept:
+            started, kept_bytes = now, done_bytes
         if now - said < QUIET_S or (done_bytes - said_bytes < STEP * total_bytes and now - said < SILENCE_S):
             return
         said, said_bytes = now, done_bytes
-        rate = done_bytes / (now - started)
+        rate = (done_bytes - kept_bytes) / (now - started) if now > started else 0
         left_s = (total_bytes - done_bytes) / rate if rate else 0
         share = done_bytes / max(total_bytes, 1)
         sizes = f"{format_size(done_bytes)} of {format_size(total_bytes)}, {format_size(rate)}/s"

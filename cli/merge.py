@@ -1,6 +1,7 @@
 """``mergemill merge``: from a recipe to a checkpoint, with progress, to be stopped and resumed."""
 
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -66,7 +67,7 @@ def merge(
     """
     with ExitStack() as stack:
         if json:
-            stack.enter_context(_errors_as_events())
+            stack.enter_context(errors_as_events())
         from mergemill.engine import describe_plan, load_cluster, load_recipe, make_plan, run
 
         file = load_cluster(cluster) if cluster else None
@@ -144,7 +145,7 @@ class Watch:
             self._advance = self._stack.enter_context(console.open_progress(event.write_bytes, event.parts))
         elif isinstance(event, PartFinished):
             assert self._advance is not None
-            self._advance(event.done_bytes, event.parts_done)
+            self._advance(event.done_bytes, event.parts_done, kept=event.kept)
         else:
             self._stack.close()
             for line in guard_lines(event):
@@ -192,16 +193,20 @@ def describe_commit(event: "Committed") -> str:
 
 @contextmanager
 def _say_how_to_resume(watch: Watch, arguments: list[str]) -> Iterator[None]:
+    from mergemill.engine.errors import Cancelled
+
     try:
         yield
-    except Interrupted as stop:
+    except (Interrupted, Cancelled) as stop:
+        number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
         progress = f" after {watch.done} of {watch.parts} parts" if watch.parts else " before the first part"
         command = shlex.join(["mergemill", *arguments])
-        raise Interrupted(stop.number, f"{stop}{progress}; go on with: {command}") from None
+        raise Interrupted(number, f"{stop}{progress}; go on with: {command}") from None
 
 
 @contextmanager
-def _errors_as_events() -> Iterator[None]:
+def errors_as_events() -> Iterator[None]:
+    """Print an error as an event too, for `--json`."""
     try:
         yield
     except (Exception, Interrupted) as error:

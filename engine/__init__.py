@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from mergemill.engine.recipe import load_cluster as load_cluster
     from mergemill.engine.recipe import load_recipe as load_recipe
     from mergemill.engine.recipe import recipe_schema as recipe_schema
+    from mergemill.engine.run.attach import attach as attach
+    from mergemill.engine.run.cancel import cancel as cancel
     from mergemill.engine.run.describe import describe_plan as describe_plan
     from mergemill.engine.run.drive import run as run
     from mergemill.engine.run.events import Committed as Committed
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from mergemill.engine.run.inspect import inspect as inspect
     from mergemill.engine.run.merge import merge as merge
     from mergemill.engine.run.output import abort as abort
+    from mergemill.engine.run.status import status as status
     from mergemill.engine.run.verify import verify as verify
 
 _PLACES = {
@@ -49,6 +52,8 @@ _PLACES = {
     "Waiting": "run.events",
     "Within": "methods.contract",
     "abort": "run.output",
+    "attach": "run.attach",
+    "cancel": "run.cancel",
     "describe_plan": "run.describe",
     "estimate_cost": "plan.cost",
     "find_all_methods": "methods.own",
@@ -67,6 +72,7 @@ _PLACES = {
     "open_methods": "methods.own",
     "recipe_schema": "recipe",
     "run": "run.drive",
+    "status": "run.status",
     "verify": "run.verify",
 }
 

@@ -11,6 +11,7 @@
     │   ├── MethodsError                 a file of methods: it cannot be read or run, or holds none
     │   ├── PlanError                    recipe and checkpoints do not go together
     │   └── OutputError                  the output folder holds something else, or cannot be written
+    ├── Cancelled                   130  somebody asked for the merge to end; it can be resumed
     └── RunError                      1  the work itself
         ├── ClusterError                 the Dask cluster is not there, or its workers cannot do the merge
         ├── SourceChanged                an input is no longer what the plan saw
@@ -60,6 +61,12 @@ class PlanError(InputError):
 
 class OutputError(InputError):
     """The output's place holds something else, or cannot be written."""
+
+
+class Cancelled(MergemillError):
+    """Somebody asked for the merge to end, by `cancel`; it can be resumed."""
+
+    exit_code = 130
 
 
 class RunError(MergemillError):

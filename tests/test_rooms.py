@@ -66,6 +66,8 @@ FACE = [
     "Waiting",
     "Within",
     "abort",
+    "attach",
+    "cancel",
     "describe_plan",
     "estimate_cost",
     "find_all_methods",
@@ -84,6 +86,7 @@ FACE = [
     "open_methods",
     "recipe_schema",
     "run",
+    "status",
     "verify",
 ]
 

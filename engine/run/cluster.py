@@ -27,7 +27,7 @@ from distributed.comm.core import connect
 from distributed.core import Status
 from distributed.security import Security
 
-from mergemill.engine.errors import ClusterError
+from mergemill.engine.errors import ClusterError, RunError
 from mergemill.engine.recipe import ClusterFile
 from mergemill.engine.run.encryption import check_certificates, explain_refusal
 from mergemill.engine.run.factories import start_cluster
@@ -74,6 +74,7 @@ class Cluster:
         self.client = client
         self.workers = workers
         self._watch = Watch(client, workers.scheduler or "the cluster", alone_s=self.alone_s)
+        self._stopping = False
 
     @property
     def dashboard(self) -> str:
@@ -102,6 +103,15 @@ class Cluster:
     def rejoin(self, lost: SchedulerLost) -> None:
         """Find the scheduler again, or raise `ClusterError`: here it is in this process."""
         raise ClusterError(f"the cluster's scheduler is lost ({lost}); {DONE_IS_KEPT}") from lost
+
+    def stop(self) -> None:
+        """Let `run_tasks` end with an error, at its next look."""
+        self._stopping = True
+
+    def check_going(self) -> None:
+        """Raise `RunError` once it is to stop."""
+        if self._stopping:
+            raise RunError("the workers are being stopped")
 
     def check_files(self, files: Mapping[str, int]) -> None:
         """They are on this machine."""
@@ -134,6 +144,7 @@ class Cluster:
                 yield next(coming)
             with coming.thread_condition:
                 coming.thread_condition.wait(0.1)  # as Dask itself does
+            self.check_going()
             # One whose result was on its way when the connection broke would never come.
             if self._watch.look() and any(future.cancelled() for future in list(coming.futures)):
                 raise SchedulerLost("the connection broke")
@@ -204,7 +215,7 @@ class Own(Cluster):
 
         Only those that passed are set up: one that lacks mergemill could not even load the plugin.
         """
-        wait_for_first(self.client)
+        wait_for_first(self.client, self.check_going)
         check_workers(self.client, files)
         if not self._is_set_up:
             self.client.register_plugin(MergemillPlugin(self.workers, self._token), name=f"mergemill-{self._token}")

@@ -35,6 +35,9 @@ class Crew(Protocol):
     def run_tasks(self, tasks: Sequence[Delayed], each: Callable[[Any], None]) -> None:
         """Run tasks, and call `each` in this thread with each result as it comes; the first error ends the run."""
 
+    def stop(self) -> None:
+        """Let `run_tasks` raise `RunError` soon, now and from now on; may be called in any thread."""
+
 
 def open_crew(workers: Workers, token: str = "") -> AbstractContextManager[Crew]:
     """Start workers; when the block ends, tasks that still run end at their next slab, and nothing is left.

@@ -12,6 +12,7 @@ from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import ClusterFile
 from mergemill.engine.run.caching import choose_cache
 from mergemill.engine.run.crew import Crew, check_crew, open_crew
+from mergemill.engine.run.driver import Driving, drive
 from mergemill.engine.run.events import Committed, OnEvent, PartFinished, Started, Waiting, ignore
 from mergemill.engine.run.failures import WorkersDied, explain_deaths
 from mergemill.engine.run.graph import make_checks, make_tasks
@@ -47,7 +48,8 @@ def run(
     sources that each host keeps on a local disk for later merges, such as ``"50GB"``, in `cache_folder`, by default
     ``~/.cache/mergemill``; None keeps none. A repository that is made on the Hub is private unless `public`. Raises
     `OutputError` before anything is written where `out` holds something else, `ClusterError` where workers cannot do
-    it, and `RunError` for what goes wrong later; the run can then be repeated.
+    it, `RunError` for what goes wrong later, and `Cancelled` where `cancel` asked it to end; the run can then be
+    repeated.
     """
     started = time.perf_counter()
     chosen = choose_workers(plan, workers=workers, threads=threads, memory=memory, scheduler=scheduler, cluster=cluster)
@@ -63,16 +65,18 @@ def run(
         check_same(output, plan)  # again: another driver may just have been here
         if output.journal.is_committed():
             return _finish_again(output, plan, on_event)
-        for pin in plan.pins:
-            check_pin(pin)
-        redone, read_bytes = _run_parts(plan, output, chosen, on_event, slab)
-        report = _read_report(output, plan)
-        check_report(report, plan.guard.policy, str(out))
-        commit_output(output, plan)
-        seconds = time.perf_counter() - started
-        committed = Committed(
-            str(out), plan.digest, len(plan.parts), redone, plan.write_bytes, read_bytes, round(seconds, 3), report
-        )
+        with drive(output.notes) as driving:
+            for pin in plan.pins:
+                check_pin(pin)
+            redone, read_bytes = _run_parts(plan, output, chosen, on_event, driving, slab)
+            report = _read_report(output, plan)
+            check_report(report, plan.guard.policy, str(out))
+            commit_output(output, plan)
+            seconds = time.perf_counter() - started
+            committed = Committed(
+                str(out), plan.digest, len(plan.parts), redone, plan.write_bytes, read_bytes, round(seconds, 3), report
+            )
+            driving.commit(committed)
     on_event(committed)
     return committed
 
@@ -98,7 +102,9 @@ def _read_report(output: Output, plan: Plan) -> Report:
     return make_report(plan, {receipt.part: receipt for receipt in output.journal.read()}.values())
 
 
-def _run_parts(plan: Plan, output: Output, workers: Workers, on_event: OnEvent, slab: int) -> tuple[int, int]:
+def _run_parts(
+    plan: Plan, output: Output, workers: Workers, on_event: OnEvent, driving: Driving, slab: int
+) -> tuple[int, int]:
     """Run all parts and journal their receipts; returns how many were merged and what was read for them."""
     if not plan.parts:
         start_output(output, plan)
@@ -118,14 +124,16 @@ def _run_parts(plan: Plan, output: Output, workers: Workers, on_event: OnEvent, 
             output.journal.append(receipt)
             tally.finish(receipt, kept=False)
 
-    with open_crew(workers, token) as crew:
+    with open_crew(workers, token) as crew, driving.stopped_by(crew.stop):
         if workers.cluster:
             on_event(Waiting(workers.cluster.name or workers.cluster.kind))
             crew.check_files(list_sources(plan))
         receipts = start_output(output, plan)
         targets = output.targets(plan)
         crew.check_files(output.files_seen())
-        on_event(_describe_start(plan, output, receipts, crew))
+        begun = _describe_start(plan, output, receipts, crew)
+        driving.start(begun, sum(receipt.stop_bytes - receipt.start_bytes for receipt in receipts.values()))
+        on_event(begun)
         try:
             crew.run_tasks(make_checks(plan, targets, receipts, token), keep)
             crew.run_tasks(make_tasks(plan, list(left.values()), targets, slab, token), journal)

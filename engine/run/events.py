@@ -35,7 +35,7 @@ class PartFinished:
     """A part is written."""
 
     receipt: Receipt
-    kept: bool  # it was finished by an earlier run and is as its receipt says
+    kept: bool  # it was finished by an earlier run and is as its receipt says; or before `attach` looked
     parts_done: int
     done_bytes: int  # written by all parts so far
     read_bytes: int  # read from the sources so far

@@ -6,6 +6,8 @@ written, the index last: only then does a loader find a model.
 """
 
 import fcntl
+import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,8 @@ from typing import TextIO
 
 from mergemill.engine.errors import OutputError, StorageError
 from mergemill.engine.plan.values import Plan, Shard
+from mergemill.engine.run.lease import RENEW_S
+from mergemill.engine.run.notes import FileNotes
 from mergemill.engine.run.receipts import Journal, Receipt
 from mergemill.engine.run.record import Record, checksum, make_record, parse_record, read_small
 from mergemill.engine.run.target import FileTarget, Target
@@ -43,6 +47,7 @@ class FolderOutput:
         self.state = folder / STATE_NAME
         self.record_path = self.state / "plan.json"
         self.journal = Journal(self.state / "journal.jsonl")
+        self.notes = FileNotes(self.state)
 
     def __str__(self) -> str:
         """Where it is, as the user wrote it."""
@@ -80,7 +85,8 @@ class FolderOutput:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise OutputError(f"{self}: another mergemill is writing here; wait for it or stop it") from error
-            yield
+            with _renewed(file):
+                yield
 
     def open(self, plan: Plan) -> None:
         """Make the folder the output of `plan`, new or resumed; `OutputError` where it holds anything else."""
@@ -165,6 +171,24 @@ def _open_lock(path: Path) -> TextIO:
         return open(path, "w")
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror}; choose a folder that you can write") from error
+
+
+@contextmanager
+def _renewed(file: TextIO) -> Iterator[None]:
+    """Give the lock a new time now and then: other machines may not see that it is held, but that it is old."""
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(RENEW_S):
+            os.utime(file.fileno())
+
+    keeper = threading.Thread(target=renew, name="mergemill-lock", daemon=True)
+    keeper.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        keeper.join()
 
 
 def _is_finished(output: FolderOutput, shard: Shard) -> bool:

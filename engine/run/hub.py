@@ -46,6 +46,7 @@ class HubOutput:
         self._published = Published(str(self._repo))
         self._local = FolderOutput(_find_folder(self._repo), str(self._repo))
         self.journal = HubJournal(self._published, self._local)
+        self.notes = self._local.notes
 
     def __str__(self) -> str:
         """Where it is, as the user wrote it."""
@@ -180,6 +181,10 @@ class HubJournal:
     def read(self) -> Iterator[Receipt]:
         """Yield the receipts in the order in which they were written."""
         yield from self._published.read_receipts() or self._local.journal.read()
+
+    def follow(self) -> Iterator[Receipt]:
+        """Yield the receipts that this machine has written since this was last asked."""
+        yield from self._local.journal.follow()
 
     def is_committed(self) -> bool:
         """Whether the merge was finished."""

@@ -28,8 +28,8 @@ class Lease:
         own = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "processes": _name_processes(),
-            "started": _find_start(os.getpid()),
+            "processes": name_processes(),
+            "started": find_start(os.getpid()),
             "token": self.token,
         }
         self._data = json.dumps(own).encode()
@@ -90,7 +90,7 @@ def _check_abandoned(objects: Objects, url: str, where: str) -> None:
     if age_s is None or age_s > OLD_S:
         return
     holder = _parse(objects.get(url))
-    if holder.get("processes") == _name_processes() and not _runs(holder):
+    if holder.get("processes") == name_processes() and not _runs(holder):
         return
     raise OutputError(
         f"{where}: another mergemill is writing here (process {holder.get('pid')} of {holder.get('host')}, seen "
@@ -110,10 +110,10 @@ def _runs(holder: dict[str, Any]) -> bool:
     """Whether the holder, a process that would be seen from here, is there still, and holds the lease."""
     if holder.get("pid") == os.getpid() and holder.get("token") not in _held:
         return False
-    return _find_start(holder.get("pid")) == holder.get("started")
+    return find_start(holder.get("pid")) == holder.get("started")
 
 
-def _name_processes() -> str:
+def name_processes() -> str:
     """Return what two processes share that see each other by number: one start of one machine, and a namespace.
 
     A host name would not do: containers may share it without seeing each other.
@@ -125,7 +125,7 @@ def _name_processes() -> str:
         return secrets.token_hex(8)
 
 
-def _find_start(process: object) -> str | None:
+def find_start(process: object) -> str | None:
     """Return when a process began, in ticks since the machine did; numbers are used again. None where it has ended."""
     try:
         state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()

@@ -4,7 +4,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 
@@ -23,6 +23,7 @@ class ObjectJournal:
         self._objects = objects
         self._url = url
         self._known: list[Receipt] | None = None
+        self._followed: set[str] = set()  # names of objects
         self._waiting: list[Receipt] = []
         self._timer: threading.Timer | None = None
         self._lock = threading.RLock()
@@ -30,11 +31,22 @@ class ObjectJournal:
     def read(self) -> Iterator[Receipt]:
         """Yield the receipts in the order in which they were written."""
         if self._known is None:
-            names = sorted(self._objects.list_objects(join(self._url, "journal")))
-            urls = [join(self._url, f"journal/{name}") for name in names]
-            texts = dict(zip(urls, self._objects.get_all(urls), strict=True))
-            self._known = [receipt for url, text in texts.items() for receipt in _parse(text or b"[]", url)]
+            self._known = self._fetch(self._list())
         yield from [*self._known, *self._waiting]
+
+    def follow(self) -> Iterator[Receipt]:
+        """Yield the receipts that were written since this was last asked, whoever wrote them."""
+        names = [name for name in self._list() if name not in self._followed]
+        self._followed.update(names)
+        yield from self._fetch(names)
+
+    def _list(self) -> list[str]:
+        return sorted(self._objects.list_objects(join(self._url, "journal")))
+
+    def _fetch(self, names: Sequence[str]) -> list[Receipt]:
+        urls = [join(self._url, f"journal/{name}") for name in names]
+        texts = dict(zip(urls, self._objects.get_all(urls), strict=True))
+        return [receipt for url, text in texts.items() for receipt in _parse(text or b"[]", url)]
 
     def is_committed(self) -> bool:
         """Whether the merge was finished."""

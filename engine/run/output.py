@@ -8,6 +8,7 @@ from typing import Protocol
 from mergemill.engine.errors import OutputError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.run.folder import FolderOutput
+from mergemill.engine.run.notes import Notes
 from mergemill.engine.run.receipts import Receipt
 from mergemill.engine.run.record import Record, make_record
 from mergemill.engine.run.target import Target
@@ -24,6 +25,9 @@ class Receipts(Protocol):
     def read(self) -> Iterator[Receipt]:
         """Yield the receipts in the order in which they were written."""
 
+    def follow(self) -> Iterator[Receipt]:
+        """Yield the receipts that were written since this was last asked, whoever wrote them."""
+
     def is_committed(self) -> bool:
         """Whether the merge was finished."""
 
@@ -37,6 +41,10 @@ class Output(Protocol):
     @property
     def journal(self) -> Receipts:
         """The receipts of its parts."""
+
+    @property
+    def notes(self) -> Notes:
+        """Who drives the merge, and requests to that."""
 
     @property
     def beside_bytes(self) -> int:

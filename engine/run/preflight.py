@@ -1,8 +1,8 @@
 """Before a merge on somebody's cluster: whether every worker has the same packages and sees the same files."""
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import cloudpickle
@@ -12,6 +12,7 @@ from mergemill.engine.run import probe
 
 MOST_ROWS = 20  # of the table in an error
 _MOST_TTL_S = 300  # Dask's own; without a sign of life of a worker
+_LOOK_S = 1.0  # while workers are waited for
 _LEAST_FAILURES = 3  # of a worker, before Dask gives up a task that was on it
 
 
@@ -30,9 +31,17 @@ def check_workers(client: Any, files: Mapping[str, int], *, all_answer: bool = T
         raise ClusterError(f"the cluster's workers cannot do this merge:\n{_format_table(rows)}")
 
 
-def wait_for_first(client: Any) -> None:
-    """Return once a worker has done something: a cluster that scales by its work starts one for that."""
-    client.submit(int, pure=False).result()
+def wait_for_first(client: Any, check_going: Callable[[], None]) -> None:
+    """Return once a worker has done something: a cluster that scales by its work starts one for that.
+
+    check_going: raises where nobody waits any more; called now and then.
+    """
+    first = client.submit(int, pure=False)
+    while True:
+        check_going()
+        with suppress(TimeoutError):
+            first.result(timeout=_LOOK_S)
+            return
 
 
 def check_settings(client: Any) -> tuple[str, ...]:

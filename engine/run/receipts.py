@@ -33,12 +33,24 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._followed_bytes = 0
 
     def read(self) -> Iterator[Receipt]:
         """Yield the receipts in the order in which they were written."""
         for line in self._lines():
             if "part" in line:
                 yield Receipt(**line)
+
+    def follow(self) -> Iterator[Receipt]:
+        """Yield the receipts that were written since this was last asked, whoever wrote them."""
+        if not self._path.exists():
+            return
+        with open(self._path, "rb") as file:
+            file.seek(self._followed_bytes)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]  # what follows is being written
+        self._followed_bytes += len(whole)
+        yield from (Receipt(**line) for line in _parse_lines(whole.decode()) if "part" in line)
 
     def is_committed(self) -> bool:
         """Whether the merge was finished."""
@@ -69,12 +81,15 @@ class Journal:
             return file.read() == b"\n"
 
     def _lines(self) -> Iterator[dict[str, Any]]:
-        if not self._path.exists():
-            return
-        for text in self._path.read_text("utf-8").splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict):
-                yield line
+        if self._path.exists():
+            yield from _parse_lines(self._path.read_text("utf-8"))
+
+
+def _parse_lines(text: str) -> Iterator[dict[str, Any]]:
+    for line in text.splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            yield value

@@ -1,7 +1,8 @@
 """What outputs in object storage have in common: their record, receipts and lease lie beside the shards as objects.
 
 All of it lies below ``.mergemill/``: ``plan.json`` (what is being merged), ``journal/`` (receipts, some in each
-object), ``committed``, ``lock``. Nothing is kept on any disk, so a merge can be resumed from another machine.
+object), ``committed``, ``lock``, ``driver.json``. Nothing is kept on any disk, so a merge can be resumed from another
+machine.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from contextlib import contextmanager, suppress
 from mergemill.engine.errors import CheckpointError, OutputError, StorageError
 from mergemill.engine.plan.values import Plan, Shard
 from mergemill.engine.run.lease import Lease, hold_lease
+from mergemill.engine.run.notes import ObjectNotes
 from mergemill.engine.run.object_journal import ObjectJournal
 from mergemill.engine.run.record import Record, checksum, parse_record, read_small
 from mergemill.engine.run.workers import Workers
@@ -30,6 +32,7 @@ class RemoteOutput:
         self._record_url = self._place(RECORD_NAME)
         self._lease: Lease | None = None
         self.journal = ObjectJournal(objects, self._place(STATE_NAME))
+        self.notes = ObjectNotes(objects, self._place(STATE_NAME))
 
     def __str__(self) -> str:
         """Where it is, as the user wrote it."""

@@ -25,12 +25,17 @@ class Threads:
     dashboard = ""
     warnings: tuple[str, ...] = ()
 
-    def __init__(self, pool: ThreadPoolExecutor, workers: Workers) -> None:
+    def __init__(self, pool: ThreadPoolExecutor, workers: Workers, workplace: Workplace) -> None:
         self._pool = pool
         self.workers = workers
+        self._workplace = workplace
 
     def check_files(self, files: Mapping[str, int]) -> None:
         """They are seen by this process."""
+
+    def stop(self) -> None:
+        """Let all tasks end at their next slab."""
+        self._workplace.stopping = True
 
     def run_tasks(self, tasks: Sequence[Delayed], each: Callable[[Any], None]) -> None:
         """Run tasks, and call `each` in this thread with each result as it comes; the first error ends the run."""
@@ -52,7 +57,7 @@ def open_threads(workers: Workers) -> Iterator[Threads]:
     workplace = Workplace(workers.memory_bytes, workers.threads, open_cache(workers.cache))
     with set_up_process(), ThreadPoolExecutor(workers.threads, "mergemill", _enter, (workplace,)) as pool:
         try:
-            yield Threads(pool, workers)
+            yield Threads(pool, workers, workplace)
         finally:
             workplace.stopping = True
 

@@ -448,7 +448,7 @@ def write_lock(out: Place, **changes: Any) -> None:
 def test_a_driver_of_this_host_that_was_killed_does_not_block(seaweed: S3, plan: Plan, family: Path) -> None:
     out = new_place(seaweed)
     with subprocess.Popen(["sleep", "60"]) as other:
-        write_lock(out, pid=other.pid, started=lease._find_start(other.pid))
+        write_lock(out, pid=other.pid, started=lease.find_start(other.pid))
         with refused(OutputError, rf"another mergemill is writing here \(process {other.pid} of .*, seen \d+ s ago\)"):
             run_here(plan, out.url)
         other.kill()

@@ -1,0 +1,113 @@
+"""``mergemill status``: how far a merge is, who drives it, and how to go on."""
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from mergemill.cli import console
+from mergemill.cli.options import SHARD_SIZE, Json, Out, StorageAs, read_storage
+
+if TYPE_CHECKING:
+    from mergemill.engine.run.driver import Driver
+    from mergemill.engine.run.status import Status
+
+MINUTE_S, HOUR_S = 60, 3600
+
+
+def status(out: Out, storage_as: StorageAs = None, json: Json = False) -> None:
+    """Show how far a merge is, and who drives it.
+
+    Example: mergemill status s3://bucket/merged
+    """
+    from mergemill.engine import status as find_status
+
+    found = find_status(out, storage_options=read_storage(storage_as))
+    if json:
+        console.say_json(asdict(found))
+        return
+    console.say(f"{found.out}: {found.state}{say_progress(found)}")
+    console.say_table(list(_facts(found)))
+
+
+def say_progress(found: "Status") -> str:
+    """Say how much of a merge is done, and how long the rest may take."""
+    from mergemill.engine import format_size
+
+    if not found.parts:
+        return ", waiting for workers" if found.state == "running" else ""
+    done, whole = format_size(found.done_bytes), format_size(found.write_bytes)
+    text = f", {found.parts_done:,} of {console.count(found.parts, 'part')} ({done} of {whole})"
+    if found.bytes_per_s:
+        text += f", {format_size(found.bytes_per_s)}/s, about {say_time(found.left_s or 0)} left"
+    return text
+
+
+def say_time(seconds: float) -> str:
+    """Return a time in one or two units.
+
+    >>> say_time(42.4), say_time(125), say_time(7380)
+    ('42 s', '2 min 5 s', '2 h 3 min')
+    """
+    whole_s = round(seconds)
+    if whole_s < MINUTE_S:
+        return f"{whole_s} s"
+    if whole_s < HOUR_S:
+        return f"{whole_s // MINUTE_S} min {whole_s % MINUTE_S} s"
+    return f"{whole_s // HOUR_S} h {whole_s % HOUR_S // MINUTE_S} min"
+
+
+def _facts(found: "Status") -> Iterator[tuple[str, str]]:
+    if found.driver is not None:
+        yield from _driver_facts(found, found.driver)
+    out = shlex.quote(found.out)
+    if found.state == "finished":
+        yield "check", f"mergemill verify {out}"
+    elif found.state == "unfinished":
+        yield "resume", say_resume(found)
+        yield "give up", f"mergemill abort {out}"
+    else:
+        yield "watch", f"mergemill attach {out}"
+        yield "stop", f"mergemill cancel {out}"
+
+
+def _driver_facts(found: "Status", driver: "Driver") -> Iterator[tuple[str, str]]:
+    from mergemill.engine import format_size
+
+    seen = f", last seen {say_time(found.seen_s)} ago" if found.seen_s is not None else ""
+    yield "driver", f"process {driver.pid} of {driver.host}, since {_say_date(driver.since)}{seen}"
+    if driver.job:
+        yield "job", driver.job
+    if driver.ended is not None:
+        yield "ended", f"{_say_date(driver.ended)}, {driver.how}{f': {driver.error}' if driver.error else ''}"
+    if driver.started is not None and driver.ended is None:
+        workers, threads = (console.count(driver.started[name], name[:-1]) for name in ("workers", "threads"))
+        yield "workers", f"{workers} of {threads} and {format_size(driver.started['memory_bytes'])}"
+        if driver.started["dashboard"]:
+            yield "dashboard", driver.started["dashboard"]
+
+
+def say_resume(found: "Status") -> str:
+    """Return the command that goes on with a merge, where its recipe still lies where it was."""
+    words = ["mergemill", "merge", found.recipe or "RECIPE", found.out]
+    if found.seed:
+        words += ["--seed", str(found.seed)]
+    if found.shard_size not in ("", SHARD_SIZE):
+        words += ["--shard-size", found.shard_size]
+    started = found.driver.started if found.driver else None
+    if started is not None and not is_default_memory(started["memory_bytes"]):
+        words += ["--memory", str(started["memory_bytes"])]
+    return shlex.join(words)
+
+
+def is_default_memory(memory_bytes: int) -> bool:
+    """Whether that is what a worker is promised where nothing is said."""
+    from mergemill.engine.plan.sizes import parse_size
+    from mergemill.engine.run.workers import MEMORY
+
+    return memory_bytes == parse_size(MEMORY, what="--memory")
+
+
+def _say_date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,0 +1,98 @@
+"""Small notes beside an output, below ``.mergemill/``: by them its driver and commands on other machines meet."""
+
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from mergemill.engine.errors import StorageError
+from mergemill.engine.storage.objects import Objects
+from mergemill.engine.storage.positioned import beside_path
+from mergemill.engine.storage.ranges import join
+
+
+class Notes(Protocol):
+    """Notes by their names. Nothing of a merge depends on one, so none is synced to a disk."""
+
+    def read(self, name: str) -> bytes | None:
+        """Return a note; None where there is none."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a note, or replace it; it is there whole or not at all."""
+
+    def remove(self, name: str) -> None:
+        """Remove a note; none is no error."""
+
+    def get_age(self, name: str) -> float | None:
+        """Return how many seconds ago a note was written; None where there is none, or nobody can say."""
+
+
+class FileNotes:
+    """Notes in a folder, which is there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def read(self, name: str) -> bytes | None:
+        """Return a note; None where there is none."""
+        try:
+            return (self._folder / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(f"{self._folder / name}: reading failed: {error.strerror}") from error
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a note beside its place, then rename it."""
+        path = self._folder / name
+        beside = beside_path(path)
+        try:
+            beside.write_bytes(data)
+            beside.replace(path)
+        except OSError as error:
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
+            raise StorageError(f"{path}: writing failed: {error.strerror}") from error
+
+    def remove(self, name: str) -> None:
+        """Remove a note; none is no error."""
+        path = self._folder / name
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"{path}: removing it failed: {error.strerror}") from error
+
+    def get_age(self, name: str) -> float | None:
+        """Return how many seconds ago a note was written, by this machine's clock."""
+        try:
+            return max(0.0, time.time() - (self._folder / name).stat().st_mtime)
+        except OSError:
+            return None
+
+
+class ObjectNotes:
+    """Notes as objects below a URL."""
+
+    def __init__(self, objects: Objects, url: str) -> None:
+        self._objects = objects
+        self._url = url
+
+    def read(self, name: str) -> bytes | None:
+        """Return a note; None where there is none."""
+        return self._objects.get(join(self._url, name))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a note, or replace it."""
+        self._objects.put(join(self._url, name), data)
+
+    def remove(self, name: str) -> None:
+        """Remove a note; none is no error."""
+        self._objects.delete([join(self._url, name)])
+
+    def get_age(self, name: str) -> float | None:
+        """Return how many seconds ago a note was written, by the clock of the server."""
+        try:
+            age_s = self._objects.get_age(join(self._url, name))
+        except StorageError:  # some storage tells the time only to who may write
+            return None
+        return None if age_s is None else max(0.0, age_s)

@@ -1,0 +1,121 @@
+"""The commands that look at a merge of another process, watch it and end it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mergemill.engine import attach, status
+from mergemill.engine.run.driver import LOOK_S
+
+Run = Callable[..., tuple[int, str, str]]
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def paused(models: Path, tmp_path: Path, start: Start) -> "subprocess.Popen[str]":
+    """A merge into `out` that has done ten parts, and goes on when what it prints is read."""
+    arguments = ("merge", "ties.yml", tmp_path / "out", "--shard-size", "tensor", "--seed", 7, "--json")
+    process = start(*arguments, cwd=models)
+    assert process.stdout is not None
+    while json.loads(process.stdout.readline()).get("parts_done") != 10:
+        pass
+    return process
+
+
+def test_status_says_who_drives_and_cancel_ends_it_as_ctrl_c_does(
+    paused: "subprocess.Popen[str]", mergemill: Run, models: Path, tmp_path: Path, start: Start
+) -> None:
+    out = tmp_path / "out"
+    code, said, err = mergemill("status", out)
+    assert (code, err) == (0, "")
+    assert re.match(rf"{out}: running, \d+ of 111 parts \(.* of .*\)", said)
+    assert re.search(rf"driver +process {paused.pid} of {os.uname().nodename}, since .* UTC, last seen \d s ago", said)
+    assert f"mergemill attach {out}" in said
+    assert f"mergemill cancel {out}" in said
+
+    canceller = start("cancel", out, cwd=models)
+    wait_for(lambda: status(out).state == "cancelling")
+    time.sleep(1.5 * LOOK_S)  # it prints, and does not merge, until it is read
+    rest, err = paused.communicate(timeout=60)
+    assert paused.returncode == 130
+    assert re.fullmatch(r"mergemill: cancelled by .* after \d+ of 111 parts; go on with: mergemill merge .*\n", err)
+    assert json.loads(rest.splitlines()[-1])["exit_code"] == 130
+    told, err = canceller.communicate(timeout=60)
+    assert (canceller.returncode, err) == (0, "")
+    assert re.match(rf"{out}: cancelled, \d+ of 111 parts", told)
+    assert told.endswith(f"go on with: mergemill merge ties.yml {out} --seed 7 --shard-size tensor\n")
+
+    code, said, _ = mergemill("status", out)
+    assert code == 0
+    assert re.search(r"ended +.* UTC, cancelled: cancelled by ", said)
+    assert f"mergemill abort {out}" in said
+    code, said, _ = mergemill("status", out, "--json")
+    found = json.loads(said)
+    assert (found["state"], found["parts"], found["driver"]["pid"]) == ("unfinished", 111, paused.pid)
+
+
+def test_attach_shows_the_progress_and_the_result_of_a_merge_elsewhere(
+    paused: "subprocess.Popen[str]", models: Path, tmp_path: Path, start: Start
+) -> None:
+    out = tmp_path / "out"
+    watchers = [start("attach", out, cwd=models), start("attach", out, "--json", cwd=models)]
+    time.sleep(2)
+    driver = threading.Thread(target=paused.communicate)
+    driver.start()
+    said, err = watchers[0].communicate(timeout=60)
+    events = [json.loads(line) for line in watchers[1].communicate(timeout=60)[0].splitlines()]
+    driver.join()
+    assert [watcher.returncode for watcher in watchers] == [paused.returncode, 0] == [0, 0]
+    assert said.startswith(f"{out}: ")
+    assert f"check it with: mergemill verify {out}" in said
+    assert "1 worker of " in err
+    assert [event["event"] for event in events] == ["started", *["part"] * 111, "committed"]
+    assert {event["receipt"]["part"] for event in events[1:-1]} == set(range(111))
+
+
+def test_ctrl_c_detaches_and_the_merge_goes_on(
+    paused: "subprocess.Popen[str]", models: Path, tmp_path: Path, start: Start
+) -> None:
+    out = tmp_path / "out"
+    watcher = start("attach", out, "--json", cwd=models)
+    assert watcher.stdout is not None
+    assert json.loads(watcher.stdout.readline())["event"] == "started"
+    watcher.send_signal(signal.SIGINT)
+    _, err = watcher.communicate(timeout=60)
+    assert watcher.returncode == 130
+    assert err == f"mergemill: interrupted; the merge goes on: mergemill status {out}\n"
+    assert status(out).state == "running"
+    paused.communicate(timeout=60)
+    assert attach(out).parts == 111
+
+
+def test_attach_ends_with_the_driver_and_says_why(
+    paused: "subprocess.Popen[str]", models: Path, tmp_path: Path, start: Start
+) -> None:
+    watcher = start("attach", tmp_path / "out", cwd=models)
+    paused.send_signal(signal.SIGTERM)
+    paused.communicate(timeout=60)
+    _, err = watcher.communicate(timeout=60)
+    assert watcher.returncode == 1
+    assert re.search(rf"error: .*out: process {paused.pid} of .* ended, interrupted: terminated; run the merge", err)
+
+
+@pytest.mark.parametrize("command", ["status", "cancel", "attach"])
+def test_where_no_merge_is_the_code_is_two(mergemill: Run, tmp_path: Path, command: str) -> None:
+    code, out, err = mergemill(command, tmp_path)
+    assert (code, out, err) == (2, "", f"mergemill: error: {tmp_path}: holds no merge\n")
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + 30
+    while not what():
+        assert time.monotonic() < end_s
+        time.sleep(0.1)
