@@ -1,10 +1,10 @@
 """``mergemill abort``: give up an unfinished merge."""
 
 from mergemill.cli import console
-from mergemill.cli.options import Out, StorageAs, read_storage
+from mergemill.cli.options import ClusterAs, Out, StorageAs, read_storage
 
 
-def abort(out: Out, storage_as: StorageAs = None) -> None:
+def abort(out: Out, storage_as: StorageAs = None, cluster: ClusterAs = None) -> None:
     """Remove what an unfinished merge has left.
 
     Example: mergemill abort merged
@@ -12,7 +12,7 @@ def abort(out: Out, storage_as: StorageAs = None) -> None:
     from mergemill.engine import abort as abort_merge
     from mergemill.engine import format_size
 
-    freed_bytes = abort_merge(out, storage_options=read_storage(storage_as))
+    freed_bytes = abort_merge(out, storage_options=read_storage(storage_as, cluster))
     console.say(
         f"{out}: the unfinished merge is removed, {format_size(freed_bytes)} freed{_say_cost(out, freed_bytes)}"
     )

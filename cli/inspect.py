@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mergemill.cli import console
-from mergemill.cli.options import Json, StorageAs, read_storage
+from mergemill.cli.options import ClusterAs, Json, StorageAs, read_storage
 
 if TYPE_CHECKING:
     from mergemill.engine.run.inspect import Inspection
@@ -16,14 +16,16 @@ Folder = Annotated[str, typer.Argument(metavar="PATH", help="The folder of a mod
 Tensors = Annotated[bool, typer.Option("--tensors", help="List every tensor.")]
 
 
-def inspect(path: Folder, tensors: Tensors = False, storage_as: StorageAs = None, json: Json = False) -> None:
+def inspect(
+    path: Folder, tensors: Tensors = False, storage_as: StorageAs = None, cluster: ClusterAs = None, json: Json = False
+) -> None:
     """Show a model's tensors, layers and size.
 
     Example: mergemill inspect merged --tensors
     """
     from mergemill.engine import inspect as inspect_folder
 
-    found = inspect_folder(path, storage_options=read_storage(storage_as))
+    found = inspect_folder(path, storage_options=read_storage(storage_as, cluster))
     if json:
         console.say_json(as_json(found, tensors=tensors))
         return

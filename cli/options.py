@@ -10,6 +10,9 @@ Out = Annotated[str, typer.Argument(metavar="OUT", help="Where the merge is: a f
 StorageAs = Annotated[
     str | None, typer.Option("--storage-as", metavar="RECIPE", help="Reach it as this recipe's storage_options say.")
 ]
+ClusterAs = Annotated[
+    str | None, typer.Option("--cluster", metavar="NAME|FILE", help="Reach it as this cluster file's options say.")
+]
 Memory = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Promised to each worker, such as 512MiB; else the cluster file's, or 1GiB."),
@@ -45,8 +48,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 SHARD_SIZE = "5GB"
 
 
-def read_storage(recipe: str | None) -> Mapping[str, Mapping[str, Any]] | None:
-    """Return how a recipe reaches storage; None where no recipe is named."""
-    from mergemill.engine import load_recipe
+def read_storage(recipe: str | None, cluster: str | None) -> Mapping[str, Mapping[str, Any]] | None:
+    """Return how a merge of this recipe, on the cluster of this file, reaches storage; None where neither is named."""
+    from mergemill.engine import load_cluster, load_recipe
+    from mergemill.engine.storage.store import join_options
 
-    return None if recipe is None else load_recipe(recipe).storage
+    if recipe is None and cluster is None:
+        return None
+    weak = load_cluster(cluster).storage if cluster else {}
+    return join_options(weak, load_recipe(recipe).storage if recipe else {})

@@ -6,12 +6,14 @@ from typing import Annotated
 import typer
 
 from mergemill.cli import console
-from mergemill.cli.options import Json, Out, StorageAs, read_storage
+from mergemill.cli.options import ClusterAs, Json, Out, StorageAs, read_storage
 
 Replay = Annotated[int, typer.Option(min=0, metavar="K", help="Merge K parts again, and compare.")]
 
 
-def verify(out: Out, replay: Replay = 0, storage_as: StorageAs = None, json: Json = False) -> None:
+def verify(
+    out: Out, replay: Replay = 0, storage_as: StorageAs = None, cluster: ClusterAs = None, json: Json = False
+) -> None:
     """Check a finished merge against its receipts.
 
     Example: mergemill verify merged --replay 3
@@ -20,7 +22,7 @@ def verify(out: Out, replay: Replay = 0, storage_as: StorageAs = None, json: Jso
     from mergemill.engine import verify as verify_merge
     from mergemill.engine.run.verify import list_code
 
-    storage = read_storage(storage_as)
+    storage = read_storage(storage_as, cluster)
     for name, checksum in list_code(out, storage_options=storage) if replay else ():
         console.note(f"merging again runs the code of {name} (sha256 {checksum}), as {out} keeps it")
     verified = verify_merge(out, replay=replay, storage_options=storage)

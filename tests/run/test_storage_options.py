@@ -66,12 +66,14 @@ def test_so_do_the_commands_on_an_output(
     models, out = put_family(seaweed_server, family), new_place(seaweed_server)
     options = {"profile": profile, "endpoint_url": seaweed_server.url, "region": REGION, "addressing_style": "path"}
     plan = plan_with(models, options)
-    recipe = tmp_path / "recipe.yml"
+    recipe, cluster = tmp_path / "recipe.yml", tmp_path / "cluster.yml"
     recipe.write_text(plan.recipe.text)
+    cluster.write_text(json.dumps({"kind": "local", "workers": 1, "storage_options": {"s3": options}}))
+    for_recipe, for_cluster = ("--storage-as", str(recipe)), ("--cluster", str(cluster))
 
     def execute_anew(*arguments: str) -> tuple[int, str]:
         use_options({})
-        code = execute([*arguments, out.url, "--storage-as", str(recipe)])
+        code = execute([*arguments, out.url])
         return code, capsys.readouterr().out
 
     def stop(event: Event) -> None:
@@ -80,11 +82,11 @@ def test_so_do_the_commands_on_an_output(
 
     with pytest.raises(Killed):
         run(plan, out.url, workers=0, threads=1, on_event=stop)
-    assert "unfinished: " in execute_anew("inspect")[1]
-    code, told = execute_anew("abort")
+    assert "unfinished: " in execute_anew("inspect", *for_cluster)[1]
+    code, told = execute_anew("abort", *for_recipe)
     assert (code, "the unfinished merge is removed" in told, out.sizes()) == (0, True, {})
     run(plan, out.url, workers=0)
-    code, told = execute_anew("verify", "--replay", "1")
+    code, told = execute_anew("verify", "--replay", "1", *for_recipe, *for_cluster)
     assert (code, "as it was written" in told, "1 part merged again" in told) == (0, True, True)
 
 
