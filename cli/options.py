@@ -48,7 +48,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 SHARD_SIZE = "5GB"
 
 
-def read_storage(recipe: str | None, cluster: str | None) -> Mapping[str, Mapping[str, Any]] | None:
+def read_storage(recipe: str | None, cluster: str | None = None) -> Mapping[str, Mapping[str, Any]] | None:
     """Return how a merge of this recipe, on the cluster of this file, reaches storage; None where neither is named."""
     from mergemill.engine import load_cluster, load_recipe
     from mergemill.engine.storage.store import join_options
