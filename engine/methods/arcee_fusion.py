@@ -13,6 +13,7 @@ import numpy as np
 
 from mergemill.engine.methods.contract import merge_method
 from mergemill.engine.methods.rows import view_rows
+from mergemill.engine.tensors.device import put_beside, to_host
 from mergemill.engine.tensors.elementary import exp_, log_
 from mergemill.engine.tensors.exact import sum_rows
 from mergemill.engine.tensors.kernels import Gather
@@ -82,14 +83,14 @@ def _weigh(magnitude: Tensor, divergence: Tensor, place: Place) -> Tensor:
 
 def _gather_divergences(models: Sequence[Tensor], place: Place) -> tuple[Divergences]:
     gathered = np.zeros(_count_rows(place))
-    gathered[_rows_here(models[0], place)] = _find_divergence(models, None, place).numpy()
+    gathered[_rows_here(models[0], place)] = to_host(_find_divergence(models, None, place))
     return (gathered,)
 
 
 def _find_divergence(models: Sequence[Tensor], known: Divergences | None, place: Place) -> Tensor:
     """Return the divergence of each row of the slab, float64; the models are not changed."""
     if known is not None:
-        return torch.from_numpy(known[_rows_here(models[0], place)])
+        return put_beside(known[_rows_here(models[0], place)], models[0])
     before, after = (_soften(view_rows(model, place)) for model in models)
     log_(torch.div(after, before, out=before).view(-1))
     # Rounding may leave a little less than the nothing that equal rows differ by.

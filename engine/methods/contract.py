@@ -106,6 +106,16 @@ class Method:
         return "deltas" in self.given
 
     @property
+    def on_device(self) -> bool:
+        """Whether it works on tensors that lie on a device: all that are built in do."""
+        return True
+
+    @property
+    def needs_double(self) -> bool:
+        """Whether it makes float64 of float32: all that look beyond an element do."""
+        return self.reads != "element"
+
+    @property
     def fuses(self) -> bool:
         """Whether native loops know the method."""
         return self.fused is not None

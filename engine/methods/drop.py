@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mergemill.engine.methods.task_vectors import rescale_factor, sum_absolute
+from mergemill.engine.tensors.device import is_on_host, put_beside
 from mergemill.engine.tensors.exact import ExactSum
 from mergemill.engine.tensors.fusion import Keep, Limits
 from mergemill.engine.tensors.kernels import Gather, Partial, StoredGather, add_partials
@@ -140,8 +141,8 @@ def _magprune(density: Sequence[float], epsilon: Sequence[float], delta: Tensor,
     if not 0 < density[i] < 1:
         return delta if density[i] >= 1 else delta.zero_()
     rows = delta.view(-1, _count_columns(place))
-    by_rank = torch.from_numpy(_rank_limits(density[i], epsilon[i], rows.shape[1])).expand(rows.shape)
-    limits = torch.empty(rows.shape, dtype=torch.int32).scatter_(1, _sort_rows(rows), by_rank)
+    by_rank = put_beside(_rank_limits(density[i], epsilon[i], rows.shape[1]), delta).expand(rows.shape)
+    limits = rows.new_empty(rows.shape, dtype=torch.int32).scatter_(1, _sort_rows(rows), by_rank)
     return delta.mul_(keep_under_limits(place, place.models[i], limits.view(-1), torch.empty_like(delta)))
 
 
@@ -162,6 +163,8 @@ def _sort_rows(rows: Tensor) -> Tensor:
         return magnitude.sort(dim=1, stable=True).indices
     # Bits and column in one integer: no two are equal, so that the fast sort, which is not stable, will do.
     keys = magnitude.view(torch.int32).to(torch.int64).bitwise_left_shift_(32)
-    keys.bitwise_or_(torch.arange(rows.shape[1]))
+    keys.bitwise_or_(put_beside(np.arange(rows.shape[1]), rows))
+    if not is_on_host(keys):
+        return keys.sort(dim=1).values.bitwise_and_(0xFFFFFFFF)
     keys.numpy().sort(axis=1)
     return keys.bitwise_and_(0xFFFFFFFF)

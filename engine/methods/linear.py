@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from mergemill.engine.methods.contract import PerModel, merge_method
 from mergemill.engine.methods.sums import sum_weighted
 from mergemill.engine.tensors import native
+from mergemill.engine.tensors.device import divide_
 from mergemill.engine.tensors.fusion import Fusion, Join
 from mergemill.engine.tensors.lazy import Tensor
 
@@ -31,4 +32,4 @@ def linear(models: list[Tensor], *, weight: PerModel[float], normalize: bool = T
     if native.suits(*models):
         return native.combine(models, weight, sum(weight) if normalize else 0.0)
     result = sum_weighted(models, weight)
-    return result.div_(sum(weight)) if normalize else result
+    return divide_(result, sum(weight)) if normalize else result

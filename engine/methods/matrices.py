@@ -58,7 +58,7 @@ def add_matrix(
 
 def are_finite(tensors: Sequence[Tensor]) -> bool:
     """Whether every element of every tensor is finite."""
-    return all(math.isfinite(end) for tensor in tensors for end in torch.stack(torch.aminmax(tensor)).tolist())
+    return all(math.isfinite(end) for tensor in tensors for end in torch.stack(torch.aminmax(tensor)).cpu().tolist())
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 from mergemill.engine.methods.contract import Grain, merge_method
 from mergemill.engine.methods.gram import gram_matrix
 from mergemill.engine.methods.rows import multiply_rows, view_rows
+from mergemill.engine.tensors.device import divide_
 from mergemill.engine.tensors.kernels import Gather
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
@@ -56,7 +57,7 @@ def model_stock(
     mean = deltas[0]
     for delta in deltas[1:]:
         mean.add_(delta)
-    mean.div_(len(deltas))
+    divide_(mean, len(deltas))
     view_rows(mean, place).mul_(share) if isinstance(share, torch.Tensor) else mean.mul_(share)
     return base.add_(mean)
 
@@ -77,7 +78,7 @@ def _find_shares(rows: Sequence[Tensor]) -> Tensor:
             least = torch.mul(norms[i], norms[j]).clamp_(min=_LEAST_PRODUCT)
             cosine = multiply_rows(wide[i], wide[j], scratch).div_(least)
             mean.add_(cosine.nan_to_num_(0.0).clamp_(-1, 1))
-    mean.div_(count * (count - 1) // 2)
+    divide_(mean, count * (count - 1) // 2)
     divisor = mean.mul(count - 1).add_(1)
     singular = divisor.abs().lt_(_SINGULAR)
     share = mean.mul_(count).div_(divisor.add_(singular)).mul_(1 - singular)

@@ -13,6 +13,7 @@ import numpy as np
 from mergemill.engine.methods.contract import Grain, PerModel, merge_method
 from mergemill.engine.methods.gram import Coefficients, combine_linearly, gram_matrix
 from mergemill.engine.methods.rows import multiply_rows, view_rows
+from mergemill.engine.tensors.device import put_beside, to_host
 from mergemill.engine.tensors.kernels import Gather
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
@@ -92,8 +93,8 @@ def _turn_rows(rows: Sequence[Tensor], t: float) -> None:
     a, b = (row.to(torch.float64) for row in rows)
     scratch = torch.empty_like(a)
     left, right = (multiply_rows(x, x, scratch).sqrt_().clamp_(min=_NO_NORM) for x in (a, b))
-    cosines = multiply_rows(a, b, scratch).div_(left.mul_(right)).numpy()
+    cosines = multiply_rows(a, b, scratch).div_(left.mul_(right))
     # One angle a row: math's functions, unlike those of arrays, do not follow the machine's vector registers.
-    arcs = itertools.chain.from_iterable(_find_arc(cosine, t) for cosine in map(float, cosines))
-    ends = torch.from_numpy(np.fromiter(arcs, np.float64, 2 * len(cosines))).view(-1, 2).to(rows[0].dtype)
+    arcs = itertools.chain.from_iterable(_find_arc(cosine, t) for cosine in to_host(cosines).tolist())
+    ends = put_beside(np.fromiter(arcs, np.float64, 2 * len(cosines)), a).view(-1, 2).to(rows[0].dtype)
     rows[0].mul_(ends[:, :1]).add_(rows[1].mul_(ends[:, 1:]))

@@ -49,6 +49,11 @@ class OwnMethod(Method):
     file: MethodsFile
 
     @property
+    def on_device(self) -> bool:
+        """Never: nobody has said that it does not ask NumPy."""
+        return False
+
+    @property
     def title(self) -> str:
         """The first line of the file; of the function, where the file holds several."""
         module = inspect.getmodule(self.function)

@@ -12,6 +12,7 @@ from typing import Any
 
 from mergemill.engine.methods.contract import Density, merge_method
 from mergemill.engine.tensors.cut import Cut
+from mergemill.engine.tensors.device import divide_
 from mergemill.engine.tensors.elementary import exp_, tanh_
 from mergemill.engine.tensors.exact import Extremes, find_extremes
 from mergemill.engine.tensors.kernels import Gather
@@ -76,7 +77,7 @@ def _make_share(score: Tensor, kept: Cut, highest: float, place: Place) -> Tenso
     marks = mark_largest(score, kept, place, torch.empty_like(score))
     if highest == kept.threshold:
         return marks
-    return score.sub_(kept.threshold).div_(highest - kept.threshold).clamp_(0.0, 1.0).mul_(marks)
+    return divide_(score.sub_(kept.threshold), highest - kept.threshold).clamp_(0.0, 1.0).mul_(marks)
 
 
 def _gather_sizes(deltas: Sequence[Tensor], place: Place) -> tuple[Extremes, ...]:
@@ -92,7 +93,7 @@ def _iterate_scores(sizes: Sequence[Extremes], deltas: Sequence[Tensor]) -> Iter
 
     They are divided by ``exp(K)``, which cancels in the shares and keeps any number of models finite.
     """
-    total = torch.zeros(deltas[0].shape, dtype=torch.float64)
+    total = deltas[0].new_zeros(deltas[0].shape, dtype=torch.float64)
     for delta in deltas:
         total.add_(delta)
     for size, delta in zip(sizes, deltas, strict=True):
@@ -100,6 +101,6 @@ def _iterate_scores(sizes: Sequence[Extremes], deltas: Sequence[Tensor]) -> Iter
         agreement = tanh_(wide * total)
         # A span that is nothing, or beyond float64, leaves nothing to compare by.
         span = size.most - size.least
-        relative = wide.abs_().sub_(size.least).div_(span) if 0 < span < math.inf else wide.zero_()
+        relative = divide_(wide.abs_().sub_(size.least), span) if 0 < span < math.inf else wide.zero_()
         within = exp_(relative.mul_(relative).sub_(1.0).mul_(len(deltas)))
         yield within.mul_(agreement).to(delta.dtype)

@@ -53,7 +53,6 @@ def _counting(epsilon: float) -> Callable[[Sequence[Tensor], Place], tuple[Count
 
 
 def _count(changed: Tensor, unique: Tensor) -> Counts:
-    # Sums of whole numbers below 2**53: whatever their order, they are exact.
-    whole = int(changed.sum(dtype=torch.float64))
-    alone = int(changed.mul_(unique).sum(dtype=torch.float64))
+    whole = int(torch.count_nonzero(changed))
+    alone = int(torch.count_nonzero(changed.mul_(unique)))
     return whole - alone, alone

@@ -11,6 +11,7 @@ from typing import Any
 from mergemill.engine.methods.contract import merge_method
 from mergemill.engine.methods.task_vectors import elect_sign
 from mergemill.engine.tensors.cut import Cut
+from mergemill.engine.tensors.device import divide_
 from mergemill.engine.tensors.exact import ExactSum, sum_products
 from mergemill.engine.tensors.fusion import SPREAD, Fusion, Join
 from mergemill.engine.tensors.histograms import StoredDerive
@@ -92,11 +93,11 @@ def find_spread(deltas: Sequence[Tensor]) -> Tensor:
     mean, squares = torch.zeros_like(first), torch.zeros_like(first)
     for delta in deltas[1:]:
         mean.add_(delta - first)
-    mean.div_(len(deltas))
+    divide_(mean, len(deltas))
     for delta in deltas:
         deviation = (delta - first).sub_(mean)
         squares.add_(deviation.mul_(deviation))
-    return squares.div_(len(deltas)).sqrt_().to(deltas[0].dtype)
+    return divide_(squares, len(deltas)).sqrt_().to(deltas[0].dtype)
 
 
 class _Spread(StoredDerive):

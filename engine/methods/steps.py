@@ -117,6 +117,16 @@ class Stepped:
         return True
 
     @property
+    def on_device(self) -> bool:
+        """As the method."""
+        return self.method.on_device
+
+    @property
+    def needs_double(self) -> bool:
+        """Steps decompose matrices."""
+        return True
+
+    @property
     def fuses(self) -> bool:
         """Whether native loops know the method; they do what no step changes."""
         return self.method.fuses

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from mergemill.engine.methods.sums import sum_weighted
 from mergemill.engine.tensors import exact, native
+from mergemill.engine.tensors.device import divide_
 from mergemill.engine.tensors.exact import ExactSum
 from mergemill.engine.tensors.fusion import Fusion, Join, Keep
 from mergemill.engine.tensors.lazy import Tensor, torch
@@ -38,7 +39,7 @@ def add_deltas(
         return native.add_deltas(base, deltas, weight, divisor=divisor, lambda_=lambda_)
     total = sum_weighted(deltas, weight)
     if divisor:
-        total.div_(divisor)
+        divide_(total, divisor)
     return base.add_(total.mul_(lambda_))
 
 

@@ -33,7 +33,7 @@ def _collect_triples(deltas: list[Tensor]) -> Triples:
     """Return the models' triples, one model's beside the other's."""
     m, n = deltas[0].shape
     most = max(1, min(m, n) // len(deltas)) * len(deltas)
-    left, values, right = (torch.empty((*rows, most), dtype=torch.float64) for rows in ((m,), (), (n,)))
+    left, values, right = (deltas[0].new_empty((*rows, most), dtype=torch.float64) for rows in ((m,), (), (n,)))
     columns = 0
     for delta in deltas:
         columns += _put_triples(decompose(delta, delta.dtype, most // len(deltas)), left, values, right, columns)

@@ -37,7 +37,7 @@ def wudi(
     def join(matrices: list[Tensor]) -> Tensor:
         parts = [Part(matrix, _find_norm(matrix)) for matrix in matrices if matrix.any()]
         if not parts:
-            return torch.zeros(place.shape, dtype=torch.float64)
+            return base.new_zeros(place.shape, dtype=torch.float64)
         m, n = place.shape
         return _solve_columns(parts, ridge) if n <= len(parts) * m else _solve_rows(parts, ridge)
 
@@ -56,7 +56,7 @@ class Part(NamedTuple):
 
 
 def _find_norm(matrix: Tensor) -> float:
-    largest = float(max(map(abs, torch.stack(torch.aminmax(matrix)).tolist())))
+    largest = float(max(map(abs, torch.stack(torch.aminmax(matrix)).cpu().tolist())))
     scaled = matrix.to(torch.float64, copy=True).div_(largest)  # so that no square overflows or vanishes
     return largest * math.sqrt(float(scaled.square_().sum()))
 
@@ -64,7 +64,7 @@ def _find_norm(matrix: Tensor) -> float:
 def _solve_columns(parts: list[Part], ridge: float) -> Tensor:
     """Return ``(Σ DᵢGᵢ)(Σ Gᵢ + ρ)⁻¹``."""
     m, n = parts[0].matrix.shape
-    products, grams = (torch.zeros((rows, n), dtype=torch.float64) for rows in (m, n))
+    products, grams = (parts[0].matrix.new_zeros((rows, n), dtype=torch.float64) for rows in (m, n))
     for matrix, norm in ((part.unit(), part.norm) for part in parts):
         if n <= m:
             gram = matrix.T @ matrix
@@ -80,15 +80,16 @@ def _solve_rows(parts: list[Part], ridge: float) -> Tensor:
     """Return ``C(BBᵀ + ρ)⁻¹B`` with ``C = [‖Dᵢ‖·BᵢBᵢᵀ …]``."""
     m, n = parts[0].matrix.shape
     rows = [slice(start, start + m) for start in range(0, len(parts) * m, m)]
-    grams = torch.zeros((len(parts) * m, len(parts) * m), dtype=torch.float64)  # its upper triangle is enough
-    own = torch.empty((m, len(parts) * m), dtype=torch.float64)
+    like = parts[0].matrix
+    grams = like.new_zeros((len(parts) * m, len(parts) * m), dtype=torch.float64)  # its upper triangle is enough
+    own = like.new_empty((m, len(parts) * m), dtype=torch.float64)
     for i, part in enumerate(parts):
         unit = part.unit()
         for j, other in enumerate(parts[: i + 1]):
             torch.mm(other.unit(), unit.T, out=grams[rows[j], rows[i]])
         torch.mul(grams[rows[i], rows[i]], part.norm, out=own[:, rows[i]])
     mixed = _divide(own, grams, ridge / n)
-    total = torch.zeros((m, n), dtype=torch.float64)
+    total = like.new_zeros((m, n), dtype=torch.float64)
     for at, part in zip(rows, parts, strict=True):
         total.addmm_(mixed[:, at], part.unit())
     return total
@@ -101,7 +102,7 @@ def _divide(left: Tensor, right: Tensor, ridge: float) -> Tensor:
     """
     right.diagonal().add_(ridge * float(right.diagonal().sum()))
     factor, result = right.T, left.T
-    torch.linalg.cholesky_ex(factor, check_errors=True, out=(factor, torch.empty((), dtype=torch.int32)))
+    torch.linalg.cholesky_ex(factor, check_errors=True, out=(factor, right.new_empty((), dtype=torch.int32)))
     torch.linalg.solve_triangular(factor, result, upper=False, out=result)
     torch.linalg.solve_triangular(factor.T, result, upper=True, out=result)
     return left

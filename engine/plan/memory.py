@@ -12,10 +12,13 @@ from mergemill.engine.errors import PlanError
 from mergemill.engine.plan.sizes import format_size
 from mergemill.engine.plan.values import Part, Piece
 from mergemill.engine.tensors.ahead import SLOTS, group_slabs, slot_bytes
+from mergemill.engine.tensors.device import HOST_ENCODED, Staging
 from mergemill.engine.tensors.dtypes import item_bytes
 from mergemill.engine.tensors.merged import Merged
-from mergemill.engine.tensors.slabs import SLAB, STORED_SLABS, iter_slabs, slab_step
+from mergemill.engine.tensors.slabs import SLAB, STORED_SLABS, Span, iter_slabs, slab_step
 from mergemill.engine.tensors.workspace import aligned
+
+_DEVICE_FACTORS = (16, 4, 1)  # on slabs: a device wants much at once, or starting its kernels is most of the time
 
 
 def stream_bytes(part: Part) -> int:
@@ -59,6 +62,51 @@ def check_memory(parts: Sequence[Part], memory_bytes: int, beside_bytes: int = 0
             f"--memory {format_size(memory_bytes)} is too little: tensor {tensor} needs "
             f"{stream_bytes(worst) + beside_bytes} bytes ({format_size(stream_bytes(worst) + beside_bytes)}) a worker"
         )
+
+
+def find_staging(piece: Piece, device: str, slab: int, host_bytes: int, device_bytes: int) -> Staging | None:
+    """Return how the piece goes by way of a device, in slabs as large as both memories allow; None: it does not.
+
+    What must not be less is `slab`: there the staging may take more than `device_bytes`. Where a base may be kept,
+    slabs are those of the CPU, which reads the base again in the same ranges.
+    """
+    expression = piece.tensor.expression
+    if not isinstance(expression, Merged) or not expression.suits_device(device) or not piece.span.size:
+        return None
+    factors = _DEVICE_FACTORS if piece.tensor.most_growth is None else (1,)
+    found = [_make_staging(piece, slab * factor) for factor in factors]
+    fits = (each for each in found if each.host_bytes <= host_bytes and each.device_bytes <= device_bytes)
+    return next(fits, found[-1])
+
+
+def _make_staging(piece: Piece, slab: int) -> Staging:
+    expression, out = piece.tensor.expression, piece.tensor.dtype
+    assert isinstance(expression, Merged)
+    elements = min(slab_step(slab, expression.block), piece.span.size)
+    reads = expression.reads(Span(piece.span.start, piece.span.start + elements))
+    written = aligned(elements * item_bytes(out))
+    if out in HOST_ENCODED:
+        written += aligned(elements * item_bytes(expression.dtype))
+    lane_bytes, beside_bytes = expression.device_bytes(elements, out)
+    host_lane_bytes = sum(aligned(read.size_bytes) for read in reads) + written
+    return Staging(slab, 1 if elements == piece.span.size else 2, host_lane_bytes, lane_bytes, beside_bytes)
+
+
+def check_device_memory(parts: Sequence[Part], device: str, memory_bytes: int) -> None:
+    """Raise `PlanError` with the number that would do where a tensor does not fit the promised device memory."""
+    need_bytes, tensor = device_need(parts, device)
+    if need_bytes > memory_bytes:
+        raise PlanError(
+            f"--device-memory {format_size(memory_bytes)} is too little: tensor {tensor} needs {need_bytes} bytes "
+            f"({format_size(need_bytes)}) on the device; give more, or leave the merge to the CPU with --device cpu"
+        )
+
+
+def device_need(parts: Sequence[Part], device: str) -> tuple[int, str]:
+    """Return the least device memory that does for every tensor merged there, and the name of the one it is for."""
+    pieces = [piece for part in parts for piece in part.pieces]
+    found = ((find_staging(piece, device, SLAB, 0, 0), piece.tensor.name) for piece in pieces)
+    return max(((staging.device_bytes, name) for staging, name in found if staging), default=(0, ""))
 
 
 def slab_bytes(piece: Piece) -> int:

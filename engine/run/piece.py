@@ -11,6 +11,7 @@ from typing import Any
 from mergemill.engine.plan.memory import gather_bytes, slab_bytes
 from mergemill.engine.plan.stages import Scaling
 from mergemill.engine.plan.values import Part, Piece
+from mergemill.engine.run.aboard import combine_there, find_device_staging, merge_there, open_work
 from mergemill.engine.run.guard import Row, find_fault, to_row
 from mergemill.engine.run.workplace import Counts, Workplace
 from mergemill.engine.storage.ranges import read_ahead
@@ -42,6 +43,8 @@ def merge_piece(
 
     With `drifts`, what the guard saw of a merged piece is added to them at the end.
     """
+    on_cpu = slab
+    slab = slab if work.lanes is None else work.lanes.staging.slab
     statistics = _find_statistics(piece, totals, work, workplace, slab)
     block = piece.tensor.expression.block  # also for a base that is kept: its ranges then are those that were read
     watch = _make_watch(piece) if drifts is not None else None
@@ -51,11 +54,16 @@ def merge_piece(
     ):
         kept = bool(find_fault(drift, piece.tensor.most_growth))
         row = to_row(drift, kept_base=kept) if piece.span.start == 0 else []  # the whole tensor's, said once
-        piece = _with_base(piece) if kept else piece
+        if kept:
+            work.leave_device()
+            piece, slab = _with_base(piece), on_cpu
         watch = None
-    fusion = _fuse(piece, statistics)
-    for span in _iter_slabs(piece, work, workplace, slab * STORED_SLABS if fusion else slab, block):
-        yield span, _make_bytes(piece, span, statistics, fusion, work, watch)
+    if work.lanes is not None:
+        yield from merge_there(piece, statistics, _iter_slabs(piece, work, workplace, slab, block), work, watch)
+    else:
+        fusion = _fuse(piece, statistics)
+        for span in _iter_slabs(piece, work, workplace, slab * STORED_SLABS if fusion else slab, block):
+            yield span, _make_bytes(piece, span, statistics, fusion, work, watch)
     if watch is not None:
         row = to_row(watch.drift(), kept_base=False)
     if drifts is not None and row is not None:
@@ -74,7 +82,10 @@ def gather_piece(piece: Piece, totals: Sequence[Partial], workplace: Workplace, 
     if gather is None and not last:
         return ()
     part = _alone(piece)
-    with workplace.lend(gather_bytes(part, workplace.share_bytes)) as arena, _open(arena, workplace) as work:
+    staging = find_device_staging(piece, workplace, slab)
+    need_bytes = max(gather_bytes(part, workplace.share_bytes), staging.host_bytes if staging else 0)
+    with workplace.lend(need_bytes) as arena, open_work(piece, arena, workplace, staging) as work:
+        slab = staging.slab if staging else slab
         if gather is None:
             return _gather_drift(piece, statistics, work, workplace, slab)
         return _gather(piece, gather, work, workplace, slab)
@@ -125,8 +136,9 @@ def _gather(piece: Piece, gather: Gather, work: Workspace, workplace: Workplace,
     expression = piece.tensor.expression
     assert isinstance(expression, Merged)
     total: Partial = ()
-    slab = slab * STORED_SLABS if expression.gathers_stored(gather) else slab
-    whole = work.keeps and expression.takes_whole(gather)
+    here = work.lanes is None
+    slab = slab * STORED_SLABS if here and expression.gathers_stored(gather) else slab
+    whole = here and work.keeps and expression.takes_whole(gather)
     for span in _iter_slabs(piece, work, workplace, piece.span.size if whole else slab):
         total = expression.gather(gather, span, work, total)
     return total
@@ -135,8 +147,11 @@ def _gather(piece: Piece, gather: Gather, work: Workspace, workplace: Workplace,
 def _gather_drift(piece: Piece, statistics: Any, work: Workspace, workplace: Workplace, slab: int) -> Partial:
     watch = _make_watch(piece)
     assert watch is not None, "only merged tensors are guarded"
-    fusion = _fuse(piece, statistics)
+    fusion = _fuse(piece, statistics) if work.lanes is None else None
     for span in _iter_slabs(piece, work, workplace, slab * STORED_SLABS if fusion else slab):
+        if work.lanes is not None:
+            combine_there(piece, span, statistics, work, watch)
+            continue
         _make_bytes(piece, span, statistics, fusion, work, watch)
     return watch.partial()
 
@@ -172,7 +187,8 @@ def _iter_slabs(
 ) -> Iterator[Span]:
     expression, asked = piece.tensor.expression, piece.span.start
     spans = list(iter_slabs(piece.span, slab, block or expression.block))
-    for span in fetch_ahead(expression, spans, work, slab_bytes(piece)):
+    beside_bytes = slab_bytes(piece) if work.lanes is None else work.lanes.staging.host_bytes
+    for span in fetch_ahead(expression, spans, work, beside_bytes):
         workplace.check_going()
         work.next_slab()
         if span.start >= asked:

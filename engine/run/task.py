@@ -6,17 +6,19 @@ from dataclasses import replace
 
 import xxhash
 
-from mergemill.engine.plan.memory import keep_bytes, needs_passes, task_bytes
-from mergemill.engine.plan.values import Part
+from mergemill.engine.plan.memory import keep_bytes, needs_passes, slab_bytes, task_bytes
+from mergemill.engine.plan.values import Part, Piece
+from mergemill.engine.run.aboard import find_device_staging, open_work
 from mergemill.engine.run.guard import Row
 from mergemill.engine.run.piece import Totals, merge_piece
 from mergemill.engine.run.receipts import Receipt
 from mergemill.engine.run.target import PartTarget, ShardTarget
 from mergemill.engine.run.workplace import Counts, Workplace
 from mergemill.engine.storage.ranges import check_pin
+from mergemill.engine.tensors.device import Staging
 from mergemill.engine.tensors.dtypes import item_bytes
 from mergemill.engine.tensors.slabs import SLAB
-from mergemill.engine.tensors.workspace import Arena, Workspace, aligned
+from mergemill.engine.tensors.workspace import Arena, aligned
 
 Sink = Callable[[int, memoryview], None]  # given where in the shard, and the bytes
 
@@ -28,7 +30,7 @@ def run_part(
     if (copied := target.copy_part(part, shard, workplace)) is not None:
         return _count(copied, workplace)
     beside_bytes = aligned(target.beside_bytes)
-    need_bytes = task_bytes(part, workplace.share_bytes - beside_bytes)
+    need_bytes = _find_need(part, workplace, workplace.share_bytes - beside_bytes, slab)
     with (
         workplace.lend(beside_bytes + need_bytes) as arena,
         target.open_part(part, arena[:beside_bytes]) as writer,
@@ -42,7 +44,7 @@ def run_shard(
     parts: Sequence[Part], shard: str, target: ShardTarget, totals: Totals, workplace: Workplace, slab: int = SLAB
 ) -> list[Receipt]:
     """Merge all parts of a shard and write it, front to back, where `target` says; returns their receipts."""
-    need_bytes = max(task_bytes(part, workplace.share_bytes - target.beside_bytes) for part in parts)
+    need_bytes = max(_find_need(part, workplace, workplace.share_bytes - target.beside_bytes, slab) for part in parts)
     with target.open_shard() as writer:
         with workplace.lend(need_bytes, target.beside_bytes) as arena:
             receipts = [
@@ -56,9 +58,25 @@ def run_shard(
 
 def merge_part(part: Part, shard: str, sink: Sink, totals: Totals, workplace: Workplace, slab: int = SLAB) -> Receipt:
     """Merge one part, give its bytes to `sink` in order, and return the receipt."""
-    need_bytes = task_bytes(part, workplace.share_bytes)
+    need_bytes = _find_need(part, workplace, workplace.share_bytes, slab)
     with workplace.lend(need_bytes) as arena:
         return _merge_part(part, shard, sink, totals, workplace, slab, arena, need_bytes)
+
+
+def _find_need(part: Part, workplace: Workplace, share_bytes: int, slab: int) -> int:
+    """Return what the part's task asks the memory gate for."""
+    stagings = [(piece, find_device_staging(piece, workplace, slab)) for piece in part.pieces]
+    there = [_keeping_bytes(piece, staging) for piece, staging in stagings if staging and piece.whole]
+    least_bytes = max((staging.host_bytes for _, staging in stagings if staging), default=0)
+    kept = (size_bytes for size_bytes in there if size_bytes <= share_bytes)
+    return max([task_bytes(part, share_bytes), least_bytes, *kept])
+
+
+def _keeping_bytes(piece: Piece, staging: Staging | None) -> int:
+    """Return what the piece takes when its inputs are kept for later passes."""
+    if staging is None or not needs_passes(piece):
+        return keep_bytes(piece)
+    return max(keep_bytes(piece), keep_bytes(piece) - slab_bytes(piece) + staging.host_bytes)
 
 
 def _merge_part(
@@ -76,8 +94,9 @@ def _merge_part(
     started = time.perf_counter()
     drifts: list[Row] = []
     for piece in part.pieces:
-        keep = piece.whole and needs_passes(piece) and keep_bytes(piece) <= need_bytes
-        with Workspace(arena, keep=keep, cache=workplace.cache) as work:
+        staging = find_device_staging(piece, workplace, slab)
+        keep = piece.whole and needs_passes(piece) and _keeping_bytes(piece, staging) <= need_bytes
+        with open_work(piece, arena, workplace, staging, keep=keep) as work:
             for span, merged in merge_piece(piece, totals, work, workplace, slab, drifts):
                 data = merged.data
                 checksum.update(data)

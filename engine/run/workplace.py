@@ -17,6 +17,7 @@ import numpy as np
 
 from mergemill.engine.errors import RunError
 from mergemill.engine.storage.cache import RangeCache
+from mergemill.engine.tensors.device import Streams
 from mergemill.engine.tensors.workspace import Arena
 
 MALLOC_BYTES = 40 << 20  # a thread; measured up to 26 MiB: freed scratch that glibc keeps, and its fragments
@@ -45,8 +46,8 @@ class Counts:
 class Workplace:
     """Memory for the tasks of one process: at most `memory_bytes`, shared by `threads` tasks at a time.
 
-    With it goes the `cache` of this host, where there is one, that their reads go through. stopped: what tasks end with
-    when the worker does.
+    With it goes the `cache` of this host, where there is one, that their reads go through, and the `device` that they
+    merge on, where it is not the CPU. stopped: what tasks end with when the worker does.
     """
 
     def __init__(
@@ -55,7 +56,10 @@ class Workplace:
         threads: int,
         cache: RangeCache | None = None,
         stopped: type[Exception] = RunError,
+        *,
+        device: "DevicePlace | None" = None,
     ) -> None:
+        self.device = device
         self.memory_bytes = memory_bytes
         self.threads = threads
         self.cache = cache
@@ -152,7 +156,13 @@ class Workplace:
         size_bytes = size_bytes if taken is None else len(taken)
         while self._free and self._lent_bytes + sum(map(len, self._free)) + size_bytes > most_bytes:
             self._free.pop()
-        return _map_arena(size_bytes) if taken is None else taken
+        return self._map(size_bytes) if taken is None else taken
+
+    def _map(self, size_bytes: int) -> Arena:
+        arena = _map_arena(size_bytes)
+        if self.device is not None:
+            self.device.pin(arena)
+        return arena
 
 
 def _map_arena(size_bytes: int) -> Arena:
@@ -164,3 +174,16 @@ def _map_arena(size_bytes: int) -> Arena:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         region.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(region, np.uint8)
+
+
+class DevicePlace(Workplace):
+    """The memory of a device, lent as that of the host is: arenas, and what is allocated beside them."""
+
+    kind = ""  # of the device, as torch calls it
+
+    def streams(self) -> Streams:
+        """Return how one task feeds the device."""
+        raise NotImplementedError
+
+    def pin(self, arena: Arena) -> None:
+        """Keep an arena of the host where the device can copy from it and to it by itself."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mergemill.engine.tensors import native
+from mergemill.engine.tensors.device import is_on_host, to_host
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES, item_bytes
 from mergemill.engine.tensors.lazy import Tensor, torch
 
@@ -49,7 +50,7 @@ class Digits:
         digit = ordered.bitwise_right_shift_(shift)
         if self._signed:
             digit.add_(self._bias >> shift)
-        counts: Counts = torch.bincount(digit, minlength=1 << self.widths[0]).numpy()
+        counts: Counts = to_host(torch.bincount(digit, minlength=1 << self.widths[0]))
         return counts
 
     def count_within(self, ordered: Tensor, level: int, prefixes: Sequence[int]) -> Iterator[Counts]:
@@ -62,6 +63,9 @@ class Digits:
         if native.suits_integers(ordered):
             yield from (native.count_within(ordered, prefix * span - self._bias, span, shift) for prefix in prefixes)
             return
+        if not is_on_host(ordered):
+            yield from (self._count_there(ordered, prefix * span - self._bias, span, shift) for prefix in prefixes)
+            return
         beyond, least = ordered.numpy().view(self._unsigned), self._bias
         for prefix in prefixes:
             # In place less the least key that begins with the prefix; what is less than that wraps around.
@@ -72,8 +76,23 @@ class Digits:
 
     def keys(self, values: Tensor) -> Keys:
         """Return each value's key; the `values` are overwritten."""
-        keys: Keys = self.order(values).numpy().view(self._unsigned)
+        return self.to_keys(self.order(values))
+
+    def to_keys(self, ordered: Tensor) -> Keys:
+        """Return the keys of what `order` returned, which is overwritten where it lies on the host."""
+        keys: Keys = to_host(ordered).view(self._unsigned)
         return np.add(keys, self._unsigned.type(self._bias), out=keys) if self._bias else keys
+
+    def from_key(self, key: int) -> int:
+        """Return the integer of `order` that has this key."""
+        return key - self._bias
+
+    def _count_there(self, ordered: Tensor, least: int, span: int, shift: int) -> Counts:
+        """Count on a device the digit at `shift` of what lies less than `span` above `least`."""
+        inside = ordered[(ordered >= least) & (ordered <= least + span - 1)]
+        digit = inside.sub_(least).bitwise_right_shift_(shift)
+        counts: Counts = to_host(torch.bincount(digit, minlength=span >> shift))
+        return counts
 
     @property
     def most(self) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mergemill.engine.tensors import native
+from mergemill.engine.tensors.device import add_rows, has_double, is_on_host, to_host
 from mergemill.engine.tensors.dtypes import NAMES
 from mergemill.engine.tensors.exact import ExactSum, add_up, count_cuts, exact
 from mergemill.engine.tensors.lazy import Tensor, torch
@@ -46,13 +47,17 @@ class Watch:
         self._block = block  # of the tensor: its slabs begin at multiples
         self._deltas = deltas  # whether a kernel's inputs are differences to the base already
         self._broken = 0
-        self._squares: list[Sums] = []  # a row for base, inputs and merged; a column for each chunk
-        self._kept: npt.NDArray[Any] | None = None  # the base's sample, [chunk, SAMPLE], float32 or float64
+        self._broken_there: list[Tensor] = []  # counted on a device
+        self._squares: list[Sums | Tensor] = []  # a row for base, inputs and merged; a column for each chunk
+        self._kept: npt.NDArray[Any] | Tensor | None = None  # the base's sample, [chunk, SAMPLE], float32 or float64
 
     def look(self, tensors: Sequence[Tensor], base: Tensor | None) -> None:
         """See a slab's inputs before the kernel overwrites them."""
         subtract = base is None or not self._deltas
         slabs = [*tensors] if base is None else [base, *tensors]
+        if not is_on_host(slabs[0]):
+            self._look_there(slabs, subtract=subtract)
+            return
         chunks = count_cuts(len(slabs[0]), self._block)
         squares = np.empty((len(slabs) + 1, chunks))
         if native.suits(*slabs):
@@ -68,6 +73,9 @@ class Watch:
         """See what became of the slab."""
         assert self._kept is not None, "a slab is looked at before it is merged"
         moved = self._squares[-1][-1]
+        if not isinstance(self._kept, np.ndarray):
+            moved.copy_(_sum_squares_there((_sample_there(merged, self._block) - self._kept)[None])[0])
+            return
         if self._kept.dtype == np.float32 and native.suits(merged):
             native.compare(merged, self._block, self._kept, moved)
         else:
@@ -84,6 +92,9 @@ class Watch:
 
     def check(self, written: Tensor) -> None:
         """Count what is not finite in the slab as it is written."""
+        if not is_on_host(written):
+            self._broken_there.append((~torch.isfinite(written)).sum())
+            return
         if native.suits_halves(written):
             self._broken += native.count_broken(written)
             return
@@ -97,15 +108,28 @@ class Watch:
     def drift(self) -> Drift:
         """Return what was seen of the piece."""
         base, *inputs, moved = (add_up(row.tolist()) for row in self._rows()) if self._squares else (0.0, 0.0)
-        return Drift(self._broken, moved, base, tuple(inputs))
+        return Drift(self._count_broken(), moved, base, tuple(inputs))
 
     def partial(self) -> tuple[int | ExactSum, ...]:
         """Return what adds up over pieces, exactly: see `make_drift`."""
         sums = (reduce(ExactSum.__add__, map(exact, row.tolist()), ExactSum()) for row in self._rows())
-        return (self._broken, *sums)
+        return (self._count_broken(), *sums)
+
+    def _look_there(self, slabs: Sequence[Tensor], *, subtract: bool) -> None:
+        """See a slab on a device; what is seen stays there until the piece is done, so that nothing waits for it."""
+        first, *others = (_sample_there(slab, self._block) for slab in slabs)
+        squares = first.new_empty((len(slabs) + 1, len(first)))
+        seen = torch.stack([first, *(x - first if subtract else x for x in others)])
+        squares[:-1].copy_(_sum_squares_there(seen))
+        self._kept = first
+        self._squares.append(squares)
+
+    def _count_broken(self) -> int:
+        return self._broken + sum(int(count) for count in self._broken_there)
 
     def _rows(self) -> Sums:
-        return np.concatenate(self._squares, axis=1) if self._squares else np.zeros((0, 0))
+        found = [each if isinstance(each, np.ndarray) else to_host(each) for each in self._squares]
+        return np.concatenate(found, axis=1) if found else np.zeros((0, 0))
 
 
 def make_drift(partial: Sequence[int | ExactSum]) -> Drift:
@@ -136,3 +160,22 @@ def _sum_squares(samples: Sums) -> Sums:
         lanes = np.add.reduce((samples * samples).reshape(*samples.shape[:2], -1, _LANES), axis=2)
         sums: Sums = np.add.reduce(np.ascontiguousarray(np.moveaxis(lanes, -1, 0)), axis=0)
     return sums
+
+
+def _sample_there(slab: Tensor, block: int) -> Tensor:
+    """The same where the slab lies; on the host, where it lies on a device that knows no float64."""
+    if block > BLOCK:
+        return torch.cat([_sample_there(part, BLOCK) for part in torch.split(slab, block)])
+    whole = len(slab) // block * block
+    blocks, tail = slab[:whole].view(-1, block)[:, :SAMPLE], slab[whole:][:SAMPLE]
+    sample = slab.new_zeros((count_cuts(len(slab), block), SAMPLE))
+    sample[: len(blocks), : blocks.shape[1]].copy_(blocks)
+    if len(tail):
+        sample[-1, : len(tail)].copy_(tail)
+    return (sample if has_double(slab) else sample.cpu()).to(torch.float64)
+
+
+def _sum_squares_there(samples: Tensor) -> Tensor:
+    """The same additions as `_sum_squares`, where the samples lie."""
+    squares = (samples * samples).view(*samples.shape[:2], -1, _LANES)
+    return add_rows(add_rows(squares.movedim(2, 0)).movedim(2, 0))

@@ -8,6 +8,7 @@ are bits. An error is at most about three units in the last place of float64.
 import math
 from collections.abc import Iterator
 
+from mergemill.engine.tensors.device import is_on_host
 from mergemill.engine.tensors.lazy import Tensor, torch
 
 PIECE = 1 << 15  # elements that are worked on at once: with the scratch they stay in the L2 cache
@@ -60,8 +61,9 @@ def log_(x: Tensor) -> Tensor:
 
 
 def _iterate_pieces(x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    scratch = torch.empty(3, min(PIECE, len(x)), dtype=torch.float64)
-    for piece in torch.split(x, PIECE):
+    size = min(PIECE, len(x)) if is_on_host(x) else len(x)
+    scratch = x.new_empty(3, size)
+    for piece in torch.split(x, max(1, size)):
         yield piece, scratch[:, : len(piece)]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mergemill.engine.tensors import native
+from mergemill.engine.tensors.device import add_rows, is_on_host, to_host
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.slabs import BLOCK
 
@@ -78,6 +79,8 @@ def _scale(value: float) -> int:
 
 def sum_blocks(values: Tensor, block: int = BLOCK) -> ExactSum:
     """Return the sum of a flat float64 slab that begins at a multiple of `block` in its own tensor."""
+    if not is_on_host(values):
+        return sum_lanes(_add_blocks_there(values, block))
     flat = values.numpy()
     if block == BLOCK:
         return _sum_block(flat)
@@ -101,6 +104,20 @@ def _sum_whole_blocks(flat: np.ndarray[Any, np.dtype[np.float64]]) -> ExactSum:
         lanes = np.add.reduce(flat.reshape(-1, 64, 1024), axis=1)
         lanes = np.add.reduce(lanes.reshape(-1, 32, 32), axis=1)
     return sum_lanes(lanes)
+
+
+def _add_blocks_there(values: Tensor, block: int) -> native.Sums:
+    """Return the sums of each block ``[cut, 32]`` of a slab on a device, added there in the same order."""
+    cuts = count_cuts(len(values), block)
+    padded = values
+    if block % BLOCK or len(values) % BLOCK:
+        padded = values.new_zeros(cuts * BLOCK)
+        for first, cut in zip(range(0, len(values), block), range(0, cuts, -(-block // BLOCK)), strict=True):
+            here = values[first : first + block]
+            padded[cut * BLOCK : cut * BLOCK + len(here)].copy_(here)
+    lanes = add_rows(padded.view(cuts, 64, 1024).transpose(0, 1))
+    sums: native.Sums = to_host(add_rows(lanes.view(cuts, 32, 32).transpose(0, 1)))
+    return sums
 
 
 def add_up(values: Sequence[float]) -> float:

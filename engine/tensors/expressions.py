@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from mergemill.engine.errors import MergeError
 from mergemill.engine.storage.ranges import Pin
-from mergemill.engine.tensors.dtypes import NAMES, TORCH_DTYPES, item_bytes
+from mergemill.engine.tensors.dtypes import NAMES, item_bytes
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.slabs import BLOCK, Span
 from mergemill.engine.tensors.workspace import Arena, Workspace, aligned
@@ -86,8 +86,7 @@ class Stored:
 
     def evaluate(self, span: Span, work: Workspace, dtype: str) -> Tensor:
         """Return the span decoded to `dtype`."""
-        stored = self.read(span, work).view(TORCH_DTYPES[self.dtype])
-        return work.take((span.size,), dtype).copy_(stored)
+        return work.decode(self.read(span, work), self.dtype, dtype)
 
     def slab_bytes(self, elements: int, dtype: str) -> int:
         """Bytes as stored and bytes decoded."""
@@ -192,8 +191,7 @@ class Agreed:
 
     def evaluate(self, span: Span, work: Workspace, dtype: str) -> Tensor:
         """Return the span's common elements as `dtype`."""
-        agreed = self.read(span, work).view(TORCH_DTYPES[self.dtype])
-        return work.take((span.size,), dtype).copy_(agreed)
+        return work.decode(self.read(span, work), self.dtype, dtype)
 
     def slab_bytes(self, elements: int, dtype: str) -> int:
         """Every input as stored, and one decoded."""

@@ -76,6 +76,14 @@ class Kernel(Protocol):
         """What its statistics may hold, for each input, whatever the slab."""
 
     @property
+    def on_device(self) -> bool:
+        """Whether it works on tensors that lie on a device."""
+
+    @property
+    def needs_double(self) -> bool:
+        """Whether it makes float64 of float32."""
+
+    @property
     def fuses(self) -> bool:
         """Whether `fuse` knows the method, but for odd values."""
 

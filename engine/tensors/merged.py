@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mergemill.engine.tensors import native
+from mergemill.engine.tensors.device import NO_DOUBLE, device_aligned
 from mergemill.engine.tensors.drift import Watch
 from mergemill.engine.tensors.dtypes import item_bytes
 from mergemill.engine.tensors.exact import ExactSum, sum_products
@@ -24,6 +25,8 @@ from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.slabs import Span
 from mergemill.engine.tensors.stored import STORED_DTYPES, StoredSlab
 from mergemill.engine.tensors.workspace import Arena, Workspace, aligned
+
+DEVICE_SLABS = 4  # float64 ones that sums, ranks and results take on a device beside what a kernel says
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,7 @@ class Merged:
 
     def gather(self, gather: Gather, span: Span, work: Workspace, total: Partial = ()) -> Partial:
         """Return what one round gathers from one slab, added to `total`, which may be overwritten."""
-        if isinstance(gather, StoredGather) and self.gathers_stored(gather):
+        if work.lanes is None and isinstance(gather, StoredGather) and self.gathers_stored(gather):
             return gather.add_stored(self._store(span, work), total)
         return add_partials(total, gather(self._load_tensors(span, work), self.place.at(span.start)))
 
@@ -222,6 +225,24 @@ class Merged:
                 tensor.mul_(factor)
         return tensors
 
+    def suits_device(self, device: str) -> bool:
+        """Whether the method and its inputs can be worked on there: what is not float32 needs a device for it."""
+        narrow = device in NO_DOUBLE
+        sources = [leaf for source in self.inputs for leaf in _iterate_parts(source)]
+        nested = all(source.suits_device(device) for source in sources if isinstance(source, Merged))
+        if not self.kernel.on_device or not nested:
+            return False
+        plain = self.dtype == "F32" and not self.kernel.needs_double
+        return not narrow or (plain and all(source.dtype in STORED_DTYPES for source in sources))
+
+    def device_bytes(self, elements: int, dtype: str) -> tuple[int, int]:
+        """An upper bound of what a slab takes of a device: of a lane, and beside it."""
+        ends = sum(1 for _ in self.reads(Span(0, elements))) + len(self.inputs) + 2
+        inputs = sum(source.slab_bytes(elements, self.dtype) for source in self.inputs)
+        lane_bytes = device_aligned(inputs + elements * item_bytes(dtype)) + 2 * ends * device_aligned(1)
+        slabs = self.kernel.extra_slabs + self.kernel.extra_slabs_each * len(self.inputs) + DEVICE_SLABS
+        return lane_bytes, slabs * device_aligned(elements * item_bytes("F64"))
+
     def slab_bytes(self, elements: int, dtype: str) -> int:
         """The inputs' slabs, and what kernels and statistics allocate beside them."""
         inputs = sum(source.slab_bytes(elements, self.dtype) for source in self.inputs)
@@ -247,3 +268,11 @@ class Merged:
             **({"factors": list(self.factors)} if self.factors else {}),
             **({"vectors": list(self.vectors)} if self.vectors else {}),
         }
+
+
+def _iterate_parts(source: Expression) -> Iterator[Expression]:
+    if isinstance(source, Difference):
+        yield from _iterate_parts(source.model)
+        yield from _iterate_parts(source.base)
+    else:
+        yield source

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mergemill.engine.tensors import native
+from mergemill.engine.tensors.device import is_on_host, put_beside
 from mergemill.engine.tensors.fusion import Limits
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
@@ -32,7 +33,7 @@ def keep_with_probability(place: Place, model: int, probability: float, out: Ten
     `out` is a flat floating slab that begins at ``place.start``; `model` is the input's place in the recipe.
     """
     limit = find_limit(probability)
-    for start, bits in _iterate_bits(place, model, len(out)):
+    for start, bits in _iterate_bits(place, model, out):
         torch.lt(bits, limit, out=out[start : start + len(bits)])
     return out
 
@@ -53,7 +54,7 @@ def keep_under_limits(place: Place, model: int, limits: Tensor, out: Tensor) -> 
 
     Both are flat slabs that begin at ``place.start``; `random_limits` makes limits of probabilities.
     """
-    for start, bits in _iterate_bits(place, model, len(out)):
+    for start, bits in _iterate_bits(place, model, out):
         stop = start + len(bits)
         torch.lt(bits, limits[start:stop], out=out[start:stop])
     return out
@@ -81,8 +82,12 @@ def find_keys(place: Place, model: int, size: int) -> Keys:
     return np.array([_block_keys(place.seed, model, place.tensor, block) for block in blocks], np.int32).view(np.uint32)
 
 
-def _iterate_bits(place: Place, model: int, size: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield the numbers of the `size` elements from ``place.start`` on, by pieces: where in the slab, and which."""
+def _iterate_bits(place: Place, model: int, slab: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield the numbers of the slab's elements, from ``place.start`` on, by pieces: where in the slab, and which."""
+    size = len(slab)
+    if not is_on_host(slab):
+        yield 0, _bits_there(place, model, slab)
+        return
     bits, scratch = torch.empty(BLOCK, dtype=torch.int32), torch.empty(BLOCK, dtype=torch.int32)
     for start, block, counters in _iterate_counters(place, size):
         count = len(counters)
@@ -104,7 +109,18 @@ def find_limit(probability: float) -> int:
 
 def _fill_bits(place: Place, model: int, block: int, counters: Tensor, bits: Tensor, scratch: Tensor) -> Tensor:
     first, second = _block_keys(place.seed, model, place.tensor, block)
-    torch.bitwise_xor(counters, first, out=bits)
+    return _mix(torch.bitwise_xor(counters, first, out=bits), second, scratch)
+
+
+def _bits_there(place: Place, model: int, slab: Tensor) -> Tensor:
+    """Return the numbers of all the slab's elements, made where it lies."""
+    keys = put_beside(find_keys(place, model, len(slab)).view(np.int32), slab)
+    bits = put_beside(_mixed_counters().numpy(), slab).bitwise_xor(keys[:, :1])
+    skipped = place.start % BLOCK
+    return _mix(bits, keys[:, 1:], torch.empty_like(bits)).view(-1)[skipped : skipped + len(slab)]
+
+
+def _mix(bits: Tensor, second: Tensor | int, scratch: Tensor) -> Tensor:
     _xor_shifted(bits, 16, scratch)
     bits.mul_(_signed(_FIRST)).add_(second)
     _xor_shifted(bits, 15, scratch)

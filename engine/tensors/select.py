@@ -13,6 +13,7 @@ import numpy as np
 
 from mergemill.engine.tensors import native
 from mergemill.engine.tensors.cut import Cut
+from mergemill.engine.tensors.device import count_by_block, is_on_host
 from mergemill.engine.tensors.digits import Counts, Digits
 from mergemill.engine.tensors.histograms import (
     CountSlab,
@@ -108,7 +109,7 @@ def mark_largest(values: Tensor, cut: Cut, place: Place, out: Tensor) -> Tensor:
             torch.gt(here, cut.threshold, out=mark)
         if block == cut.block and cut.block_ties:
             equal = here == cut.threshold
-            mark[equal & (equal.cumsum(0) <= cut.block_ties)] = 1
+            mark.masked_fill_(equal & (equal.cumsum(0) <= cut.block_ties), 1)
     return out
 
 
@@ -202,6 +203,9 @@ def _count_ties(values: Tensor, threshold: float, place: Place) -> Counts:
     counts = np.zeros(-(-place.size // place.block), np.int64)
     blocks = torch.split(values, place.block)
     first = place.start // place.block
+    if not is_on_host(values):
+        counts[first : first + len(blocks)] = count_by_block(values == threshold, place.block)
+        return counts
     counts[first : first + len(blocks)] = [_count_equal(block, threshold) for block in blocks]
     return counts
 

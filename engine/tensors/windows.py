@@ -14,7 +14,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from mergemill.engine.tensors.cut import Cut
-from mergemill.engine.tensors.digits import Counts, Keys
+from mergemill.engine.tensors.device import count_by_block, is_on_host, to_host
+from mergemill.engine.tensors.digits import Counts, Digits, Keys
 from mergemill.engine.tensors.histograms import KeyGather
 from mergemill.engine.tensors.kernels import Additive
 from mergemill.engine.tensors.lazy import Tensor
@@ -188,7 +189,7 @@ class Sampling(KeyGather):
     def __call__(self, tensors: Sequence[Tensor], place: Place) -> tuple[Sample, ...]:
         values = self.derive(tensors, place)
         return tuple(
-            Sample((_sample(self.digits.keys(value), place),)) if looked else Sample()
+            Sample((_sample(value, self.digits, place),)) if looked else Sample()
             for value, looked in zip(values, self.looked, strict=True)
         )
 
@@ -212,8 +213,13 @@ def _first_run(place: Place) -> tuple[int, int]:
     return -place.start % stride, stride
 
 
-def _sample(keys: Keys, place: Place) -> Keys:
+def _sample(value: Tensor, digits: Digits, place: Place) -> Keys:
     first, stride = _first_run(place)
+    if not is_on_host(value):
+        ordered = digits.order(value)
+        there = ordered[first:].unfold(0, RUN, stride) if first + RUN <= len(ordered) else ordered[:0].view(-1, RUN)
+        return digits.to_keys(there.contiguous())
+    keys = digits.keys(value)
     starts = np.arange(first, len(keys) - RUN + 1, stride)
     runs: Keys = keys[starts[:, None] + np.arange(RUN)]
     return runs
@@ -247,6 +253,10 @@ class Watching(KeyGather):
     def _watch(self, value: Tensor, windows: Sequence[Window], place: Place) -> Iterator[Seen]:
         if not windows:
             return
+        if not is_on_host(value):
+            ordered = self.digits.order(value)
+            yield from (self._watch_there(ordered, window, place) for window in windows)
+            return
         keys = self.digits.keys(value)
         first, blocks = place.start // place.block, -(-len(keys) // place.block)
         for window in windows:
@@ -259,6 +269,19 @@ class Watching(KeyGather):
             above = int(np.count_nonzero(keys > window.high))
             near = (NearKeys(first, counts, keys[inside]),) if len(inside) <= MOST_KEYS else ()
             yield Seen(above, len(inside), ends, near)
+
+    def _watch_there(self, ordered: Tensor, window: Window, place: Place) -> Seen:
+        """The same on a device; what comes from there are counts, and the keys inside."""
+        low, high = (self.digits.from_key(key) for key in (window.low, window.high))
+        mask = (ordered > low) & (ordered < high)
+        counts = count_by_block(mask, place.block)
+        inside, first = int(counts.sum()), place.start // place.block
+        ends = _nothing(place).ends
+        for end, key in zip(ends, (low, high), strict=True):
+            end[first : first + len(counts)] = count_by_block(ordered == key, place.block)
+        above = int(to_host((ordered > high).sum()))
+        near = (NearKeys(first, counts, self.digits.to_keys(ordered[mask])),) if inside <= MOST_KEYS else ()
+        return Seen(above, inside, ends, near)
 
 
 def _nothing(place: Place) -> Seen:

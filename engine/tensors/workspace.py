@@ -12,6 +12,7 @@ import numpy as np
 from mergemill.engine.storage.cache import RangeCache
 from mergemill.engine.storage.fetch import Fetch
 from mergemill.engine.storage.ranges import Pin, is_remote, read_into
+from mergemill.engine.tensors.device import Lanes
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES
 from mergemill.engine.tensors.lazy import Tensor, torch
 
@@ -58,13 +59,18 @@ class Workspace:
     Remote ranges come into the arena while others are worked on: those that are held, and those that were asked for by
     `fetch`; all by way of `cache`, where there is one. Nothing writes into the arena any more once the workspace is
     closed.
+
+    With `lanes`, slabs lie on a device: what is read goes there as it is stored, and slabs take turns here as well.
     """
 
-    def __init__(self, arena: Arena, *, keep: bool = False, cache: RangeCache | None = None) -> None:
+    def __init__(
+        self, arena: Arena, *, keep: bool = False, cache: RangeCache | None = None, lanes: Lanes | None = None
+    ) -> None:
         self._arena = arena
         self._raw = arena.data
         self._keep = keep
         self._cache = cache
+        self.lanes = lanes
         self._found: dict[tuple[str, int], tuple[int, int]] = {}  # what was read: where in the arena, and how much
         self._held: dict[str, list[_Held]] = {}
         self._notes: dict[tuple[int, ...], Arena] = {}
@@ -76,6 +82,8 @@ class Workspace:
 
     def __enter__(self) -> Self:
         """The workspace is closed when the block ends."""
+        if self.lanes is not None:
+            self.lanes.open()
         return self
 
     def __exit__(
@@ -86,11 +94,18 @@ class Workspace:
 
     def close(self) -> None:
         """Return once nothing writes into the arena any more."""
+        self.leave_device()
         for slot in list(self._coming):
             self.drop(slot)
         for held in (held for ranges in self._held.values() for held in ranges):
             if held.fetch is not None:
                 held.fetch.cancel()
+
+    def leave_device(self) -> None:
+        """Have slabs on the CPU from now on."""
+        if self.lanes is not None:
+            self.lanes.close()
+            self.lanes = None
 
     @property
     def keeps(self) -> bool:
@@ -131,17 +146,30 @@ class Workspace:
 
     def drop(self, slot: int) -> None:
         """Make a slot free again."""
+        if self.lanes is not None:
+            self.lanes.settle()  # a device may still copy from it
         for coming in self._coming.pop(slot, ()):
             coming.fetch.cancel()
 
     def next_slab(self) -> None:
         """Give back what the last slab took."""
-        self._low = 0
+        self._low = 0 if self.lanes is None else self.lanes.turn() * self.lanes.staging.host_lane_bytes
         if not self._keep:
             self._found.clear()
 
     def take(self, shape: tuple[int, ...], dtype: str) -> Tensor:
         """Return an uninitialised tensor that lives until the next slab."""
+        if self.lanes is not None:
+            return self.lanes.take(shape, dtype)
+        return self.take_on_host(shape, dtype)
+
+    def decode(self, raw: Tensor, stored: str, dtype: str) -> Tensor:
+        """Return bytes that were read, `raw`, of dtype `stored`, as a tensor of `dtype` that may be overwritten."""
+        values = (raw if self.lanes is None else self.lanes.put(raw)).view(TORCH_DTYPES[stored])
+        return self.take((len(values),), dtype).copy_(values)
+
+    def take_on_host(self, shape: tuple[int, ...], dtype: str) -> Tensor:
+        """Return an uninitialised tensor in the arena that lives until the next slab."""
         kind = TORCH_DTYPES[dtype]
         size_bytes = math.prod(shape) * kind.itemsize
         start = self._take_low(size_bytes)

@@ -1,0 +1,115 @@
+"""A piece's slabs by way of a device: put in, merged, encoded and taken out, one slab ahead of the one that is written.
+
+While the bytes of one slab are checksummed and written, the next is read, copied in and worked on.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from mergemill.engine.errors import RunError
+from mergemill.engine.plan.memory import find_staging
+from mergemill.engine.plan.values import Piece
+from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.tensors.device import HOST_ENCODED, Lanes, Staging
+from mergemill.engine.tensors.drift import Watch
+from mergemill.engine.tensors.lazy import Tensor, torch
+from mergemill.engine.tensors.merged import Merged
+from mergemill.engine.tensors.slabs import Span
+from mergemill.engine.tensors.workspace import Arena, Workspace
+
+
+def find_device_staging(piece: Piece, workplace: Workplace, slab: int) -> Staging | None:
+    """Return how the piece goes by way of the workplace's device; None where it is the CPU's."""
+    if workplace.device is None:
+        return None
+    device = workplace.device
+    return find_staging(piece, device.kind, slab, workplace.share_bytes, device.share_bytes)
+
+
+@contextmanager
+def open_work(
+    piece: Piece, arena: Arena, workplace: Workplace, staging: Staging | None, *, keep: bool = False
+) -> Iterator[Workspace]:
+    """Yield the workspace of one piece; with a `staging`, its slabs lie on the workplace's device.
+
+    Raises `RunError` where the device has not the memory that it was promised to have.
+    """
+    with ExitStack() as stack:
+        lanes = None
+        if staging is not None and workplace.device is not None:
+            stack.enter_context(_explain_memory(piece))
+            there = stack.enter_context(workplace.device.lend(staging.lanes * staging.lane_bytes, staging.beside_bytes))
+            lanes = Lanes(torch.as_tensor(there), staging, workplace.device.streams())
+        yield stack.enter_context(Workspace(arena, keep=keep, cache=workplace.cache, lanes=lanes))
+
+
+def merge_there(
+    piece: Piece, statistics: Any, spans: Iterator[Span], work: Workspace, watch: Watch | None
+) -> Iterator[tuple[Span, Arena]]:
+    """Yield the slabs of a piece that is merged on a device, each with its output bytes, which are gone with the next.
+
+    What a slab takes is gone with the one after the next: where there is but one lane, there is but one slab.
+    """
+    assert work.lanes is not None
+    leaving: _Leaving | None = None
+    for span in spans:
+        before = leaving
+        leaving = _send(piece, span, combine_there(piece, span, statistics, work, watch), work)
+        if before is not None:
+            yield before.span, before.arrive(work.lanes)
+    if leaving is not None:
+        yield leaving.span, leaving.arrive(work.lanes)
+
+
+def combine_there(piece: Piece, span: Span, statistics: Any, work: Workspace, watch: Watch | None) -> Tensor:
+    """Return the merged slab on the device, in the output's dtype unless that is made on the host."""
+    expression, dtype = piece.tensor.expression, piece.tensor.dtype
+    assert isinstance(expression, Merged)
+    merged = expression.combine(statistics, span, work, watch)
+    if dtype != expression.dtype and dtype not in HOST_ENCODED:
+        merged = work.take((span.size,), dtype).copy_(merged)
+    if watch is not None:
+        watch.check(merged)
+    return merged
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaving:
+    """A slab on its way to the host."""
+
+    span: Span
+    value: Tensor  # on the device, held until it is copied
+    copy: Tensor  # of it, on the host
+    encoded: Tensor  # where the output's dtype is made on the host, else the copy
+    mark: Any
+
+    def arrive(self, lanes: Lanes) -> Arena:
+        """Return the slab's bytes once they are there."""
+        lanes.wait(self.mark)
+        if self.encoded is not self.copy:
+            self.encoded.copy_(self.copy)
+        array: Arena = self.encoded.view(torch.uint8).numpy()
+        return array
+
+
+def _send(piece: Piece, span: Span, value: Tensor, work: Workspace) -> _Leaving:
+    assert work.lanes is not None
+    expression, dtype = piece.tensor.expression, piece.tensor.dtype
+    narrow = dtype in HOST_ENCODED
+    copy = work.take_on_host((span.size,), expression.dtype if narrow else dtype)
+    encoded = work.take_on_host((span.size,), dtype) if narrow else copy
+    value = value.contiguous().view(-1)
+    return _Leaving(span, value, copy, encoded, work.lanes.get(copy, value))
+
+
+@contextmanager
+def _explain_memory(piece: Piece) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"{piece.tensor.name}: the device has not the memory that --device-memory promises; give less, "
+            f"or free some: {str(error).splitlines()[0]}"
+        ) from error
