@@ -12,10 +12,13 @@ import typer
 
 from mergemill.cli import console
 from mergemill.cli.options import (
+    DEVICE_MEMORY,
     SHARD_SIZE,
     Cache,
     CacheFolder,
     Cluster,
+    Device,
+    DeviceMemory,
     Memory,
     Methods,
     Recipe,
@@ -52,6 +55,8 @@ def merge(
     memory: Memory = None,
     scheduler: Scheduler = None,
     cluster: Cluster = None,
+    device: Device = None,
+    device_memory: DeviceMemory = DEVICE_MEMORY,
     cache: Cache = None,
     cache_folder: CacheFolder = None,
     public: Public = False,
@@ -80,7 +85,15 @@ def merge(
         )
         watch = Watch(stack, quiet=quiet, json=json)
         numbers = describe_plan(
-            plan, memory=memory, workers=workers, threads=threads, scheduler=scheduler, cluster=file, out=out
+            plan,
+            memory=memory,
+            workers=workers,
+            threads=threads,
+            scheduler=scheduler,
+            cluster=file,
+            out=out,
+            device=device,
+            device_memory=device_memory,
         )
         watch.show_plan(numbers)
         resume = _say_how_to_resume(watch, context.obj or sys.argv[1:])
@@ -93,6 +106,8 @@ def merge(
                 memory=memory,
                 scheduler=scheduler,
                 cluster=file,
+                device=device,
+                device_memory=device_memory,
                 cache=cache,
                 cache_folder=cache_folder,
                 public=public,

@@ -33,6 +33,15 @@ Cluster = Annotated[
     str | None,
     typer.Option(metavar="NAME|FILE", help="A cluster file (….yml), or a built-in one: what to start for the merge."),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DEVICE",
+        help="What each worker merges on: cpu (the default), cuda, xpu, mps; auto: one that is there, for methods on "
+        "whole matrices. Not run on a GPU yet: see the README.",
+    ),
+]
+DeviceMemory = Annotated[str, typer.Option(metavar="SIZE", help="Promised to each worker, of its device.")]
 Cache = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Keep so much of remote sources on this disk for later merges, such as 50GB."),
@@ -46,6 +55,7 @@ Methods = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 SHARD_SIZE = "5GB"
+DEVICE_MEMORY = "4GiB"
 
 
 def read_storage(recipe: str | None, cluster: str | None = None) -> Mapping[str, Mapping[str, Any]] | None:

@@ -7,7 +7,21 @@ import typer
 
 from mergemill.cli import console
 from mergemill.cli.console import count
-from mergemill.cli.options import SHARD_SIZE, Cluster, Json, Memory, Methods, Recipe, Seed, ShardSize, Threads, Workers
+from mergemill.cli.options import (
+    DEVICE_MEMORY,
+    SHARD_SIZE,
+    Cluster,
+    Device,
+    DeviceMemory,
+    Json,
+    Memory,
+    Methods,
+    Recipe,
+    Seed,
+    ShardSize,
+    Threads,
+    Workers,
+)
 
 AnyOut = Annotated[
     str | None, typer.Argument(metavar="[OUT]", help="Where it would go: to count what writing there takes.")
@@ -21,6 +35,8 @@ def plan(
     threads: Threads = None,
     memory: Memory = None,
     cluster: Cluster = None,
+    device: Device = None,
+    device_memory: DeviceMemory = DEVICE_MEMORY,
     shard_size: ShardSize = SHARD_SIZE,
     seed: Seed = 0,
     methods: Methods = None,
@@ -40,7 +56,16 @@ def plan(
         methods=methods or (),
         storage=file.storage if file else None,
     )
-    numbers = describe_plan(found, memory=memory, workers=workers, threads=threads, cluster=file, out=out)
+    numbers = describe_plan(
+        found,
+        memory=memory,
+        workers=workers,
+        threads=threads,
+        cluster=file,
+        out=out,
+        device=device,
+        device_memory=device_memory,
+    )
     if json:
         console.say_json(numbers)
         return
@@ -69,6 +94,10 @@ def plan_lines(numbers: Mapping[str, Any]) -> Iterator[str]:
     if numbers["cluster"]:
         crew = f"those of {numbers['cluster']}, of {threads}"
     yield f"  memory  {projected:>10}  at most, of {promised} promised to each worker; {crew}"
+    if numbers["device"] != "cpu":
+        need, device_promised = format_size(numbers["device_bytes"]), format_size(numbers["device_memory_bytes"])
+        there = f"{numbers['device_tensors']:,} of {numbers['tensors']:,} tensors are merged there"
+        yield f"  {numbers['device']:<6}  {need:>10}  at least, of {device_promised} promised to each worker; {there}"
     yield f"  digest  {numbers['digest'][:12]}"
     for code in numbers["code"]:
         yield f"  code    {code['path']}, sha256 {code['sha256']}: is run by this merge"

@@ -5,13 +5,13 @@ below fails: what CUDA does in another order, with fused or approximate arithmet
 nobody has copied.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from mergemill.engine.run.workplace import DevicePlace
 from mergemill.engine.tensors.device import InOrder, Streams
@@ -25,7 +25,9 @@ SHAPES = {
 """They move elements, or set them; `_to_copy` and `copy_` round once, to nearest even."""
 ROUNDED_ONCE = {"abs abs_ add add_ mul mul_ neg neg_ reciprocal_ round_ rsub sqrt_ sub sub_ div div_"}
 """IEEE 754 says what they are."""
-CHOICES = {"amax aminmax clamp clamp_ eq ge gt isfinite isinf isnan le lt lt_ eq_ ne ne_ nan_to_num_ gt_ ge_ logical_not"}
+CHOICES = {
+    "amax aminmax clamp clamp_ eq ge gt isfinite isinf isnan le lt lt_ eq_ ne ne_ nan_to_num_ gt_ ge_ logical_not"
+}
 """One of the operands, or a truth."""
 INTEGERS = {"bitwise_and bitwise_and_ bitwise_left_shift bitwise_left_shift_ bitwise_not bitwise_or_ bitwise_xor"}
 INTEGERS |= {"bitwise_right_shift bitwise_right_shift_ bitwise_xor_ bincount scatter_ __rshift__ bitwise_or"}
@@ -34,7 +36,7 @@ INTEGERS |= {"index cumsum count_nonzero _local_scalar_dense"}
 WHOLE = {"sum sort"}
 """On integers and truths alone: see `_check`."""
 MATRICES = {"mm addmm_ linalg_eigh _linalg_eigh linalg_svd _linalg_svd linalg_cholesky_ex linalg_solve_triangular"}
-MATRICES |= {"square square_ sum any max where minimum maximum flip all"}
+MATRICES |= {"pow pow_ sum any max where minimum maximum flip all"}
 """For whole matrices, whose bytes nobody promises."""
 
 
@@ -74,7 +76,7 @@ class There(Tensor):
         name = func._schema.name.removeprefix("aten::")
         _check(name, func, args, given)
         to_host = name == "_to_copy" and str(given.get("device")) == "cpu"
-        plain = {key: _unwrap(value) for key, value in given.items() if key != "device"}
+        plain = {key: tree_map(_unwrap, value) for key, value in given.items() if key != "device"}
         result = func(*tree_map(_unwrap, args), **plain)
         if to_host:
             return result.clone()
@@ -83,7 +85,9 @@ class There(Tensor):
 
 
 def _unwrap(value: Any) -> Any:
-    return tuple(map(_unwrap, value)) if isinstance(value, tuple) else value.inner if isinstance(value, There) else value
+    return (
+        tuple(map(_unwrap, value)) if isinstance(value, tuple) else value.inner if isinstance(value, There) else value
+    )
 
 
 def _wrap(value: Any, given: Sequence[Tensor]) -> Any:
@@ -96,14 +100,15 @@ def _wrap(value: Any, given: Sequence[Tensor]) -> Any:
 
 
 def _check(name: str, func: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> None:
-    tensors = [each for each in (*args, *given.values()) if isinstance(each, Tensor)]
+    tensors = [each for each in tree_leaves((args, dict(given))) if isinstance(each, Tensor)]
     assert name in There.allowed, f"{func}: is not known to give the same bits on a GPU"
     matrix = There.allowed is not EXACT
     if name not in ("copy_", "_to_copy"):
         strange = [each for each in tensors if not isinstance(each, There)]
         assert not strange, f"{func}: {strange} lies on the host"
     if name in ("add", "add_", "sub", "sub_", "rsub") and not matrix:
-        assert given.get("alpha", 1) == 1 and len(args) < 3, f"{func}: is fused with alpha"
+        assert given.get("alpha", 1) == 1, f"{func}: is fused with alpha"
+        assert len(args) < 3, f"{func}: is fused with alpha"
     if name in ("div", "div_") and not matrix:
         assert isinstance(args[1], Tensor), f"{func}: CUDA multiplies by the reciprocal of a number"
         assert "rounding_mode" not in given
@@ -142,6 +147,3 @@ def whole_matrices_too() -> Iterator[None]:
         yield
     finally:
         There.allowed = EXACT
-
-
-Check = Callable[[], None]

@@ -111,6 +111,11 @@ class Method:
         return True
 
     @property
+    def takes_matrices(self) -> bool:
+        """Whether it decomposes or multiplies whole matrices."""
+        return self.reads == "matrix"
+
+    @property
     def needs_double(self) -> bool:
         """Whether it makes float64 of float32: all that look beyond an element do."""
         return self.reads != "element"

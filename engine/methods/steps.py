@@ -122,6 +122,11 @@ class Stepped:
         return self.method.on_device
 
     @property
+    def takes_matrices(self) -> bool:
+        """The steps that there are do."""
+        return True
+
+    @property
     def needs_double(self) -> bool:
         """Steps decompose matrices."""
         return True

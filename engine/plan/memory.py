@@ -18,7 +18,7 @@ from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.slabs import SLAB, STORED_SLABS, Span, iter_slabs, slab_step
 from mergemill.engine.tensors.workspace import aligned
 
-_DEVICE_FACTORS = (16, 4, 1)  # on slabs: a device wants much at once, or starting its kernels is most of the time
+DEVICE_FACTORS = (16, 4, 1)  # on slabs: a device wants much at once, or starting its kernels is most of the time
 
 
 def stream_bytes(part: Part) -> int:
@@ -71,9 +71,11 @@ def find_staging(piece: Piece, device: str, slab: int, host_bytes: int, device_b
     slabs are those of the CPU, which reads the base again in the same ranges.
     """
     expression = piece.tensor.expression
-    if not isinstance(expression, Merged) or not expression.suits_device(device) or not piece.span.size:
+    if device == "cpu" or not isinstance(expression, Merged) or not piece.span.size:
         return None
-    factors = _DEVICE_FACTORS if piece.tensor.most_growth is None else (1,)
+    if not expression.suits_device(device):
+        return None
+    factors = DEVICE_FACTORS if piece.tensor.most_growth is None else (1,)
     found = [_make_staging(piece, slab * factor) for factor in factors]
     fits = (each for each in found if each.host_bytes <= host_bytes and each.device_bytes <= device_bytes)
     return next(fits, found[-1])
@@ -107,6 +109,12 @@ def device_need(parts: Sequence[Part], device: str) -> tuple[int, str]:
     pieces = [piece for part in parts for piece in part.pieces]
     found = ((find_staging(piece, device, SLAB, 0, 0), piece.tensor.name) for piece in pieces)
     return max(((staging.device_bytes, name) for staging, name in found if staging), default=(0, ""))
+
+
+def count_device_tensors(parts: Sequence[Part], device: str) -> int:
+    """Return how many tensors are merged on the device; what is copied, cast or not for it stays with the CPU."""
+    pieces = [piece for part in parts for piece in part.pieces]
+    return len({piece.tensor.name for piece in pieces if find_staging(piece, device, SLAB, 0, 0)})
 
 
 def slab_bytes(piece: Piece) -> int:

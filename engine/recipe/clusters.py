@@ -19,6 +19,9 @@ from mergemill.engine.recipe.shapes import FrozenMap, Value
 Kind = Literal["local", "ssh", "slurm", "pbs", "lsf", "sge", "kubernetes", "gateway", "cuda", "cloudprovider", "coiled"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+Device = Literal["cpu", "cuda", "xpu", "mps", "auto"]
+DEVICES: tuple[Device, ...] = get_args(Device)
+
 FORM = Form("a cluster file", f"kind, one of {', '.join(KINDS)}, and workers")
 _COUNTED = ("ssh", "cuda", "local")  # what is there says how many workers there are, where the file does not
 _FIXED = ("ssh", "cuda")  # no worker comes or goes
@@ -87,6 +90,13 @@ def _check_kind(value: object) -> object:
     return value
 
 
+def _check_device(value: object) -> object:
+    if not isinstance(value, str) or value not in DEVICES:
+        hint = f"; {suggest(value, DEVICES)}" if isinstance(value, str) else f"; known here: {', '.join(DEVICES)}"
+        raise make_predicate(f"must be a kind of device, not {describe(value)}{hint}")
+    return value
+
+
 def _check_workers(value: object) -> object:
     """Return a number, or what `Adaptive` is to be made of."""
     if value is None or isinstance(value, Mapping | Adaptive):
@@ -114,6 +124,8 @@ class ClusterFile(Value):
     """Threads of each worker; by default one."""
     memory: OptionalText = None
     """Promised to each worker, such as 4GiB; `--memory` is stronger."""
+    device: Annotated[Device | None, BeforeValidator(_check_device)] = None
+    """What each worker merges on; `--device` is stronger."""
     storage_options: OptionalClusterStorageOptions = None
     """How storage is reached, by scheme, without secrets; a recipe's are stronger."""
     options: Annotated[Options, BeforeValidator(_check_options)] = Options()

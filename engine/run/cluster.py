@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -29,6 +30,7 @@ from distributed.security import Security
 
 from mergemill.engine.errors import ClusterError, RunError
 from mergemill.engine.recipe import ClusterFile
+from mergemill.engine.run.accelerator import open_device
 from mergemill.engine.run.encryption import check_certificates, explain_refusal
 from mergemill.engine.run.factories import start_cluster
 from mergemill.engine.run.failures import WorkersDied, explain_failure
@@ -48,6 +50,7 @@ CLOSE_S = 5.0  # for the connections of a client to end
 MOST_LOST = 3  # schedulers in a row of which none brings a result
 TRIES = 3  # of a task that raises an error, on whichever workers
 FROZEN_S = 25.0  # without a sign of life of a worker; Dask looks as often, and then takes 4 s to kill it
+VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}  # which devices a process sees
 SPARE_BYTES = 1 << 30  # Python, torch and Dask themselves, before Dask's own limit may stop a worker
 
 # Dask's limits are a backstop only: tasks return a receipt each, and the gate bounds what they hold meanwhile.
@@ -185,11 +188,13 @@ class Foreign(Cluster):
     def check_files(self, files: Mapping[str, int]) -> None:
         """Raise `ClusterError` where a worker lacks what this process has, or does not see `files`."""
         self._files = files
-        check_workers(self.client, files)
+        check_workers(self.client, files, device=self.workers.device)
 
     def check_again(self) -> None:
         """Raise `ClusterError` where workers that came later cannot do this merge."""
-        check_workers(self.client, self._files, all_answer=False)  # some may be about to die
+        check_workers(
+            self.client, self._files, all_answer=False, device=self.workers.device
+        )  # some may be about to die
 
     def leave(self) -> None:
         """Take from the workers what is ours."""
@@ -216,7 +221,7 @@ class Own(Cluster):
         Only those that passed are set up: one that lacks mergemill could not even load the plugin.
         """
         wait_for_first(self.client, self.check_going)
-        check_workers(self.client, files)
+        check_workers(self.client, files, device=self.workers.device)
         if not self._is_set_up:
             self.client.register_plugin(MergemillPlugin(self.workers, self._token), name=f"mergemill-{self._token}")
             self._is_set_up = True
@@ -230,7 +235,7 @@ def open_cluster(workers: Workers, token: str = "") -> Iterator[Cluster]:
     with (
         dask.config.set(_CONFIG),
         LocalCluster(
-            n_workers=workers.processes,
+            n_workers=workers.processes if workers.device == "cpu" else 0,
             threads_per_worker=workers.threads,
             memory_limit=workers.memory_bytes + SPARE_BYTES,
             host="127.0.0.1",
@@ -239,8 +244,23 @@ def open_cluster(workers: Workers, token: str = "") -> Iterator[Cluster]:
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
+        if workers.device != "cpu":
+            give_each_a_device(cluster, workers.device, workers.processes)
+            client.wait_for_workers(workers.processes, timeout=WORKERS_S)
         client.register_plugin(MergemillPlugin(workers, token), name=f"mergemill-{token}")
         yield Cluster(client, workers)
+
+
+def give_each_a_device(cluster: LocalCluster, kind: str, count: int) -> None:
+    """Start worker processes, each of which sees one device of this machine."""
+    variable = VISIBLE.get(kind, "")
+    seen = os.environ.get(variable)
+    devices = seen.split(",") if seen else [str(number) for number in range(count)]
+    for number, device in enumerate(devices[:count]):
+        env = {variable: device} if variable else {}
+        options = {**cluster.new_spec["options"], "env": env}
+        cluster.worker_spec[number] = {**cluster.new_spec, "options": options}
+    cluster.scale(count)
 
 
 @contextmanager
@@ -272,7 +292,7 @@ def check_cluster(workers: Workers, files: Mapping[str, int]) -> None:
     """Raise `ClusterError` unless a scheduler answers whose workers have what this process has, and see `files`."""
     with _connect(workers.scheduler) as client:
         _wait_for_workers(client, workers.scheduler)
-        check_workers(client, files)
+        check_workers(client, files, device=workers.device)
 
 
 def _connect(scheduler: str) -> Client:
@@ -338,6 +358,8 @@ class MergemillPlugin(WorkerPlugin):
 
     def __init__(self, workers: Workers, token: str) -> None:
         self.memory_bytes = workers.memory_bytes
+        self.device = workers.device
+        self.device_memory_bytes = workers.device_memory_bytes
         self.cache = workers.cache
         self.storage = workers.storage
         self.token = token  # in the keys of the run's tasks
@@ -346,7 +368,9 @@ class MergemillPlugin(WorkerPlugin):
         """Called on the worker when it joins."""
         use_options(self.storage)
         # A task that is cut short by the end of its worker is another worker's, not an error.
-        self.workplace = Workplace(self.memory_bytes, worker.state.nthreads, open_cache(self.cache), Reschedule)
+        threads, cache = worker.state.nthreads, open_cache(self.cache)
+        device = open_device(self.device, self.device_memory_bytes, threads)
+        self.workplace = Workplace(self.memory_bytes, threads, cache, Reschedule, device=device)
         self._set_up = ExitStack()
         self._set_up.enter_context(set_up_process())
         self._set_up.enter_context(metered(self.workplace))

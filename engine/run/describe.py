@@ -4,12 +4,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mergemill.engine.plan.memory import check_memory, task_bytes
+from mergemill.engine.plan.memory import check_memory, count_device_tensors, device_need, task_bytes
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import ClusterFile
 from mergemill.engine.run.output import find_output
 from mergemill.engine.run.traffic import describe_traffic, find_traffic
-from mergemill.engine.run.workers import choose_workers
+from mergemill.engine.run.workers import DEVICE_MEMORY, choose_workers
 from mergemill.engine.run.workplace import Workplace
 
 
@@ -21,6 +21,8 @@ def describe_plan(
     threads: int | None = None,
     scheduler: str | None = None,
     cluster: str | Path | ClusterFile | None = None,
+    device: str | None = None,
+    device_memory: str | int = DEVICE_MEMORY,
     out: str | None = None,
 ) -> dict[str, Any]:
     """Return the plan's numbers for the workers that `run` would start with the same options.
@@ -29,7 +31,16 @@ def describe_plan(
     goes to and from remote storage, `out` included where it is given, with an estimate of its cost. Raises `PlanError`
     where a part cannot run in so little memory.
     """
-    chosen = choose_workers(plan, workers=workers, threads=threads, memory=memory, scheduler=scheduler, cluster=cluster)
+    chosen = choose_workers(
+        plan,
+        workers=workers,
+        threads=threads,
+        memory=memory,
+        scheduler=scheduler,
+        cluster=cluster,
+        device=device,
+        device_memory=device_memory,
+    )
     check_memory(plan.parts, chosen.memory_bytes, find_output(out).beside_bytes if out is not None else 0)
     share_bytes = Workplace(chosen.memory_bytes, chosen.threads).share_bytes
     most_bytes = max((task_bytes(part, share_bytes) for part in plan.parts), default=0)
@@ -48,6 +59,10 @@ def describe_plan(
         "processes": chosen.processes,  # 0: the worker is threads of this process
         "threads": chosen.threads,
         "memory_bytes": chosen.memory_bytes,
+        "device": chosen.device,
+        "device_memory_bytes": chosen.device_memory_bytes,
+        "device_bytes": device_need(plan.parts, chosen.device)[0],  # the least that does
+        "device_tensors": count_device_tensors(plan.parts, chosen.device),  # merged there; the others on the CPU
         "task_bytes": most_bytes,
         "projected_bytes": min(most_bytes * min(chosen.threads, len(plan.parts)), chosen.memory_bytes),
         "remote": [describe_traffic(each) for each in find_traffic(plan, share_bytes, out)],

@@ -19,7 +19,7 @@ from mergemill.engine.run.graph import make_checks, make_tasks
 from mergemill.engine.run.guard import Report, check_report, make_report
 from mergemill.engine.run.output import Output, check_same, commit_output, find_output, open_output, start_output
 from mergemill.engine.run.receipts import Receipt
-from mergemill.engine.run.workers import Workers, choose_workers, find_storage
+from mergemill.engine.run.workers import DEVICE_MEMORY, Workers, choose_workers, find_storage
 from mergemill.engine.storage.ranges import check_pin, is_remote
 from mergemill.engine.storage.store import use_options
 from mergemill.engine.tensors.slabs import SLAB
@@ -34,6 +34,8 @@ def run(
     memory: str | int | None = None,
     scheduler: str | None = None,
     cluster: str | Path | ClusterFile | None = None,
+    device: str | None = None,
+    device_memory: str | int = DEVICE_MEMORY,
     cache: str | int | None = None,
     cache_folder: str | Path | None = None,
     public: bool = False,
@@ -43,16 +45,25 @@ def run(
     """Run `plan` into the folder, prefix or repository `out`, which is new, empty, or holds the same merge unfinished.
 
     An unfinished merge is resumed: only parts without a receipt are merged, the others are checked. `on_event` is
-    called in this thread. `workers`, `threads`, `memory`, `scheduler` and `cluster` are those of `choose_workers`;
-    all workers of a cluster must see the inputs and `out` at the same paths. `cache` is the most bytes of remote
-    sources that each host keeps on a local disk for later merges, such as ``"50GB"``, in `cache_folder`, by default
-    ``~/.cache/mergemill``; None keeps none. A repository that is made on the Hub is private unless `public`. Raises
-    `OutputError` before anything is written where `out` holds something else, `ClusterError` where workers cannot do
-    it, `RunError` for what goes wrong later, and `Cancelled` where `cancel` asked it to end; the run can then be
-    repeated.
+    called in this thread. `workers`, `threads`, `memory`, `scheduler`, `cluster`, `device` and `device_memory` are
+    those of `choose_workers`; all workers of a cluster must see the inputs and `out` at the same paths. `cache` is the
+    most bytes of remote sources that each host keeps on a local disk for later merges, such as ``"50GB"``, in
+    `cache_folder`, by default ``~/.cache/mergemill``; None keeps none. A repository that is made on the Hub is private
+    unless `public`. Raises `OutputError` before anything is written where `out` holds something else, `ClusterError`
+    where workers cannot do it, `RunError` for what goes wrong later, and `Cancelled` where `cancel` asked it to end;
+    the run can then be repeated.
     """
     started = time.perf_counter()
-    chosen = choose_workers(plan, workers=workers, threads=threads, memory=memory, scheduler=scheduler, cluster=cluster)
+    chosen = choose_workers(
+        plan,
+        workers=workers,
+        threads=threads,
+        memory=memory,
+        scheduler=scheduler,
+        cluster=cluster,
+        device=device,
+        device_memory=device_memory,
+    )
     kept = choose_cache(cache, cache_folder, out, plan.write_bytes, here=chosen.is_here)
     chosen = replace(chosen, cache=kept, storage=find_storage(plan, chosen))
     use_options(chosen.storage)

@@ -8,6 +8,7 @@ from mergemill.engine.plan.make import SHARD_SIZE, make_plan
 from mergemill.engine.recipe import ClusterFile, Recipe, load_cluster, load_recipe
 from mergemill.engine.run.drive import run
 from mergemill.engine.run.events import Committed, OnEvent, ignore
+from mergemill.engine.run.workers import DEVICE_MEMORY
 
 
 def merge(
@@ -22,6 +23,8 @@ def merge(
     memory: str | int | None = None,
     scheduler: str | None = None,
     cluster: str | Path | ClusterFile | None = None,
+    device: str | None = None,
+    device_memory: str | int = DEVICE_MEMORY,
     cache: str | int | None = None,
     cache_folder: str | Path | None = None,
     public: bool = False,

@@ -16,14 +16,15 @@ _LOOK_S = 1.0  # while workers are waited for
 _LEAST_FAILURES = 3  # of a worker, before Dask gives up a task that was on it
 
 
-def check_workers(client: Any, files: Mapping[str, int], *, all_answer: bool = True) -> None:
+def check_workers(client: Any, files: Mapping[str, int], *, all_answer: bool = True, device: str = "cpu") -> None:
     """Raise `ClusterError`, with a table, where a worker lacks what this process has, or does not see `files`.
 
     client: of `distributed`. files: sizes in bytes, by absolute path. all_answer: whether one that does not is wrong.
+    device: that each must have.
     """
     here = probe.look_around({})
     with _as_source():
-        found = client.run(probe.look_around, dict(files), on_error="return")
+        found = client.run(probe.look_around, dict(files), device, on_error="return")
     if not all_answer:
         found = {address: there for address, there in found.items() if not isinstance(there, BaseException)}
     rows = [(address, *row) for address, there in sorted(found.items()) for row in _compare(here["versions"], there)]
@@ -76,6 +77,8 @@ def _compare(here: Mapping[str, str | None], there: Mapping[str, Any] | BaseExce
     for name, version in here.items():
         if there["versions"][name] != version:
             yield f"{name} {there['versions'][name] or 'is not installed'}", f"{name} {version}, as here"
+    if there["device"]:
+        yield there["device"], "a worker with such a device, or --device cpu"
     for path, fault in there["faults"].items():
         yield f"{path}: {fault}", f"a path that {there['host']} sees as this machine does"
 

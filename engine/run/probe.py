@@ -3,8 +3,11 @@
 from typing import Any
 
 
-def look_around(files: dict[str, int]) -> dict[str, Any]:
-    """Return what is installed here, by name (None: is not), and what of `files` (sizes by path) is not as said."""
+def look_around(files: dict[str, int], device: str = "cpu") -> dict[str, Any]:
+    """Return what is installed here, by name (None: is not), and what of `files` (sizes by path) is not as said.
+
+    And what is wrong with its `device`: empty where there is one, as torch calls it.
+    """
     import importlib.metadata
     import platform
     import socket
@@ -23,11 +26,20 @@ def look_around(files: dict[str, int]) -> dict[str, Any]:
             return str(error.strerror)
         return "" if found == size_bytes else f"has {found} bytes, not {size_bytes}"
 
+    def find_device_fault() -> str:
+        if device == "cpu" or find_version("torch") is None:
+            return ""
+        import torch
+
+        there = torch.backends.mps.is_available() if device == "mps" else getattr(torch, device).is_available()
+        return "" if there else f"no {device} device"
+
     faults = {path: find_fault(path, size_bytes) for path, size_bytes in files.items()}
     versions = {name: find_version(name) for name in ("mergemill", "torch")}
     return {
         "host": socket.gethostname(),
         "versions": {"Python": ".".join(platform.python_version_tuple()[:2]), **versions},
+        "device": find_device_fault(),
         "faults": {path: fault for path, fault in faults.items() if fault},
     }
 

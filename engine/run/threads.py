@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from dask.delayed import Delayed
 from dask.threaded import get
 
+from mergemill.engine.run.accelerator import open_device
 from mergemill.engine.run.failures import explain_failure
 from mergemill.engine.run.process import set_up_process
 from mergemill.engine.run.workers import Workers
@@ -54,7 +55,8 @@ class Threads:
 @contextmanager
 def open_threads(workers: Workers) -> Iterator[Threads]:
     """Start threads of this process; when the block ends, so do tasks that still run, at their next slab."""
-    workplace = Workplace(workers.memory_bytes, workers.threads, open_cache(workers.cache))
+    device = open_device(workers.device, workers.device_memory_bytes, workers.threads)
+    workplace = Workplace(workers.memory_bytes, workers.threads, open_cache(workers.cache), device=device)
     with set_up_process(), ThreadPoolExecutor(workers.threads, "mergemill", _enter, (workplace,)) as pool:
         try:
             yield Threads(pool, workers, workplace)

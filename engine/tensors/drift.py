@@ -72,7 +72,7 @@ class Watch:
     def compare(self, merged: Tensor) -> None:
         """See what became of the slab."""
         assert self._kept is not None, "a slab is looked at before it is merged"
-        moved = self._squares[-1][-1]
+        moved: Any = self._squares[-1][-1]
         if not isinstance(self._kept, np.ndarray):
             moved.copy_(_sum_squares_there((_sample_there(merged, self._block) - self._kept)[None])[0])
             return

@@ -80,6 +80,10 @@ class Kernel(Protocol):
         """Whether it works on tensors that lie on a device."""
 
     @property
+    def takes_matrices(self) -> bool:
+        """Whether it decomposes or multiplies whole matrices."""
+
+    @property
     def needs_double(self) -> bool:
         """Whether it makes float64 of float32."""
 

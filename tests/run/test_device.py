@@ -1,47 +1,232 @@
 """Merging on a device, one that is simulated: the same bytes as the CPU, within a promise of memory."""
 
+import json
 from pathlib import Path
+from typing import Any, ClassVar
+from unittest.mock import patch
 
 import pytest
 import torch
 from methods.harness import Mill, bits_of, make_values
 from methods.suite import ENTRIES, make_task
-from simulated import SimulatedPlace, whole_matrices_too
+from run.merging import hash_output
+from simulated import SimulatedPlace, There, whole_matrices_too
 
-from mergemill.engine.methods.catalogue import find_methods
+from mergemill.engine import MergemillError, describe_plan, find_methods, make_plan, run
+from mergemill.engine.errors import PlanError
+from mergemill.engine.plan.memory import DEVICE_FACTORS, find_staging
+from mergemill.engine.plan.values import Plan
+from mergemill.engine.recipe import parse_recipe
+from mergemill.engine.run import accelerator, threads, workers
+from mergemill.engine.run.accelerator import open_device, pin_memory
 from mergemill.engine.run.workplace import Workplace
-from mergemill.engine.tensors.slabs import BLOCK
+from mergemill.engine.tensors.exact import sum_blocks
+from mergemill.engine.tensors.slabs import BLOCK, SLAB
 
 METHODS = tuple(name for name, method in find_methods().items() if method.reads != "matrix")
+MATRIX_METHODS = tuple(name for name, method in find_methods().items() if method.reads == "matrix")
 SMALL = (37, 29)
-WAYS = ((BLOCK, 1, True), (BLOCK, 2, False))  # slab, parts, whether inputs are kept
-KINDS = (
+KINDS: tuple[tuple[torch.dtype, tuple[int, ...], str | None], ...] = (
     (torch.float32, (2 * BLOCK + 4099,), "BF16"),
     (torch.bfloat16, (BLOCK + 4099,), None),
     (torch.float16, SMALL, "F16"),
-    (torch.float64, (700, 99), "F64"),
+    (torch.float64, (70, 99), "F64"),
     (torch.float8_e4m3fn, (300, 7), "F8_E4M3"),
     (torch.float32, (0, 5), "F32"),
     (torch.float32, (1,), "F32"),
     (torch.float32, (), "F32"),
 )
+PROMISE = 1 << 30
+
+
+def workers_place(device: SimulatedPlace) -> Workplace:
+    return Workplace(PROMISE, 1, device=device)
 
 
 def mills(folder: Path) -> tuple[Mill, Mill]:
     """Return one that merges on the CPU and one that merges on a device."""
     here, there = Mill(folder), Mill(folder)
     for workplace in (there._keeping, there._streaming):
-        workplace.device = SimulatedPlace(1 << 30, 1)
+        workplace.device = SimulatedPlace(PROMISE, 1)
     return here, there
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_device_gives_the_bytes_of_the_cpu(name: str, tmp_path: Path) -> None:
+def test_a_device_gives_the_bytes_of_the_cpu_by_exact_operations_alone(name: str, tmp_path: Path) -> None:
     here, there = mills(tmp_path)
     for kind, shape, out in KINDS:
         for variant in ENTRIES[name].variants if shape == SMALL else (None,):
             task = make_task(name, make_values(shape, dtype=kind), variant)
             expected = bits_of(here.merge(task, out=out))
-            for slab, parts, keep in WAYS[: 1 if len(shape) == 2 else 2]:
-                merged = there.merge(task, out=out, slab=slab, parts=parts, keep=keep)
-                assert bits_of(merged) == expected, (kind, shape, out, variant, slab, parts, keep)
+            assert bits_of(there.merge(task, out=out, slab=BLOCK)) == expected, (kind, shape, out, variant)
+    task = make_task(name, make_values((2 * BLOCK + 4099,)))
+    cut = there.merge(task, out="BF16", slab=BLOCK, parts=2, keep=False)
+    assert bits_of(cut) == bits_of(here.merge(task, out="BF16"))
+
+
+@pytest.mark.parametrize("name", MATRIX_METHODS)
+def test_matrix_methods_run_on_a_device_within_the_stated_error(name: str, tmp_path: Path) -> None:
+    here, there = mills(tmp_path)
+    with whole_matrices_too():
+        for shape in ((40, 24), (24, 40), (7,)):
+            task = make_task(name, make_values(shape))
+            torch.testing.assert_close(there.merge(task), here.merge(task), rtol=1e-5, atol=1e-6)
+
+
+def test_the_simulated_device_refuses_what_a_gpu_does_differently() -> None:
+    x = There(torch.ones(4))
+    for wrong in (
+        lambda: x.div_(3.0),  # multiplies by the reciprocal
+        lambda: x.add_(x, alpha=2),  # is fused
+        lambda: x.sum(),
+        lambda: x.exp_(),
+        lambda: x.add_(torch.ones(4)),  # lies on the host
+        lambda: x.sort(),
+    ):
+        with pytest.raises(AssertionError):
+            wrong()
+    with pytest.raises(RuntimeError):
+        x.numpy()
+
+
+@pytest.mark.parametrize("block", [BLOCK, 1000, 3 * BLOCK // 2])
+def test_sums_on_a_device_are_added_in_the_same_order(block: int) -> None:
+    values = torch.rand(3 * BLOCK + 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert sum_blocks(There(values.clone()), block) == sum_blocks(values, block)
+
+
+class Here:
+    """A machine with simulated devices."""
+
+    def __init__(self, count: int = 1) -> None:
+        self.count = count
+        self.places: list[SimulatedPlace] = []
+
+    def open(self, kind: str, memory_bytes: int, threads: int) -> SimulatedPlace | None:
+        if kind == "cpu":
+            return None
+        self.places.append(SimulatedPlace(memory_bytes, threads, kind))
+        return self.places[-1]
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Here:
+    there = Here()
+    for module in (accelerator, workers):
+        monkeypatch.setattr(module, "count_devices", lambda kind: there.count if kind == "cuda" else 0)
+    monkeypatch.setattr(threads, "open_device", there.open)
+    return there
+
+
+def plan_merge(family: Path, method: str = "ties", **more: Any) -> Plan:
+    parameters = {"weight": 0.6, "density": 0.5} if method == "ties" else {}
+    models = [{"model": str(family / name)} for name in ("A", "B")]
+    value = {"merge_method": method, "base_model": str(family / "base"), "models": models, "parameters": parameters}
+    return make_plan(parse_recipe(json.dumps(value | more)))
+
+
+@pytest.mark.parametrize("policy", ["warn", "keep-base"])
+def test_a_merge_on_a_device_writes_the_same_files_within_its_promise(
+    policy: str, family: Path, tmp_path: Path, machine: Here
+) -> None:
+    plan = plan_merge(family, guard={"policy": policy, "growth": 0.3})
+    here = run(plan, tmp_path / "cpu", workers=0, threads=2)
+    there = run(plan, tmp_path / "cuda", threads=2, device="cuda", device_memory="64MiB")
+    assert hash_output(tmp_path / "cuda") == hash_output(tmp_path / "cpu")
+    assert here.guard == there.guard
+    (place,) = machine.places
+    assert 0 < place.peak_bytes <= place.memory_bytes == 64 << 20
+    assert place.pinned_bytes > 0
+
+
+def test_too_little_device_memory_is_refused_with_the_number_that_would_do(
+    family: Path, tmp_path: Path, machine: Here
+) -> None:
+    plan = plan_merge(family)
+    with pytest.raises(
+        PlanError, match=r"--device-memory 1\.0 KiB is too little: tensor \S+ needs (\d+) bytes"
+    ) as error:
+        run(plan, tmp_path / "out", device="cuda", device_memory="1KiB")
+    assert not (tmp_path / "out").exists()
+    needed = int(str(error.value).partition("needs ")[2].split()[0])
+    assert describe_plan(plan, device="cuda", device_memory=needed)["device_bytes"] == needed
+    run(plan, tmp_path / "out", device="cuda", device_memory=needed)
+    with pytest.raises(PlanError, match="is too little"):
+        describe_plan(plan, device="cuda", device_memory=needed - 1)
+
+
+@pytest.mark.parametrize("device", ["cuda", "xpu", "mps"])
+def test_a_device_that_is_not_there_is_one_error_before_anything_is_written(
+    device: str, family: Path, tmp_path: Path
+) -> None:
+    if accelerator.count_devices(device):
+        pytest.skip(f"there is a {device} device")
+    with pytest.raises(PlanError, match=f"--device {device}: torch finds no such device here"):
+        run(plan_merge(family), tmp_path / "out", device=device)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(MergemillError, match="torch finds no such device here"):
+        open_device(device, 1 << 30, 1)
+
+
+def test_auto_takes_a_device_for_methods_on_matrices(family: Path, machine: Here) -> None:
+    assert describe_plan(plan_merge(family), device="auto")["device"] == "cpu"
+    numbers = describe_plan(plan_merge(family, "tsv"), device="auto")
+    assert numbers["device"] == "cuda"
+    assert numbers["device_tensors"] > 0
+    machine.count = 0
+    assert describe_plan(plan_merge(family, "tsv"), device="auto")["device"] == "cpu"
+    with pytest.raises(PlanError, match="the workers are elsewhere; say cuda or cpu"):
+        describe_plan(plan_merge(family), device="auto", scheduler="tcp://127.0.0.1:1")
+    with pytest.raises(PlanError, match="--device gpu: must be cpu, auto, cuda, xpu, mps"):
+        describe_plan(plan_merge(family), device="gpu")
+
+
+def test_each_gpu_has_a_worker_process_and_one_gpu_this_process(family: Path, machine: Here) -> None:
+    plan = plan_merge(family)
+    assert describe_plan(plan, device="cuda")["processes"] == 0
+    machine.count = 3
+    assert describe_plan(plan, device="cuda")["processes"] == 3
+    assert describe_plan(plan, device="cuda", workers=2)["processes"] == 2
+    with pytest.raises(PlanError, match="--workers 4: a worker has a cuda device of its own, and here are 3"):
+        describe_plan(plan, device="cuda", workers=4)
+
+
+def test_devices_without_float64_merge_by_element_in_float32(family: Path) -> None:
+    element, ranked = plan_merge(family, "magmax"), plan_merge(family)
+    for plan, narrow in ((element, True), (ranked, False)):
+        piece = next(piece for part in plan.parts for piece in part.pieces if piece.tensor.dtype == "BF16")
+        assert bool(find_staging(piece, "mps", SLAB, 1 << 40, 1 << 40)) is narrow
+        staging = find_staging(piece, "cuda", SLAB, 1 << 40, 1 << 40)
+        assert staging is not None
+        assert staging.slab == DEVICE_FACTORS[0] * SLAB
+
+
+def test_memory_that_cannot_be_pinned_is_told_and_pins_end_with_their_arena() -> None:
+    class Runtime:
+        error = 0
+        pinned: ClassVar[set[int]] = set()
+
+        def cudaHostRegister(self, address: int, size_bytes: int, flags: int) -> int:
+            if not self.error:
+                self.pinned.add(address)
+            return self.error
+
+        def cudaHostUnregister(self, address: int) -> int:
+            self.pinned.remove(address)
+            return 0
+
+    runtime = Runtime()
+    place = SimulatedPlace(PROMISE, 1)
+    with patch.object(place, "pin", lambda arena: pin_memory(arena, runtime)):
+        workplace = workers_place(place)
+        with workplace.lend(1 << 20):
+            assert len(runtime.pinned) == 1
+        del workplace
+    assert not runtime.pinned
+    runtime.error = 2
+    with (
+        patch.object(place, "pin", lambda arena: pin_memory(arena, runtime)),
+        pytest.raises(MergemillError, match=r"CUDA error 2: .* of memory cannot be pinned"),
+        workers_place(place).lend(1 << 20),
+    ):
+        pass

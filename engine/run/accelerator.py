@@ -1,0 +1,107 @@
+"""The accelerator that a worker merges on: whether there is one, its memory, its streams, and pinned memory for it."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from mergemill.engine.errors import PlanError, RunError
+from mergemill.engine.plan.sizes import format_size
+from mergemill.engine.plan.values import Plan
+from mergemill.engine.run.workplace import DevicePlace
+from mergemill.engine.tensors.device import InOrder, Overlapped, Streams
+from mergemill.engine.tensors.lazy import Tensor, torch
+from mergemill.engine.tensors.merged import Merged
+from mergemill.engine.tensors.workspace import Arena
+
+KINDS = ("cuda", "xpu", "mps")  # in the order in which `auto` looks for them
+_SLACK = 1.25  # what torch's allocator may hold of a device, as a multiple of what is promised
+
+
+def count_devices(kind: str) -> int:
+    """Return how many devices of a kind there are here."""
+    if kind == "mps":
+        return int(torch.backends.mps.is_available())
+    module = getattr(torch, kind)
+    return int(module.device_count()) if module.is_available() else 0
+
+
+def choose_device(asked: str, plan: Plan, *, here: bool) -> str:
+    """Return the kind of device that the workers merge on, ``cpu`` where on none.
+
+    ``auto`` is the first that is there, where the plan decomposes or multiplies whole matrices, which gain by it. here:
+    whether the workers are on this machine. Raises `PlanError` where there is none of the kind that is `asked`.
+    """
+    if asked == "cpu":
+        return asked
+    if asked not in ("auto", *KINDS):
+        raise PlanError(f"--device {asked}: must be cpu, auto, {', '.join(KINDS)}")
+    if asked == "auto":
+        if not here:
+            raise PlanError("--device auto looks at this machine, and the workers are elsewhere; say cuda or cpu")
+        return next(filter(count_devices, KINDS), "cpu") if _takes_matrices(plan) else "cpu"
+    if here and not count_devices(asked):
+        raise PlanError(f"--device {asked}: torch finds no such device here; --device cpu merges without one")
+    return asked
+
+
+def open_device(kind: str, memory_bytes: int, threads: int) -> DevicePlace | None:
+    """Return the device that this process merges on, its first one; None for the CPU.
+
+    Raises `RunError` where it is not there, or has less memory than is promised.
+    """
+    if kind == "cpu":
+        return None
+    if not count_devices(kind):
+        raise RunError(f"this worker was to merge on {kind}, and torch finds no such device here")
+    total_bytes = _total_bytes(kind)
+    if total_bytes < memory_bytes:
+        raise RunError(
+            f"--device-memory promises {format_size(memory_bytes)} and the {kind} device has {format_size(total_bytes)}"
+        )
+    if kind == "cuda":  # a backstop: it is the gate that keeps the promise
+        torch.cuda.set_per_process_memory_fraction(min(1.0, _SLACK * memory_bytes / total_bytes), 0)
+    return Accelerator(kind, memory_bytes, threads)
+
+
+class Accelerator(DevicePlace):
+    """The memory of a device that is there."""
+
+    def __init__(self, kind: str, memory_bytes: int, threads: int) -> None:
+        super().__init__(memory_bytes, threads)
+        self.kind = kind
+
+    def streams(self) -> Streams:
+        """Return three streams of the device; one after the other where it has none."""
+        return InOrder() if self.kind == "mps" else Overlapped(f"{self.kind}:0")
+
+    def pin(self, arena: Arena) -> None:
+        """Pin the arena for as long as it is there; only CUDA needs that told."""
+        if self.kind == "cuda":
+            pin_memory(arena, torch.cuda.cudart())
+
+    def _map(self, size_bytes: int) -> Any:
+        arena: Tensor = torch.empty(size_bytes, dtype=torch.uint8, device=f"{self.kind}:0")
+        return arena
+
+
+def pin_memory(arena: Arena, runtime: Any) -> None:
+    """Have CUDA's `runtime` pin an arena until it goes; `RunError` where the system does not let it."""
+    address, register = arena.ctypes.data, runtime.cudaHostRegister
+    if error := int(register(address, len(arena), 0)):
+        raise RunError(
+            f"CUDA error {error}: {format_size(len(arena))} of memory cannot be pinned; raise the limit of locked "
+            "memory (ulimit -l), give a smaller --memory, or merge with --device cpu"
+        )
+    unregister: Callable[[int], Any] = runtime.cudaHostUnregister
+    weakref.finalize(arena, unregister, address).atexit = False
+
+
+def _total_bytes(kind: str) -> int:
+    if kind == "mps":
+        return int(torch.mps.recommended_max_memory())
+    return int(getattr(torch, kind).get_device_properties(0).total_memory)
+
+
+def _takes_matrices(plan: Plan) -> bool:
+    expressions = (piece.tensor.expression for part in plan.parts for piece in part.pieces)
+    return any(isinstance(each, Merged) and each.kernel.takes_matrices for each in expressions)
