@@ -1,24 +1,28 @@
 """Merging on a device, one that is simulated: the same bytes as the CPU, within a promise of memory."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import patch
 
 import pytest
 import torch
+from distributed import Client, LocalCluster
 from methods.harness import Mill, bits_of, make_values
 from methods.suite import ENTRIES, make_task
 from run.merging import hash_output
 from simulated import SimulatedPlace, There, whole_matrices_too
 
 from mergemill.engine import MergemillError, describe_plan, find_methods, make_plan, run
-from mergemill.engine.errors import PlanError
+from mergemill.engine.errors import PlanError, RecipeError
 from mergemill.engine.plan.memory import DEVICE_FACTORS, find_staging
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import parse_recipe
+from mergemill.engine.recipe.clusters import parse_cluster
 from mergemill.engine.run import accelerator, threads, workers
 from mergemill.engine.run.accelerator import open_device, pin_memory
+from mergemill.engine.run.cluster import give_each_a_device
 from mergemill.engine.run.workplace import Workplace
 from mergemill.engine.tensors.exact import sum_blocks
 from mergemill.engine.tensors.slabs import BLOCK, SLAB
@@ -189,6 +193,25 @@ def test_each_gpu_has_a_worker_process_and_one_gpu_this_process(family: Path, ma
     assert describe_plan(plan, device="cuda", workers=2)["processes"] == 2
     with pytest.raises(PlanError, match="--workers 4: a worker has a cuda device of its own, and here are 3"):
         describe_plan(plan, device="cuda", workers=4)
+
+
+def test_each_worker_process_sees_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7")
+    with (
+        LocalCluster(n_workers=0, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as started,
+        Client(started, set_as_default=False) as client,
+    ):
+        give_each_a_device(started, "cuda", 2)
+        client.wait_for_workers(2, timeout=60)
+        assert sorted(client.run(os.getenv, "CUDA_VISIBLE_DEVICES").values()) == ["3", "5"]
+
+
+def test_a_cluster_file_says_the_device_and_the_command_line_is_stronger(family: Path, machine: Here) -> None:
+    plan, file = plan_merge(family), parse_cluster("{kind: local, workers: 1, device: cuda}")
+    assert describe_plan(plan, cluster=file)["device"] == "cuda"
+    assert describe_plan(plan, cluster=file, device="cpu")["device"] == "cpu"
+    with pytest.raises(RecipeError, match="must be a kind of device, not the text 'cudda'; did you mean 'cuda'"):
+        parse_cluster("{kind: local, workers: 1, device: cudda}")
 
 
 def test_devices_without_float64_merge_by_element_in_float32(family: Path) -> None:

@@ -17,6 +17,7 @@ from run.merging import METHODS, hash_output, plan_merge
 from mergemill.engine import describe_plan, run
 from mergemill.engine.errors import ClusterError, PlanError
 from mergemill.engine.run import cluster
+from mergemill.engine.run.accelerator import count_devices
 from mergemill.engine.run.cluster import open_scheduler
 from mergemill.engine.run.events import Event, PartFinished, Started
 from mergemill.engine.run.workers import Workers
@@ -50,6 +51,16 @@ def test_its_workers_write_the_same_bytes(method: str, family: Path, tmp_path: P
     assert hash_output(tmp_path / "there") == hash_output(tmp_path / "here")
     (started,) = (event for event in events if isinstance(event, Started))
     assert (started.workers, started.threads, started.memory_bytes) == (2, 2, 256 << 20)
+
+
+def test_workers_without_the_device_are_told_before_anything_is_written(
+    family: Path, tmp_path: Path, foreign: Foreign
+) -> None:
+    if count_devices("cuda"):
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(ClusterError, match=r"no cuda device +a worker with such a device, or --device cpu"):
+        run(plan_merge("linear", family), tmp_path / "out", scheduler=foreign.address, device="cuda")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_scheduler_file_and_a_relative_output_will_do(

@@ -1,0 +1,58 @@
+"""On a real GPU: the bytes of the CPU, within the promise. Skipped where there is none."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from methods.harness import Mill, bits_of, make_values
+from methods.suite import ENTRIES, make_task
+from run.merging import hash_output
+from run.test_device import KINDS, MATRIX_METHODS, METHODS, PROMISE, SMALL, plan_merge
+
+from mergemill.engine import run
+from mergemill.engine.run.accelerator import open_device
+from mergemill.engine.tensors.slabs import BLOCK
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
+
+
+def make_mills(folder: Path) -> tuple[Mill, Mill]:
+    """Return one that merges on the CPU and one that merges on the GPU."""
+    here, there = Mill(folder), Mill(folder)
+    for workplace in (there._keeping, there._streaming):
+        workplace.device = open_device("cuda", PROMISE, 1)
+    return here, there
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_gpu_gives_the_bytes_of_the_cpu(name: str, tmp_path: Path) -> None:
+    here, there = make_mills(tmp_path)
+    for kind, shape, out in KINDS:
+        for variant in ENTRIES[name].variants if shape == SMALL else (None,):
+            task = make_task(name, make_values(shape, dtype=kind), variant)
+            merged = there.merge(task, out=out, slab=BLOCK)
+            assert bits_of(merged) == bits_of(here.merge(task, out=out)), (kind, shape, out, variant)
+
+
+@pytest.mark.parametrize("name", MATRIX_METHODS)
+def test_matrix_methods_on_a_gpu_are_within_the_stated_error(name: str, tmp_path: Path) -> None:
+    here, there = make_mills(tmp_path)
+    for shape in ((400, 240), (240, 400)):
+        task = make_task(name, make_values(shape))
+        torch.testing.assert_close(there.merge(task), here.merge(task), rtol=1e-5, atol=1e-6)
+
+
+def test_a_merge_on_a_gpu_writes_the_same_files_within_its_promise(family: Path, tmp_path: Path) -> None:
+    plan = plan_merge(family)
+    run(plan, tmp_path / "cpu", workers=0, threads=2)
+    torch.cuda.reset_peak_memory_stats()
+    run(plan, tmp_path / "cuda", workers=0, device="cuda", device_memory="1GiB")
+    assert hash_output(tmp_path / "cuda") == hash_output(tmp_path / "cpu")
+    assert 0 < torch.cuda.max_memory_allocated() <= 1 << 30
+
+
+def test_each_gpu_has_a_worker_process(family: Path, tmp_path: Path) -> None:
+    plan = plan_merge(family)
+    run(plan, tmp_path / "cpu", workers=0, threads=2)
+    run(plan, tmp_path / "processes", workers=torch.cuda.device_count(), device="cuda")
+    assert hash_output(tmp_path / "processes") == hash_output(tmp_path / "cpu")
