@@ -10,7 +10,7 @@ from mergemill.engine.plan.values import Plan
 from mergemill.engine.run.folder import FolderOutput
 from mergemill.engine.run.notes import Notes
 from mergemill.engine.run.receipts import Receipt
-from mergemill.engine.run.record import Record, make_record
+from mergemill.engine.run.record import Record, check_names, make_record
 from mergemill.engine.run.target import Target
 from mergemill.engine.run.workers import Workers
 from mergemill.engine.storage.ranges import Pin, is_remote
@@ -115,6 +115,7 @@ def _find_remote(scheme: str, place: str, *, public: bool) -> Output:
 
 def open_output(out: str | Path, plan: Plan, *, public: bool = False) -> Output:
     """Make `out` the output of `plan`, new or resumed; `OutputError` where it holds anything else."""
+    check_names([shard.name for shard in plan.shards] + [file.name for file in plan.files], str(out))
     output = find_output(out, public=public)
     output.open(plan)
     check_same(output, plan)

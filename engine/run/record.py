@@ -1,8 +1,9 @@
 """``plan.json``: what an output is, or will be, made from, kept beside it so that it can be resumed and verified."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 import xxhash
@@ -87,6 +88,22 @@ def checksum(data: bytes) -> str:
 def parse_record(text: bytes, where: str) -> Record:
     """Parse a ``plan.json``; `OutputError` where it is none."""
     try:
-        return Record(**json.loads(text))
+        record = Record(**json.loads(text))
     except (ValueError, TypeError) as error:
         raise OutputError(f"{where}: is not a plan that this version of mergemill wrote: {error}") from error
+    check_names([*record.shards, *record.files], where)
+    return record
+
+
+def check_names(names: Iterable[str], where: str) -> None:
+    """Raise `OutputError` for the name of a shard or small file that leads out of the output that it is of.
+
+    >>> check_names(["model-00001-of-00001.safetensors", "methods/own.py"], "out")
+    >>> check_names(["../model.safetensors"], "out")
+    Traceback (most recent call last):
+    mergemill.engine.errors.OutputError: out: '../model.safetensors' would be written outside of the output
+    """
+    for name in names:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not path.name:
+            raise OutputError(f"{where}: {name!r} would be written outside of the output")

@@ -7,8 +7,11 @@ from typing import Any
 
 import cloudpickle
 import pytest
+from clusters import start_cluster
+from distributed import Client
+from run import dumping
 from run.buckets import found_by_environment, new_place, put_family
-from run.merging import list_files, make_recipe, plan_merge
+from run.merging import list_files, make_recipe, plan_merge, slow_down
 from servers import faults
 from servers.faults import Rule
 from servers.proxy import Proxy, start_proxy
@@ -112,6 +115,39 @@ def test_what_is_written_sent_and_said_holds_no_keys(
         temporary(f"{command[0]} says", printed.out + printed.err)
     temporary.all(list_written())
     assert temporary.shown_bytes > 3_000_000
+
+
+def test_what_a_cluster_shows_and_logs_holds_no_keys(
+    temporary: Search, moto_server: S3, family: Path, tmp_path: Path
+) -> None:
+    """Graph, task stream, state, dashboard, metrics, events and logs, of scheduler and workers."""
+    out = new_place(moto_server)
+    plan = plan_merge("ties", put_family(moto_server, family).url, part_bytes=5 << 20, shard_size="700KB")
+    looks = []
+    with (
+        start_cluster(tmp_path, "--dashboard-address", "127.0.0.1:0") as cluster,
+        Client(cluster.address, set_as_default=False) as client,
+    ):
+        client.get_task_stream()  # from here on it is kept
+        client.run(slow_down, 0.1)  # so that tasks are left when the first is done
+
+        def look(event: Event) -> None:
+            if isinstance(event, PartFinished) and event.parts_done in (1, len(plan.parts)):
+                looks.append(event.parts_done)
+                shown = dumping.dump_cluster(client)
+                assert '"bytes"' in shown["/json/counts.json"]
+                assert "tcp://" in shown["/info/main/workers.html"]
+                assert "mergemill_parts_total" in shown["/metrics"]
+                assert out.url in shown["tasks"] or event.parts_done > 1  # or the tasks were not seen
+                for where, text in shown.items():
+                    temporary(where, text)
+
+        run(plan, out.url, scheduler=cluster.address, memory="128MiB", on_event=look)
+        for where, text in dumping.dump_cluster(client).items():
+            temporary(where, text)
+    assert looks == [1, len(plan.parts)]
+    temporary("what all processes print", (tmp_path / "log").read_bytes())
+    temporary.all(out.read())
 
 
 def test_an_unfinished_merge_holds_no_keys(temporary: Search, moto_server: S3, family: Path) -> None:
