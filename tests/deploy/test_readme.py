@@ -15,10 +15,8 @@ def iter_lines() -> list[str]:
 
 def test_commands_are_those_that_mergemill_has() -> None:
     commands = list(iter_commands("\n".join(iter_lines())))
-    assert [check_mergemill(words)["scheduler"] for words in commands] == [
-        "tcp://scheduler:8786",
-        "tls://scheduler:8786",
-    ]
+    where = [check_mergemill(words)["scheduler"] or check_mergemill(words)["cluster"] for words in commands]
+    assert where == ["slurm", "tcp://scheduler:8786", "tls://scheduler:8786"]
 
 
 def test_dask_is_started_as_dask_is() -> None:
