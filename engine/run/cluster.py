@@ -65,6 +65,8 @@ _CONFIG = {
     "distributed.worker.profile.enabled": False,
     "distributed.comm.timeouts.connect": "60s",
 }
+# A task is 2 kB of the graph, and 10,000 of them are one merge: nothing that a user could do better, as Dask advises.
+_GRAPH = {"distributed.admin.large-graph-warning-threshold": "1GiB"}
 
 
 class Cluster:
@@ -125,7 +127,8 @@ class Cluster:
     def _run(self, left: dict[Any, Delayed], each: Callable[[Any], None]) -> None:
         """Run the tasks that are left, and take out what has a result; no task is sent to a scheduler that is lost."""
         self._watch.look(now=True)
-        futures = self.client.compute(list(left.values()), optimize_graph=False, retries=TRIES - 1)
+        with dask.config.set(_GRAPH):
+            futures = self.client.compute(list(left.values()), optimize_graph=False, retries=TRIES - 1)
         try:
             for future, result in self._iter_results(futures):
                 if future.cancelled() or isinstance(result, CancelledError):

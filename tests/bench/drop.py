@@ -1,4 +1,4 @@
-"""Storage for measurements alone: ``far://``, files of this machine behind a network, and ``drop://``, which keeps none.
+"""Storage for measurements alone: ``far://``, files of this machine behind a network; ``drop://``, which keeps nothing.
 
 A far file answers after a latency, at the bandwidth of one process. An output at ``drop://`` has its record, journal,
 index and the sizes of its shards in a folder, as on a shared disk; the bytes of parts are counted and forgotten. Both
@@ -8,6 +8,7 @@ has Dask do.
 
 import functools
 import os
+import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -82,7 +83,7 @@ class FarFileSystem(AbstractFileSystem):
         """List a folder, after the latency."""
         time.sleep(self._latency_s)
         folder = self._strip_protocol(path)
-        found = [_describe(f"{folder}/{name}") for name in sorted(os.listdir(folder))]
+        found = [_describe(str(beneath)) for beneath in sorted(Path(folder).iterdir())]
         return found if detail else [each["name"] for each in found]
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
@@ -110,8 +111,8 @@ class FarFileSystem(AbstractFileSystem):
 
 
 def _describe(path: str) -> dict[str, Any]:
-    found = os.stat(path)
-    kind = "directory" if os.path.isdir(path) else "file"
+    found = Path(path).stat()
+    kind = "directory" if stat.S_ISDIR(found.st_mode) else "file"
     return {"name": path, "size": found.st_size, "type": kind, "mtime": found.st_mtime_ns}
 
 

@@ -27,7 +27,7 @@ from checkpoints import LLAMAS, Shapes, list_shapes, make_config, write_model
 from costs import take_time
 from machine import describe_machine
 from mixtures import FINE, V3, Mixture, list_experts, make_mixture_config
-from tables import GIB, MIB, format_table
+from tables import MIB, format_table
 from watch import Found, measure_workers
 
 from mergemill.engine import make_plan
@@ -55,13 +55,14 @@ COLUMNS = (
 def main() -> None:
     """Run the studies that the command line asks for."""
     options = parse_options()
+    runs = dict(zip(STUDIES, (run_whole, run_efficiency, run_mixture), strict=True))
     found: dict[str, object] = {}
     with tempfile.TemporaryDirectory(dir=options.folder) as name, drop.settings() as settings:
         place = describe_machine(Path(name))
         sys.stdout.write("\n".join(f"* {what}: {value}" for what, value in place.items()) + "\n\n")
         with dask.config.set(settings):
             for study in options.studies:
-                text, found[study] = globals()[f"run_{study}"](Path(name) / study, options)
+                text, found[study] = runs[study](Path(name) / study, options)
                 sys.stdout.write(f"## {study}\n\n{text}\n\n")
                 sys.stdout.flush()
     if options.json:
@@ -108,8 +109,8 @@ def run_efficiency(folder: Path, options: argparse.Namespace) -> tuple[str, obje
         found = []
         for workers in (1, options.workers):
             counts = folder / f"counts-{workers}"
-            far: dict[str, object] = {"latency_ms": options.latency_ms, "counts": str(counts)}
-            far |= {} if rate == float("inf") else {"rate": rate}
+            far: dict[str, object] = {"latency_ms": round(options.latency_ms), "counts": str(counts)}
+            far |= {} if rate == float("inf") else {"rate": int(rate)}
             plan, _ = plan_linear(f"far://{folder}", {"far": far})
             shutil.rmtree(counts)  # what planning read
             found.append(merge(plan, folder, workers, options.memory, counts))

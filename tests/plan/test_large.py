@@ -1,14 +1,18 @@
-"""A plan of a 70B model: seconds, a few megabytes, headers only."""
+"""A plan of a 70B model: seconds, a few megabytes, headers only; and of a mixture of experts: within a minute."""
 
 import os
 import time
 from pathlib import Path
 
 import pytest
+from bench.mixtures import FINE, list_experts, make_mixture_config
 from models import llama_shapes
 from plan.sketches import config, list_tensors, plan_of, write_sketch
 
 from mergemill.engine import describe_plan
+from mergemill.engine.run.graph import make_tasks
+from mergemill.engine.run.record import make_record
+from mergemill.engine.run.target import FileTarget
 from mergemill.engine.storage import local
 
 LAYERS, HIDDEN, KV, FFN, VOCAB = 80, 8192, 1024, 28_672, 128_256
@@ -50,6 +54,25 @@ def test_a_70b_is_planned_in_seconds_without_reading_a_weight(zoo: Path, monkeyp
     assert 1000 < len(plan.parts) < 2000
     assert found["projected_bytes"] <= 512 << 20
     assert len(list_tensors(plan)) == 723
+
+
+def test_671b_in_small_experts_are_planned_within_a_minute_as_ten_thousand_tasks(tmp_path: Path) -> None:
+    tensors = {name: ("BF16", shape) for name, shape in list_experts(FINE).items()}
+    for name in ("A", "B"):
+        write_sketch(tmp_path / name, tensors, config=make_mixture_config(FINE), shards=163)
+    models = [{"model": str(tmp_path / name), "parameters": {"weight": 0.5}} for name in ("A", "B")]
+    started = time.process_time()
+    plan = plan_of({"merge_method": "linear", "models": models})
+    assert time.process_time() - started < 60
+    assert len(list_tensors(plan)) == len(tensors) == 89_939
+    assert 1.3e12 < plan.write_bytes < 1.4e12
+    assert 9000 < len(plan.parts) < 12_000
+    assert max(part.size_bytes for part in plan.parts) <= 128 << 20
+    started = time.process_time()
+    tasks = make_tasks(plan, plan.parts, [FileTarget(tmp_path)] * len(plan.parts))
+    assert len(tasks) == len(plan.parts)
+    assert len(make_record(plan).to_json()) < 32 << 20
+    assert time.process_time() - started < 20
 
 
 def read_length(path: Path) -> int:
