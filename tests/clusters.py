@@ -35,11 +35,15 @@ class Foreign:
 
     def start_scheduler(self) -> None:
         """Start the scheduler, and again at the same address."""
-        port = self.address.rpartition(":")[2] or "0"
-        self.scheduler = self._start(self.command, "dask_scheduler", "--host", self.host, "--port", port)
+        self.launch_scheduler()
         where = {"address": self.address} if self.address else {"scheduler_file": str(self.file)}
         with Client(**where, timeout=WAIT_S, set_as_default=False) as client:
             self.address = client.scheduler.address
+
+    def launch_scheduler(self) -> None:
+        """Start the scheduler; returns at once."""
+        port = self.address.rpartition(":")[2] or "0"
+        self.scheduler = self._start(self.command, "dask_scheduler", "--host", self.host, "--port", port)
 
     def start_worker(self, *options: str, command: Sequence[str] = ()) -> "subprocess.Popen[bytes]":
         """Start one worker more; returns at once."""

@@ -25,8 +25,10 @@ def check_workers(client: Any, files: Mapping[str, int], *, all_answer: bool = T
     here = probe.look_around({})
     with _as_source():
         found = client.run(probe.look_around, dict(files), device, on_error="return")
-    if not all_answer:
-        found = {address: there for address, there in found.items() if not isinstance(there, BaseException)}
+    silent = {address for address, there in found.items() if isinstance(there, BaseException)}
+    if silent and all_answer:  # what has left the cluster meanwhile is no worker
+        silent -= client.scheduler_info(n_workers=-1)["workers"].keys()
+    found = {address: there for address, there in found.items() if address not in silent}
     rows = [(address, *row) for address, there in sorted(found.items()) for row in _compare(here["versions"], there)]
     if rows:
         raise ClusterError(f"the cluster's workers cannot do this merge:\n{_format_table(rows)}")
