@@ -4,7 +4,21 @@ from typing import Annotated
 
 import typer
 
-from mergemill.cli import abort, attach, cancel, console, demo, inspect, merge, methods, plan, schema, status, verify
+from mergemill.cli import (
+    abort,
+    attach,
+    cancel,
+    console,
+    demo,
+    inspect,
+    merge,
+    methods,
+    plan,
+    schema,
+    status,
+    submit,
+    verify,
+)
 
 app = typer.Typer(
     name="mergemill",
@@ -19,6 +33,7 @@ for command in (
     inspect.inspect,
     methods.methods,
     schema.schema,
+    submit.submit,
     status.status,
     attach.attach,
     cancel.cancel,

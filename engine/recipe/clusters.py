@@ -111,6 +111,38 @@ def _read_workers(value: object) -> object:
     return Adaptive.model_validate(checked) if isinstance(checked, Mapping) else checked
 
 
+def _check_lines(value: object) -> object:
+    if not isinstance(value, list | tuple) or not all(isinstance(line, str) and line.strip() for line in value):
+        raise make_predicate(f"must be a list of texts, not {describe(value)}")
+    return tuple(value)
+
+
+Lines = Annotated[tuple[str, ...], BeforeValidator(_check_lines)]
+
+
+class DriverPlace(Value):
+    """What a driver is given that `mergemill submit` runs inside the cluster."""
+
+    called: ClassVar[str] = "a driver's place"
+
+    memory: OptionalText = None
+    """Asked for, such as 4GiB; by default 4 GiB."""
+    cpus: OptionalCount = None
+    """Asked for; by default one."""
+    walltime: OptionalText = None
+    """Of its job, in kind slurm; by default that of the options."""
+    directives: Lines = ()
+    """Further options of sbatch, in kind slurm, such as --qos=low."""
+    prologue: Lines = ()
+    """Lines of shell before the merge, in kind slurm, such as module load python."""
+    secrets: Lines = ()
+    """Names of secrets whose keys are variables of all pods, in kind kubernetes."""
+
+
+def _read_driver(value: object) -> object:
+    return DriverPlace.model_validate(value) if isinstance(value, Mapping) else value
+
+
 class ClusterFile(Value):
     """A Dask cluster that a merge starts for itself, and stops."""
 
@@ -128,6 +160,8 @@ class ClusterFile(Value):
     """What each worker merges on; `--device` is stronger."""
     storage_options: OptionalClusterStorageOptions = None
     """How storage is reached, by scheme, without secrets; a recipe's are stronger."""
+    driver: Annotated[DriverPlace, BeforeValidator(_read_driver)] = DriverPlace()
+    """Where `mergemill submit` runs the driver."""
     options: Annotated[Options, BeforeValidator(_check_options)] = Options()
     """Arguments of the cluster's class, as they are."""
     name: Annotated[str, Field(exclude=True, repr=False)] = ""

@@ -9,7 +9,20 @@ import pytest
 
 Run = Callable[..., tuple[int, str, str]]
 
-COMMANDS = ("merge", "plan", "verify", "inspect", "methods", "schema", "status", "attach", "cancel", "abort", "demo")
+COMMANDS = (
+    "merge",
+    "plan",
+    "verify",
+    "inspect",
+    "methods",
+    "schema",
+    "submit",
+    "status",
+    "attach",
+    "cancel",
+    "abort",
+    "demo",
+)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from mergemill.engine.errors import RecipeError
 from mergemill.engine.recipe import Adaptive, list_clusters, load_cluster, parse_cluster
 from mergemill.engine.recipe.clusters import KINDS
 
-KNOWN = "kind, workers, threads, memory, storage_options, options"
+KNOWN = "kind, workers, threads, memory, device, storage_options, driver, options"
 
 
 def say_fault(text: str) -> str:
@@ -36,6 +36,8 @@ def test_storage_options_are_plain_values_by_scheme() -> None:
 
 
 FAULTS = {
+    "kind: slurm\nworkers: 1\ndriver: {memroy: 1GiB}\n": "3: unknown key 'memroy'; did you mean 'memory'?",
+    "kind: slurm\nworkers: 1\ndriver: {secrets: a}\n": "3: 'secrets' must be a list of texts, not the text 'a'",
     "": f"1: the cluster file is empty; it needs kind, one of {', '.join(KINDS)}, and workers",
     "slurm\n": "1: a cluster file must be a mapping of keys to values, not the text 'slurm'",
     "workers: 3\n": "1: a cluster file needs the key 'kind'",

@@ -1,0 +1,79 @@
+"""``mergemill submit``: run the driver of a merge inside the cluster, and return."""
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mergemill.cli import console
+from mergemill.cli.options import (
+    DEVICE_MEMORY,
+    SHARD_SIZE,
+    Cache,
+    CacheFolder,
+    Device,
+    DeviceMemory,
+    Memory,
+    Methods,
+    Out,
+    Recipe,
+    Seed,
+    ShardSize,
+)
+
+Where = Annotated[
+    str, typer.Option("--cluster", metavar="NAME|FILE", help="A cluster file of kind slurm or kubernetes.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be submitted.")]
+
+
+def submit(
+    recipe: Recipe,
+    out: Out,
+    cluster: Where,
+    memory: Memory = None,
+    device: Device = None,
+    device_memory: DeviceMemory = DEVICE_MEMORY,
+    cache: Cache = None,
+    cache_folder: CacheFolder = None,
+    shard_size: ShardSize = SHARD_SIZE,
+    seed: Seed = 0,
+    methods: Methods = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Run a merge inside a cluster, and return at once.
+
+    Example: mergemill submit recipe.yml /shared/merged --cluster slurm
+    """
+    from mergemill.engine import load_cluster, load_recipe
+    from mergemill.engine.run.submit import make_job, submit_job
+
+    options = {"--memory": memory, "--cache": cache, "--cache-folder": cache_folder}
+    options |= {"--device": device, "--device-memory": device_memory if device_memory != DEVICE_MEMORY else None}
+    options |= {"--shard-size": shard_size if shard_size != SHARD_SIZE else None, "--seed": str(seed) if seed else None}
+    job = make_job(
+        load_recipe(recipe),
+        out,
+        load_cluster(cluster),
+        cluster=str(Path(cluster).absolute()) if Path(cluster).suffix in (".yml", ".yaml") else cluster,
+        arguments=list(_list_words(options, methods or ())),
+        folder=Path.cwd(),
+    )
+    if dry_run:
+        console.say(job.text.rstrip("\n"))
+        return
+    name, place = submit_job(job), shlex.quote(out)
+    console.say(f"{job.kind} job {name} merges into {out}")
+    console.say(
+        f"see: mergemill status {place}; watch: mergemill attach {place} --wait 3600; end: mergemill cancel {place}"
+    )
+
+
+def _list_words(options: dict[str, str | None], methods: list[str] | tuple[()]) -> Iterator[str]:
+    for name, value in options.items():
+        if value is not None:
+            yield from (name, value)
+    for path in methods:
+        yield from ("--methods", str(Path(path).absolute()))

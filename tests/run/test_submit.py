@@ -1,0 +1,128 @@
+"""Drivers inside a cluster: a real SLURM's jobs, and manifests by the schemas of Kubernetes and of Dask's operator."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from deploy.test_kubernetes import find_faults
+from run.merging import hash_output, make_recipe
+from servers.slurm import PARTITION, Slurm
+
+from mergemill.cli.main import execute
+from mergemill.engine import attach, cancel, load_recipe, make_plan, run, status
+from mergemill.engine.errors import ClusterError, PlanError
+from mergemill.engine.recipe import parse_cluster
+from mergemill.engine.run.submit import make_job, submit_job
+
+WAIT_S = 90.0
+PODS = """
+kind: kubernetes
+workers: {minimum: 0, maximum: 3}
+threads: 2
+memory: 4GiB
+driver: {memory: 2GiB, cpus: 1, secrets: [storage]}
+options: {image: registry.example/mergemill, namespace: merges}
+"""
+
+
+@pytest.fixture
+def recipe(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "it's a recipe.yml"
+    path.write_text(make_recipe("ties", family).text)
+    return path
+
+
+def write_cluster(folder: Path, name: str, *directives: str) -> Path:
+    """Write a cluster file whose workers' jobs have these directives."""
+    options = {
+        "queue": PARTITION,
+        "log_directory": str(folder / "jobs"),
+        "local_directory": str(folder / "dask"),
+        "scheduler_options": {"host": "127.0.0.1"},
+        "job_extra_directives": list(directives),
+    }
+    driver = {"memory": "512MiB", "walltime": "00:10:00", "prologue": ["export TOLD=here"]}
+    values = {"kind": "slurm", "workers": 1, "memory": "256MiB", "driver": driver, "options": options}
+    (folder / name).write_text(json.dumps(values))
+    return folder / name
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + WAIT_S
+    while not what():
+        assert time.monotonic() < end_s
+        time.sleep(0.2)
+
+
+def test_a_driver_in_slurm_is_seen_cancelled_while_it_waits_and_resumed_to_the_same_bytes(
+    slurm: Slurm, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("dask_jobqueue")
+    out = tmp_path / "out"
+    late, now = write_cluster(tmp_path, "late.yml", "--begin=now+1hour"), write_cluster(tmp_path, "now.yml")
+    assert execute(["submit", recipe.name, "out", "--cluster", late.name]) == 0
+    said = capsys.readouterr().out
+    number = said.split()[2]
+    assert said.startswith(f"slurm job {number} merges into out\n")
+    wait_for(lambda: (out / ".mergemill" / "driver.json").exists())
+    seen = status(out)
+    assert seen.state == "running"
+    assert seen.driver is not None
+    assert (seen.driver.job, seen.driver.started) == (f"slurm {number}", None)
+    assert cancel(out, wait_s=WAIT_S).state == "unfinished"
+    wait_for(lambda: number not in slurm.list_jobs())
+    assert "cancelled by" in (tmp_path / f"mergemill-{number}.log").read_text()
+
+    assert execute(["submit", recipe.name, "out", "--cluster", now.name]) == 0
+    before = recipe.read_text()
+    recipe.write_text("what is edited later: reaches nobody")
+    assert attach(out, wait_s=WAIT_S).redone_parts > 0
+    recipe.write_text(before)
+    run(make_plan(load_recipe(recipe)), tmp_path / "expected", workers=0)
+    assert hash_output(out) == hash_output(tmp_path / "expected")
+
+
+def test_the_script_is_one_that_bash_can_read_and_stops_before_its_time(recipe: Path, tmp_path: Path) -> None:
+    file = parse_cluster(write_cluster(tmp_path, "slurm.yml").read_text())
+    more = {"cluster": "slurm", "arguments": ["--seed", "7"], "folder": tmp_path}
+    script = make_job(load_recipe(recipe), "an out", file, **more).text
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    lines = script.splitlines()
+    for option in ("--requeue", "--signal=B:TERM@120", "--mem=512M", "--time=00:10:00", f"--partition={PARTITION}"):
+        assert f"#SBATCH {option}" in lines
+    assert "export TOLD=here" in lines
+    assert any(line.endswith("'an out' --cluster slurm --seed 7 &") for line in lines)
+
+
+def test_the_manifest_is_as_kubernetes_and_the_operator_want_it(recipe: Path, tmp_path: Path) -> None:
+    path = recipe.rename(tmp_path / "recipe.yml")
+    job = make_job(load_recipe(path), "s3://b/out", parse_cluster(PODS), cluster="pods.yml", folder=tmp_path)
+    config, dask_job = json.loads(job.text)["items"]
+    assert find_faults(config) == []
+    assert find_faults(dask_job) == []
+    assert config["data"] == {"recipe.yml": path.read_text()}
+    (driver,) = dask_job["spec"]["job"]["spec"]["containers"]
+    assert driver["args"] == ["merge", "/recipe/recipe.yml", "s3://b/out", "--memory", "4GiB"]
+    assert driver["envFrom"] == [{"secretRef": {"name": "storage"}}]
+    assert dask_job["spec"]["cluster"]["spec"]["worker"]["replicas"] == 3
+
+
+def test_other_clusters_and_missing_programs_are_one_clear_error(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = load_recipe(recipe)
+    local = parse_cluster("{kind: local, workers: 2}", name="local.yml")
+    with pytest.raises(PlanError, match=r"^local\.yml: no driver is run .* kind local; submit takes slurm and kuber"):
+        make_job(made, "out", local, cluster="local", folder=tmp_path)
+    with pytest.raises(PlanError, match="cannot be in a ConfigMap"):
+        make_job(made, "out", parse_cluster(PODS), cluster="pods.yml", folder=tmp_path)
+    file = parse_cluster(write_cluster(tmp_path, "slurm.yml").read_text())
+    job = make_job(made, "out", file, cluster="slurm", folder=tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ClusterError, match=r"^sbatch: is not installed here; see --dry-run"):
+        submit_job(job)
