@@ -87,8 +87,11 @@ def gather_piece(piece: Piece, totals: Sequence[Partial], workplace: Workplace, 
     with workplace.lend(need_bytes) as arena, open_work(piece, arena, workplace, staging) as work:
         slab = staging.slab if staging else slab
         if gather is None:
-            return _gather_drift(piece, statistics, work, workplace, slab)
-        return _gather(piece, gather, work, workplace, slab)
+            found = _gather_drift(piece, statistics, work, workplace, slab)
+        else:
+            found = _gather(piece, gather, work, workplace, slab)
+    workplace.count(Counts(work.read_bytes))  # no receipt tells of it
+    return found
 
 
 def gather_squares(part: Part, count: int, workplace: Workplace, slab: int = SLAB) -> Partial:

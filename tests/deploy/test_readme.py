@@ -27,8 +27,9 @@ def test_dask_is_started_as_dask_is() -> None:
 
 
 def test_images_and_jobs_run_what_is_there() -> None:
-    (run,) = [line for line in iter_lines() if line.startswith("docker run")]
-    assert check_command(run.partition(" mergemill:0.1.0 ")[2].split())["recipe"] == "recipe.yml"
+    plain, cuda = [line.partition(" mergemill:0.1.0")[2] for line in iter_lines() if line.startswith("docker run")]
+    assert check_command(plain.split())["recipe"] == "recipe.yml"
+    assert check_command(cuda.removeprefix("-cuda ").split())["device"] == "cuda"
     (sbatch,) = [line for line in iter_lines() if line.startswith("sbatch")]
     _, _, rest = sbatch.partition("driver.sh ")
     assert check_mergemill(["merge", *rest.split()])["shard_size"] == "5GB"
