@@ -5,7 +5,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -35,7 +35,7 @@ from mergemill.engine.run.encryption import check_certificates, explain_refusal
 from mergemill.engine.run.factories import start_cluster
 from mergemill.engine.run.failures import WorkersDied, explain_failure
 from mergemill.engine.run.metrics import metered
-from mergemill.engine.run.preflight import check_settings, check_workers, wait_for_first
+from mergemill.engine.run.preflight import PAUSE, Needs, check_settings, check_workers, make_limit, wait_for_first
 from mergemill.engine.run.process import set_up_process
 from mergemill.engine.run.watch import ALONE_S, ANSWER_S, DONE_IS_KEPT, SchedulerLost, Watch
 from mergemill.engine.run.workers import Workers
@@ -51,7 +51,6 @@ MOST_LOST = 3  # schedulers in a row of which none brings a result
 TRIES = 3  # of a task that raises an error, on whichever workers
 FROZEN_S = 25.0  # without a sign of life of a worker; Dask looks as often, and then takes 4 s to kill it
 VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}  # which devices a process sees
-SPARE_BYTES = 1 << 30  # Python, torch and Dask themselves, before Dask's own limit may stop a worker
 
 # Dask's limits are a backstop only: tasks return a receipt each, and the gate bounds what they hold meanwhile.
 _CONFIG = {
@@ -60,7 +59,7 @@ _CONFIG = {
     "distributed.scheduler.worker-ttl": f"{FROZEN_S}s",
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.pause": 0.9,
+    "distributed.worker.memory.pause": PAUSE,
     "distributed.worker.memory.terminate": 0.95,
     "distributed.worker.profile.enabled": False,
     "distributed.comm.timeouts.connect": "60s",
@@ -118,7 +117,7 @@ class Cluster:
         if self._stopping:
             raise RunError("the workers are being stopped")
 
-    def check_files(self, files: Mapping[str, int]) -> None:
+    def check_needs(self, needs: Needs) -> None:
         """They are on this machine."""
 
     def check_again(self) -> None:
@@ -171,7 +170,7 @@ class Foreign(Cluster):
     def __init__(self, client: Client, workers: Workers, token: str) -> None:
         super().__init__(client, workers)
         self._token = token
-        self._files: Mapping[str, int] = {}
+        self._needs = Needs()
 
     def join(self) -> None:
         """Wait for a worker, and set all workers up, those too that come later."""
@@ -188,16 +187,14 @@ class Foreign(Cluster):
         with suppress(OSError):  # lost once more: the next look tells
             self.join()
 
-    def check_files(self, files: Mapping[str, int]) -> None:
-        """Raise `ClusterError` where a worker lacks what this process has, or does not see `files`."""
-        self._files = files
-        check_workers(self.client, files, device=self.workers.device)
+    def check_needs(self, needs: Needs) -> None:
+        """Raise `ClusterError` where a worker lacks what this process has, or what the merge needs."""
+        self._needs = needs
+        check_workers(self.client, self.workers, needs)
 
     def check_again(self) -> None:
         """Raise `ClusterError` where workers that came later cannot do this merge."""
-        check_workers(
-            self.client, self._files, all_answer=False, device=self.workers.device
-        )  # some may be about to die
+        check_workers(self.client, self.workers, self._needs, all_answer=False)  # some may be about to die
 
     def leave(self) -> None:
         """Take from the workers what is ours."""
@@ -216,20 +213,26 @@ class Own(Cluster):
     def __init__(self, client: Client, workers: Workers, token: str) -> None:
         super().__init__(client, workers)
         self._token = token
+        self._needs = Needs()
         self._is_set_up = False
 
-    def check_files(self, files: Mapping[str, int]) -> None:
+    def check_needs(self, needs: Needs) -> None:
         """Wait for a first worker, as long as it takes, then do as for workers of somebody else.
 
         Only those that passed are set up: one that lacks mergemill could not even load the plugin.
         """
         wait_for_first(self.client, self.check_going)
-        check_workers(self.client, files, device=self.workers.device)
+        self._needs = needs
+        check_workers(self.client, self.workers, needs)
         if not self._is_set_up:
             self.client.register_plugin(MergemillPlugin(self.workers, self._token), name=f"mergemill-{self._token}")
             self._is_set_up = True
         found = _list_threads(self.client)
         self.workers = replace(self.workers, processes=len(found), threads=max(found, default=self.workers.threads))
+
+    def check_again(self) -> None:
+        """Raise `ClusterError` where workers that came later cannot do this merge."""
+        check_workers(self.client, self.workers, self._needs, all_answer=False)
 
 
 @contextmanager
@@ -240,7 +243,7 @@ def open_cluster(workers: Workers, token: str = "") -> Iterator[Cluster]:
         LocalCluster(
             n_workers=workers.processes if workers.device == "cpu" else 0,
             threads_per_worker=workers.threads,
-            memory_limit=workers.memory_bytes + SPARE_BYTES,
+            memory_limit=make_limit(workers.memory_bytes),
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
             silence_logs=50,
@@ -271,7 +274,7 @@ def open_own(workers: Workers, file: ClusterFile, token: str) -> Iterator[Cluste
     """Start the cluster of a file; when the block ends, it is stopped. Its workers may still be on their way."""
     with (
         dask.config.set(_CONFIG),
-        start_cluster(file, workers.memory_bytes + SPARE_BYTES) as cluster,
+        start_cluster(file, make_limit(workers.memory_bytes)) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         crew = Own(client, workers, token)
@@ -291,11 +294,11 @@ def open_scheduler(workers: Workers, token: str) -> Iterator[Cluster]:
             crew.leave()
 
 
-def check_cluster(workers: Workers, files: Mapping[str, int]) -> None:
-    """Raise `ClusterError` unless a scheduler answers whose workers have what this process has, and see `files`."""
+def check_cluster(workers: Workers, needs: Needs) -> None:
+    """Raise `ClusterError` unless a scheduler answers whose workers have what the merge needs."""
     with _connect(workers.scheduler) as client:
         _wait_for_workers(client, workers.scheduler)
-        check_workers(client, files, device=workers.device)
+        check_workers(client, workers, needs)
 
 
 def _connect(scheduler: str) -> Client:

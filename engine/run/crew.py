@@ -3,13 +3,14 @@
 `distributed` is imported where there are processes, and only then.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from dask.delayed import Delayed
 
 from mergemill.engine.run import threads
+from mergemill.engine.run.preflight import Needs
 from mergemill.engine.run.workers import Workers
 from mergemill.engine.run.workplace import Workplace
 
@@ -29,8 +30,8 @@ class Crew(Protocol):
     def dashboard(self) -> str:
         """The address of the Dask dashboard; empty where there is none."""
 
-    def check_files(self, files: Mapping[str, int]) -> None:
-        """Raise `ClusterError` where workers do not see `files`, sizes in bytes by path, as this process does."""
+    def check_needs(self, needs: Needs) -> None:
+        """Raise `ClusterError` where workers lack what the merge needs of them."""
 
     def run_tasks(self, tasks: Sequence[Delayed], each: Callable[[Any], None]) -> None:
         """Run tasks, and call `each` in this thread with each result as it comes; the first error ends the run."""
@@ -53,12 +54,12 @@ def open_crew(workers: Workers, token: str = "") -> AbstractContextManager[Crew]
     return cluster.open_scheduler(workers, token) if workers.scheduler else cluster.open_cluster(workers, token)
 
 
-def check_crew(workers: Workers, files: Mapping[str, int]) -> None:
-    """Raise `ClusterError` unless a cluster's workers can do a merge that reads `files`, sizes in bytes by path."""
+def check_crew(workers: Workers, needs: Needs) -> None:
+    """Raise `ClusterError` unless the workers of a cluster that is there already have what the merge needs."""
     if workers.scheduler:
         from mergemill.engine.run import cluster
 
-        cluster.check_cluster(workers, files)
+        cluster.check_cluster(workers, needs)
 
 
 def find_workplace() -> Workplace:

@@ -18,6 +18,8 @@ from mergemill.engine.run.failures import WorkersDied, explain_deaths
 from mergemill.engine.run.graph import make_checks, make_tasks
 from mergemill.engine.run.guard import Report, check_report, make_report
 from mergemill.engine.run.output import Output, check_same, commit_output, find_output, open_output, start_output
+from mergemill.engine.run.preflight import Needs
+from mergemill.engine.run.reach import choose_samples
 from mergemill.engine.run.receipts import Receipt
 from mergemill.engine.run.workers import DEVICE_MEMORY, Workers, choose_workers, find_storage
 from mergemill.engine.storage.ranges import check_pin, is_remote
@@ -70,7 +72,7 @@ def run(
     place = find_output(out, public=public)
     place.check_workers(chosen, plan)
     check_memory(plan.parts, chosen.memory_bytes, place.beside_bytes)
-    check_crew(chosen, list_sources(plan))
+    check_crew(chosen, _list_needs(plan, str(out)))
     output = open_output(out, plan, public=public)
     with output.locked():
         check_same(output, plan)  # again: another driver may just have been here
@@ -92,9 +94,10 @@ def run(
     return committed
 
 
-def list_sources(plan: Plan) -> dict[str, int]:
-    """Return the files that workers read and must see, sizes in bytes by path."""
-    return {pin.url: pin.size_bytes for pin in plan.pins if not is_remote(pin.url)}
+def _list_needs(plan: Plan, out: str) -> Needs:
+    """Return what workers must see and reach, the output's own files aside."""
+    files = {pin.url: pin.size_bytes for pin in plan.pins if not is_remote(pin.url)}
+    return Needs(files, choose_samples(plan.pins), out if is_remote(out) else "")
 
 
 def _finish_again(output: Output, plan: Plan, on_event: OnEvent) -> Committed:
@@ -138,10 +141,10 @@ def _run_parts(
     with open_crew(workers, token) as crew, driving.stopped_by(crew.stop):
         if workers.cluster:
             on_event(Waiting(workers.cluster.name or workers.cluster.kind))
-            crew.check_files(list_sources(plan))
+            crew.check_needs(_list_needs(plan, str(output)))
         receipts = start_output(output, plan)
         targets = output.targets(plan)
-        crew.check_files(output.files_seen())
+        crew.check_needs(Needs(output.files_seen()))
         begun = _describe_start(plan, output, receipts, crew)
         driving.start(begun, sum(receipt.stop_bytes - receipt.start_bytes for receipt in receipts.values()))
         on_event(begun)

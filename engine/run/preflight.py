@@ -1,37 +1,70 @@
-"""Before a merge on somebody's cluster: whether every worker has the same packages and sees the same files."""
+"""Before a merge on a cluster: whether every worker has the same packages, sees the same files, and has room."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
-
-import cloudpickle
 
 from mergemill.engine.errors import ClusterError
 from mergemill.engine.run import probe
+from mergemill.engine.run.reach import find_unreached
+from mergemill.engine.run.workers import Workers
+from mergemill.engine.storage.pin import Pin
 
+PROCESS_BYTES = 384 << 20  # Python, Dask and torch themselves
+SPARE_BYTES = 1 << 30  # beside the promise, for workers that we start
+LEAST_PROMISE_BYTES = 64 << 20  # that is worth to be proposed
+PAUSE = 0.9  # share of its limit at which Dask stops giving tasks to a worker that we start
+DASK_PAUSE = 0.8  # the same by Dask's own settings
 MOST_ROWS = 20  # of the table in an error
 _MOST_TTL_S = 300  # Dask's own; without a sign of life of a worker
 _LOOK_S = 1.0  # while workers are waited for
 _LEAST_FAILURES = 3  # of a worker, before Dask gives up a task that was on it
 
 
-def check_workers(client: Any, files: Mapping[str, int], *, all_answer: bool = True, device: str = "cpu") -> None:
-    """Raise `ClusterError`, with a table, where a worker lacks what this process has, or does not see `files`.
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a merge needs of every worker."""
 
-    client: of `distributed`. files: sizes in bytes, by absolute path. all_answer: whether one that does not is wrong.
-    device: that each must have.
+    files: Mapping[str, int] = field(default_factory=dict)  # that it must see: sizes in bytes, by absolute path
+    samples: tuple[Pin, ...] = ()  # of remote storage that it must be able to read
+    out: str = ""  # remote storage that it must be able to list
+
+
+def check_workers(client: Any, workers: Workers, needs: Needs, *, all_answer: bool = True) -> None:
+    """Raise `ClusterError`, with a table, where a worker lacks what this process has, or what the merge needs.
+
+    client: of `distributed`. all_answer: whether one that does not answer is wrong. Storage is asked only when all
+    have the same mergemill, which does that.
     """
     here = probe.look_around({})
     with _as_source():
-        found = client.run(probe.look_around, dict(files), device, on_error="return")
+        found = client.run(probe.look_around, dict(needs.files), workers.device, on_error="return")
     silent = {address for address, there in found.items() if isinstance(there, BaseException)}
     if silent and all_answer:  # what has left the cluster meanwhile is no worker
         silent -= client.scheduler_info(n_workers=-1)["workers"].keys()
     found = {address: there for address, there in found.items() if address not in silent}
-    rows = [(address, *row) for address, there in sorted(found.items()) for row in _compare(here["versions"], there)]
+    rows = [
+        (address, *row)
+        for address, there in sorted(found.items())
+        for row in _compare(here["versions"], there, workers.memory_bytes)
+    ]
+    if not rows and (needs.samples or needs.out):
+        reached = client.run(find_unreached, needs.samples, needs.out, workers.storage, on_error="return")
+        rows = [(address, *row) for address, faults in sorted(reached.items()) for row in _list_faults(faults)]
     if rows:
         raise ClusterError(f"the cluster's workers cannot do this merge:\n{_format_table(rows)}")
+
+
+def make_limit(memory_bytes: int) -> int:
+    """Return the limit of memory, in bytes, for workers that are promised `memory_bytes` and that we start."""
+    return max(memory_bytes + SPARE_BYTES, _find_least(memory_bytes, PAUSE))
+
+
+def _find_least(memory_bytes: int, share: float) -> int:
+    """Return the least limit of which a share has room for what is promised, and for the process itself."""
+    return math.ceil((memory_bytes + PROCESS_BYTES) / share)
 
 
 def wait_for_first(client: Any, check_going: Callable[[], None]) -> None:
@@ -71,7 +104,18 @@ def check_settings(client: Any) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def _compare(here: Mapping[str, str | None], there: Mapping[str, Any] | BaseException) -> Iterator[tuple[str, str]]:
+def _list_faults(faults: Mapping[str, str] | BaseException) -> Iterator[tuple[str, str]]:
+    """Yield what of remote storage a worker does not reach, and what would be right."""
+    if isinstance(faults, BaseException):
+        yield f"{type(faults).__name__}: {faults}", "a worker that answers"
+        return
+    for fault in faults.values():
+        yield fault, "packages and credentials as here: workers find their own"
+
+
+def _compare(
+    here: Mapping[str, str | None], there: Mapping[str, Any] | BaseException, memory_bytes: int
+) -> Iterator[tuple[str, str]]:
     """Yield what is wrong with one worker, and what would be right."""
     if isinstance(there, BaseException):
         yield f"{type(there).__name__}: {there}", "a worker that answers"
@@ -83,6 +127,13 @@ def _compare(here: Mapping[str, str | None], there: Mapping[str, Any] | BaseExce
         yield there["device"], "a worker with such a device, or --device cpu"
     for path, fault in there["faults"].items():
         yield f"{path}: {fault}", f"a path that {there['host']} sees as this machine does"
+    room_bytes = there["limit_bytes"] - PROCESS_BYTES
+    if there["limit_bytes"] and room_bytes < memory_bytes:
+        smaller = f"--memory {room_bytes >> 20}MiB, or " if room_bytes >= LEAST_PROMISE_BYTES else ""
+        yield (
+            f"Dask stops it at {there['limit_bytes'] >> 20} MiB, {memory_bytes >> 20} MiB are promised",
+            f"{smaller}a memory limit of {_find_least(memory_bytes, DASK_PAUSE) >> 20} MiB, with Python's own",
+        )
 
 
 def _format_table(rows: list[tuple[str, str, str]]) -> str:
@@ -96,6 +147,8 @@ def _format_table(rows: list[tuple[str, str, str]]) -> str:
 @contextmanager
 def _as_source() -> Iterator[None]:
     """Have the probe's functions pickled whole, not by name."""
+    import cloudpickle
+
     cloudpickle.register_pickle_by_value(probe)
     try:
         yield

@@ -3,10 +3,11 @@
 from typing import Any
 
 
-def look_around(files: dict[str, int], device: str = "cpu") -> dict[str, Any]:
+def look_around(files: dict[str, int], device: str = "cpu", dask_worker: Any = None) -> dict[str, Any]:
     """Return what is installed here, by name (None: is not), and what of `files` (sizes by path) is not as said.
 
     And what is wrong with its `device`: empty where there is one, as torch calls it.
+    ``limit_bytes`` is what Dask lets the process take before it pauses or ends it; 0 where there is no limit.
     """
     import importlib.metadata
     import platform
@@ -34,6 +35,15 @@ def look_around(files: dict[str, int], device: str = "cpu") -> dict[str, Any]:
         there = torch.backends.mps.is_available() if device == "mps" else getattr(torch, device).is_available()
         return "" if there else f"no {device} device"
 
+    def find_limit() -> int:
+        import dask.config
+
+        memory = getattr(dask_worker, "memory_manager", None)
+        if memory is None or not memory.memory_limit:
+            return 0
+        shares = memory.memory_pause_fraction, dask.config.get("distributed.worker.memory.terminate")
+        return int(memory.memory_limit * min(float(share or 1) for share in shares))
+
     faults = {path: find_fault(path, size_bytes) for path, size_bytes in files.items()}
     versions = {name: find_version(name) for name in ("mergemill", "torch")}
     return {
@@ -41,6 +51,7 @@ def look_around(files: dict[str, int], device: str = "cpu") -> dict[str, Any]:
         "versions": {"Python": ".".join(platform.python_version_tuple()[:2]), **versions},
         "device": find_device_fault(),
         "faults": {path: fault for path, fault in faults.items() if fault},
+        "limit_bytes": find_limit(),
     }
 
 

@@ -1,7 +1,7 @@
 """Threads of this process as workers, by Dask's own threaded scheduler: nothing to start, and no port is opened."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import TracebackType
@@ -12,6 +12,7 @@ from dask.threaded import get
 
 from mergemill.engine.run.accelerator import open_device
 from mergemill.engine.run.failures import explain_failure
+from mergemill.engine.run.preflight import Needs
 from mergemill.engine.run.process import set_up_process
 from mergemill.engine.run.workers import Workers
 from mergemill.engine.run.workplace import Workplace
@@ -31,8 +32,8 @@ class Threads:
         self.workers = workers
         self._workplace = workplace
 
-    def check_files(self, files: Mapping[str, int]) -> None:
-        """They are seen by this process."""
+    def check_needs(self, needs: Needs) -> None:
+        """They are this process."""
 
     def stop(self) -> None:
         """Let all tasks end at their next slab."""

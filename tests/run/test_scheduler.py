@@ -20,6 +20,7 @@ from mergemill.engine.run import cluster
 from mergemill.engine.run.accelerator import count_devices
 from mergemill.engine.run.cluster import open_scheduler
 from mergemill.engine.run.events import Event, PartFinished, Started
+from mergemill.engine.run.preflight import Needs
 from mergemill.engine.run.workers import Workers
 
 FOREIGN = """
@@ -127,9 +128,9 @@ def test_files_that_workers_do_not_see_are_named(tmp_path: Path, foreign: Foreig
     there = tmp_path / "there"
     there.write_bytes(b"four")
     with open_scheduler(Workers(0, 1, 1 << 28, foreign.address), "token") as crew:
-        crew.check_files({str(there): 4})
+        crew.check_needs(Needs({str(there): 4}))
         with pytest.raises(ClusterError) as caught:
-            crew.check_files({str(there): 5, "/no/such/file": 1})
+            crew.check_needs(Needs({str(there): 5, "/no/such/file": 1}))
     assert str(caught.value).count(f"{there}: has 4 bytes, not 5") == 2
     assert str(caught.value).count("/no/such/file: No such file") == 2
 
