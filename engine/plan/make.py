@@ -58,6 +58,7 @@ def make_plan(
     checkpoints = share_reads(_open_all(refs))
     donor = checkpoints[str(recipe.base_model) if recipe.base_model else next(iter(refs))]
     _check_vocabularies(recipe, donor, checkpoints, where)
+    _check_quantized(recipe, checkpoints, where)
     family = choose_family(donor.config)
     stacks = make_stacks(recipe, checkpoints)
     check_delta_bases(stacks, method, where=where)
@@ -157,6 +158,20 @@ def _check_vocabularies(recipe: Recipe, donor: Checkpoint, checkpoints: Mapping[
             raise PlanError(
                 f"{where}: {first.ref} and {other.ref} have different vocabularies, which cannot be joined yet; "
                 f"only models with the same tokenizer can be merged"
+            )
+
+
+def _check_quantized(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], where: str) -> None:
+    """Refuse to calculate with values that mean nothing without their scales, which are tensors of their own."""
+    if recipe.merge_method == "passthrough" and recipe.dtype is recipe.out_dtype is None:
+        return
+    for checkpoint in checkpoints.values():
+        config = checkpoint.config.get("quantization_config")
+        if config:
+            kind = config.get("quant_method", "unknown method") if isinstance(config, Mapping) else config
+            raise PlanError(
+                f"{where}: {checkpoint.ref}: its weights are quantized ({kind}) and cannot be merged yet; "
+                f"give the model as it was before that, in bfloat16 or float32"
             )
 
 

@@ -79,3 +79,14 @@ def test_a_model_that_cannot_be_read_is_one_line(place: str) -> None:
         plan_of({"merge_method": "linear", "models": [{"model": "a"}, {"model": place}], **WEIGHT})
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(place.partition("://")[0])
+
+
+def test_quantized_weights_are_copied_but_not_calculated_with(tmp_path: Path) -> None:
+    """Apart from their scales, which are tensors of their own, they mean nothing."""
+    write_sketch(tmp_path / "b", llama(), config=config(quantization_config={"quant_method": "fp8"}))
+    with pytest.raises(PlanError, match=r"b: its weights are quantized \(fp8\) and cannot be merged yet"):
+        plan_of({"merge_method": "linear", "models": PAIR, **WEIGHT})
+    copied = {"merge_method": "passthrough", "models": [{"model": "b"}]}
+    assert plan_of(copied).tensors == len(llama())
+    with pytest.raises(PlanError, match="quantized"):
+        plan_of({**copied, "dtype": "bfloat16"})
