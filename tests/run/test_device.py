@@ -55,6 +55,7 @@ def mills(folder: Path) -> tuple[Mill, Mill]:
     return here, there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_device_gives_the_bytes_of_the_cpu_by_exact_operations_alone(name: str, tmp_path: Path) -> None:
     here, there = mills(tmp_path)
