@@ -3,18 +3,20 @@
 Each merge runs on a cluster of its own or on one over TCP, with or without nannies, and up to three faults fall into
 it. Where a fault ends the run, the same command is given again, until it is done. Then every file's sha256 is compared
 with that of a merge that nobody disturbed; nothing may be left of it, and nothing may take longer than `BOUND_S`.
+Asked to end (SIGINT), it prints the table of what it did until then.
 """
 
 import argparse
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,13 +76,13 @@ class Stage:
             until_s, first = time.monotonic() + BOUND_S, len(made)
             driver = Driver(*command)
             disturber = Disturber(rng, driver, place)
-            while left and driver.wait(events=driver.events + rng.randint(1, 6), until_s=until_s):
+            while left and driver.wait(events=driver.events + rng.randint(1, 6), until_s=until_s, place=place):
                 time.sleep(rng.uniform(0, 0.2))
                 began_s = time.monotonic()
                 made.append((disturber.make(), began_s))
                 left -= 1
             print(f"  {method}: {made[first:]}", flush=True)  # noqa: T201
-            driver.wait(until_s=until_s)
+            driver.wait(until_s=until_s, place=place)
             code = driver.end()
             if code:
                 assert len(made) > first, f"it failed, and nobody disturbed it: {driver.said[-3000:]}"
@@ -96,9 +98,9 @@ class Stage:
 
 
 def make_faults(folder: Path, count: int, seed: int) -> list[Found]:
-    """Merge until so many faults were made; returns what came of each."""
+    """Merge until so many faults were made, or this process is asked to end; returns what came of each."""
     rng, found = random.Random(seed), list[Found]()
-    with ExitStack() as stack:
+    with ExitStack() as stack, suppress(KeyboardInterrupt):
         stage = Stage(folder, stack)
         while len(found) < count:
             found += stage.tell(rng, count - len(found))
@@ -126,6 +128,7 @@ def main() -> None:
     options.add_argument("--faults", type=int, default=500)
     options.add_argument("--seed", type=int, default=0)
     given = options.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for what runs beside it
     with tempfile.TemporaryDirectory() as folder:
         print(format_table(make_faults(Path(folder), given.faults, given.seed)))  # noqa: T201
 

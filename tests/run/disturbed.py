@@ -27,7 +27,8 @@ from mergemill.cli import console
 from mergemill.cli.main import execute
 from mergemill.cli.signals import leave_on_signals
 
-BOUND_S = 150.0  # for a merge to end, whatever happens to it: the longest is a worker frozen in a local cluster
+BOUND_S = 330.0  # for a merge to end, whatever happens to it: the engine's longest is 300 s without any worker
+_YOUNG_S = 20.0  # the age at which a nanny has a worker
 SLOW = """
 import time
 from mergemill.engine.run.workplace import Workplace
@@ -61,9 +62,14 @@ class Driver:
         """What it has said."""
         return self._text.decode(errors="replace")
 
-    def wait(self, *, events: float = float("inf"), until_s: float) -> bool:
-        """Wait for so many events, or for its end; False where it has ended. `until_s`: on the monotonic clock."""
+    def wait(self, *, events: float = float("inf"), until_s: float, place: "Place | None" = None) -> bool:
+        """Wait for so many events, or for its end; False where it has ended. `until_s`: on the monotonic clock.
+
+        place: whose workers are replaced meanwhile; what an earlier fault did to one may show late.
+        """
         while self.events < events:
+            if place:
+                place.keep_up()
             self._children.update(child.pid for child in list_children(self.pid))
             ready, _, _ = select.select([self._reading], [], [], 0.1)
             if ready:
@@ -121,7 +127,9 @@ class Place(Foreign):
         for worker in self.workers:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(worker.pid, signal.SIGCONT)
-        self.workers = [worker for worker in self.workers if worker.poll() is None]
+        for worker in [each for each in self.workers if not self._is_working(each)]:
+            self._drop(worker)
+            self.workers.remove(worker)
         while len(self.workers) > 2:
             self._drop(self.workers.pop())
         while len(self.workers) < 2:
@@ -135,9 +143,9 @@ class Place(Foreign):
         return [child.pid for worker in alive for child in list_children(worker.pid) if is_worker(child)]
 
     def keep_up(self) -> None:
-        """Start a worker in the place of one that has ended or is frozen, as a supervisor does."""
-        going = [worker for worker in self.workers if is_going(worker.pid)]
-        if len(going) < 2:
+        """Start workers in the place of those that have ended or are frozen, as a supervisor does."""
+        self.workers = [worker for worker in self.workers if worker.poll() is None]
+        for _ in range(2 - sum(self._is_working(worker) for worker in self.workers)):
             self.start_worker()
 
     def restart_scheduler(self) -> None:
@@ -156,6 +164,17 @@ class Place(Foreign):
         child.start()
         child.join(30)
         child.kill()
+
+    def _is_working(self, worker: "subprocess.Popen[bytes]") -> bool:
+        """Whether it merges, or will soon: a nanny may be left without a worker."""
+        if not is_going(worker.pid):
+            return False
+        if "--no-nanny" in self.options:
+            return True
+        with contextlib.suppress(psutil.NoSuchProcess):
+            young = time.time() - psutil.Process(worker.pid).create_time() < _YOUNG_S
+            return young or any(is_worker(child) for child in list_children(worker.pid))
+        return False
 
     @staticmethod
     def _drop(worker: "subprocess.Popen[bytes]") -> None:
