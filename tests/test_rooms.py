@@ -131,9 +131,9 @@ def test_dask_is_known_to_the_run_room() -> None:
     assert {"dask", "distributed"} <= {name.split(".")[0] for name in list_imports(ENGINE / "run" / "cluster.py")}
 
 
-def test_distributed_is_known_to_the_cluster_alone() -> None:
+def test_distributed_is_known_to_what_runs_a_cluster_alone() -> None:
     knowing = {path.name for path in FILES if any(name.split(".")[0] == "distributed" for name in list_imports(path))}
-    assert knowing == {"cluster.py", "factories.py"}
+    assert knowing == {"cluster.py", "connect.py", "factories.py", "plugin.py"}
 
 
 def test_no_room_imports_what_the_engine_does_not_need() -> None:

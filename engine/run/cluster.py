@@ -1,51 +1,27 @@
-"""Worker processes, of a cluster that is started or of one that is there already, and what each is set up with."""
+"""Worker processes, of a cluster that is started or of one that is there already, and the tasks they run."""
 
-import asyncio
-import json
 import math
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NoReturn
 
 import dask
 from dask.delayed import Delayed
-from distributed import (
-    Client,
-    KilledWorker,
-    LocalCluster,
-    Reschedule,
-    Worker,
-    WorkerPlugin,
-    as_completed,
-    get_worker,
-)
-from distributed.comm.core import connect
-from distributed.core import Status
-from distributed.security import Security
+from distributed import Client, KilledWorker, LocalCluster, as_completed
 
 from mergemill.engine.errors import ClusterError, RunError
 from mergemill.engine.recipe import ClusterFile
-from mergemill.engine.run.accelerator import open_device
-from mergemill.engine.run.encryption import check_certificates, explain_refusal
+from mergemill.engine.run import connect
 from mergemill.engine.run.factories import start_cluster
 from mergemill.engine.run.failures import WorkersDied, explain_failure
-from mergemill.engine.run.metrics import metered
+from mergemill.engine.run.plugin import MergemillPlugin
 from mergemill.engine.run.preflight import PAUSE, Needs, check_settings, check_workers, make_limit, wait_for_first
-from mergemill.engine.run.process import set_up_process
 from mergemill.engine.run.watch import ALONE_S, ANSWER_S, DONE_IS_KEPT, SchedulerLost, Watch
 from mergemill.engine.run.workers import Workers
-from mergemill.engine.run.workplace import Workplace
-from mergemill.engine.storage.cache import open_cache
-from mergemill.engine.storage.store import use_options
 
-CONNECT_S = 10  # for a scheduler to answer
-WORKERS_S = 60  # for a first worker to join it
-REJOIN_S = 60.0  # for a scheduler to answer again that was lost
 CLOSE_S = 5.0  # for the connections of a client to end
 MOST_LOST = 3  # schedulers in a row of which none brings a result
 TRIES = 3  # of a task that raises an error, on whichever workers
@@ -174,7 +150,7 @@ class Foreign(Cluster):
 
     def join(self) -> None:
         """Wait for a worker, and set all workers up, those too that come later."""
-        threads = _wait_for_workers(self.client, self.workers.scheduler)
+        threads = connect.wait_for_workers(self.client, self.workers.scheduler)
         self.workers = replace(self.workers, processes=len(threads), threads=max(threads))
         self.warnings = check_settings(self.client)
         self.client.register_plugin(MergemillPlugin(self.workers, self._token), name=f"mergemill-{self._token}")
@@ -182,7 +158,7 @@ class Foreign(Cluster):
     def rejoin(self, lost: SchedulerLost) -> None:
         """Wait for a scheduler to answer there again, and for a worker."""
         self.client.close(CLOSE_S)
-        self.client = _connect_again(self.workers.scheduler, lost)
+        self.client = connect.open_client_again(self.workers.scheduler, lost)
         self._watch = Watch(self.client, self.workers.scheduler, alone_s=self.alone_s)
         with suppress(OSError):  # lost once more: the next look tells
             self.join()
@@ -252,7 +228,7 @@ def open_cluster(workers: Workers, token: str = "") -> Iterator[Cluster]:
     ):
         if workers.device != "cpu":
             give_each_a_device(cluster, workers.device, workers.processes)
-            client.wait_for_workers(workers.processes, timeout=WORKERS_S)
+            client.wait_for_workers(workers.processes, timeout=connect.WORKERS_S)
         client.register_plugin(MergemillPlugin(workers, token), name=f"mergemill-{token}")
         yield Cluster(client, workers)
 
@@ -285,7 +261,7 @@ def open_own(workers: Workers, file: ClusterFile, token: str) -> Iterator[Cluste
 @contextmanager
 def open_scheduler(workers: Workers, token: str) -> Iterator[Cluster]:
     """Use the workers of a cluster that is there already; when the block ends, nothing of ours is left on them."""
-    with _connect(workers.scheduler) as client:
+    with connect.open_client(workers.scheduler) as client:
         crew = Foreign(client, workers, token)
         try:
             crew.join()
@@ -296,104 +272,11 @@ def open_scheduler(workers: Workers, token: str) -> Iterator[Cluster]:
 
 def check_cluster(workers: Workers, needs: Needs) -> None:
     """Raise `ClusterError` unless a scheduler answers whose workers have what the merge needs."""
-    with _connect(workers.scheduler) as client:
-        _wait_for_workers(client, workers.scheduler)
+    with connect.open_client(workers.scheduler) as client:
+        connect.wait_for_workers(client, workers.scheduler)
         check_workers(client, workers, needs)
-
-
-def _connect(scheduler: str) -> Client:
-    """Return a client of the scheduler at an address, or that a file names."""
-    check_certificates(scheduler)
-    try:
-        address = json.loads(Path(scheduler).read_text())["address"] if scheduler.endswith(".json") else scheduler
-        with ThreadPoolExecutor(1) as pool:  # this thread may have a running loop, as in a notebook
-            pool.submit(asyncio.run, _shake_hands(address)).result()
-        return Client(address, timeout=CONNECT_S, set_as_default=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ClusterError(explain_refusal(scheduler, error)) from error
-
-
-async def _shake_hands(address: str) -> None:
-    """Connect once: a client would wait for ever for a scheduler that is frozen, for which the kernel still listens."""
-    options = Security().get_connection_args("client")
-    try:
-        comm = await asyncio.wait_for(connect(address, timeout=CONNECT_S, **options), CONNECT_S + 1)
-    except TimeoutError as error:
-        raise TimeoutError(f"it is silent for {CONNECT_S} s") from error
-    await comm.close()
-
-
-def _connect_again(scheduler: str, lost: SchedulerLost) -> Client:
-    """Return a client of the scheduler that comes after one that is lost."""
-    end_s = time.monotonic() + REJOIN_S
-    while True:
-        try:
-            return _connect(scheduler)
-        except ClusterError as error:
-            if time.monotonic() > end_s:
-                raise ClusterError(
-                    f"{scheduler}: the scheduler is lost ({lost}), and none has answered there for {REJOIN_S:.0f} s; "
-                    f"{DONE_IS_KEPT}"
-                ) from error
-        time.sleep(1.0)
-
-
-def _wait_for_workers(client: Client, scheduler: str) -> list[int]:
-    """Return the threads of each worker."""
-    end_s = time.monotonic() + WORKERS_S
-    ask: Any = client.scheduler.identity  # type: ignore[union-attr]
-    while True:
-        try:
-            found = client.sync(ask, n_workers=-1, callback_timeout=ANSWER_S)["workers"]
-        except OSError as error:
-            raise ClusterError(f"{scheduler}: the scheduler does not answer: {error}") from error
-        if found:
-            return [info["nthreads"] for info in found.values()]
-        if time.monotonic() > end_s:
-            raise ClusterError(f"{scheduler}: no worker has joined this scheduler in {WORKERS_S} s; start some")
-        time.sleep(0.1)
 
 
 def _list_threads(client: Client) -> list[int]:
     """Return the threads of each worker that is there."""
     return [info["nthreads"] for info in client.scheduler_info(n_workers=-1)["workers"].values()]
-
-
-class MergemillPlugin(WorkerPlugin):
-    """Gives a worker its memory gate and arenas for the tasks of one run, and sets its process up."""
-
-    def __init__(self, workers: Workers, token: str) -> None:
-        self.memory_bytes = workers.memory_bytes
-        self.device = workers.device
-        self.device_memory_bytes = workers.device_memory_bytes
-        self.cache = workers.cache
-        self.storage = workers.storage
-        self.token = token  # in the keys of the run's tasks
-
-    def setup(self, worker: Worker) -> None:
-        """Called on the worker when it joins."""
-        use_options(self.storage)
-        # A task that is cut short by the end of its worker is another worker's, not an error.
-        threads, cache = worker.state.nthreads, open_cache(self.cache)
-        device = open_device(self.device, self.device_memory_bytes, threads)
-        self.workplace = Workplace(self.memory_bytes, threads, cache, Reschedule, device=device)
-        self._set_up = ExitStack()
-        self._set_up.enter_context(set_up_process())
-        self._set_up.enter_context(metered(self.workplace))
-
-    def teardown(self, worker: Worker) -> None:
-        """Called on the worker when it leaves: running tasks end at their next slab."""
-        self.workplace.stopping = True
-        self._set_up.close()
-
-
-def find_workplace() -> Workplace:
-    """Return the workplace of the worker that runs this task."""
-    worker = get_worker()
-    key = str(worker.get_current_task())
-    for plugin in worker.plugins.values():
-        if isinstance(plugin, MergemillPlugin) and plugin.token in key:
-            return plugin.workplace
-    if worker.status == Status.running:
-        raise ClusterError(f"{worker.address}: this worker was not set up for the merge; see its log")
-    raise Reschedule  # it is on its way out

@@ -66,6 +66,6 @@ def find_workplace() -> Workplace:
     """Return the workplace of the worker that runs this task."""
     if found := threads.find_workplace():
         return found
-    from mergemill.engine.run import cluster
+    from mergemill.engine.run import plugin
 
-    return cluster.find_workplace()
+    return plugin.find_workplace()

@@ -12,7 +12,7 @@ from mergemill.engine.run.reach import find_unreached
 from mergemill.engine.run.workers import Workers
 from mergemill.engine.storage.pin import Pin
 
-PROCESS_BYTES = 384 << 20  # Python, Dask and torch themselves
+PROCESS_BYTES = 384 << 20  # Python, Dask, torch (then 248 MiB), boto3 and the Hub's package (298 MiB), and room
 SPARE_BYTES = 1 << 30  # beside the promise, for workers that we start
 LEAST_PROMISE_BYTES = 64 << 20  # that is worth to be proposed
 PAUSE = 0.9  # share of its limit at which Dask stops giving tasks to a worker that we start

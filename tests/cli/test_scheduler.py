@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from clusters import start_cluster
 
-from mergemill.engine.run import cluster
+from mergemill.engine.run import connect
 
 
 def test_a_merge_on_a_cluster_is_stopped_and_resumed(
@@ -43,7 +43,7 @@ def test_a_merge_on_a_cluster_is_stopped_and_resumed(
 def test_the_environment_may_name_it(
     mergemill: Callable[..., tuple[int, str, str]], here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "CONNECT_S", 1)
+    monkeypatch.setattr(connect, "CONNECT_S", 1)
     monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "tcp://127.0.0.1:1")
     code, out, err = mergemill("merge", "ties.yml", tmp_path / "out")
     assert (code, out) == (1, "")

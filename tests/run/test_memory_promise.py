@@ -4,16 +4,14 @@ The tensors beside the embedding are as large as parts get, so that threads keep
 fill the promise.
 """
 
-import json
 import shutil
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-import torch
-from models import make_config, write_json
+from run.large import write_large
+from run.memory import peak_bytes
 
 from mergemill.engine import PartFinished, Started, make_plan, run
 from mergemill.engine.plan.memory import keep_bytes, stream_bytes, task_bytes
@@ -22,8 +20,7 @@ from mergemill.engine.recipe import parse_recipe
 from mergemill.engine.run.events import Event
 from mergemill.engine.run.workplace import MALLOC_BYTES, Workplace
 
-VOCAB, HIDDEN, WIDE = 262_144, 4096, 3840  # 2 GiB of bfloat16; the others 30 MiB each
-LAYERS = 8
+VOCAB, LAYERS = 262_144, 8  # an embedding of 2 GiB
 MEMORY = 512 << 20
 WORKERS, THREADS = 2, 4
 DISK_BYTES = 12 << 30
@@ -40,38 +37,6 @@ LINES = {
 }
 
 
-def write_large(folder: Path, seed: int) -> None:
-    """Write a model whose values repeat every 64 MiB: random enough for masks and ranks, and quickly made."""
-    folder.mkdir(parents=True)
-    shapes = {"model.embed_tokens.weight": (VOCAB, HIDDEN)}
-    shapes |= {f"model.layers.{i}.mlp.up_proj.weight": (WIDE, HIDDEN) for i in range(LAYERS)}
-    shapes |= {f"model.layers.{i}.input_layernorm.weight": (HIDDEN,) for i in range(LAYERS)}
-    header, offset = {}, 0
-    for name, shape in shapes.items():
-        size = 2 * torch.Size(shape).numel()
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    torch.manual_seed(seed)
-    block = (0.02 * torch.randn(1 << 25)).bfloat16().view(torch.uint8).numpy()
-    with open(folder / "model.safetensors", "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for start in range(0, offset, len(block)):
-            file.write(memoryview(block)[: offset - start])
-    config = make_config(
-        layers=LAYERS,
-        hidden=HIDDEN,
-        heads=32,
-        kv_heads=32,
-        intermediate=WIDE,
-        vocab=VOCAB,
-        tied=True,
-        dtype="bfloat16",
-    )
-    write_json(folder / "config.json", config)
-
-
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Three models with a 2 GiB embedding each; removed afterwards."""
@@ -79,7 +44,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if shutil.disk_usage(folder).free < DISK_BYTES:
         pytest.skip(f"needs {DISK_BYTES >> 30} GiB of disk in {folder}")
     for seed, name in enumerate(("base", "A", "B")):
-        write_large(folder / name, seed)
+        write_large(folder / name, seed, vocab=VOCAB, layers=LAYERS)
     yield folder
     shutil.rmtree(folder)
 
@@ -89,13 +54,6 @@ def make_large_plan(method: str, folder: Path) -> Plan:
     for name in ("base", "A", "B"):
         lines = lines.replace(f"{{{name}}}", str(folder / name))
     return make_plan(parse_recipe(f"merge_method: {method}\n{lines}\n", name="large.yml"))
-
-
-def peak_bytes(pid: int) -> int:
-    """Return the most memory that a process ever had resident."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    (found,) = (line for line in lines if line.startswith("VmHWM:"))
-    return int(found.split()[1]) << 10
 
 
 class Watch:

@@ -16,7 +16,7 @@ from run.merging import METHODS, hash_output, plan_merge
 
 from mergemill.engine import describe_plan, run
 from mergemill.engine.errors import ClusterError, PlanError
-from mergemill.engine.run import cluster
+from mergemill.engine.run import connect
 from mergemill.engine.run.accelerator import count_devices
 from mergemill.engine.run.cluster import open_scheduler
 from mergemill.engine.run.events import Event, PartFinished, Started
@@ -32,6 +32,14 @@ def version(name):
     if name == "mergemill":
         raise importlib.metadata.PackageNotFoundError(name)
     return Distribution.from_name(name).version
+importlib.metadata.version = version
+"""
+
+OTHER = """
+import importlib.metadata
+from importlib.metadata import Distribution
+def version(name):
+    return {"mergemill": "0.0.1", "torch": "1.0.0"}.get(name) or Distribution.from_name(name).version
 importlib.metadata.version = version
 """
 
@@ -149,7 +157,7 @@ def test_settings_of_the_scheduler_that_harm_are_warned_of(foreign: Foreign, tmp
 
 
 def test_a_scheduler_that_is_not_there(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "CONNECT_S", 2)
+    monkeypatch.setattr(connect, "CONNECT_S", 2)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{unused.getsockname()[1]}"
@@ -160,7 +168,7 @@ def test_a_scheduler_that_is_not_there(family: Path, tmp_path: Path, monkeypatch
 
 
 def test_a_scheduler_without_workers(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "WORKERS_S", 1)
+    monkeypatch.setattr(connect, "WORKERS_S", 1)
     with start_cluster(tmp_path, count=0) as own, pytest.raises(ClusterError, match="no worker has joined"):
         run(plan_merge("linear", family), tmp_path / "out", scheduler=own.address)
     assert not (tmp_path / "out").exists()
@@ -197,3 +205,35 @@ def test_a_worker_that_joins_late_takes_part(family: Path, tmp_path: Path) -> No
                 process.wait()
     run(plan, tmp_path / "here", workers=0)
     assert hash_output(tmp_path / "out") == hash_output(tmp_path / "here")
+
+
+def test_a_worker_of_other_versions_that_joins_late_is_named(family: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.py").write_text(OTHER)
+
+    def join(event: Event) -> None:
+        if isinstance(event, Started):
+            own.start_worker("--preload", str(tmp_path / "other.py"))
+            own.wait_for_workers(2)
+
+    with start_cluster(tmp_path, count=1) as own, pytest.raises(ClusterError) as caught:
+        run(plan_merge("ties", family), tmp_path / "out", scheduler=own.address, on_event=join)
+    message = str(caught.value)
+    assert "the cluster's workers cannot do this merge" in message
+    assert message.count("mergemill 0.0.1") == message.count("torch 1.0.0") == message.count("tcp://") / 2 == 1
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_a_late_worker_that_cannot_load_mergemill_does_not_take_part(family: Path, tmp_path: Path) -> None:
+    """Dask lets no worker join that cannot load a plugin, and its log says why."""
+    (tmp_path / "without.py").write_text("import sys\nsys.modules['mergemill'] = None\n")
+    plan = plan_merge("ties", family)
+
+    def join(event: Event) -> None:
+        if isinstance(event, Started):
+            own.start_worker("--preload", str(tmp_path / "without.py")).wait(WAIT_S)
+
+    with start_cluster(tmp_path, count=1) as own:
+        run(plan, tmp_path / "out", scheduler=own.address, on_event=join)
+    run(plan, tmp_path / "here", workers=0)
+    assert hash_output(tmp_path / "out") == hash_output(tmp_path / "here")
+    assert "ModuleNotFoundError" in (tmp_path / "log").read_text()

@@ -19,7 +19,7 @@ from run.merging import finished_parts, hash_output, is_loadable, plan_merge, sl
 from mergemill.engine import PartFinished, run, verify
 from mergemill.engine.errors import ClusterError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.run import cluster, watch
+from mergemill.engine.run import cluster, connect, watch
 from mergemill.engine.run.events import Event
 
 pytestmark = pytest.mark.slow
@@ -153,7 +153,7 @@ def test_the_next_scheduler_at_the_same_address_goes_on_with_what_is_left(
 def test_a_scheduler_that_is_lost_ends_the_run_which_resumes(
     way: signal.Signals, plan: Plan, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module, name in ((cluster, "CONNECT_S"), (cluster, "REJOIN_S"), (watch, "LOOK_S"), (watch, "ANSWER_S")):
+    for module, name in ((connect, "CONNECT_S"), (connect, "REJOIN_S"), (watch, "LOOK_S"), (watch, "ANSWER_S")):
         monkeypatch.setattr(module, name, 1)
     out = tmp_path / "out"
     with start_cluster(tmp_path) as own:

@@ -1,0 +1,73 @@
+"""Reaching a scheduler of somebody else: a connection that ends in time, and a first worker."""
+
+import asyncio
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from distributed import Client
+from distributed.comm.core import connect
+from distributed.security import Security
+
+from mergemill.engine.errors import ClusterError
+from mergemill.engine.run.encryption import check_certificates, explain_refusal
+from mergemill.engine.run.watch import ANSWER_S, DONE_IS_KEPT, SchedulerLost
+
+CONNECT_S = 10  # for a scheduler to answer
+WORKERS_S = 60  # for a first worker to join it
+REJOIN_S = 60.0  # for a scheduler to answer again that was lost
+
+
+def open_client(scheduler: str) -> Client:
+    """Return a client of the scheduler at an address, or that a file names."""
+    check_certificates(scheduler)
+    try:
+        address = json.loads(Path(scheduler).read_text())["address"] if scheduler.endswith(".json") else scheduler
+        with ThreadPoolExecutor(1) as pool:  # this thread may have a running loop, as in a notebook
+            pool.submit(asyncio.run, _shake_hands(address)).result()
+        return Client(address, timeout=CONNECT_S, set_as_default=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ClusterError(explain_refusal(scheduler, error)) from error
+
+
+async def _shake_hands(address: str) -> None:
+    """Connect once: a client would wait for ever for a scheduler that is frozen, for which the kernel still listens."""
+    options = Security().get_connection_args("client")
+    try:
+        comm = await asyncio.wait_for(connect(address, timeout=CONNECT_S, **options), CONNECT_S + 1)
+    except TimeoutError as error:
+        raise TimeoutError(f"it is silent for {CONNECT_S} s") from error
+    await comm.close()
+
+
+def open_client_again(scheduler: str, lost: SchedulerLost) -> Client:
+    """Return a client of the scheduler that comes after one that is lost."""
+    end_s = time.monotonic() + REJOIN_S
+    while True:
+        try:
+            return open_client(scheduler)
+        except ClusterError as error:
+            if time.monotonic() > end_s:
+                raise ClusterError(
+                    f"{scheduler}: the scheduler is lost ({lost}), and none has answered there for {REJOIN_S:.0f} s; "
+                    f"{DONE_IS_KEPT}"
+                ) from error
+        time.sleep(1.0)
+
+
+def wait_for_workers(client: Client, scheduler: str) -> list[int]:
+    """Return the threads of each worker, once one is there."""
+    end_s = time.monotonic() + WORKERS_S
+    ask: Any = client.scheduler.identity  # type: ignore[union-attr]
+    while True:
+        try:
+            found = client.sync(ask, n_workers=-1, callback_timeout=ANSWER_S)["workers"]
+        except OSError as error:
+            raise ClusterError(f"{scheduler}: the scheduler does not answer: {error}") from error
+        if found:
+            return [info["nthreads"] for info in found.values()]
+        if time.monotonic() > end_s:
+            raise ClusterError(f"{scheduler}: no worker has joined this scheduler in {WORKERS_S} s; start some")
+        time.sleep(0.1)

@@ -1,0 +1,42 @@
+"""Models that fill a promise: tensors as large as parts get."""
+
+import json
+import struct
+from pathlib import Path
+
+import torch
+from models import make_config, write_json
+
+HIDDEN, WIDE = 4096, 3840  # matrices of 30 MiB
+
+
+def write_large(folder: Path, seed: int, *, vocab: int, layers: int) -> None:
+    """Write a model whose values repeat every 64 MiB: random enough for masks and ranks, and quickly made."""
+    folder.mkdir(parents=True)
+    shapes = {"model.embed_tokens.weight": (vocab, HIDDEN)}
+    shapes |= {f"model.layers.{i}.mlp.up_proj.weight": (WIDE, HIDDEN) for i in range(layers)}
+    shapes |= {f"model.layers.{i}.input_layernorm.weight": (HIDDEN,) for i in range(layers)}
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        size = 2 * torch.Size(shape).numel()
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    torch.manual_seed(seed)
+    block = (0.02 * torch.randn(1 << 25)).bfloat16().view(torch.uint8).numpy()
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for start in range(0, offset, len(block)):
+            file.write(memoryview(block)[: offset - start])
+    config = make_config(
+        layers=layers,
+        hidden=HIDDEN,
+        heads=32,
+        kv_heads=32,
+        intermediate=WIDE,
+        vocab=vocab,
+        tied=True,
+        dtype="bfloat16",
+    )
+    write_json(folder / "config.json", config)
