@@ -7,9 +7,17 @@ import pytest
 import torch
 from hypothesis import settings
 from reference.mergekit import find_skip_reason, run_mergekit
-from servers.fixtures import hub, moto_server, s3_server, seaweed_server, slurm, slurm_server
+from servers.fixtures import hub, moto_server, s3_server, seaweed_server, slurm, slurm_server, ssh
 
-__all__ = ["hub", "moto_server", "s3_server", "seaweed_server", "slurm", "slurm_server"]  # fixtures that are imported
+__all__ = [
+    "hub",
+    "moto_server",
+    "s3_server",
+    "seaweed_server",
+    "slurm",
+    "slurm_server",
+    "ssh",
+]  # fixtures that are imported
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
 settings.load_profile("untimed")

@@ -90,6 +90,40 @@ def test_so_do_the_commands_on_an_output(
     assert (code, "as it was written" in told, "1 part merged again" in told) == (0, True, True)
 
 
+def test_a_cluster_file_alone_leads_there_from_the_command_line(
+    profile: str, seaweed_server: S3, family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The driver reads headers and lists the output by it, and its worker processes read and write."""
+    models, out = put_family(seaweed_server, family), new_place(seaweed_server)
+    options = {"profile": profile, "endpoint_url": seaweed_server.url, "region": REGION, "addressing_style": "path"}
+    recipe, cluster = tmp_path / "recipe.yml", tmp_path / "cluster.yml"
+    lines = {"merge_method": "linear", "models": [{"model": f"{models.url}/{name}"} for name in "AB"]}
+    recipe.write_text(json.dumps(lines | {"parameters": {"weight": 1}}))
+    file = {"kind": "local", "workers": 2, "memory": "256MiB", "storage_options": {"s3": options}}
+    cluster.write_text(json.dumps(file))
+
+    def execute_anew(*arguments: object) -> tuple[int, str]:
+        use_options({})
+        code = execute([*map(str, arguments), "--cluster", str(cluster)])
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        return code, printed.out
+
+    code, told = execute_anew("plan", recipe, "--json")
+    assert code == 0
+    assert json.loads(told)["cluster"] == str(cluster)
+    code, told = execute_anew("merge", recipe, out.url, "--json")
+    assert code == 0
+    started = next(event for line in told.splitlines() if (event := json.loads(line))["event"] == "started")
+    assert (started["workers"], started["memory_bytes"]) == (2, 256 << 20)
+    here = make_recipe_of(
+        {**lines, "models": [{"model": f"{family}/{name}"} for name in "AB"], "parameters": {"weight": 1}}
+    )
+    run(make_plan(here), tmp_path / "out", workers=0)
+    assert out.hash()[SHARD] == hashlib.sha256((tmp_path / "out" / SHARD).read_bytes()).hexdigest()
+    assert all(seaweed_server.secret_key.encode() not in data for data in out.read().values())
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 import pytest
 from servers import moto, seaweed
 from servers import slurm as slurms
+from servers import ssh as sshs
 from servers.hub import Hub, start_hub
 from servers.s3 import S3
 from servers.slurm import Slurm
+from servers.ssh import Ssh
 
 BUCKET = "models"
 
@@ -61,6 +63,14 @@ def slurm(slurm_server: Slurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slur
         monkeypatch.setenv(name, value)
     yield slurm_server
     slurm_server.cancel_all()
+
+
+@pytest.fixture(scope="session")
+def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ssh]:
+    """An SSH server that lets root in by a key."""
+    _need(sshs.find_skip_reason())
+    with sshs.start_ssh(tmp_path_factory.mktemp("ssh")) as running:
+        yield running
 
 
 def _need(missing: str | None) -> None:
