@@ -1,9 +1,10 @@
 """``mergemill merge``: from a recipe to a checkpoint, with progress, to be stopped and resumed."""
 
+import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +26,7 @@ from mergemill.cli.options import (
     Scheduler,
     Seed,
     ShardSize,
+    StorageOf,
     Threads,
     Workers,
 )
@@ -57,6 +59,7 @@ def merge(
     cluster: Cluster = None,
     device: Device = None,
     device_memory: DeviceMemory = DEVICE_MEMORY,
+    storage_as: StorageOf = None,
     cache: Cache = None,
     cache_folder: CacheFolder = None,
     public: Public = False,
@@ -76,12 +79,14 @@ def merge(
         from mergemill.engine import describe_plan, load_cluster, load_recipe, make_plan, run
 
         file = load_cluster(cluster) if cluster else None
+        store = load_cluster(storage_as) if storage_as else file
+        storage = store.storage if store else None
         plan = make_plan(
             load_recipe(recipe),
             seed=seed,
             shard_size=shard_size,
             methods=methods or (),
-            storage=file.storage if file else None,
+            storage=storage,
         )
         watch = Watch(stack, quiet=quiet, json=json)
         numbers = describe_plan(
@@ -96,8 +101,8 @@ def merge(
             device_memory=device_memory,
         )
         watch.show_plan(numbers)
-        resume = _say_how_to_resume(watch, context.obj or sys.argv[1:])
-        with resume, raise_interrupts(), hold_back(processes=numbers["processes"]):
+        resume = find_resume(context.obj or sys.argv[1:], scheduler)
+        with _say_how_to_resume(watch, resume), raise_interrupts(), hold_back(processes=numbers["processes"]):
             run(
                 plan,
                 out,
@@ -111,6 +116,8 @@ def merge(
                 cache=cache,
                 cache_folder=cache_folder,
                 public=public,
+                storage=storage,
+                resume=resume,
                 on_event=watch,
             )
 
@@ -206,8 +213,19 @@ def describe_commit(event: "Committed") -> str:
     return f"{event.out}: {format_size(event.write_bytes)} in {parts}{redone}, {event.seconds:.1f} s; {check}"
 
 
+def find_resume(arguments: Sequence[str], scheduler: str | None) -> str:
+    """Return the command that goes on with this merge: itself, or the one that submitted it.
+
+    scheduler: which the environment may have told, and would not tell elsewhere.
+    """
+    from mergemill.engine.run.driver import RESUME
+
+    told = ["--scheduler", scheduler] if scheduler and "--scheduler" not in " ".join(arguments) else []
+    return os.environ.get(RESUME) or shlex.join(["mergemill", *arguments, *told])
+
+
 @contextmanager
-def _say_how_to_resume(watch: Watch, arguments: list[str]) -> Iterator[None]:
+def _say_how_to_resume(watch: Watch, command: str) -> Iterator[None]:
     from mergemill.engine.errors import Cancelled
 
     try:
@@ -215,7 +233,6 @@ def _say_how_to_resume(watch: Watch, arguments: list[str]) -> Iterator[None]:
     except (Interrupted, Cancelled) as stop:
         number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
         progress = f" after {watch.done} of {watch.parts} parts" if watch.parts else " before the first part"
-        command = shlex.join(["mergemill", *arguments])
         raise Interrupted(number, f"{stop}{progress}; go on with: {command}") from None
 
 

@@ -10,6 +10,14 @@ Out = Annotated[str, typer.Argument(metavar="OUT", help="Where the merge is: a f
 StorageAs = Annotated[
     str | None, typer.Option("--storage-as", metavar="RECIPE", help="Reach it as this recipe's storage_options say.")
 ]
+StorageOf = Annotated[
+    str | None,
+    typer.Option(
+        "--storage-as",
+        metavar="NAME|FILE",
+        help="Reach storage as this cluster file says, beside the recipe's options; else as --cluster says.",
+    ),
+]
 ClusterAs = Annotated[
     str | None, typer.Option("--cluster", metavar="NAME|FILE", help="Reach it as this cluster file's options say.")
 ]

@@ -90,6 +90,8 @@ def _driver_facts(found: "Status", driver: "Driver") -> Iterator[tuple[str, str]
 
 def say_resume(found: "Status") -> str:
     """Return the command that goes on with a merge, where its recipe still lies where it was."""
+    if found.driver is not None and found.driver.resume:
+        return found.driver.resume
     words = ["mergemill", "merge", found.recipe or "RECIPE", found.out]
     if found.seed:
         words += ["--seed", str(found.seed)]

@@ -1,6 +1,7 @@
 """``mergemill submit``: run the driver of a merge inside the cluster, and return."""
 
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -30,6 +31,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be sub
 
 
 def submit(
+    context: typer.Context,
     recipe: Recipe,
     out: Out,
     cluster: Where,
@@ -60,6 +62,7 @@ def submit(
         cluster=str(Path(cluster).absolute()) if Path(cluster).suffix in (".yml", ".yaml") else cluster,
         arguments=list(_list_words(options, methods or ())),
         folder=Path.cwd(),
+        resume=shlex.join(["mergemill", *(word for word in context.obj or sys.argv[1:] if word != "--dry-run")]),
     )
     if dry_run:
         console.say(job.text.rstrip("\n"))

@@ -41,7 +41,7 @@ ONLY_IMPORTERS = {
     "huggingface_hub": {"storage"},
     "urllib3": {"storage"},
     "pydantic": {"recipe"},
-    "yaml": {"recipe", "checkpoint"},
+    "yaml": {"recipe", "checkpoint", "run"},
 }
 """Libraries that only some rooms know."""
 

@@ -23,7 +23,7 @@ from mergemill.engine.run.reach import choose_samples
 from mergemill.engine.run.receipts import Receipt
 from mergemill.engine.run.workers import DEVICE_MEMORY, Workers, choose_workers, find_storage
 from mergemill.engine.storage.ranges import check_pin, is_remote
-from mergemill.engine.storage.store import use_options
+from mergemill.engine.storage.store import Options, use_options
 from mergemill.engine.tensors.slabs import SLAB
 
 
@@ -41,6 +41,8 @@ def run(
     cache: str | int | None = None,
     cache_folder: str | Path | None = None,
     public: bool = False,
+    storage: Options | None = None,
+    resume: str = "",
     on_event: OnEvent = ignore,
     slab: int = SLAB,
 ) -> Committed:
@@ -51,7 +53,8 @@ def run(
     those of `choose_workers`; all workers of a cluster must see the inputs and `out` at the same paths. `cache` is the
     most bytes of remote sources that each host keeps on a local disk for later merges, such as ``"50GB"``, in
     `cache_folder`, by default ``~/.cache/mergemill``; None keeps none. A repository that is made on the Hub is private
-    unless `public`. Raises `OutputError` before anything is written where `out` holds something else, `ClusterError`
+    unless `public`. `storage` is that of `make_plan`; None is the cluster file's. `resume` is the command that repeats
+    this, for `status`. Raises `OutputError` before anything is written where `out` holds something else, `ClusterError`
     where workers cannot do it, `RunError` for what goes wrong later, and `Cancelled` where `cancel` asked it to end;
     the run can then be repeated.
     """
@@ -67,7 +70,7 @@ def run(
         device_memory=device_memory,
     )
     kept = choose_cache(cache, cache_folder, out, plan.write_bytes, here=chosen.is_here)
-    chosen = replace(chosen, cache=kept, storage=find_storage(plan, chosen))
+    chosen = replace(chosen, cache=kept, storage=find_storage(plan, chosen, storage))
     use_options(chosen.storage)
     place = find_output(out, public=public)
     place.check_workers(chosen, plan)
@@ -78,7 +81,7 @@ def run(
         check_same(output, plan)  # again: another driver may just have been here
         if output.journal.is_committed():
             return _finish_again(output, plan, on_event)
-        with drive(output.notes) as driving:
+        with drive(output.notes, resume) as driving:
             for pin in plan.pins:
                 check_pin(pin)
             redone, read_bytes = _run_parts(plan, output, chosen, on_event, driving, slab)

@@ -21,6 +21,7 @@ from mergemill.engine.run.lease import OLD_S, find_start, name_processes
 from mergemill.engine.run.notes import Notes
 
 DRIVER_NAME, CANCEL_NAME, LOCK_NAME = "driver.json", "cancel", "lock"
+RESUME = "MERGEMILL_RESUME"  # the variable by which a job knows the command that submitted it
 LOOK_S = 2.0  # between two looks for a request to end
 
 _JOBS = {"SLURM_JOB_ID": "slurm", "PBS_JOBID": "pbs", "LSB_JOBID": "lsf"}  # variables of jobs
@@ -37,6 +38,7 @@ class Driver:
     token: str  # of this run
     since: float  # seconds since 1970, by its own clock
     job: str = ""  # of a batch system, such as "slurm 12", or a pod; empty where it was started by hand
+    resume: str = ""  # the command that runs the merge again; empty where it was no command
     started: Mapping[str, Any] | None = None  # `Started`, once the workers are there
     resumed_bytes: int = 0  # of the parts that earlier runs had finished by then
     ended: float | None = None  # seconds since 1970; None while it runs, or where it was killed
@@ -86,9 +88,9 @@ def find_request(notes: Notes, token: str) -> str:
 class Driving:
     """This process while it drives a merge."""
 
-    def __init__(self, notes: Notes) -> None:
+    def __init__(self, notes: Notes, resume: str) -> None:
         self._notes = notes
-        self._driver = _describe_here()
+        self._driver = replace(_describe_here(), resume=resume)
         self._cancelled_by = ""
         self._stop: Callable[[], None] | None = None
         self._lock = threading.Lock()  # so that nothing is stopped that has ended
@@ -148,9 +150,12 @@ class Driving:
 
 
 @contextmanager
-def drive(notes: Notes) -> Iterator[Driving]:
-    """Say beside the output that this process drives the merge, and heed requests to end it: `Cancelled`."""
-    driving, ended = Driving(notes), threading.Event()
+def drive(notes: Notes, resume: str = "") -> Iterator[Driving]:
+    """Say beside the output that this process drives the merge, and heed requests to end it: `Cancelled`.
+
+    resume: the command that runs the merge again.
+    """
+    driving, ended = Driving(notes, resume), threading.Event()
     looker = threading.Thread(target=driving.look, args=(ended,), name="mergemill-driver", daemon=True)
     driving.begin()
     looker.start()

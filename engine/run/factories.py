@@ -70,11 +70,12 @@ def _give_jobqueue(file: ClusterFile, limit_bytes: int) -> Arguments:
 
 def _give_kubernetes(file: ClusterFile, limit_bytes: int) -> Arguments:
     size = {"memory": str(limit_bytes), "cpu": str(file.threads or 1)}
+    limits = {"memory": str(limit_bytes)} | ({"nvidia.com/gpu": "1"} if file.device == "cuda" else {})
     command = ["dask", "worker", "--nthreads", str(file.threads or 1), "--memory-limit", str(limit_bytes)]
     return {
         "name": f"mergemill-{secrets.token_hex(4)}",
         "n_workers": _start_count(file),
-        "resources": {"requests": size, "limits": {"memory": str(limit_bytes)}},
+        "resources": {"requests": size, "limits": limits},
         "env": [{"name": name, "value": value} for name, value in {**ONE_THREAD, **PATIENT}.items()],
         "worker_command": command,
         "quiet": True,

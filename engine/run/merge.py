@@ -45,6 +45,8 @@ def merge(
         memory=memory,
         scheduler=scheduler,
         cluster=file,
+        device=device,
+        device_memory=device_memory,
         cache=cache,
         cache_folder=cache_folder,
         public=public,

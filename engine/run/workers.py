@@ -13,7 +13,7 @@ from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import ClusterFile, load_cluster
 from mergemill.engine.run.accelerator import choose_device, count_devices
 from mergemill.engine.storage.cache import CacheOptions
-from mergemill.engine.storage.store import join_options
+from mergemill.engine.storage.store import Options, join_options
 from mergemill.engine.tensors.merged import Merged
 
 MEMORY = "1GiB"
@@ -54,9 +54,11 @@ class Workers:
         return not self.scheduler and (self.cluster is None or self.cluster.kind in HERE)
 
 
-def find_storage(plan: Plan, workers: Workers) -> dict[str, dict[str, Any]]:
-    """Return the options of storage: the recipe's, and what the cluster file says beside them."""
-    return join_options(workers.cluster.storage if workers.cluster else {}, plan.recipe.storage)
+def find_storage(plan: Plan, workers: Workers, storage: Options | None = None) -> dict[str, dict[str, Any]]:
+    """Return the options of storage: the recipe's, and beside them `storage`, or what the cluster file says."""
+    if storage is None:
+        storage = workers.cluster.storage if workers.cluster else {}
+    return join_options(storage, plan.recipe.storage)
 
 
 def choose_workers(

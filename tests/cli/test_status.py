@@ -51,7 +51,7 @@ def test_status_says_who_drives_and_cancel_ends_it_as_ctrl_c_does(
     told, err = canceller.communicate(timeout=60)
     assert (canceller.returncode, err) == (0, "")
     assert re.match(rf"{out}: cancelled, \d+ of 111 parts", told)
-    assert told.endswith(f"go on with: mergemill merge ties.yml {out} --seed 7 --shard-size tensor\n")
+    assert told.endswith(f"go on with: mergemill merge ties.yml {out} --shard-size tensor --seed 7 --json\n")
 
     code, said, _ = mergemill("status", out)
     assert code == 0

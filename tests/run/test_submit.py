@@ -1,13 +1,13 @@
-"""Drivers inside a cluster: a real SLURM's jobs, and manifests by the schemas of Kubernetes and of Dask's operator."""
+"""Drivers as jobs of a real SLURM."""
 
 import json
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from deploy.test_kubernetes import find_faults
 from run.merging import hash_output, make_recipe
 from servers.slurm import PARTITION, Slurm
 
@@ -18,13 +18,10 @@ from mergemill.engine.recipe import parse_cluster
 from mergemill.engine.run.submit import make_job, submit_job
 
 WAIT_S = 90.0
-PODS = """
-kind: kubernetes
-workers: {minimum: 0, maximum: 3}
-threads: 2
-memory: 4GiB
-driver: {memory: 2GiB, cpus: 1, secrets: [storage]}
-options: {image: registry.example/mergemill, namespace: merges}
+SLOW = """import sys
+sys.path.insert(0, {tests!r})
+from run.merging import slow_down
+slow_down({slow_s})
 """
 
 
@@ -37,15 +34,18 @@ def recipe(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return path
 
 
-def write_cluster(folder: Path, name: str, *directives: str) -> Path:
-    """Write a cluster file whose workers' jobs have these directives."""
-    options = {
+def write_cluster(folder: Path, name: str, *directives: str, slow_s: float = 0.0) -> Path:
+    """Write a cluster file whose workers' jobs have these directives, and whose slabs take so much longer."""
+    options: dict[str, Any] = {
         "queue": PARTITION,
         "log_directory": str(folder / "jobs"),
         "local_directory": str(folder / "dask"),
         "scheduler_options": {"host": "127.0.0.1"},
         "job_extra_directives": list(directives),
     }
+    if slow_s:
+        (folder / "slow.py").write_text(SLOW.format(tests=str(Path(__file__).parents[1]), slow_s=slow_s))
+        options["worker_extra_args"] = ["--preload", str(folder / "slow.py")]
     driver = {"memory": "512MiB", "walltime": "00:10:00", "prologue": ["export TOLD=here"]}
     values = {"kind": "slurm", "workers": 1, "memory": "256MiB", "driver": driver, "options": options}
     (folder / name).write_text(json.dumps(values))
@@ -99,19 +99,6 @@ def test_the_script_is_one_that_bash_can_read_and_stops_before_its_time(recipe: 
     assert any(line.endswith("'an out' --cluster slurm --seed 7 &") for line in lines)
 
 
-def test_the_manifest_is_as_kubernetes_and_the_operator_want_it(recipe: Path, tmp_path: Path) -> None:
-    path = recipe.rename(tmp_path / "recipe.yml")
-    job = make_job(load_recipe(path), "s3://b/out", parse_cluster(PODS), cluster="pods.yml", folder=tmp_path)
-    config, dask_job = json.loads(job.text)["items"]
-    assert find_faults(config) == []
-    assert find_faults(dask_job) == []
-    assert config["data"] == {"recipe.yml": path.read_text()}
-    (driver,) = dask_job["spec"]["job"]["spec"]["containers"]
-    assert driver["args"] == ["merge", "/recipe/recipe.yml", "s3://b/out", "--memory", "4GiB"]
-    assert driver["envFrom"] == [{"secretRef": {"name": "storage"}}]
-    assert dask_job["spec"]["cluster"]["spec"]["worker"]["replicas"] == 3
-
-
 def test_other_clusters_and_missing_programs_are_one_clear_error(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,8 +106,6 @@ def test_other_clusters_and_missing_programs_are_one_clear_error(
     local = parse_cluster("{kind: local, workers: 2}", name="local.yml")
     with pytest.raises(PlanError, match=r"^local\.yml: no driver is run .* kind local; submit takes slurm and kuber"):
         make_job(made, "out", local, cluster="local", folder=tmp_path)
-    with pytest.raises(PlanError, match="cannot be in a ConfigMap"):
-        make_job(made, "out", parse_cluster(PODS), cluster="pods.yml", folder=tmp_path)
     file = parse_cluster(write_cluster(tmp_path, "slurm.yml").read_text())
     job = make_job(made, "out", file, cluster="slurm", folder=tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
