@@ -19,7 +19,7 @@ from mergemill.engine.run.factories import start_cluster
 from mergemill.engine.run.failures import WorkersDied, explain_failure
 from mergemill.engine.run.plugin import MergemillPlugin
 from mergemill.engine.run.preflight import PAUSE, Needs, check_settings, check_workers, make_limit, wait_for_first
-from mergemill.engine.run.watch import ALONE_S, ANSWER_S, DONE_IS_KEPT, SchedulerLost, Watch
+from mergemill.engine.run.watch import ALONE_S, ANSWER_S, DONE_IS_KEPT, SchedulerLost, Watch, explaining_loss
 from mergemill.engine.run.workers import Workers
 
 CLOSE_S = 5.0  # for the connections of a client to end
@@ -114,8 +114,9 @@ class Cluster:
                 del left[future.key]
                 each(result)
         finally:
-            if self.client.status == "running":
-                self.client.cancel(futures, force=True)
+            with suppress(OSError):  # a scheduler that is lost has nothing to cancel
+                if self.client.status == "running":
+                    self.client.cancel(futures, force=True)
 
     def _iter_results(self, futures: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
         """Yield futures and results as they come, and look meanwhile whether the cluster is there."""
@@ -166,15 +167,19 @@ class Foreign(Cluster):
     def check_needs(self, needs: Needs) -> None:
         """Raise `ClusterError` where a worker lacks what this process has, or what the merge needs."""
         self._needs = needs
-        check_workers(self.client, self.workers, needs)
+        with explaining_loss(self.workers.scheduler):
+            check_workers(self.client, self.workers, needs)
 
     def check_again(self) -> None:
         """Raise `ClusterError` where workers that came later cannot do this merge."""
-        check_workers(self.client, self.workers, self._needs, all_answer=False)  # some may be about to die
+        try:
+            check_workers(self.client, self.workers, self._needs, all_answer=False)  # some may be about to die
+        except OSError as error:
+            raise SchedulerLost(str(error)) from error
 
     def leave(self) -> None:
         """Take from the workers what is ours."""
-        with suppress(OSError):  # a scheduler that is gone has nothing of ours
+        with suppress(OSError, ValueError):  # a scheduler that is gone, or has begun anew, has nothing of ours
             if self.client.status == "running":
                 remove: Any = self.client.scheduler.unregister_worker_plugin  # type: ignore[union-attr]
                 self.client.sync(remove, name=f"mergemill-{self._token}", callback_timeout=ANSWER_S)
@@ -216,14 +221,7 @@ def open_cluster(workers: Workers, token: str = "") -> Iterator[Cluster]:
     """Start worker processes; when the block ends, everything is stopped."""
     with (
         dask.config.set(_CONFIG),
-        LocalCluster(
-            n_workers=workers.processes if workers.device == "cpu" else 0,
-            threads_per_worker=workers.threads,
-            memory_limit=make_limit(workers.memory_bytes),
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            silence_logs=50,
-        ) as cluster,
+        _start_processes(workers) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         if workers.device != "cpu":
@@ -231,6 +229,20 @@ def open_cluster(workers: Workers, token: str = "") -> Iterator[Cluster]:
             client.wait_for_workers(workers.processes, timeout=connect.WORKERS_S)
         client.register_plugin(MergemillPlugin(workers, token), name=f"mergemill-{token}")
         yield Cluster(client, workers)
+
+
+def _start_processes(workers: Workers) -> LocalCluster:
+    try:
+        return LocalCluster(
+            n_workers=workers.processes if workers.device == "cpu" else 0,
+            threads_per_worker=workers.threads,
+            memory_limit=make_limit(workers.memory_bytes),
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            silence_logs=50,
+        )
+    except RuntimeError as error:  # of Dask's own; it says no more
+        raise ClusterError(f"a worker ended, or was killed, while it started ({error}); {DONE_IS_KEPT}") from error
 
 
 def give_each_a_device(cluster: LocalCluster, kind: str, count: int) -> None:
@@ -264,7 +276,8 @@ def open_scheduler(workers: Workers, token: str) -> Iterator[Cluster]:
     with connect.open_client(workers.scheduler) as client:
         crew = Foreign(client, workers, token)
         try:
-            crew.join()
+            with explaining_loss(workers.scheduler):
+                crew.join()
             yield crew
         finally:
             crew.leave()
@@ -274,7 +287,8 @@ def check_cluster(workers: Workers, needs: Needs) -> None:
     """Raise `ClusterError` unless a scheduler answers whose workers have what the merge needs."""
     with connect.open_client(workers.scheduler) as client:
         connect.wait_for_workers(client, workers.scheduler)
-        check_workers(client, workers, needs)
+        with explaining_loss(workers.scheduler):
+            check_workers(client, workers, needs)
 
 
 def _list_threads(client: Client) -> list[int]:

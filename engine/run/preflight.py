@@ -1,5 +1,6 @@
 """Before a merge on a cluster: whether every worker has the same packages, sees the same files, and has room."""
 
+import asyncio
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ SPARE_BYTES = 1 << 30  # beside the promise, for workers that we start
 LEAST_PROMISE_BYTES = 64 << 20  # that is worth to be proposed
 PAUSE = 0.9  # share of its limit at which Dask stops giving tasks to a worker that we start
 DASK_PAUSE = 0.8  # the same by Dask's own settings
+ANSWER_S = 60.0  # for a worker to answer
 MOST_ROWS = 20  # of the table in an error
 _MOST_TTL_S = 300  # Dask's own; without a sign of life of a worker
 _LOOK_S = 1.0  # while workers are waited for
@@ -40,10 +42,10 @@ def check_workers(client: Any, workers: Workers, needs: Needs, *, all_answer: bo
     """
     here = probe.look_around({})
     with _as_source():
-        found = client.run(probe.look_around, dict(needs.files), workers.device, on_error="return")
+        found = ask_workers(client, probe.look_around, dict(needs.files), workers.device)
     silent = {address for address, there in found.items() if isinstance(there, BaseException)}
     if silent and all_answer:  # what has left the cluster meanwhile is no worker
-        silent -= client.scheduler_info(n_workers=-1)["workers"].keys()
+        silent -= set(_list_workers(client))
     found = {address: there for address, there in found.items() if address not in silent}
     rows = [
         (address, *row)
@@ -51,10 +53,32 @@ def check_workers(client: Any, workers: Workers, needs: Needs, *, all_answer: bo
         for row in _compare(here["versions"], there, workers.memory_bytes)
     ]
     if not rows and (needs.samples or needs.out):
-        reached = client.run(find_unreached, needs.samples, needs.out, workers.storage, on_error="return")
+        reached = ask_workers(client, find_unreached, needs.samples, needs.out, workers.storage)
         rows = [(address, *row) for address, faults in sorted(reached.items()) for row in _list_faults(faults)]
     if rows:
         raise ClusterError(f"the cluster's workers cannot do this merge:\n{_format_table(rows)}")
+
+
+def ask_workers(client: Any, function: Callable[..., Any], *args: object) -> dict[str, Any]:
+    """Return what the function returns on each worker, by address, or its error: a timeout where it is frozen."""
+    addresses = _list_workers(client)
+
+    async def ask(address: str) -> Any:
+        asked = client.run(function, *args, workers=[address], on_error="return")
+        try:
+            return (await asyncio.wait_for(asked, ANSWER_S))[address]
+        except TimeoutError:
+            return TimeoutError(f"it is silent for {ANSWER_S:.0f} s")
+
+    async def ask_all() -> list[Any]:
+        return await asyncio.gather(*map(ask, addresses))
+
+    return dict(zip(addresses, client.sync(ask_all), strict=True))
+
+
+def _list_workers(client: Any) -> list[str]:
+    """Ask the scheduler itself: what the client knows is empty where it has lost its scheduler."""
+    return list(client.sync(client.scheduler.identity, n_workers=-1, callback_timeout=ANSWER_S)["workers"])
 
 
 def make_limit(memory_bytes: int) -> int:

@@ -5,6 +5,8 @@ is frozen breaks nothing, and tasks without a worker would wait for ever: hence 
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mergemill.engine.errors import ClusterError
@@ -18,6 +20,15 @@ DONE_IS_KEPT = f"the parts that are done are kept: {RESUME}"
 
 class SchedulerLost(Exception):
     """The scheduler is gone, does not answer, or has begun anew and knows nothing of our tasks."""
+
+
+@contextmanager
+def explaining_loss(where: str) -> Iterator[None]:
+    """Let a connection that breaks before the tasks run, say what was lost and how to go on."""
+    try:
+        yield
+    except OSError as error:
+        raise ClusterError(f"{where}: the scheduler is lost ({error}); {DONE_IS_KEPT}") from error
 
 
 class Watch:

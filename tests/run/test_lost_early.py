@@ -1,0 +1,70 @@
+"""Clusters that are lost, or of which a worker freezes, before the first task: one error that says how to go on."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import dask
+import psutil
+import pytest
+from clusters import Foreign, start_cluster
+from run.merging import hash_output, is_loadable, plan_merge
+
+from mergemill.engine import run
+from mergemill.engine.errors import ClusterError
+from mergemill.engine.run import cluster, preflight
+from mergemill.engine.run.cluster import open_cluster
+from mergemill.engine.run.workers import Workers
+
+LOST = r"the scheduler is lost .*run the same command again to resume"
+
+
+@pytest.mark.parametrize("when", ["check_settings", "check_workers"])
+def test_a_scheduler_that_is_killed_while_workers_are_asked_ends_the_run_with_one_error(
+    when: str, family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_merge("linear", family)
+    before: Callable[..., object] = getattr(cluster, when)
+    with start_cluster(tmp_path) as own:
+
+        def kill_first(*args: object, **more: object) -> object:
+            kill(own)
+            return before(*args, **more)
+
+        monkeypatch.setattr(cluster, when, kill_first)
+        with pytest.raises(ClusterError, match=LOST):
+            run(plan, tmp_path / "out", scheduler=own.address, memory="256MiB")
+    assert not is_loadable(tmp_path / "out")
+
+
+def kill(own: Foreign) -> None:
+    assert own.scheduler is not None
+    own.scheduler.kill()
+    own.scheduler.wait()
+
+
+def test_a_worker_that_is_frozen_before_it_is_asked_is_named(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "ANSWER_S", 2.0)
+    plan = plan_merge("linear", family)
+    with start_cluster(tmp_path) as own:
+        own.workers[0].send_signal(signal.SIGSTOP)
+        with pytest.raises(ClusterError, match=r"TimeoutError: it is silent for 2 s +a worker that answers"):
+            run(plan, tmp_path / "out", scheduler=own.address, memory="256MiB")
+        assert not (tmp_path / "out").exists()
+        own.workers[0].send_signal(signal.SIGCONT)
+        run(plan, tmp_path / "out", scheduler=own.address, memory="256MiB")
+    run(plan, tmp_path / "here", workers=0)
+    assert hash_output(tmp_path / "out") == hash_output(tmp_path / "here")
+
+
+def test_a_worker_of_ours_that_is_killed_while_it_starts_is_one_error() -> None:
+    with (
+        dask.config.set({"distributed.worker.preload": ["import os; os._exit(3)"]}),
+        pytest.raises(ClusterError, match=r"a worker ended, or was killed, while it started .* again to resume"),
+        open_cluster(Workers(1, 1, 1 << 28)),
+    ):
+        pass
+    assert not [each for each in psutil.Process(os.getpid()).children() if "spawn_main" in " ".join(each.cmdline())]
