@@ -1,15 +1,20 @@
 """What a task's error means for the run, and which tensors it is about."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import TypeVar
 
 from mergemill.engine.errors import MergemillError, RunError
 from mergemill.engine.methods.own import find_own_line
 from mergemill.engine.plan.values import Piece, Plan
+from mergemill.engine.run.workplace import Workplace
 
 RESUME = "run the same command again to resume"
+Result = TypeVar("Result")
 _MOST_NAMES = 3
+_MOST_SAID = 1000  # characters of an error; Dask cuts what is longer than 10,000
+_MOST_TRACE = 6000
 
 
 class WorkersDied(RunError):
@@ -21,26 +26,36 @@ class WorkersDied(RunError):
         self.deaths = deaths
 
 
-def explain_failure(error: BaseException | None, trace: TracebackType | None) -> MergemillError:
-    """Return the error that ends the run: the task's own, or for what nobody raised on purpose, how to go on."""
+def explain_failure(error: BaseException | None, trace: TracebackType | None, where: str = "a task") -> MergemillError:
+    """Return the error that ends the run: the task's own, or for what nobody raised on purpose, how to go on.
+
+    where: what the task was about.
+    """
     if isinstance(error, MergemillError):
         return error
+    said = f"{type(error).__name__}: {_say(error)}"
     if line := find_own_line(trace):
-        return RunError(
-            f"{line}: {type(error).__name__}: {error}; with another file it is another merge, into another folder"
-        )
-    where = "; ".join(getattr(error, "__notes__", ["a task"]))
-    return RunError(f"{where} failed: {type(error).__name__}: {error}; {RESUME}")
+        about = f" ({where})" if where != "a task" else ""
+        return RunError(f"{line}: {said}{about}; with another file it is another merge, into another folder")
+    return RunError(f"{where} failed: {said}; {RESUME}")
 
 
-@contextmanager
-def naming(pieces: Sequence[Piece]) -> Iterator[None]:
-    """Let an error of a task that nobody raised on purpose say what the task was about."""
+def run_named(work: Callable[[], Result], pieces: Sequence[Piece], workplace: Workplace) -> Result:
+    """Return what `work` returns; let an error that nobody raised on purpose say what the task was about.
+
+    What a user's method raises may hold anything: some of it cannot be sent, of which Dask tells nobody, and the run
+    would wait for ever. So only words travel.
+    """
     try:
-        yield
-    except Exception as error:
-        error.add_note(describe_pieces(pieces))  # notes travel with it, from worker to driver
+        return work()
+    except MergemillError:
         raise
+    except (Exception, SystemExit) as error:
+        if workplace.stopping:  # and another worker has the task now
+            raise
+        failure = explain_failure(error, error.__traceback__, describe_pieces(pieces) or "a task")
+        failure.add_note("".join(traceback.format_exception(error, chain=False))[-_MOST_TRACE:])
+    raise failure  # here, so that the error itself is no part of it
 
 
 def explain_deaths(error: WorkersDied, plan: Plan) -> RunError:
@@ -69,6 +84,13 @@ def _find_pieces(key: str, plan: Plan) -> list[Piece]:
     if not name and kind == "gather":
         return list(plan.parts[int(rest.rpartition("-")[2])].pieces)  # of the squares of whole models
     return [piece for part in plan.parts for piece in part.pieces if piece.tensor.name == name]
+
+
+def _say(error: BaseException | None) -> str:
+    try:
+        return str(error)[:_MOST_SAID]
+    except Exception:  # noqa: BLE001  # a user's own, which may do anything
+        return "it cannot say what"
 
 
 def _shorten(names: Sequence[str]) -> str:

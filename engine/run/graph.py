@@ -12,7 +12,7 @@ from dask.delayed import Delayed, delayed
 
 from mergemill.engine.plan.values import Part, Piece, Plan
 from mergemill.engine.run.crew import find_workplace
-from mergemill.engine.run.failures import naming
+from mergemill.engine.run.failures import run_named
 from mergemill.engine.run.piece import find_factors, gather_piece, gather_squares, with_factors
 from mergemill.engine.run.receipts import Receipt
 from mergemill.engine.run.rounds import count_rounds, cut_pieces, iter_cut_tensors
@@ -126,24 +126,27 @@ def _run(spec: bytes, names: list[str], totals: list[list[Partial]], factors: Se
     parts, shard, target, slab = pickle.loads(spec)
     parts = [replace(part, pieces=tuple(with_factors(piece, factors) for piece in part.pieces)) for part in parts]
     gathered, workplace = dict(zip(names, totals, strict=True)), find_workplace()
-    with naming([piece for part in parts for piece in part.pieces]):
+
+    def work() -> list[Receipt]:
         if isinstance(target, ShardTarget):
             return run_shard(parts, shard, target, gathered, workplace, slab)
         return [run_part(part, shard, target, gathered, workplace, slab) for part in parts]
+
+    return run_named(work, [piece for part in parts for piece in part.pieces], workplace)
 
 
 @delayed(pure=False)
 def _gather(spec: bytes, totals: list[Partial], factors: Sequence[float] | None) -> Partial:
     piece, slab = pickle.loads(spec)
-    with naming([piece]):
-        return gather_piece(with_factors(piece, factors), totals, find_workplace(), slab)
+    workplace = find_workplace()
+    return run_named(lambda: gather_piece(with_factors(piece, factors), totals, workplace, slab), [piece], workplace)
 
 
 @delayed(pure=False)
 def _gather_squares(spec: bytes) -> Partial:
     part, count, slab = pickle.loads(spec)
-    with naming(part.pieces):
-        return gather_squares(part, count, find_workplace(), slab)
+    workplace = find_workplace()
+    return run_named(lambda: gather_squares(part, count, workplace, slab), part.pieces, workplace)
 
 
 @delayed(pure=False)

@@ -282,7 +282,65 @@ def test_a_recipe_warns_of_the_code_that_it_runs(here: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_in_a_task_names_the_line_of_the_file(workers: int, here: Path, tmp_path: Path) -> None:
+def test_an_error_in_a_task_names_the_line_of_the_file_and_the_tensor(workers: int, here: Path, tmp_path: Path) -> None:
     (here / "own.py").write_text(CODE.replace("tensor.mul_(Share(HALF).of)", "tensor.mul_(HALF).view(7, 11)"))
-    with pytest.raises(RunError, match=r"own.py:2\d: RuntimeError: shape '\[7, 11\]' is invalid .*; with another file"):
+    words = r"own.py:2\d: RuntimeError: shape '\[7, 11\]' is invalid .* \([\w., ]+, read from .*\); with another"
+    with pytest.raises(RunError, match=words):
         run(plan_merge(here), tmp_path / "out", workers=workers, threads=1)
+
+
+RAISES = {
+    "unpicklable": "raise_(lambda: 1)",
+    "chained": "raise_chained()",
+    "mute": "raise_mute()",
+    "exits": "raise_(SystemExit(3))",
+    "deep": "deep()",
+}
+RAISING = """
+class Odd(Exception):
+    def __init__(self, held: object) -> None:
+        super().__init__("odd")
+        self.held = held
+
+    def __reduce__(self) -> str:
+        raise ValueError("it cannot be sent")
+
+
+class Mute(Odd):
+    def __str__(self) -> str:
+        raise ValueError("it cannot be said")
+
+    __repr__ = __str__
+
+
+def raise_(held: object) -> None:
+    raise held if isinstance(held, SystemExit) else Odd(held)
+
+
+def raise_chained() -> None:
+    error = ValueError("first")
+    for _ in range(5000):
+        after = ValueError("later")
+        after.__cause__ = error
+        error = after
+    raise error
+
+
+def raise_mute() -> None:
+    raise Mute(1)
+
+
+def deep() -> None:
+    deep()
+
+"""
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("case", RAISES)
+def test_an_error_that_cannot_be_sent_ends_the_run_with_one_error(case: str, here: Path, tmp_path: Path) -> None:
+    code = CODE.replace("HALF = 0.5\n", f"HALF = 0.5\n{RAISING}")
+    (here / "own.py").write_text(code.replace("    return base.add_", f"    {RAISES[case]}\n    return base.add_"))
+    with pytest.raises(RunError, match=r"own.py:\d+: \w+: .*read from .*; with another file") as caught:
+        run(plan_merge(here), tmp_path / "out", workers=1, threads=1)
+    assert "\n" not in str(caught.value)
