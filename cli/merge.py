@@ -160,7 +160,7 @@ class Watch:
         from mergemill.engine import PartFinished, Started, Waiting
 
         if isinstance(event, Waiting):
-            console.note(f"{event.cluster}: is started; waiting for its first worker")
+            console.note(describe_wait(event))
         elif isinstance(event, Started):
             for line in start_lines(event):
                 console.note(line)
@@ -173,6 +173,16 @@ class Watch:
             for line in guard_lines(event):
                 console.note(line)
             console.say(describe_commit(event))
+
+
+def describe_wait(event: "Waiting") -> str:
+    """Return what is waited for, and where to look when it does not come."""
+    if not event.waited_s:
+        return f"{event.cluster}: is started; waiting for its first worker"
+    return (
+        f"{event.cluster}: no worker has come for {event.waited_s:.0f} s; still waiting. Look at the queue, and at the "
+        "logs of jobs that run: a worker must start there and reach the scheduler on this machine"
+    )
 
 
 def start_lines(event: "Started") -> Iterator[str]:

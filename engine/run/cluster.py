@@ -191,8 +191,9 @@ class Own(Cluster):
 
     alone_s = math.inf
 
-    def __init__(self, client: Client, workers: Workers, token: str) -> None:
+    def __init__(self, client: Client, workers: Workers, token: str, tell_waiting: Callable[[float], None]) -> None:
         super().__init__(client, workers)
+        self._tell_waiting = tell_waiting
         self._token = token
         self._needs = Needs()
         self._is_set_up = False
@@ -202,7 +203,7 @@ class Own(Cluster):
 
         Only those that passed are set up: one that lacks mergemill could not even load the plugin.
         """
-        wait_for_first(self.client, self.check_going)
+        wait_for_first(self.client, self.check_going, self._tell_waiting)
         self._needs = needs
         check_workers(self.client, self.workers, needs)
         if not self._is_set_up:
@@ -258,14 +259,16 @@ def give_each_a_device(cluster: LocalCluster, kind: str, count: int) -> None:
 
 
 @contextmanager
-def open_own(workers: Workers, file: ClusterFile, token: str) -> Iterator[Cluster]:
+def open_own(
+    workers: Workers, file: ClusterFile, token: str, tell_waiting: Callable[[float], None]
+) -> Iterator[Cluster]:
     """Start the cluster of a file; when the block ends, it is stopped. Its workers may still be on their way."""
     with (
         dask.config.set(_CONFIG),
         start_cluster(file, make_limit(workers.memory_bytes)) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
-        crew = Own(client, workers, token)
+        crew = Own(client, workers, token, tell_waiting)
         crew.warnings = check_settings(client)
         yield crew
 

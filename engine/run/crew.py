@@ -40,17 +40,20 @@ class Crew(Protocol):
         """Let `run_tasks` raise `RunError` soon, now and from now on; may be called in any thread."""
 
 
-def open_crew(workers: Workers, token: str = "") -> AbstractContextManager[Crew]:
+def open_crew(
+    workers: Workers, token: str = "", tell_waiting: Callable[[float], None] = lambda waited_s: None
+) -> AbstractContextManager[Crew]:
     """Start workers; when the block ends, tasks that still run end at their next slab, and nothing is left.
 
-    token: what the keys of all tasks hold, and of no other run's.
+    token: what the keys of all tasks hold, and of no other run's. tell_waiting: called now and then, with the seconds,
+    while the first worker of a cluster that was started does not come.
     """
     if workers.are_threads:
         return threads.open_threads(workers)
     from mergemill.engine.run import cluster
 
     if workers.cluster:
-        return cluster.open_own(workers, workers.cluster, token)
+        return cluster.open_own(workers, workers.cluster, token, tell_waiting)
     return cluster.open_scheduler(workers, token) if workers.scheduler else cluster.open_cluster(workers, token)
 
 

@@ -141,9 +141,14 @@ def _run_parts(
             output.journal.append(receipt)
             tally.finish(receipt, kept=False)
 
-    with open_crew(workers, token) as crew, driving.stopped_by(crew.stop):
+    name = (workers.cluster.name or workers.cluster.kind) if workers.cluster else ""
+
+    def tell_waiting(waited_s: float) -> None:
+        on_event(Waiting(name, waited_s))
+
+    with open_crew(workers, token, tell_waiting) as crew, driving.stopped_by(crew.stop):
         if workers.cluster:
-            on_event(Waiting(workers.cluster.name or workers.cluster.kind))
+            tell_waiting(0.0)
             crew.check_needs(_list_needs(plan, str(output)))
         receipts = start_output(output, plan)
         targets = output.targets(plan)

@@ -12,6 +12,7 @@ class Waiting:
     """A cluster is started, and its first worker is on its way; a queue may take its time."""
 
     cluster: str  # the cluster file
+    waited_s: float = 0.0  # so far; told again while none comes
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,8 +189,8 @@ def slowed(seconds: float) -> Iterator[None]:
     open_before, check_before = drive.open_crew, Workplace.check_going
 
     @contextmanager
-    def open_slow_crew(workers: Workers, token: str) -> Iterator[Crew]:
-        with open_crew(workers, token) as crew:
+    def open_slow_crew(workers: Workers, *more: Any) -> Iterator[Crew]:
+        with open_crew(workers, *more) as crew:
             if isinstance(crew, Cluster):
                 crew.client.run(slow_down, seconds)
             yield crew

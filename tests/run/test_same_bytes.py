@@ -73,7 +73,7 @@ def test_one_and_four_processes_give_the_bytes_of_one_thread(
 ) -> None:
     workers, cluster = processes
 
-    def lend_cluster(wanted: Workers, token: str) -> AbstractContextManager[Cluster]:
+    def lend_cluster(wanted: Workers, *more: object) -> AbstractContextManager[Cluster]:
         assert wanted == workers
         return nullcontext(cluster)
 

@@ -1,6 +1,7 @@
 """Merges by jobs of a real SLURM on this machine: jobs that are cancelled, and that come when there is work."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import dask
@@ -8,11 +9,12 @@ import pytest
 from run.merging import hash_output, is_loadable, plan_merge
 from servers.slurm import PARTITION, Slurm
 
+from mergemill.cli.merge import describe_wait
 from mergemill.engine import PartFinished, Started, run
 from mergemill.engine.errors import ClusterError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import ClusterFile, parse_cluster
-from mergemill.engine.run import factories
+from mergemill.engine.run import factories, preflight
 from mergemill.engine.run.events import Event, Waiting
 
 MakeCluster = Callable[..., ClusterFile]
@@ -22,9 +24,9 @@ MakeCluster = Callable[..., ClusterFile]
 def make_cluster(slurm: Slurm, tmp_path: Path) -> MakeCluster:
     """Return the cluster file of some jobs; their logs lie beside the output."""
 
-    def make(workers: str, queue: str = PARTITION) -> ClusterFile:
+    def make(workers: str, queue: str = PARTITION, first: str = "sleep 0") -> ClusterFile:
         options = f"{{queue: {queue}, log_directory: {tmp_path / 'jobs'}, local_directory: {tmp_path / 'dask'},"
-        options += " scheduler_options: {host: 127.0.0.1}}"
+        options += f" job_script_prologue: [{first}], scheduler_options: {{host: 127.0.0.1}}}}"
         return parse_cluster(f"kind: slurm\nworkers: {workers}\nmemory: 256MiB\noptions: {options}", name="slurm.yml")
 
     return make
@@ -122,3 +124,17 @@ def test_a_queue_that_does_not_exist_is_one_error(make_cluster: MakeCluster, pla
         run(plan, tmp_path / "out", cluster=make_cluster("1", "nowhere"))
     assert "\n" not in str(said.value)
     assert not is_loadable(tmp_path / "out")
+
+
+def test_a_job_that_runs_and_whose_worker_does_not_come_is_told_of_again(
+    make_cluster: MakeCluster, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "TELL_S", 1.5)
+    events: list[Event] = []
+    run(plan, tmp_path / "out", cluster=make_cluster("1", first="sleep 6"), on_event=events.append)
+    waits = [event for event in events if isinstance(event, Waiting)]
+    assert waits[0] == Waiting("slurm.yml", 0.0)
+    assert len(waits) > 2
+    assert all(later.waited_s > wait.waited_s + 1.5 for wait, later in pairwise(waits))
+    assert f"slurm.yml: no worker has come for {waits[1].waited_s:.0f} s" in describe_wait(waits[1])
+    assert is_loadable(tmp_path / "out")
