@@ -11,7 +11,7 @@ from mergemill.engine.run.events import Committed, OnEvent, PartFinished, Starte
 from mergemill.engine.run.guard import Report, TensorChange
 from mergemill.engine.run.lease import RENEW_S
 from mergemill.engine.run.output import Output, find_output
-from mergemill.engine.run.status import count_bytes, find_live_driver
+from mergemill.engine.run.status import count_bytes, explain_none, find_live_driver
 from mergemill.engine.storage.store import Options, use_options
 
 LOOK_S = 1.0  # between two looks at the journal
@@ -122,7 +122,7 @@ def _explain_idle(output: Output) -> OutputError | RunError:
     """Return the error of who watches a merge that nobody drives."""
     driver = read_driver(output.notes)
     if driver is None and output.read_record() is None:
-        return OutputError(f"{output}: holds no merge")
+        return explain_none(output)
     return _explain_end(output, driver)
 
 

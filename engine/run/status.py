@@ -46,12 +46,7 @@ def find_status(output: Output) -> Status:
     """Return the status of the merge in an output."""
     record, driver = output.read_record(), read_driver(output.notes)
     if record is None and driver is None:
-        raise OutputError(
-            f"{output}: holds no merge (one that goes to the Hub is known to the machine that drives it, until it is "
-            "finished)"
-            if str(output).startswith("hf://")
-            else f"{output}: holds no merge"
-        )
+        raise explain_none(output)
     done = {receipt.part: receipt for receipt in output.journal.read()}.values()
     seen_s = output.notes.get_age(LOCK_NAME) if driver and driver.ended is None else None
     state = _find_state(output, driver, seen_s)
@@ -75,6 +70,12 @@ def find_status(output: Output) -> Status:
         seen_s=seen_s,
         driver=driver,
     )
+
+
+def explain_none(output: Output) -> OutputError:
+    """Return the error of who looks where no merge is."""
+    known = " (one that goes to the Hub is known to the machine that drives it, until it is finished)"
+    return OutputError(f"{output}: holds no merge{known if str(output).startswith('hf://') else ''}")
 
 
 def find_live_driver(output: Output) -> Driver | None:

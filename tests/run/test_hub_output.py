@@ -557,3 +557,13 @@ def test_the_command_line_merges_to_the_hub(
     assert f"{URL}: as it was written" in said.out
     assert "%|" not in said.err, "no bar of huggingface_hub"
     assert threading.active_count() <= before + 4
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("command", ["status", "attach", "cancel"])
+def test_where_this_machine_drives_no_merge_to_the_hub_is_one_line(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert execute([command, URL]) == 2
+    known = "one that goes to the Hub is known to the machine that drives it, until it is finished"
+    assert capsys.readouterr() == ("", f"mergemill: error: {URL}: holds no merge ({known})\n")

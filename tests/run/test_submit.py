@@ -1,6 +1,7 @@
 """Drivers as jobs of a real SLURM."""
 
 import json
+import shlex
 import subprocess
 import time
 from collections.abc import Callable
@@ -12,12 +13,14 @@ from run.merging import hash_output, make_recipe
 from servers.slurm import PARTITION, Slurm
 
 from mergemill.cli.main import execute
+from mergemill.cli.status import say_resume
 from mergemill.engine import attach, cancel, load_recipe, make_plan, run, status
 from mergemill.engine.errors import ClusterError, PlanError
 from mergemill.engine.recipe import parse_cluster
 from mergemill.engine.run.submit import make_job, submit_job
 
 WAIT_S = 90.0
+SMALL = ("--seed", "7", "--shard-size", "tensor")  # many parts
 SLOW = """import sys
 sys.path.insert(0, {tests!r})
 from run.merging import slow_down
@@ -85,6 +88,61 @@ def test_a_driver_in_slurm_is_seen_cancelled_while_it_waits_and_resumed_to_the_s
     recipe.write_text(before)
     run(make_plan(load_recipe(recipe)), tmp_path / "expected", workers=0)
     assert hash_output(out) == hash_output(tmp_path / "expected")
+
+
+def submit_slowly(folder: Path) -> str:
+    """Submit a slow merge into `out`, and return its job's number once a few parts are done."""
+    write_cluster(folder, "slow.yml", slow_s=0.15)
+    assert execute(["submit", "it's a recipe.yml", "out", "--cluster", "slow.yml", *SMALL]) == 0
+    wait_for(lambda: (folder / "out" / ".mergemill" / "driver.json").exists())
+    wait_for(lambda: status(folder / "out").parts_done >= 3)
+    seen = status(folder / "out")
+    assert seen.driver is not None
+    assert seen.parts_done < seen.parts
+    return seen.driver.job.removeprefix("slurm ")
+
+
+def check_bytes(folder: Path, recipe: Path) -> None:
+    """Fail unless `out` is what a merge by threads of this process gives."""
+    run(make_plan(load_recipe(recipe), seed=7, shard_size="tensor"), folder / "expected", workers=0)
+    assert hash_output(folder / "out") == hash_output(folder / "expected")
+
+
+def test_a_running_job_that_is_requeued_resumes_by_itself(slurm: Slurm, recipe: Path, tmp_path: Path) -> None:
+    pytest.importorskip("dask_jobqueue")
+    number = submit_slowly(tmp_path)
+    write_cluster(tmp_path, "slow.yml")  # what the next driver reads
+    slurm.call("scontrol", "requeue", number)
+    wait_for(lambda: slurm.list_jobs().get(number) == "PENDING")
+    left = status(tmp_path / "out")
+    slurm.call("scontrol", "update", f"JobId={number}", "StartTime=now")  # else 2 min later, once credentials are old
+    assert 0 < attach(tmp_path / "out", wait_s=WAIT_S).redone_parts <= left.parts - left.parts_done
+    check_bytes(tmp_path, recipe)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["SIGTERM", "cancel"])
+def test_a_job_that_is_ended_half_way_says_how_to_go_on_and_does(
+    slurm: Slurm, recipe: Path, tmp_path: Path, end: str
+) -> None:
+    pytest.importorskip("dask_jobqueue")
+    number = submit_slowly(tmp_path)
+    if end == "SIGTERM":
+        slurm.call("scancel", "--batch", "--signal=TERM", number)  # as before its walltime
+    else:
+        assert execute(["cancel", "out"]) == 0
+    wait_for(lambda: number not in slurm.list_jobs())
+    left = status(tmp_path / "out")
+    assert left.state == "unfinished"
+    assert left.driver is not None
+    assert left.driver.how == ("interrupted" if end == "SIGTERM" else "cancelled")
+    resume = say_resume(left)
+    assert resume == "mergemill submit 'it'\"'\"'s a recipe.yml' out --cluster slow.yml --seed 7 --shard-size tensor"
+    assert f"go on with: {resume}" in (tmp_path / f"mergemill-{number}.log").read_text()
+    write_cluster(tmp_path, "slow.yml")
+    assert execute(shlex.split(resume)[1:]) == 0
+    assert 0 < attach(tmp_path / "out", wait_s=WAIT_S).redone_parts <= left.parts - left.parts_done
+    check_bytes(tmp_path, recipe)
 
 
 def test_the_script_is_one_that_bash_can_read_and_stops_before_its_time(recipe: Path, tmp_path: Path) -> None:
