@@ -100,16 +100,13 @@ def select_share(
 
 def mark_largest(values: Tensor, cut: Cut, place: Place, out: Tensor) -> Tensor:
     """Fill `out` with 1 where the element belongs to the `cut`, else 0; flat slabs of one shape and dtype."""
-    for start in range(0, len(out), place.block):
-        stop, block = start + place.block, (place.start + start) // place.block
-        here, mark = values[start:stop], out[start:stop]
-        if block < cut.block:
-            torch.ge(here, cut.threshold, out=mark)
-        else:
-            torch.gt(here, cut.threshold, out=mark)
-        if block == cut.block and cut.block_ties:
-            equal = here == cut.threshold
-            mark.masked_fill_(equal & (equal.cumsum(0) <= cut.block_ties), 1)
+    start = cut.block * place.block - place.start  # of the block that is divided, which may lie before or beyond
+    before = max(0, min(start, len(out)))
+    torch.ge(values[:before], cut.threshold, out=out[:before])
+    torch.gt(values[before:], cut.threshold, out=out[before:])
+    if start == before < len(out) and cut.block_ties:
+        equal = values[start : start + place.block] == cut.threshold
+        out[start : start + place.block].masked_fill_(equal & (equal.cumsum(0) <= cut.block_ties), 1)
     return out
 
 
