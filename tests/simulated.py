@@ -121,6 +121,27 @@ def _check(name: str, func: Any, args: tuple[Any, ...], given: Mapping[str, Any]
         assert stable, f"{func}: leaves the order of equal ones open"
 
 
+class Late(InOrder):
+    """What is copied to the host comes there no earlier than it is waited for."""
+
+    def __init__(self) -> None:
+        self._left: list[tuple[Tensor, Tensor]] = []
+        self._passed = 0
+
+    def get(self, into: Tensor, value: Tensor) -> int:
+        self._left.append((into, value))
+        return self._passed + len(self._left)
+
+    def wait(self, mark: int | None) -> None:
+        while self._left and (mark is None or self._passed < mark):
+            into, value = self._left.pop(0)
+            into.copy_(value)
+            self._passed += 1
+
+    def mark(self) -> int:
+        return 0  # of the work, which is done at once: what is copied out may still be on its way
+
+
 class SimulatedPlace(DevicePlace):
     """Lends the memory of such a device."""
 
@@ -130,7 +151,7 @@ class SimulatedPlace(DevicePlace):
         self.pinned_bytes = 0
 
     def streams(self) -> Streams:
-        return InOrder()
+        return Late()
 
     def pin(self, arena: Arena) -> None:
         self.pinned_bytes += len(arena)

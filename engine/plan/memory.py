@@ -12,7 +12,7 @@ from mergemill.engine.errors import PlanError
 from mergemill.engine.plan.sizes import format_size
 from mergemill.engine.plan.values import Part, Piece
 from mergemill.engine.tensors.ahead import SLOTS, group_slabs, slot_bytes
-from mergemill.engine.tensors.device import HOST_ENCODED, Staging
+from mergemill.engine.tensors.device import CPU_MADE, Staging
 from mergemill.engine.tensors.dtypes import item_bytes
 from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.slabs import SLAB, STORED_SLABS, Span, iter_slabs, slab_step
@@ -73,7 +73,7 @@ def find_staging(piece: Piece, device: str, slab: int, host_bytes: int, device_b
     expression = piece.tensor.expression
     if device == "cpu" or not isinstance(expression, Merged) or not piece.span.size:
         return None
-    if not expression.suits_device(device):
+    if piece.tensor.dtype in CPU_MADE or not expression.suits_device(device):
         return None
     factors = DEVICE_FACTORS if piece.tensor.most_growth is None else (1,)
     found = [_make_staging(piece, slab * factor) for factor in factors]
@@ -86,11 +86,8 @@ def _make_staging(piece: Piece, slab: int) -> Staging:
     assert isinstance(expression, Merged)
     elements = min(slab_step(slab, expression.block), piece.span.size)
     reads = expression.reads(Span(piece.span.start, piece.span.start + elements))
-    written = aligned(elements * item_bytes(out))
-    if out in HOST_ENCODED:
-        written += aligned(elements * item_bytes(expression.dtype))
     lane_bytes, beside_bytes = expression.device_bytes(elements, out)
-    host_lane_bytes = sum(aligned(read.size_bytes) for read in reads) + written
+    host_lane_bytes = sum(aligned(read.size_bytes) for read in reads) + aligned(elements * item_bytes(out))
     return Staging(slab, 1 if elements == piece.span.size else 2, host_lane_bytes, lane_bytes, beside_bytes)
 
 

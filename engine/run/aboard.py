@@ -12,7 +12,7 @@ from mergemill.engine.errors import RunError
 from mergemill.engine.plan.memory import find_staging
 from mergemill.engine.plan.values import Piece
 from mergemill.engine.run.workplace import Workplace
-from mergemill.engine.tensors.device import HOST_ENCODED, Lanes, Staging
+from mergemill.engine.tensors.device import Lanes, Staging
 from mergemill.engine.tensors.drift import Watch
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.merged import Merged
@@ -64,11 +64,11 @@ def merge_there(
 
 
 def combine_there(piece: Piece, span: Span, statistics: Any, work: Workspace, watch: Watch | None) -> Tensor:
-    """Return the merged slab on the device, in the output's dtype unless that is made on the host."""
+    """Return the merged slab on the device, in the output's dtype."""
     expression, dtype = piece.tensor.expression, piece.tensor.dtype
     assert isinstance(expression, Merged)
     merged = expression.combine(statistics, span, work, watch)
-    if dtype != expression.dtype and dtype not in HOST_ENCODED:
+    if dtype != expression.dtype:
         merged = work.take((span.size,), dtype).copy_(merged)
     if watch is not None:
         watch.check(merged)
@@ -82,26 +82,20 @@ class _Leaving:
     span: Span
     value: Tensor  # on the device, held until it is copied
     copy: Tensor  # of it, on the host
-    encoded: Tensor  # where the output's dtype is made on the host, else the copy
     mark: Any
 
     def arrive(self, lanes: Lanes) -> Arena:
         """Return the slab's bytes once they are there."""
         lanes.wait(self.mark)
-        if self.encoded is not self.copy:
-            self.encoded.copy_(self.copy)
-        array: Arena = self.encoded.view(torch.uint8).numpy()
+        array: Arena = self.copy.view(torch.uint8).numpy()
         return array
 
 
 def _send(piece: Piece, span: Span, value: Tensor, work: Workspace) -> _Leaving:
     assert work.lanes is not None
-    expression, dtype = piece.tensor.expression, piece.tensor.dtype
-    narrow = dtype in HOST_ENCODED
-    copy = work.take_on_host((span.size,), expression.dtype if narrow else dtype)
-    encoded = work.take_on_host((span.size,), dtype) if narrow else copy
+    copy = work.take_on_host((span.size,), piece.tensor.dtype)
     value = value.contiguous().view(-1)
-    return _Leaving(span, value, copy, encoded, work.lanes.get(copy, value))
+    return _Leaving(span, value, copy, work.lanes.get(copy, value))
 
 
 @contextmanager

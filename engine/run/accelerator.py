@@ -1,7 +1,9 @@
 """The accelerator that a worker merges on: whether there is one, its memory, its streams, and pinned memory for it."""
 
+import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mergemill.engine.errors import PlanError, RunError
@@ -15,6 +17,7 @@ from mergemill.engine.tensors.workspace import Arena
 
 KINDS = ("cuda", "xpu", "mps")  # in the order in which `auto` looks for them
 _SLACK = 1.25  # what torch's allocator may hold of a device, as a multiple of what is promised
+_BESIDE_BYTES = 128 << 20  # and beside it for each thread: it takes whole segments, and cuBLAS a workspace a stream
 
 
 def count_devices(kind: str) -> int:
@@ -58,8 +61,6 @@ def open_device(kind: str, memory_bytes: int, threads: int) -> DevicePlace | Non
         raise RunError(
             f"--device-memory promises {format_size(memory_bytes)} and the {kind} device has {format_size(total_bytes)}"
         )
-    if kind == "cuda":  # a backstop: it is the gate that keeps the promise
-        torch.cuda.set_per_process_memory_fraction(min(1.0, _SLACK * memory_bytes / total_bytes), 0)
     return Accelerator(kind, memory_bytes, threads)
 
 
@@ -69,10 +70,31 @@ class Accelerator(DevicePlace):
     def __init__(self, kind: str, memory_bytes: int, threads: int) -> None:
         super().__init__(memory_bytes, threads)
         self.kind = kind
+        self._here = threading.local()  # of a thread: its streams
 
     def streams(self) -> Streams:
-        """Return three streams of the device; one after the other where it has none."""
-        return InOrder() if self.kind == "mps" else Overlapped(f"{self.kind}:0")
+        """Return three streams of the device; one after the other where it has none.
+
+        A thread has the same ones for all its tasks: what is freed on a stream is used again on that alone.
+        """
+        if not hasattr(self._here, "streams"):
+            self._here.streams = InOrder() if self.kind == "mps" else Overlapped(f"{self.kind}:0")
+        streams: Streams = self._here.streams
+        return streams
+
+    @contextmanager
+    def limited(self) -> Iterator[None]:
+        """Have torch refuse what is far beyond the promise and what is held already: the gate keeps the promise."""
+        if self.kind != "cuda":
+            yield
+            return
+        before = torch.cuda.get_per_process_memory_fraction(0)
+        most_bytes = _SLACK * self.memory_bytes + self.threads * _BESIDE_BYTES + torch.cuda.memory_reserved(0)
+        torch.cuda.set_per_process_memory_fraction(min(before, most_bytes / _total_bytes(self.kind)), 0)
+        try:
+            yield
+        finally:
+            torch.cuda.set_per_process_memory_fraction(before, 0)
 
     def pin(self, arena: Arena) -> None:
         """Pin the arena for as long as it is there; only CUDA needs that told."""

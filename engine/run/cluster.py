@@ -237,7 +237,7 @@ def _start_processes(workers: Workers) -> LocalCluster:
         return LocalCluster(
             n_workers=workers.processes if workers.device == "cpu" else 0,
             threads_per_worker=workers.threads,
-            memory_limit=make_limit(workers.memory_bytes),
+            memory_limit=make_limit(workers.memory_bytes, workers.device),
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
             silence_logs=50,
@@ -265,7 +265,7 @@ def open_own(
     """Start the cluster of a file; when the block ends, it is stopped. Its workers may still be on their way."""
     with (
         dask.config.set(_CONFIG),
-        start_cluster(file, make_limit(workers.memory_bytes)) as cluster,
+        start_cluster(file, make_limit(workers.memory_bytes, workers.device)) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         crew = Own(client, workers, token, tell_waiting)

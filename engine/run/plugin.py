@@ -42,6 +42,8 @@ class MergemillPlugin(WorkerPlugin):
         self.workplace = Workplace(self.memory_bytes, threads, cache, Reschedule, device=device)
         self._set_up.enter_context(set_up_process())
         self._set_up.enter_context(metered(self.workplace))
+        if device is not None:
+            self._set_up.enter_context(device.limited())
 
     def teardown(self, worker: Worker) -> None:
         """Called on the worker when it leaves: running tasks end at their next slab."""

@@ -15,6 +15,7 @@ from mergemill.engine.run.workers import Workers
 from mergemill.engine.storage.pin import Pin
 
 PROCESS_BYTES = 384 << 20  # Python, Dask, torch (then 248 MiB), boto3 and the Hub's package (298 MiB), and room
+CONTEXT_BYTES = 2 << 30  # what a device's libraries and context may take of the host: guessed, not measured
 SPARE_BYTES = 1 << 30  # beside the promise, for workers that we start
 LEAST_PROMISE_BYTES = 64 << 20  # that is worth to be proposed
 PAUSE = 0.9  # share of its limit at which Dask stops giving tasks to a worker that we start
@@ -83,8 +84,9 @@ def _list_workers(client: Any) -> list[str]:
     return list(client.sync(client.scheduler.identity, n_workers=-1, callback_timeout=ANSWER_S)["workers"])
 
 
-def make_limit(memory_bytes: int) -> int:
+def make_limit(memory_bytes: int, device: str = "cpu") -> int:
     """Return the limit of memory, in bytes, for workers that are promised `memory_bytes` and that we start."""
+    memory_bytes += 0 if device == "cpu" else CONTEXT_BYTES
     return max(memory_bytes + SPARE_BYTES, _find_least(memory_bytes, PAUSE))
 
 

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -58,7 +58,8 @@ def open_threads(workers: Workers) -> Iterator[Threads]:
     """Start threads of this process; when the block ends, so do tasks that still run, at their next slab."""
     device = open_device(workers.device, workers.device_memory_bytes, workers.threads)
     workplace = Workplace(workers.memory_bytes, workers.threads, open_cache(workers.cache), device=device)
-    with set_up_process(), ThreadPoolExecutor(workers.threads, "mergemill", _enter, (workplace,)) as pool:
+    limited = device.limited() if device else nullcontext()
+    with limited, set_up_process(), ThreadPoolExecutor(workers.threads, "mergemill", _enter, (workplace,)) as pool:
         try:
             yield Threads(pool, workers, workplace)
         finally:

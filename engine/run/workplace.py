@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -184,6 +184,10 @@ class DevicePlace(Workplace):
     def streams(self) -> Streams:
         """Return how one task feeds the device."""
         raise NotImplementedError
+
+    def limited(self) -> AbstractContextManager[None]:
+        """In the block this process is refused what is far beyond the promise, where the device can do that."""
+        return nullcontext()
 
     def pin(self, arena: Arena) -> None:
         """Keep an arena of the host where the device can copy from it and to it by itself."""

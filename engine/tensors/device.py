@@ -18,7 +18,7 @@ from mergemill.engine.tensors.lazy import Tensor, torch
 Array = np.ndarray[Any, np.dtype[Any]]
 
 NO_DOUBLE = ("mps", "xpu")  # of the second, some do
-HOST_ENCODED = ("F8_E4M3", "F8_E5M2")  # made on the host: how they are rounded is not IEEE 754's to say
+CPU_MADE = ("F8_E4M3", "F8_E5M2")  # outputs that the CPU merges: how they are rounded is not IEEE 754's to say
 _ALIGN = 512  # bytes, as CUDA aligns what it allocates
 
 
@@ -114,10 +114,14 @@ class Overlapped:
     """
 
     def __init__(self, device: str) -> None:
+        self._device = device
         self._module = torch.get_device_module(device)
         self._inward, self._work, self._outward = (self._module.Stream(device=device) for _ in range(3))
 
     def working(self) -> AbstractContextManager[Any]:
+        before = self._module.current_stream(self._device)  # the memory that is lent was allocated there
+        self._inward.wait_stream(before)
+        self._work.wait_stream(before)
         context: AbstractContextManager[Any] = self._module.stream(self._work)
         return context
 

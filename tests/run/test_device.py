@@ -2,9 +2,11 @@
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
-from unittest.mock import patch
+from unittest.mock import MagicMock, patch
 
 import pytest
 import torch
@@ -17,28 +19,28 @@ from simulated import SimulatedPlace, There, whole_matrices_too
 from mergemill.engine import MergemillError, describe_plan, find_methods, make_plan, run
 from mergemill.engine.errors import PlanError, RecipeError
 from mergemill.engine.plan.memory import DEVICE_FACTORS, find_staging
-from mergemill.engine.plan.values import Plan
+from mergemill.engine.plan.values import OutputTensor, Piece, Plan
 from mergemill.engine.recipe import parse_recipe
 from mergemill.engine.recipe.clusters import parse_cluster
 from mergemill.engine.run import accelerator, threads, workers
-from mergemill.engine.run.accelerator import open_device, pin_memory
+from mergemill.engine.run.accelerator import Accelerator, open_device, pin_memory
 from mergemill.engine.run.cluster import give_each_a_device
+from mergemill.engine.run.preflight import CONTEXT_BYTES, make_limit
 from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.tensors.dtypes import NAMES
 from mergemill.engine.tensors.exact import sum_blocks
-from mergemill.engine.tensors.slabs import BLOCK, SLAB
+from mergemill.engine.tensors.slabs import BLOCK, SLAB, Span
 
 METHODS = tuple(name for name, method in find_methods().items() if method.reads != "matrix")
 MATRIX_METHODS = tuple(name for name, method in find_methods().items() if method.reads == "matrix")
-SMALL = (37, 29)
+SMALL, LARGE = (37, 29), (2 * BLOCK + 4099,)  # in three slabs: each lane is used again
 KINDS: tuple[tuple[torch.dtype, tuple[int, ...], str | None], ...] = (
-    (torch.float32, (2 * BLOCK + 4099,), "BF16"),
-    (torch.bfloat16, (BLOCK + 4099,), None),
-    (torch.float16, SMALL, "F16"),
-    (torch.float64, (70, 99), "F64"),
-    (torch.float8_e4m3fn, (300, 7), "F8_E4M3"),
+    (torch.float32, LARGE, "F16"),
+    (torch.bfloat16, SMALL, "BF16"),
+    (torch.float8_e4m3fn, (70, 99), None),
+    (torch.float64, (33, 20), "F64"),
     (torch.float32, (0, 5), "F32"),
-    (torch.float32, (1,), "F32"),
-    (torch.float32, (), "F32"),
+    (torch.float16, (), "F32"),
 )
 PROMISE = 1 << 30
 
@@ -64,9 +66,9 @@ def test_a_device_gives_the_bytes_of_the_cpu_by_exact_operations_alone(name: str
             task = make_task(name, make_values(shape, dtype=kind), variant)
             expected = bits_of(here.merge(task, out=out))
             assert bits_of(there.merge(task, out=out, slab=BLOCK)) == expected, (kind, shape, out, variant)
-    task = make_task(name, make_values((2 * BLOCK + 4099,)))
-    cut = there.merge(task, out="BF16", slab=BLOCK, parts=2, keep=False)
-    assert bits_of(cut) == bits_of(here.merge(task, out="BF16"))
+        if shape == LARGE:
+            cut = there.merge(task, out=out, slab=BLOCK, parts=2, keep=False)
+            assert bits_of(cut) == expected
 
 
 @pytest.mark.parametrize("name", MATRIX_METHODS)
@@ -223,6 +225,67 @@ def test_devices_without_float64_merge_by_element_in_float32(family: Path) -> No
         staging = find_staging(piece, "cuda", SLAB, 1 << 40, 1 << 40)
         assert staging is not None
         assert staging.slab == DEVICE_FACTORS[0] * SLAB
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_float8_outputs_stay_on_the_cpu(dtype: str, tmp_path: Path) -> None:
+    values = make_values((8, 8), dtype=getattr(torch, dtype))
+    expression = Mill(tmp_path).express(make_task("linear", values))
+    staged = [
+        find_staging(Piece(OutputTensor("x", out, expression), Span(0, 64), 0, True), "cuda", SLAB, 1 << 40, 1 << 40)
+        for out in (NAMES[values[0].dtype], "BF16")
+    ]
+    assert staged[0] is None
+    assert staged[1] is not None
+
+
+class Streamed:
+    """What torch has of a device's streams: it writes down who waits for whom."""
+
+    def __init__(self) -> None:
+        self.waits: list[tuple[object, object]] = []
+        self.current = object()
+
+    def Stream(self, device: str) -> Any:
+        made = MagicMock()
+        made.wait_stream.side_effect = lambda other: self.waits.append((made, other))
+        return made
+
+    def current_stream(self, device: str) -> object:
+        return self.current
+
+    def stream(self, stream: Any) -> Any:
+        return nullcontext(stream)
+
+
+def test_copies_and_work_wait_for_what_made_the_memory_and_a_thread_has_one_set_of_streams() -> None:
+    module = Streamed()
+    place = Accelerator("cuda", PROMISE, 2)
+    with patch.object(torch, "get_device_module", lambda device: module):
+        streams = place.streams()
+        assert place.streams() is streams
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(place.streams).result() is not streams
+        with streams.working() as work:
+            assert {id(stream) for stream, other in module.waits if other is module.current} >= {id(work)}
+            assert len(module.waits) == 2
+            streams.put(torch.empty(2), torch.ones(2))
+        assert module.waits[-1] == (work, module.waits[0][0])
+
+
+def test_torchs_own_limit_ends_with_the_merge_and_has_room_for_whole_segments() -> None:
+    torchs = MagicMock()
+    torchs.get_per_process_memory_fraction.return_value = 0.75
+    torchs.memory_reserved.return_value = 20 << 30
+    torchs.get_device_properties.return_value.total_memory = 80 << 30
+    with patch.object(accelerator, "torch", MagicMock(cuda=torchs)), Accelerator("cuda", 1024, 2).limited():
+        (fraction, _), _ = torchs.set_per_process_memory_fraction.call_args
+        assert (20 << 30) + (64 << 20) < fraction * (80 << 30) < 21 << 30
+    torchs.set_per_process_memory_fraction.assert_called_with(0.75, 0)
+
+
+def test_workers_with_a_device_have_room_for_its_context_on_the_host() -> None:
+    assert make_limit(PROMISE, "cuda") == make_limit(PROMISE + CONTEXT_BYTES)
 
 
 def test_memory_that_cannot_be_pinned_is_told_and_pins_end_with_their_arena() -> None:
