@@ -100,7 +100,7 @@ def _make_cluster(file: ClusterFile, name: str, arguments: Sequence[str]) -> dic
 
 def _make_worker(file: ClusterFile, arguments: Sequence[str]) -> dict[str, Any]:
     asked = dict(itertools.pairwise(arguments))
-    limit_bytes = make_limit(parse_size(asked["--memory"], what="--memory"))
+    limit_bytes = make_limit(parse_size(asked["--memory"], what="--memory"), asked.get("--device") or "cpu")
     words = ["--nthreads", str(file.threads or 1), "--memory-limit", str(limit_bytes)]
     file = file.model_copy(update={"device": asked.get("--device")})
     resources = make_arguments(file, limit_bytes)["resources"]

@@ -145,6 +145,13 @@ def test_a_job_that_is_ended_half_way_says_how_to_go_on_and_does(
     check_bytes(tmp_path, recipe)
 
 
+def test_the_driver_is_told_of_the_device(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--device", "cuda", "--device-memory", "8GiB"]
+    cluster = write_cluster(tmp_path, "slurm.yml").name
+    assert execute(["submit", recipe.name, "out", "--cluster", cluster, *words, "--dry-run"]) == 0
+    assert f" {' '.join(words)} &" in capsys.readouterr().out
+
+
 def test_the_script_is_one_that_bash_can_read_and_stops_before_its_time(recipe: Path, tmp_path: Path) -> None:
     file = parse_cluster(write_cluster(tmp_path, "slurm.yml").read_text())
     more = {"cluster": "slurm", "arguments": ["--seed", "7"], "folder": tmp_path}
