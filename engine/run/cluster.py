@@ -48,7 +48,7 @@ class Cluster:
     """A crew of worker processes."""
 
     warnings: tuple[str, ...] = ()
-    alone_s = ALONE_S  # without any worker
+    alone_s = 60.0  # without any worker: here a nanny starts the next one within seconds, or has given up
 
     def __init__(self, client: Client, workers: Workers) -> None:
         self.client = client
@@ -143,6 +143,8 @@ class Cluster:
 
 class Foreign(Cluster):
     """A crew of workers that somebody else has started."""
+
+    alone_s = ALONE_S
 
     def __init__(self, client: Client, workers: Workers, token: str) -> None:
         super().__init__(client, workers)

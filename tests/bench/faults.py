@@ -97,15 +97,14 @@ class Stage:
             yield Found(kind, number in resumed, time.monotonic() - began_s)
 
 
-def make_faults(folder: Path, count: int, seed: int) -> list[Found]:
-    """Merge until so many faults were made, or this process is asked to end; returns what came of each."""
-    rng, found = random.Random(seed), list[Found]()
+def make_faults(folder: Path, count: int, seed: int, found: list[Found]) -> None:
+    """Merge until so many faults were made, or this process is asked to end; puts into `found` what came of each."""
+    rng = random.Random(seed)
     with ExitStack() as stack, suppress(KeyboardInterrupt):
         stage = Stage(folder, stack)
         while len(found) < count:
             found += stage.tell(rng, count - len(found))
             print(f"{len(found)} of {count} faults", flush=True)  # noqa: T201
-    return found
 
 
 def format_table(found: list[Found]) -> str:
@@ -129,8 +128,12 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=0)
     given = options.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for what runs beside it
+    found: list[Found] = []
     with tempfile.TemporaryDirectory() as folder:
-        print(format_table(make_faults(Path(folder), given.faults, given.seed)))  # noqa: T201
+        try:
+            make_faults(Path(folder), given.faults, given.seed, found)
+        finally:
+            print(format_table(found))  # noqa: T201
 
 
 if __name__ == "__main__":

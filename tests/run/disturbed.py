@@ -27,7 +27,7 @@ from mergemill.cli import console
 from mergemill.cli.main import execute
 from mergemill.cli.signals import leave_on_signals
 
-BOUND_S = 330.0  # for a merge to end, whatever happens to it: the engine's longest is 300 s without any worker
+BOUND_S = 400.0  # for a merge to end, whatever happens to it: the engine's longest is 300 s without any worker
 _YOUNG_S = 20.0  # the age at which a nanny has a worker
 SLOW = """
 import time

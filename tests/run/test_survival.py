@@ -10,14 +10,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import dask
 import psutil
 import pytest
 from clusters import Foreign, start_cluster
 from distributed import Client
 from run.merging import finished_parts, hash_output, is_loadable, plan_merge, slowed
 
-from mergemill.engine import PartFinished, run, verify
-from mergemill.engine.errors import ClusterError
+from mergemill.engine import PartFinished, load_recipe, make_plan, run, verify
+from mergemill.engine.errors import ClusterError, RunError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.run import cluster, connect, watch
 from mergemill.engine.run.events import Event
@@ -185,3 +186,57 @@ def test_a_cluster_that_loses_all_workers_ends_the_run_which_resumes(
         own.start_worker()
         run(plan, out, scheduler=own.address, memory="256MiB")
     assert hash_output(out) == expected
+
+
+def test_a_local_cluster_whose_workers_cannot_start_again_ends_the_run_which_resumes(
+    plan: Plan, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "LOOK_S", 0.5)
+    monkeypatch.setattr(cluster.Cluster, "alone_s", 1.0)
+    flag, out = tmp_path / "flag", tmp_path / "out"
+
+    def kill_all() -> None:
+        flag.touch()
+        for each in psutil.Process().children(recursive=True):
+            if any("spawn_main" in word for word in each.cmdline()):
+                each.kill()
+
+    with (
+        dask.config.set({"distributed.worker.preload": [f"import os; os.path.exists({str(flag)!r}) and os._exit(3)"]}),
+        slowed(SLOW_S),
+        pytest.raises(ClusterError, match=r"no worker has been there for 1 s.*to resume"),
+    ):
+        run(plan, out, workers=2, on_event=Fault(kill_all))
+    run(plan, out, workers=0)
+    assert hash_output(out) == expected
+
+
+DEADLY = '''\
+"""A method that ends its worker."""
+
+import os
+
+from torch import Tensor
+
+from mergemill.engine import merge_method
+
+
+@merge_method(reads="element")
+def deadly(models: list[Tensor]) -> Tensor:
+    """No result."""
+    os._exit(9)
+'''
+
+
+def test_a_part_of_which_every_worker_dies_is_named_with_its_inputs(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cluster._CONFIG, "distributed.scheduler.allowed-failures", 1)
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text(
+        f"merge_method: deadly\nmethods: deadly.py\nmodels: [{{model: {family / 'A'}}}, {{model: {family / 'B'}}}]\n"
+    )
+    with pytest.raises(RunError, match=r"\.weight.*, read from .*/A/.*, .*/B/.*: 2 workers died while they had it"):
+        run(make_plan(load_recipe(str(recipe))), tmp_path / "out", workers=1)
+    assert not is_loadable(tmp_path / "out")
