@@ -7,7 +7,7 @@ shard's upload.
 import json
 from collections.abc import Mapping, Sequence
 
-from mergemill.engine.errors import RunError
+from mergemill.engine.errors import OutputError, RunError
 from mergemill.engine.plan.values import Plan, Shard
 from mergemill.engine.run.receipts import Receipt
 from mergemill.engine.run.record import make_record
@@ -40,7 +40,7 @@ class BucketOutput(RemoteOutput):
     def start(self, plan: Plan) -> Mapping[int, Receipt]:
         """Begin what is missing of the uploads; returns the receipts of parts that the server still has."""
         multipart.put(self._record_url, make_record(plan).to_json(), absent=True)
-        known: dict[str, str] = json.loads(multipart.get(self._uploads_url) or b"{}")
+        known = self._read_uploads()
         listed = {name: multipart.list_parts(self._place(name), upload) for name, upload in known.items()}
         finished = self._find_finished(plan)
         held = {name: known[name] for name, parts in listed.items() if parts is not None and name not in finished}
@@ -79,6 +79,15 @@ class BucketOutput(RemoteOutput):
             uploads = [(url, upload) for url, upload in multipart.list_uploads(self._url) if url in ours]
             freed_bytes = sum(_drop(url, upload) for url, upload in uploads)
             return freed_bytes + self._remove(found)
+
+    def _read_uploads(self) -> dict[str, str]:
+        """Return the id of each upload by the name of its shard, as an earlier run noted them."""
+        try:
+            known: dict[str, str] = json.loads(multipart.get(self._uploads_url) or b"{}")
+        except ValueError as error:
+            where = f"{self._uploads_url}: is not what this version of mergemill wrote"
+            raise OutputError(f"{where}: {error}; run the same merge again to resume") from error
+        return known
 
     def _abort_others(self, plan: Plan, held: Mapping[str, str]) -> None:
         """End uploads of shards that were begun by a driver that died before it could note them."""

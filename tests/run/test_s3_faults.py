@@ -15,7 +15,7 @@ from servers.proxy import Proxy, start_proxy
 from servers.s3 import S3
 
 from mergemill.engine import Committed, PartFinished, abort, make_plan, run
-from mergemill.engine.errors import MergemillError, SourceChanged, StorageError
+from mergemill.engine.errors import MergemillError, OutputError, SourceChanged, StorageError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.run.events import Event
 from mergemill.engine.storage import fetch
@@ -278,6 +278,25 @@ def test_a_commit_that_cannot_write_its_files_is_gone_on_with(
     proxy.rule = faults.never
     assert run_here(plan, out.url).redone_parts == 0
     assert out.hash() == expected
+
+
+def test_uploads_that_are_noted_in_words_cut_short_end_the_merge_with_the_cause(
+    proxy: Proxy, models: Path, expected: dict[str, str], out: Place
+) -> None:
+    """By a server that sends less than was written, under a length that fits it; then it is gone on with."""
+    plan = plan_of(models)
+    proxy.rule = only(faults.refuse(503, "SlowDown"), "complete")
+    with pytest.raises(StorageError):
+        run_here(plan, out.url)
+    cut = faults.change_length(-7)
+    proxy.rule = lambda request: cut if request.path.endswith("/uploads.json") and request.method == "GET" else None
+    with pytest.raises(OutputError, match=r"/uploads\.json: is not what this version of mergemill wrote: Unterminated"):
+        run_here(plan, out.url)
+    assert not out.is_loadable()
+    proxy.rule = faults.never
+    assert run_here(plan, out.url).redone_parts == 0
+    assert out.hash() == expected
+    assert out.uploads() == {}
 
 
 def test_an_abort_that_fails_can_be_repeated(proxy: Proxy, models: Path, out: Place) -> None:
