@@ -106,7 +106,7 @@ def say_resume(found: "Status") -> str:
 def is_default_memory(memory_bytes: int) -> bool:
     """Whether that is what a worker is promised where nothing is said."""
     from mergemill.engine.plan.sizes import parse_size
-    from mergemill.engine.run.workers import MEMORY
+    from mergemill.engine.run.worker.workers import MEMORY
 
     return memory_bytes == parse_size(MEMORY, what="--memory")
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from mergemill.engine.run.in_memory import merge_tensors as merge_tensors
     from mergemill.engine.run.inspect import inspect as inspect
     from mergemill.engine.run.merge import merge as merge
-    from mergemill.engine.run.output import abort as abort
+    from mergemill.engine.run.outputs.output import abort as abort
     from mergemill.engine.run.status import status as status
     from mergemill.engine.run.verify import verify as verify
 
@@ -51,7 +51,7 @@ _PLACES = {
     "Started": "run.events",
     "Waiting": "run.events",
     "Within": "methods.contract",
-    "abort": "run.output",
+    "abort": "run.outputs.output",
     "attach": "run.attach",
     "cancel": "run.cancel",
     "describe_plan": "run.describe",

@@ -31,6 +31,9 @@ MAY_IMPORT = {
 }
 """The table of rooms, from the lowest to the highest: what each may import besides itself."""
 
+INSIDE_RUN = ["worker", "outputs", "tasks", "clusters", ""]
+"""The folders of the room `run`, from the lowest to the highest, which is the room itself."""
+
 ONLY_IMPORTERS = {
     "dask": {"run"},
     "distributed": {"run"},
@@ -120,6 +123,29 @@ def test_every_file_of_the_engine_is_in_a_room() -> None:
     assert {find_room(path) for path in FILES} == {*MAY_IMPORT, "__init__"}
 
 
+def test_imports_point_down_the_folders_of_the_run_room() -> None:
+    level = {name: number for number, name in enumerate(INSIDE_RUN)}
+    found = {
+        (path.relative_to(ENGINE).as_posix(), name)
+        for path in FILES
+        if find_room(path) == "run"
+        for name in list_imports(path)
+        if name.startswith("mergemill.engine.run.")
+    }
+    up = {
+        (path, name)
+        for path, name in found
+        if level[find_folder(path.split("/")[1])] < level[find_folder(name.split(".")[3])]
+    }
+    assert {find_folder(path.split("/")[1]) for path, _ in found} == set(INSIDE_RUN)
+    assert up == set()
+
+
+def find_folder(part: str) -> str:
+    """Return the folder of the room `run` that a part of a path or module names; empty for a file of the room."""
+    return part if part in INSIDE_RUN else ""
+
+
 @pytest.mark.parametrize("library", ONLY_IMPORTERS)
 def test_a_library_is_known_to_its_rooms_alone(library: str) -> None:
     rooms = {find_room(path) for path in FILES if library in {name.split(".")[0] for name in list_imports(path)}}
@@ -128,7 +154,8 @@ def test_a_library_is_known_to_its_rooms_alone(library: str) -> None:
 
 def test_dask_is_known_to_the_run_room() -> None:
     """Or the tests above look for imports in the wrong place."""
-    assert {"dask", "distributed"} <= {name.split(".")[0] for name in list_imports(ENGINE / "run" / "cluster.py")}
+    cluster = ENGINE / "run" / "clusters" / "cluster.py"
+    assert {"dask", "distributed"} <= {name.split(".")[0] for name in list_imports(cluster)}
 
 
 def test_distributed_is_known_to_what_runs_a_cluster_alone() -> None:

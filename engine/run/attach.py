@@ -8,10 +8,10 @@ from typing import Any
 from mergemill.engine.errors import OutputError, RunError
 from mergemill.engine.run.driver import Driver, read_driver
 from mergemill.engine.run.events import Committed, OnEvent, PartFinished, Started, ignore
-from mergemill.engine.run.guard import Report, TensorChange
-from mergemill.engine.run.lease import RENEW_S
-from mergemill.engine.run.output import Output, find_output
+from mergemill.engine.run.outputs.lease import RENEW_S
+from mergemill.engine.run.outputs.output import Output, find_output
 from mergemill.engine.run.status import count_bytes, explain_none, find_live_driver
+from mergemill.engine.run.tasks.guard import Report, TensorChange
 from mergemill.engine.storage.store import Options, use_options
 
 LOOK_S = 1.0  # between two looks at the journal

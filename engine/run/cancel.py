@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mergemill.engine.errors import OutputError, RunError
 from mergemill.engine.run.driver import CANCEL_NAME, Driver, read_driver, request_cancel
-from mergemill.engine.run.output import Output, find_output
+from mergemill.engine.run.outputs.output import Output, find_output
 from mergemill.engine.run.status import CANCELLING, FINISHED, RUNNING, Status, find_live_driver, find_status
 from mergemill.engine.storage.store import Options, use_options
 

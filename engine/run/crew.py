@@ -10,9 +10,9 @@ from typing import Any, Protocol
 from dask.delayed import Delayed
 
 from mergemill.engine.run import threads
-from mergemill.engine.run.preflight import Needs
-from mergemill.engine.run.workers import Workers
-from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.run.clusters.preflight import Needs
+from mergemill.engine.run.worker.workers import Workers
+from mergemill.engine.run.worker.workplace import Workplace
 
 
 class Crew(Protocol):
@@ -50,7 +50,7 @@ def open_crew(
     """
     if workers.are_threads:
         return threads.open_threads(workers)
-    from mergemill.engine.run import cluster
+    from mergemill.engine.run.clusters import cluster
 
     if workers.cluster:
         return cluster.open_own(workers, workers.cluster, token, tell_waiting)
@@ -60,7 +60,7 @@ def open_crew(
 def check_crew(workers: Workers, needs: Needs) -> None:
     """Raise `ClusterError` unless the workers of a cluster that is there already have what the merge needs."""
     if workers.scheduler:
-        from mergemill.engine.run import cluster
+        from mergemill.engine.run.clusters import cluster
 
         cluster.check_cluster(workers, needs)
 
@@ -69,6 +69,6 @@ def find_workplace() -> Workplace:
     """Return the workplace of the worker that runs this task."""
     if found := threads.find_workplace():
         return found
-    from mergemill.engine.run import plugin
+    from mergemill.engine.run.clusters import plugin
 
     return plugin.find_workplace()

@@ -7,10 +7,10 @@ from typing import Any
 from mergemill.engine.plan.memory import check_memory, count_device_tensors, device_need, task_bytes
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import ClusterFile
-from mergemill.engine.run.output import find_output
+from mergemill.engine.run.outputs.output import find_output
 from mergemill.engine.run.traffic import describe_traffic, find_traffic
-from mergemill.engine.run.workers import DEVICE_MEMORY, choose_workers
-from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.run.worker.workers import DEVICE_MEMORY, choose_workers
+from mergemill.engine.run.worker.workplace import Workplace
 
 
 def describe_plan(

@@ -11,17 +11,24 @@ from mergemill.engine.plan.memory import check_memory
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import ClusterFile
 from mergemill.engine.run.caching import choose_cache
+from mergemill.engine.run.clusters.preflight import Needs
+from mergemill.engine.run.clusters.reach import choose_samples
 from mergemill.engine.run.crew import Crew, check_crew, open_crew
 from mergemill.engine.run.driver import Driving, drive
 from mergemill.engine.run.events import Committed, OnEvent, PartFinished, Started, Waiting, ignore
-from mergemill.engine.run.failures import WorkersDied, explain_deaths
 from mergemill.engine.run.graph import make_checks, make_tasks
-from mergemill.engine.run.guard import Report, check_report, make_report
-from mergemill.engine.run.output import Output, check_same, commit_output, find_output, open_output, start_output
-from mergemill.engine.run.preflight import Needs
-from mergemill.engine.run.reach import choose_samples
-from mergemill.engine.run.receipts import Receipt
-from mergemill.engine.run.workers import DEVICE_MEMORY, Workers, choose_workers, find_storage
+from mergemill.engine.run.outputs.output import (
+    Output,
+    check_same,
+    commit_output,
+    find_output,
+    open_output,
+    start_output,
+)
+from mergemill.engine.run.outputs.receipts import Receipt
+from mergemill.engine.run.tasks.failures import WorkersDied, explain_deaths
+from mergemill.engine.run.tasks.guard import Report, check_report, make_report
+from mergemill.engine.run.worker.workers import DEVICE_MEMORY, Workers, choose_workers, find_storage
 from mergemill.engine.storage.ranges import check_pin, is_remote
 from mergemill.engine.storage.store import Options, use_options
 from mergemill.engine.tensors.slabs import SLAB

@@ -17,8 +17,8 @@ from typing import Any
 
 from mergemill.engine.errors import Cancelled, MergemillError, OutputError, StorageError
 from mergemill.engine.run.events import Committed, Started
-from mergemill.engine.run.lease import OLD_S, find_start, name_processes
-from mergemill.engine.run.notes import Notes
+from mergemill.engine.run.outputs.lease import OLD_S, find_start, name_processes
+from mergemill.engine.run.outputs.notes import Notes
 
 DRIVER_NAME, CANCEL_NAME, LOCK_NAME = "driver.json", "cancel", "lock"
 RESUME = "MERGEMILL_RESUME"  # the variable by which a job knows the command that submitted it

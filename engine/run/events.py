@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mergemill.engine.run.guard import Report
-from mergemill.engine.run.receipts import Receipt
+from mergemill.engine.run.outputs.receipts import Receipt
+from mergemill.engine.run.tasks.guard import Report
 
 
 @dataclass(frozen=True, slots=True)

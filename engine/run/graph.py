@@ -12,12 +12,12 @@ from dask.delayed import Delayed, delayed
 
 from mergemill.engine.plan.values import Part, Piece, Plan
 from mergemill.engine.run.crew import find_workplace
-from mergemill.engine.run.failures import run_named
-from mergemill.engine.run.piece import find_factors, gather_piece, gather_squares, with_factors
-from mergemill.engine.run.receipts import Receipt
-from mergemill.engine.run.rounds import count_rounds, cut_pieces, iter_cut_tensors
-from mergemill.engine.run.target import ShardTarget, Target
-from mergemill.engine.run.task import run_part, run_shard
+from mergemill.engine.run.outputs.receipts import Receipt
+from mergemill.engine.run.outputs.target import ShardTarget, Target
+from mergemill.engine.run.tasks.failures import run_named
+from mergemill.engine.run.tasks.piece import find_factors, gather_piece, gather_squares, with_factors
+from mergemill.engine.run.tasks.rounds import count_rounds, cut_pieces, iter_cut_tensors
+from mergemill.engine.run.tasks.task import run_part, run_shard
 from mergemill.engine.tensors.kernels import Partial, add_partials
 from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.slabs import SLAB

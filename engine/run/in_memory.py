@@ -18,9 +18,9 @@ from mergemill.engine.plan.fill import copies_input
 from mergemill.engine.plan.memory import stream_bytes
 from mergemill.engine.plan.settings import Site, resolve_settings
 from mergemill.engine.plan.values import OutputTensor, Part, Piece
-from mergemill.engine.run.piece import merge_piece
 from mergemill.engine.run.request import MethodOrName, Request, find_method, make_request
-from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.run.tasks.piece import merge_piece
+from mergemill.engine.run.worker.workplace import Workplace
 from mergemill.engine.tensors.dtypes import (
     NAMES,
     TORCH_DTYPES,

@@ -9,7 +9,7 @@ from mergemill.engine.checkpoint.checkpoint import open_checkpoint
 from mergemill.engine.checkpoint.family import layer_stacks
 from mergemill.engine.checkpoint.layout import TensorInfo
 from mergemill.engine.errors import OutputError
-from mergemill.engine.run.output import Output, find_output
+from mergemill.engine.run.outputs.output import Output, find_output
 from mergemill.engine.storage.store import Options, use_options
 
 

@@ -10,10 +10,10 @@ import yaml
 from mergemill.engine.errors import PlanError
 from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.recipe import ClusterFile
+from mergemill.engine.run.clusters.factories import make_arguments
+from mergemill.engine.run.clusters.preflight import make_limit
 from mergemill.engine.run.driver import RESUME
-from mergemill.engine.run.factories import make_arguments
-from mergemill.engine.run.preflight import make_limit
-from mergemill.engine.run.workers import MEMORY
+from mergemill.engine.run.worker.workers import MEMORY
 
 DRIVER_MEMORY = "4GiB"
 OPTIONS = ("image", "name", "namespace", "env", "resources", "scheduler_service_type")  # that have a place in a DaskJob

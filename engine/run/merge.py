@@ -8,7 +8,7 @@ from mergemill.engine.plan.make import SHARD_SIZE, make_plan
 from mergemill.engine.recipe import ClusterFile, Recipe, load_cluster, load_recipe
 from mergemill.engine.run.drive import run
 from mergemill.engine.run.events import Committed, OnEvent, ignore
-from mergemill.engine.run.workers import DEVICE_MEMORY
+from mergemill.engine.run.worker.workers import DEVICE_MEMORY
 
 
 def merge(

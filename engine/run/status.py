@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mergemill.engine.errors import OutputError
 from mergemill.engine.run.driver import DRIVER_NAME, LOCK_NAME, Driver, find_request, is_alive, read_driver
-from mergemill.engine.run.output import Output, find_output
-from mergemill.engine.run.receipts import Receipt
+from mergemill.engine.run.outputs.output import Output, find_output
+from mergemill.engine.run.outputs.receipts import Receipt
 from mergemill.engine.storage.store import Options, use_options
 
 RUNNING, CANCELLING, UNFINISHED, FINISHED = "running", "cancelling", "unfinished", "finished"

@@ -10,12 +10,12 @@ from typing import Any, NoReturn
 from dask.delayed import Delayed
 from dask.threaded import get
 
-from mergemill.engine.run.accelerator import open_device
-from mergemill.engine.run.failures import explain_failure
-from mergemill.engine.run.preflight import Needs
-from mergemill.engine.run.process import set_up_process
-from mergemill.engine.run.workers import Workers
-from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.run.clusters.preflight import Needs
+from mergemill.engine.run.tasks.failures import explain_failure
+from mergemill.engine.run.worker.accelerator import open_device
+from mergemill.engine.run.worker.process import set_up_process
+from mergemill.engine.run.worker.workers import Workers
+from mergemill.engine.run.worker.workplace import Workplace
 from mergemill.engine.storage.cache import open_cache
 
 _HERE = threading.local()  # of a thread of a crew: its workplace

@@ -8,7 +8,7 @@ from typing import Any
 from mergemill.engine.plan.memory import keep_bytes, needs_passes, task_bytes
 from mergemill.engine.plan.prices import Price, find_price
 from mergemill.engine.plan.values import Part, Piece, Plan
-from mergemill.engine.run.rounds import count_rounds
+from mergemill.engine.run.tasks.rounds import count_rounds
 from mergemill.engine.storage.fetch import PIECE_BYTES
 from mergemill.engine.storage.ranges import is_remote
 from mergemill.engine.tensors.expressions import Read
@@ -97,7 +97,7 @@ def _count_passes(piece: Piece, need_bytes: int) -> int:
 
 
 def _is_copied(part: Part) -> bool:
-    from mergemill.engine.run.copies import find_stretches  # which needs boto3
+    from mergemill.engine.run.outputs.copies import find_stretches  # which needs boto3
 
     return find_stretches(part, 0) is not None
 
@@ -107,7 +107,7 @@ def _count_writes(plan: Plan, scheme: str) -> int:
     if scheme == "hf":
         return 2 * len(plan.shards) + 1  # the last is the commit
     if f"{scheme}://" in _S3:
-        from mergemill.engine.run.upload import count_chunks
+        from mergemill.engine.run.outputs.upload import count_chunks
 
         chunks = sum(count_chunks(part.size_bytes) for part in plan.parts)
     else:

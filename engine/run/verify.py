@@ -9,14 +9,14 @@ from mergemill.engine.methods.own import MethodsFile
 from mergemill.engine.plan.make import make_plan
 from mergemill.engine.plan.values import Part, Piece, Plan
 from mergemill.engine.recipe import Recipe, parse_recipe
-from mergemill.engine.run.checksum import checksum_copied, checksum_range
-from mergemill.engine.run.output import Output, find_output
-from mergemill.engine.run.piece import find_factors, gather_piece, gather_squares, with_factors
-from mergemill.engine.run.receipts import Receipt
-from mergemill.engine.run.record import Record, checksum
-from mergemill.engine.run.rounds import count_rounds, iter_cut_tensors
-from mergemill.engine.run.task import merge_part
-from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.run.outputs.checksum import checksum_copied, checksum_range
+from mergemill.engine.run.outputs.output import Output, find_output
+from mergemill.engine.run.outputs.receipts import Receipt
+from mergemill.engine.run.outputs.record import Record, checksum
+from mergemill.engine.run.tasks.piece import find_factors, gather_piece, gather_squares, with_factors
+from mergemill.engine.run.tasks.rounds import count_rounds, iter_cut_tensors
+from mergemill.engine.run.tasks.task import merge_part
+from mergemill.engine.run.worker.workplace import Workplace
 from mergemill.engine.storage.ranges import Pin, join, read_into, read_whole
 from mergemill.engine.storage.store import Options, use_options
 from mergemill.engine.tensors.kernels import Partial, add_partials

@@ -22,12 +22,12 @@ import numpy as np
 from fsspec import AbstractFileSystem
 
 from mergemill.engine.plan.values import Part, Plan
-from mergemill.engine.run import output
-from mergemill.engine.run.folder import FolderOutput
-from mergemill.engine.run.receipts import Receipt, Upload
-from mergemill.engine.run.record import make_record
-from mergemill.engine.run.target import Target
-from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.run.outputs import output
+from mergemill.engine.run.outputs.folder import FolderOutput
+from mergemill.engine.run.outputs.receipts import Receipt, Upload
+from mergemill.engine.run.outputs.record import make_record
+from mergemill.engine.run.outputs.target import Target
+from mergemill.engine.run.worker.workplace import Workplace
 from mergemill.engine.storage.positioned import make_folder, write_file
 from mergemill.engine.tensors.workspace import Arena
 

@@ -13,7 +13,7 @@ from deployments import DEPLOY, check_command, is_refused, iter_commands, read_y
 from servers.s3 import S3
 
 from mergemill.engine.plan.sizes import parse_size
-from mergemill.engine.run.preflight import SPARE_BYTES
+from mergemill.engine.run.clusters.preflight import SPARE_BYTES
 
 PATH = DEPLOY / "compose" / "compose.yaml"
 SERVICES: dict[str, Any] = read_yaml(PATH)[0]["services"]

@@ -11,7 +11,7 @@ import yaml
 from dask.utils import parse_timedelta
 from deployments import DEPLOY, need_module, read_yaml
 
-from mergemill.engine.run.cluster import _CONFIG
+from mergemill.engine.run.clusters.cluster import _CONFIG
 
 DASK = DEPLOY / "dask" / "mergemill.yaml"
 JOBQUEUE = DEPLOY / "slurm" / "jobqueue.yaml"

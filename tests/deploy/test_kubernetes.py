@@ -13,7 +13,7 @@ from deployments import DEPLOY, check_command, is_refused, iter_commands, need_m
 
 from mergemill.engine import load_recipe
 from mergemill.engine.plan.sizes import parse_size
-from mergemill.engine.run.preflight import SPARE_BYTES
+from mergemill.engine.run.clusters.preflight import SPARE_BYTES
 
 MANIFESTS = DEPLOY / "kubernetes"
 CHART = DEPLOY / "helm" / "mergemill"

@@ -31,7 +31,7 @@ BOUND_S = 400.0  # for a merge to end, whatever happens to it: the engine's long
 _YOUNG_S = 20.0  # the age at which a nanny has a worker
 SLOW = """
 import time
-from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.run.worker.workplace import Workplace
 def make_slow(before):
     def check_going(self):
         time.sleep(0.05)

@@ -11,7 +11,7 @@ from run.merging import plan_merge, slowed
 
 from mergemill.engine import Committed, PartFinished, Started, run
 from mergemill.engine.errors import MergemillError
-from mergemill.engine.run import folder
+from mergemill.engine.run.outputs import folder
 
 
 def main(wanted: dict[str, Any]) -> int:

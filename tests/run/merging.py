@@ -22,12 +22,12 @@ from mergemill.engine.plan import layout
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import Recipe, parse_recipe
 from mergemill.engine.run import drive
-from mergemill.engine.run.cluster import Cluster
+from mergemill.engine.run.clusters.cluster import Cluster
 from mergemill.engine.run.crew import Crew, open_crew
 from mergemill.engine.run.events import Event
-from mergemill.engine.run.folder import STATE_NAME, FolderOutput
-from mergemill.engine.run.workers import Workers
-from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.run.outputs.folder import STATE_NAME, FolderOutput
+from mergemill.engine.run.worker.workers import Workers
+from mergemill.engine.run.worker.workplace import Workplace
 from mergemill.engine.tensors.slabs import BLOCK
 
 SMALL_PART = 2 * BLOCK  # bytes: one block of bfloat16, so that tensors are cut wherever they may be

@@ -10,7 +10,7 @@ from mergemill.engine import describe_plan, run
 from mergemill.engine.errors import ClusterError, InputError, PlanError
 from mergemill.engine.recipe import ClusterFile, parse_cluster
 from mergemill.engine.run.events import Event, Started, Waiting
-from mergemill.engine.run.workers import choose_workers, find_storage
+from mergemill.engine.run.worker.workers import choose_workers, find_storage
 
 
 def make_local(workers: str, more: str = "") -> ClusterFile:

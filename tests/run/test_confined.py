@@ -13,7 +13,7 @@ from servers.s3 import S3
 from mergemill.engine import abort, run
 from mergemill.engine.errors import OutputError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.run.record import check_names
+from mergemill.engine.run.outputs.record import check_names
 
 OURS = ("dask-scratch-space", "log", "scheduler.json")  # of Dask itself, in its local directory
 

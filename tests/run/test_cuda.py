@@ -10,7 +10,7 @@ from run.merging import hash_output
 from run.test_device import KINDS, MATRIX_METHODS, METHODS, PROMISE, SMALL, plan_merge
 
 from mergemill.engine import run
-from mergemill.engine.run.accelerator import open_device
+from mergemill.engine.run.worker.accelerator import open_device
 from mergemill.engine.tensors.slabs import BLOCK
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")

@@ -22,11 +22,12 @@ from mergemill.engine.plan.memory import DEVICE_FACTORS, find_staging
 from mergemill.engine.plan.values import OutputTensor, Piece, Plan
 from mergemill.engine.recipe import parse_recipe
 from mergemill.engine.recipe.clusters import parse_cluster
-from mergemill.engine.run import accelerator, threads, workers
-from mergemill.engine.run.accelerator import Accelerator, open_device, pin_memory
-from mergemill.engine.run.cluster import give_each_a_device
-from mergemill.engine.run.preflight import CONTEXT_BYTES, make_limit
-from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.run import threads
+from mergemill.engine.run.clusters.cluster import give_each_a_device
+from mergemill.engine.run.clusters.preflight import CONTEXT_BYTES, make_limit
+from mergemill.engine.run.worker import accelerator, workers
+from mergemill.engine.run.worker.accelerator import Accelerator, open_device, pin_memory
+from mergemill.engine.run.worker.workplace import Workplace
 from mergemill.engine.tensors.dtypes import NAMES
 from mergemill.engine.tensors.exact import sum_blocks
 from mergemill.engine.tensors.slabs import BLOCK, SLAB, Span

@@ -21,13 +21,14 @@ from servers.s3 import S3
 from mergemill.engine import Committed, PartFinished, Started, attach, cancel, run, status
 from mergemill.engine.errors import Cancelled, MergeError, OutputError, RunError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.run import drive, folder
+from mergemill.engine.run import drive
 from mergemill.engine.run import driver as driver_module
 from mergemill.engine.run.driver import request_cancel
 from mergemill.engine.run.events import Event
-from mergemill.engine.run.lease import OLD_S
-from mergemill.engine.run.notes import FileNotes
-from mergemill.engine.run.output import find_output
+from mergemill.engine.run.outputs import folder
+from mergemill.engine.run.outputs.lease import OLD_S
+from mergemill.engine.run.outputs.notes import FileNotes
+from mergemill.engine.run.outputs.output import find_output
 
 WAIT_S = 60.0
 SLOW_S = 0.15  # a slab

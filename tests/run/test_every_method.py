@@ -14,8 +14,8 @@ from mergemill.engine.methods.contract import Method
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import parse_recipe
 from mergemill.engine.run import drive
-from mergemill.engine.run.cluster import Cluster, open_cluster
-from mergemill.engine.run.workers import Workers
+from mergemill.engine.run.clusters.cluster import Cluster, open_cluster
+from mergemill.engine.run.worker.workers import Workers
 from mergemill.engine.tensors.slabs import BLOCK
 
 METHODS = tuple(find_methods())

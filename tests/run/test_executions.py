@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 COUNTED = """
 import os, time
 from pathlib import Path
-from mergemill.engine.run import task
+from mergemill.engine.run.tasks import task
 folder, merge = Path(os.environ["COUNTED_IN"]), getattr(task.run_part, "counts", task.run_part)  # it is loaded twice
 def run_part(part, *rest):
     with open(folder / "executions", "a") as file:

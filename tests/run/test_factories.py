@@ -10,8 +10,8 @@ import pytest
 
 from mergemill.engine.errors import ClusterError
 from mergemill.engine.recipe import load_cluster, parse_cluster
-from mergemill.engine.run import factories
-from mergemill.engine.run.factories import FACTORIES, make_arguments, start_cluster
+from mergemill.engine.run.clusters import factories
+from mergemill.engine.run.clusters.factories import FACTORIES, make_arguments, start_cluster
 
 LIMIT = 5 << 30
 EXTRAS = {

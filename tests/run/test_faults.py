@@ -30,10 +30,11 @@ from run.merging import (
 from mergemill.engine import Committed, PartFinished, Started, abort, run, verify
 from mergemill.engine.errors import OutputError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.run import drive, folder, output
+from mergemill.engine.run import drive
 from mergemill.engine.run.events import Event
-from mergemill.engine.run.folder import FolderOutput
-from mergemill.engine.run.receipts import Journal
+from mergemill.engine.run.outputs import folder, output
+from mergemill.engine.run.outputs.folder import FolderOutput
+from mergemill.engine.run.outputs.receipts import Journal
 
 TESTS = Path(__file__).parents[1]
 METHOD = "slerp"  # a round of statistics, then the merge

@@ -30,8 +30,8 @@ from mergemill.engine.errors import RunError
 from mergemill.engine.methods.catalogue import find_methods
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.run import graph
-from mergemill.engine.run.folder import FolderOutput
-from mergemill.engine.run.guard import Report, make_report
+from mergemill.engine.run.outputs.folder import FolderOutput
+from mergemill.engine.run.tasks.guard import Report, make_report
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES
 from mergemill.engine.tensors.slabs import BLOCK
 

@@ -25,8 +25,8 @@ from mergemill.cli.main import execute
 from mergemill.engine import Committed, PartFinished, Started, abort, inspect, make_plan, run, verify
 from mergemill.engine.errors import MergemillError, OutputError, RunError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.run import hub as hub_module
 from mergemill.engine.run.events import Event
+from mergemill.engine.run.outputs import hub as hub_module
 from mergemill.engine.storage.hub_upload import Content, HubRepo
 from mergemill.engine.storage.store import Unavailable
 

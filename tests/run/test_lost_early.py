@@ -13,9 +13,9 @@ from run.merging import hash_output, is_loadable, plan_merge
 
 from mergemill.engine import run
 from mergemill.engine.errors import ClusterError
-from mergemill.engine.run import cluster, preflight
-from mergemill.engine.run.cluster import open_cluster
-from mergemill.engine.run.workers import Workers
+from mergemill.engine.run.clusters import cluster, preflight
+from mergemill.engine.run.clusters.cluster import open_cluster
+from mergemill.engine.run.worker.workers import Workers
 
 LOST = r"the scheduler is lost .*run the same command again to resume"
 

@@ -18,7 +18,7 @@ from mergemill.engine.plan.memory import keep_bytes, stream_bytes, task_bytes
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import parse_recipe
 from mergemill.engine.run.events import Event
-from mergemill.engine.run.workplace import MALLOC_BYTES, Workplace
+from mergemill.engine.run.worker.workplace import MALLOC_BYTES, Workplace
 
 VOCAB, LAYERS = 262_144, 8  # an embedding of 2 GiB
 MEMORY = 512 << 20

@@ -21,10 +21,10 @@ from servers.proxy import start_proxy
 from servers.s3 import S3
 
 from mergemill.engine import PartFinished, run
-from mergemill.engine.run import metrics
-from mergemill.engine.run.folder import FolderOutput
-from mergemill.engine.run.receipts import Receipt
-from mergemill.engine.run.workplace import Counts, Workplace
+from mergemill.engine.run.outputs.folder import FolderOutput
+from mergemill.engine.run.outputs.receipts import Receipt
+from mergemill.engine.run.worker import metrics
+from mergemill.engine.run.worker.workplace import Counts, Workplace
 from mergemill.engine.storage import fetch
 from mergemill.engine.storage.tries import count_retries
 

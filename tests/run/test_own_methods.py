@@ -14,7 +14,7 @@ from mergemill.engine.errors import MethodsError, OutputError, PlanError, Recipe
 from mergemill.engine.methods.own import MethodsFile, find_all_methods, open_methods
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.run import drive
-from mergemill.engine.run.folder import FolderOutput
+from mergemill.engine.run.outputs.folder import FolderOutput
 from mergemill.engine.tensors.slabs import BLOCK
 
 CODE = '''\

@@ -12,8 +12,8 @@ from servers.s3 import S3
 from mergemill.engine import run
 from mergemill.engine.errors import ClusterError
 from mergemill.engine.recipe import parse_cluster
-from mergemill.engine.run.factories import make_arguments
-from mergemill.engine.run.preflight import DASK_PAUSE, PAUSE, PROCESS_BYTES, make_limit
+from mergemill.engine.run.clusters.factories import make_arguments
+from mergemill.engine.run.clusters.preflight import DASK_PAUSE, PAUSE, PROCESS_BYTES, make_limit
 
 WITHOUT = """
 import os, sys

@@ -19,8 +19,8 @@ from run.merging import make_recipe_of
 
 from mergemill.engine import PartFinished, make_plan, run
 from mergemill.engine.plan.values import Plan
+from mergemill.engine.run.clusters.preflight import PROCESS_BYTES
 from mergemill.engine.run.events import Event
-from mergemill.engine.run.preflight import PROCESS_BYTES
 
 VOCAB, LAYERS, THREADS = 32_768, 8, 4  # an embedding of 256 MiB, matrices of 30 MiB
 MEMORY = 96 << 20  # little for so many threads: tasks wait for each other

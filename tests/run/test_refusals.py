@@ -22,9 +22,9 @@ from mergemill.engine.errors import (
     StorageError,
 )
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.run import folder
 from mergemill.engine.run.events import Event
-from mergemill.engine.run.receipts import Journal
+from mergemill.engine.run.outputs import folder
+from mergemill.engine.run.outputs.receipts import Journal
 
 SHARD = "model-00001-of-00001.safetensors"
 

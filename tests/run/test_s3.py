@@ -21,9 +21,9 @@ from mergemill.cli.main import execute
 from mergemill.engine import Committed, PartFinished, abort, inspect, run, verify
 from mergemill.engine.errors import MergemillError, OutputError, RunError, VerifyError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.run import lease, object_journal
 from mergemill.engine.run.events import Event
-from mergemill.engine.run.lease import Lease, hold_lease
+from mergemill.engine.run.outputs import lease, object_journal
+from mergemill.engine.run.outputs.lease import Lease, hold_lease
 from mergemill.engine.storage import multipart
 
 PART = 5 << 20  # what S3 takes at least

@@ -12,7 +12,7 @@ from servers.s3 import S3
 from mergemill.engine import Committed, make_plan, run, verify
 from mergemill.engine.errors import MergemillError, SourceChanged
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.run.copies import Stretch, find_source, find_stretches
+from mergemill.engine.run.outputs.copies import Stretch, find_source, find_stretches
 from mergemill.engine.storage.ranges import Pin
 
 MIB = 1 << 20

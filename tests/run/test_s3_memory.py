@@ -18,12 +18,12 @@ from servers.s3 import S3
 from mergemill.engine import PartFinished, run, verify
 from mergemill.engine.plan.memory import task_bytes
 from mergemill.engine.run import drive
-from mergemill.engine.run.cluster import Cluster
+from mergemill.engine.run.clusters.cluster import Cluster
 from mergemill.engine.run.crew import Crew, open_crew
 from mergemill.engine.run.events import Event
-from mergemill.engine.run.upload import BESIDE_BYTES
-from mergemill.engine.run.workers import Workers
-from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.run.outputs.upload import BESIDE_BYTES
+from mergemill.engine.run.worker.workers import Workers
+from mergemill.engine.run.worker.workplace import Workplace
 from mergemill.engine.storage.ranges import list_files
 
 MEMORY, THREADS = 256 << 20, 2

@@ -11,8 +11,8 @@ from mergemill.engine import run
 from mergemill.engine.plan.memory import stream_bytes, task_bytes
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.run import drive
-from mergemill.engine.run.cluster import Cluster, open_cluster
-from mergemill.engine.run.workers import Workers
+from mergemill.engine.run.clusters.cluster import Cluster, open_cluster
+from mergemill.engine.run.worker.workers import Workers
 from mergemill.engine.tensors.slabs import BLOCK, SLAB
 
 LARGE_PART = 1 << 30

@@ -16,8 +16,8 @@ from models import llama_shapes
 from plan.sketches import config, plan_of, write_sketch
 
 from mergemill.engine import run
-from mergemill.engine.run.cluster import open_cluster
-from mergemill.engine.run.workers import Workers
+from mergemill.engine.run.clusters.cluster import open_cluster
+from mergemill.engine.run.worker.workers import Workers
 
 HIDDEN, KV, FFN, VOCAB = 8192, 1024, 28_672, 16_032  # of Llama 3 70B, but for an eighth of its vocabulary
 LATENCY_MS = 30

@@ -16,12 +16,12 @@ from run.merging import METHODS, hash_output, plan_merge
 
 from mergemill.engine import describe_plan, run
 from mergemill.engine.errors import ClusterError, PlanError
-from mergemill.engine.run import connect
-from mergemill.engine.run.accelerator import count_devices
-from mergemill.engine.run.cluster import open_scheduler
+from mergemill.engine.run.clusters import connect
+from mergemill.engine.run.clusters.cluster import open_scheduler
+from mergemill.engine.run.clusters.preflight import Needs
 from mergemill.engine.run.events import Event, PartFinished, Started
-from mergemill.engine.run.preflight import Needs
-from mergemill.engine.run.workers import Workers
+from mergemill.engine.run.worker.accelerator import count_devices
+from mergemill.engine.run.worker.workers import Workers
 
 FOREIGN = """
 import importlib.metadata

@@ -14,7 +14,7 @@ from mergemill.engine import PartFinished, Started, run
 from mergemill.engine.errors import ClusterError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import ClusterFile, parse_cluster
-from mergemill.engine.run import factories, preflight
+from mergemill.engine.run.clusters import factories, preflight
 from mergemill.engine.run.events import Event, Waiting
 
 MakeCluster = Callable[..., ClusterFile]

@@ -20,7 +20,7 @@ from run.merging import finished_parts, hash_output, is_loadable, plan_merge, sl
 from mergemill.engine import PartFinished, load_recipe, make_plan, run, verify
 from mergemill.engine.errors import ClusterError, RunError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.run import cluster, connect, watch
+from mergemill.engine.run.clusters import cluster, connect, watch
 from mergemill.engine.run.events import Event
 
 pytestmark = pytest.mark.slow

@@ -17,8 +17,8 @@ from mergemill.engine import PartFinished, run
 from mergemill.engine.errors import MergemillError, RunError
 from mergemill.engine.run.crew import find_workplace, open_crew
 from mergemill.engine.run.events import Event
-from mergemill.engine.run.process import set_up_process
-from mergemill.engine.run.workers import Workers
+from mergemill.engine.run.worker.process import set_up_process
+from mergemill.engine.run.worker.workers import Workers
 
 TWO = Workers(0, 2, 64 << 20)
 
@@ -162,7 +162,7 @@ def test_of_two_merges_at_once_the_last_gives_torch_its_threads_back() -> None:
 
 LATE = """
 import sys
-from mergemill.engine.run.process import set_up_process
+from mergemill.engine.run.worker.process import set_up_process
 from mergemill.engine.tensors.lazy import torch
 
 with set_up_process():
@@ -183,7 +183,7 @@ def test_torch_that_the_first_task_loads_has_one_thread_from_the_start() -> None
 
 
 def test_torch_is_not_loaded_for_its_threads_sake() -> None:
-    code = "import sys; from mergemill.engine.run import process\nwith process.set_up_process(): pass\n"
+    code = "import sys; from mergemill.engine.run.worker import process\nwith process.set_up_process(): pass\n"
     code += "print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

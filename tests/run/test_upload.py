@@ -10,7 +10,7 @@ from plan.sketches import plan_of, write_sketch
 
 from mergemill.engine.errors import OutputError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.run.upload import (
+from mergemill.engine.run.outputs.upload import (
     BESIDE_BYTES,
     CHUNK_BYTES,
     UploadTarget,

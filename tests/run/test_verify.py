@@ -11,8 +11,8 @@ from run.merging import METHODS, SMALL_PART, flip_bit, list_files, parts_of, pla
 from mergemill.engine import run, verify
 from mergemill.engine.errors import InputError, OutputError, VerifyError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.run.folder import FolderOutput
-from mergemill.engine.run.record import checksum
+from mergemill.engine.run.outputs.folder import FolderOutput
+from mergemill.engine.run.outputs.record import checksum
 from mergemill.engine.run.verify import Verified
 
 SHARD = "model-00001-of-00001.safetensors"

@@ -22,9 +22,9 @@ from servers.s3 import S3
 from mergemill.engine import Committed, PartFinished, Started, abort, inspect, run, verify
 from mergemill.engine.errors import CheckpointError, OutputError, PlanError, RunError, StorageError, VerifyError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.run import lease, whole
 from mergemill.engine.run.events import Event
-from mergemill.engine.run.output import find_output
+from mergemill.engine.run.outputs import lease, whole
+from mergemill.engine.run.outputs.output import find_output
 from mergemill.engine.storage import streams
 from mergemill.engine.storage.any_objects import AnyObjects
 from mergemill.engine.storage.ranges import close_all

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergemill.engine.errors import RunError
-from mergemill.engine.run import workplace as workplace_module
-from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.run.worker import workplace as workplace_module
+from mergemill.engine.run.worker.workplace import Workplace
 
 MIB = 1 << 20
 

@@ -16,9 +16,9 @@ from servers.s3 import S3
 from mergemill.engine import abort, run, verify
 from mergemill.engine.errors import SourceChanged, StorageError
 from mergemill.engine.plan.values import Part, Plan
-from mergemill.engine.run.output import find_output
-from mergemill.engine.run.task import run_part
-from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.run.outputs.output import find_output
+from mergemill.engine.run.tasks.task import run_part
+from mergemill.engine.run.worker.workplace import Workplace
 from mergemill.engine.storage import multipart
 from mergemill.engine.storage.ranges import close_all
 from mergemill.engine.tensors.slabs import BLOCK

@@ -11,9 +11,9 @@ from typing import Any
 from mergemill.engine.plan.memory import gather_bytes, slab_bytes
 from mergemill.engine.plan.stages import Scaling
 from mergemill.engine.plan.values import Part, Piece
-from mergemill.engine.run.aboard import combine_there, find_device_staging, merge_there, open_work
-from mergemill.engine.run.guard import Row, find_fault, to_row
-from mergemill.engine.run.workplace import Counts, Workplace
+from mergemill.engine.run.tasks.guard import Row, find_fault, to_row
+from mergemill.engine.run.worker.aboard import combine_there, find_device_staging, merge_there, open_work
+from mergemill.engine.run.worker.workplace import Counts, Workplace
 from mergemill.engine.storage.ranges import read_ahead
 from mergemill.engine.tensors.ahead import fetch_ahead
 from mergemill.engine.tensors.drift import Drift, Watch, make_drift

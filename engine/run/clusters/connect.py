@@ -12,8 +12,8 @@ from distributed.comm.core import connect
 from distributed.security import Security
 
 from mergemill.engine.errors import ClusterError
-from mergemill.engine.run.encryption import check_certificates, explain_refusal
-from mergemill.engine.run.watch import ANSWER_S, DONE_IS_KEPT, SchedulerLost
+from mergemill.engine.run.clusters.encryption import check_certificates, explain_refusal
+from mergemill.engine.run.clusters.watch import ANSWER_S, DONE_IS_KEPT, SchedulerLost
 
 CONNECT_S = 10  # for a scheduler to answer
 WORKERS_S = 60  # for a first worker to join it

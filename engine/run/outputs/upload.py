@@ -8,9 +8,9 @@ from itertools import pairwise
 
 from mergemill.engine.errors import OutputError
 from mergemill.engine.plan.values import Part, Plan
-from mergemill.engine.run.receipts import Receipt, Upload
-from mergemill.engine.run.target import Target
-from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.run.outputs.receipts import Receipt, Upload
+from mergemill.engine.run.outputs.target import Target
+from mergemill.engine.run.worker.workplace import Workplace
 from mergemill.engine.storage.multipart import MOST_BYTES, MOST_PARTS, upload_part
 from mergemill.engine.tensors.workspace import Arena
 
@@ -46,7 +46,7 @@ class UploadTarget:
 
     def copy_part(self, part: Part, shard: str, workplace: Workplace) -> Receipt | None:
         """Have the server copy what lies in the same storage."""
-        from mergemill.engine.run.copies import copy_stored
+        from mergemill.engine.run.outputs.copies import copy_stored
 
         return copy_stored(part, shard, self, workplace)
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mergemill.engine.plan.values import Part
-from mergemill.engine.run.receipts import Copied, Receipt
-from mergemill.engine.run.upload import UploadTarget, cut_chunks
-from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.run.outputs.receipts import Copied, Receipt
+from mergemill.engine.run.outputs.upload import UploadTarget, cut_chunks
+from mergemill.engine.run.worker.workplace import Workplace
 from mergemill.engine.storage.multipart import LEAST_BYTES, copy_part, upload_part
 from mergemill.engine.storage.ranges import Pin, read_into
 from mergemill.engine.tensors.expressions import Stored

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from mergemill.engine.plan.values import Part
-from mergemill.engine.run.checksum import checksum_range
-from mergemill.engine.run.receipts import Receipt, Upload
-from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.run.outputs.checksum import checksum_range
+from mergemill.engine.run.outputs.receipts import Receipt, Upload
+from mergemill.engine.run.worker.workplace import Workplace
 from mergemill.engine.storage.positioned import PositionedWriter, open_positioned
 from mergemill.engine.storage.ranges import pin_file
 from mergemill.engine.tensors.workspace import Arena

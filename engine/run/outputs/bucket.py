@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 
 from mergemill.engine.errors import OutputError, RunError
 from mergemill.engine.plan.values import Plan, Shard
-from mergemill.engine.run.receipts import Receipt
-from mergemill.engine.run.record import make_record
-from mergemill.engine.run.remote import STATE_NAME, RemoteOutput
-from mergemill.engine.run.target import Target
-from mergemill.engine.run.upload import BESIDE_BYTES, check_limits, make_targets
+from mergemill.engine.run.outputs.receipts import Receipt
+from mergemill.engine.run.outputs.record import make_record
+from mergemill.engine.run.outputs.remote import STATE_NAME, RemoteOutput
+from mergemill.engine.run.outputs.target import Target
+from mergemill.engine.run.outputs.upload import BESIDE_BYTES, check_limits, make_targets
 from mergemill.engine.storage import multipart
 from mergemill.engine.storage.multipart import StoredPart
 from mergemill.engine.storage.s3 import split_url

@@ -15,12 +15,12 @@ from typing import TextIO
 
 from mergemill.engine.errors import OutputError, StorageError
 from mergemill.engine.plan.values import Plan, Shard
-from mergemill.engine.run.lease import RENEW_S
-from mergemill.engine.run.notes import FileNotes
-from mergemill.engine.run.receipts import Journal, Receipt
-from mergemill.engine.run.record import Record, checksum, make_record, parse_record, read_small
-from mergemill.engine.run.target import FileTarget, Target
-from mergemill.engine.run.workers import Workers
+from mergemill.engine.run.outputs.lease import RENEW_S
+from mergemill.engine.run.outputs.notes import FileNotes
+from mergemill.engine.run.outputs.receipts import Journal, Receipt
+from mergemill.engine.run.outputs.record import Record, checksum, make_record, parse_record, read_small
+from mergemill.engine.run.outputs.target import FileTarget, Target
+from mergemill.engine.run.worker.workers import Workers
 from mergemill.engine.storage.positioned import (
     beside_path,
     check_space,

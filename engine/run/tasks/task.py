@@ -8,12 +8,12 @@ import xxhash
 
 from mergemill.engine.plan.memory import keep_bytes, needs_passes, slab_bytes, task_bytes
 from mergemill.engine.plan.values import Part, Piece
-from mergemill.engine.run.aboard import find_device_staging, open_work
-from mergemill.engine.run.guard import Row
-from mergemill.engine.run.piece import Totals, merge_piece
-from mergemill.engine.run.receipts import Receipt
-from mergemill.engine.run.target import PartTarget, ShardTarget
-from mergemill.engine.run.workplace import Counts, Workplace
+from mergemill.engine.run.outputs.receipts import Receipt
+from mergemill.engine.run.outputs.target import PartTarget, ShardTarget
+from mergemill.engine.run.tasks.guard import Row
+from mergemill.engine.run.tasks.piece import Totals, merge_piece
+from mergemill.engine.run.worker.aboard import find_device_staging, open_work
+from mergemill.engine.run.worker.workplace import Counts, Workplace
 from mergemill.engine.storage.ranges import check_pin
 from mergemill.engine.tensors.device import Staging
 from mergemill.engine.tensors.dtypes import item_bytes

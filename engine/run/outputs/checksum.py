@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import xxhash
 
-from mergemill.engine.run.receipts import Copied
-from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.run.outputs.receipts import Copied
+from mergemill.engine.run.worker.workplace import Workplace
 from mergemill.engine.storage.ranges import Pin, read_into
 
 BUFFER_BYTES = 8 << 20

@@ -14,13 +14,20 @@ from distributed import Client, KilledWorker, LocalCluster, as_completed
 
 from mergemill.engine.errors import ClusterError, RunError
 from mergemill.engine.recipe import ClusterFile
-from mergemill.engine.run import connect
-from mergemill.engine.run.factories import start_cluster
-from mergemill.engine.run.failures import WorkersDied, explain_failure
-from mergemill.engine.run.plugin import MergemillPlugin
-from mergemill.engine.run.preflight import PAUSE, Needs, check_settings, check_workers, make_limit, wait_for_first
-from mergemill.engine.run.watch import ALONE_S, ANSWER_S, DONE_IS_KEPT, SchedulerLost, Watch, explaining_loss
-from mergemill.engine.run.workers import Workers
+from mergemill.engine.run.clusters import connect
+from mergemill.engine.run.clusters.factories import start_cluster
+from mergemill.engine.run.clusters.plugin import MergemillPlugin
+from mergemill.engine.run.clusters.preflight import (
+    PAUSE,
+    Needs,
+    check_settings,
+    check_workers,
+    make_limit,
+    wait_for_first,
+)
+from mergemill.engine.run.clusters.watch import ALONE_S, ANSWER_S, DONE_IS_KEPT, SchedulerLost, Watch, explaining_loss
+from mergemill.engine.run.tasks.failures import WorkersDied, explain_failure
+from mergemill.engine.run.worker.workers import Workers
 
 CLOSE_S = 5.0  # for the connections of a client to end
 MOST_LOST = 3  # schedulers in a row of which none brings a result

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mergemill.engine.errors import RunError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.run.receipts import Receipt
+from mergemill.engine.run.outputs.receipts import Receipt
 from mergemill.engine.tensors.drift import Drift
 from mergemill.engine.tensors.merged import Merged
 

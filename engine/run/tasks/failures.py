@@ -8,7 +8,7 @@ from typing import TypeVar
 from mergemill.engine.errors import MergemillError, RunError
 from mergemill.engine.methods.own import find_own_line
 from mergemill.engine.plan.values import Piece, Plan
-from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.run.worker.workplace import Workplace
 
 RESUME = "run the same command again to resume"
 Result = TypeVar("Result")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mergemill.engine.errors import ClusterError
-from mergemill.engine.run.failures import RESUME
+from mergemill.engine.run.tasks.failures import RESUME
 
 LOOK_S = 5.0  # between two looks
 ANSWER_S = 60.0  # for the scheduler to answer one

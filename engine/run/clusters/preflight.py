@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mergemill.engine.errors import ClusterError
-from mergemill.engine.run import probe
-from mergemill.engine.run.reach import find_unreached
-from mergemill.engine.run.workers import Workers
+from mergemill.engine.run.clusters import probe
+from mergemill.engine.run.clusters.reach import find_unreached
+from mergemill.engine.run.worker.workers import Workers
 from mergemill.engine.storage.pin import Pin
 
 PROCESS_BYTES = 384 << 20  # Python, Dask, torch (then 248 MiB), boto3 and the Hub's package (298 MiB), and room

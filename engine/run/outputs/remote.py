@@ -10,11 +10,11 @@ from contextlib import contextmanager, suppress
 
 from mergemill.engine.errors import CheckpointError, OutputError, StorageError
 from mergemill.engine.plan.values import Plan, Shard
-from mergemill.engine.run.lease import Lease, hold_lease
-from mergemill.engine.run.notes import ObjectNotes
-from mergemill.engine.run.object_journal import ObjectJournal
-from mergemill.engine.run.record import Record, checksum, parse_record, read_small
-from mergemill.engine.run.workers import Workers
+from mergemill.engine.run.outputs.lease import Lease, hold_lease
+from mergemill.engine.run.outputs.notes import ObjectNotes
+from mergemill.engine.run.outputs.object_journal import ObjectJournal
+from mergemill.engine.run.outputs.record import Record, checksum, parse_record, read_small
+from mergemill.engine.run.worker.workers import Workers
 from mergemill.engine.storage.objects import Objects
 from mergemill.engine.storage.ranges import Pin, join, pin_file, read_whole
 

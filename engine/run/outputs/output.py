@@ -7,12 +7,12 @@ from typing import Protocol
 
 from mergemill.engine.errors import OutputError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.run.folder import FolderOutput
-from mergemill.engine.run.notes import Notes
-from mergemill.engine.run.receipts import Receipt
-from mergemill.engine.run.record import Record, check_names, make_record
-from mergemill.engine.run.target import Target
-from mergemill.engine.run.workers import Workers
+from mergemill.engine.run.outputs.folder import FolderOutput
+from mergemill.engine.run.outputs.notes import Notes
+from mergemill.engine.run.outputs.receipts import Receipt
+from mergemill.engine.run.outputs.record import Record, check_names, make_record
+from mergemill.engine.run.outputs.target import Target
+from mergemill.engine.run.worker.workers import Workers
 from mergemill.engine.storage.ranges import Pin, is_remote
 from mergemill.engine.storage.store import Options, use_options
 
@@ -101,14 +101,14 @@ def find_output(out: str | Path, *, public: bool = False) -> Output:
 
 def _find_remote(scheme: str, place: str, *, public: bool) -> Output:
     if _EXTRAS.get(scheme) == "s3":
-        from mergemill.engine.run.bucket import BucketOutput
+        from mergemill.engine.run.outputs.bucket import BucketOutput
 
         return BucketOutput(place)
     if scheme == "hf":
-        from mergemill.engine.run.hub import HubOutput
+        from mergemill.engine.run.outputs.hub import HubOutput
 
         return HubOutput(place, public=public)
-    from mergemill.engine.run.whole import WholeOutput
+    from mergemill.engine.run.outputs.whole import WholeOutput
 
     return WholeOutput(place)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from mergemill.engine.plan.values import Part
-from mergemill.engine.run.receipts import Receipt, Upload
-from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.run.outputs.receipts import Receipt, Upload
+from mergemill.engine.run.worker.workplace import Workplace
 from mergemill.engine.storage.hub_upload import Content, HubRepo
 from mergemill.engine.storage.positioned import PositionedWriter, create_positioned, open_positioned
 

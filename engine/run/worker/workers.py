@@ -11,7 +11,7 @@ from mergemill.engine.plan.memory import check_device_memory
 from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import ClusterFile, load_cluster
-from mergemill.engine.run.accelerator import choose_device, count_devices
+from mergemill.engine.run.worker.accelerator import choose_device, count_devices
 from mergemill.engine.storage.cache import CacheOptions
 from mergemill.engine.storage.store import Options, join_options
 from mergemill.engine.tensors.merged import Merged

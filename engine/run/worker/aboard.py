@@ -11,7 +11,7 @@ from typing import Any
 from mergemill.engine.errors import RunError
 from mergemill.engine.plan.memory import find_staging
 from mergemill.engine.plan.values import Piece
-from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.run.worker.workplace import Workplace
 from mergemill.engine.tensors.device import Lanes, Staging
 from mergemill.engine.tensors.drift import Watch
 from mergemill.engine.tensors.lazy import Tensor, torch

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mergemill.engine.run.workplace import Counts, Workplace
+from mergemill.engine.run.worker.workplace import Counts, Workplace
 from mergemill.engine.storage.tries import count_retries
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from mergemill.engine.errors import PlanError, RunError
 from mergemill.engine.plan.sizes import format_size
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.run.workplace import DevicePlace
+from mergemill.engine.run.worker.workplace import DevicePlace
 from mergemill.engine.tensors.device import InOrder, Overlapped, Streams
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.merged import Merged

@@ -13,12 +13,12 @@ from itertools import groupby
 
 from mergemill.engine.errors import OutputError, RunError
 from mergemill.engine.plan.values import Part, Plan
-from mergemill.engine.run.receipts import Receipt, Upload
-from mergemill.engine.run.record import Record, make_record
-from mergemill.engine.run.remote import RECORD_NAME, STATE_NAME, RemoteOutput, begins_with
-from mergemill.engine.run.target import Target
-from mergemill.engine.run.workers import Workers
-from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.run.outputs.receipts import Receipt, Upload
+from mergemill.engine.run.outputs.record import Record, make_record
+from mergemill.engine.run.outputs.remote import RECORD_NAME, STATE_NAME, RemoteOutput, begins_with
+from mergemill.engine.run.outputs.target import Target
+from mergemill.engine.run.worker.workers import Workers
+from mergemill.engine.run.worker.workplace import Workplace
 from mergemill.engine.storage import streams
 from mergemill.engine.storage.any_objects import AnyObjects
 from mergemill.engine.storage.ranges import join

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict
 
 from mergemill.engine.errors import OutputError, StorageError
-from mergemill.engine.run.receipts import Receipt
+from mergemill.engine.run.outputs.receipts import Receipt
 from mergemill.engine.storage.objects import Objects
 from mergemill.engine.storage.ranges import join
 

@@ -7,9 +7,9 @@ from typing import TypeVar
 
 from mergemill.engine.errors import CheckpointError, OutputError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.run.folder import STATE_NAME
-from mergemill.engine.run.receipts import Receipt
-from mergemill.engine.run.record import Record, make_record, parse_record
+from mergemill.engine.run.outputs.folder import STATE_NAME
+from mergemill.engine.run.outputs.receipts import Receipt
+from mergemill.engine.run.outputs.record import Record, make_record, parse_record
 from mergemill.engine.storage.ranges import Pin, is_remote, join, pin_file, read_whole
 from mergemill.engine.storage.store import store_of
 

@@ -16,13 +16,13 @@ from pathlib import Path
 from mergemill.engine.errors import CheckpointError, OutputError, RunError
 from mergemill.engine.plan.sizes import format_size
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.run.folder import FolderOutput
-from mergemill.engine.run.published import RECORD_NAME, Published, make_state
-from mergemill.engine.run.receipts import Receipt
-from mergemill.engine.run.record import Record, make_record, read_small
-from mergemill.engine.run.staged import BESIDE_BYTES, StagedTarget
-from mergemill.engine.run.target import Target
-from mergemill.engine.run.workers import Workers
+from mergemill.engine.run.outputs.folder import FolderOutput
+from mergemill.engine.run.outputs.published import RECORD_NAME, Published, make_state
+from mergemill.engine.run.outputs.receipts import Receipt
+from mergemill.engine.run.outputs.record import Record, make_record, read_small
+from mergemill.engine.run.outputs.staged import BESIDE_BYTES, StagedTarget
+from mergemill.engine.run.outputs.target import Target
+from mergemill.engine.run.worker.workers import Workers
 from mergemill.engine.storage.cache import default_folder
 from mergemill.engine.storage.fetch import try_again
 from mergemill.engine.storage.hub_place import parse_url

@@ -7,12 +7,12 @@ from distributed import Reschedule, Worker, WorkerPlugin, get_worker
 from distributed.core import Status
 
 from mergemill.engine.errors import ClusterError
-from mergemill.engine.run import probe
-from mergemill.engine.run.accelerator import open_device
-from mergemill.engine.run.metrics import metered
-from mergemill.engine.run.process import set_up_process
-from mergemill.engine.run.workers import Workers
-from mergemill.engine.run.workplace import Workplace
+from mergemill.engine.run.clusters import probe
+from mergemill.engine.run.worker.accelerator import open_device
+from mergemill.engine.run.worker.metrics import metered
+from mergemill.engine.run.worker.process import set_up_process
+from mergemill.engine.run.worker.workers import Workers
+from mergemill.engine.run.worker.workplace import Workplace
 from mergemill.engine.storage.cache import open_cache
 from mergemill.engine.storage.store import use_options
 
