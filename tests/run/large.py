@@ -1,9 +1,13 @@
 """Models that fill a promise: tensors as large as parts get."""
 
 import json
+import shutil
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from models import make_config, write_json
 
@@ -40,3 +44,14 @@ def write_large(folder: Path, seed: int, *, vocab: int, layers: int) -> None:
         dtype="bfloat16",
     )
     write_json(folder / "config.json", config)
+
+
+@contextmanager
+def lend_models(folder: Path, *, vocab: int, layers: int, disk_bytes: int) -> Iterator[Path]:
+    """Write three models, ``base``, ``A`` and ``B``, and remove them afterwards; skips without so much free disk."""
+    if shutil.disk_usage(folder).free < disk_bytes:
+        pytest.skip(f"needs {disk_bytes >> 30} GiB of disk in {folder}")
+    for seed, name in enumerate(("base", "A", "B")):
+        write_large(folder / name, seed, vocab=vocab, layers=layers)
+    yield folder
+    shutil.rmtree(folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from run.large import write_large
+from run.large import lend_models
 from run.memory import peak_bytes
 
 from mergemill.engine import PartFinished, Started, make_plan, run
@@ -41,12 +41,8 @@ LINES = {
 def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Three models with a 2 GiB embedding each; removed afterwards."""
     folder = tmp_path_factory.mktemp("large")
-    if shutil.disk_usage(folder).free < DISK_BYTES:
-        pytest.skip(f"needs {DISK_BYTES >> 30} GiB of disk in {folder}")
-    for seed, name in enumerate(("base", "A", "B")):
-        write_large(folder / name, seed, vocab=VOCAB, layers=LAYERS)
-    yield folder
-    shutil.rmtree(folder)
+    with lend_models(folder, vocab=VOCAB, layers=LAYERS, disk_bytes=DISK_BYTES) as models:
+        yield models
 
 
 def make_large_plan(method: str, folder: Path) -> Plan:

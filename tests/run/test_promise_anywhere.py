@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from clusters import start_cluster
 from distributed import Client
-from run.large import write_large
+from run.large import lend_models
 from run.memory import look_at_process, peak_bytes
 from run.merging import make_recipe_of
 
@@ -36,12 +36,8 @@ TORCH: dict[str, dict[str, float]] = {"karcher": {"weight": 0.5}}
 def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Three models of half a GiB; removed afterwards."""
     folder = tmp_path_factory.mktemp("large")
-    if shutil.disk_usage(folder).free < DISK_BYTES:
-        pytest.skip(f"needs {DISK_BYTES >> 30} GiB of disk in {folder}")
-    for seed, name in enumerate(("base", "A", "B")):
-        write_large(folder / name, seed, vocab=VOCAB, layers=LAYERS)
-    yield folder
-    shutil.rmtree(folder)
+    with lend_models(folder, vocab=VOCAB, layers=LAYERS, disk_bytes=DISK_BYTES) as models:
+        yield models
 
 
 def plan_large(method: str, folder: Path) -> Plan:
