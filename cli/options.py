@@ -32,9 +32,11 @@ Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads o
 Scheduler = Annotated[
     str | None,
     typer.Option(
-        metavar="ADDRESS",
+        "--scheduler",
+        "--scheduler-file",
+        metavar="ADDRESS|FILE",
         envvar="DASK_SCHEDULER_ADDRESS",
-        help="Of a Dask cluster that is there already: tcp://… or tls://…, or its scheduler file (….json).",
+        help="Of a Dask cluster that is there already: tcp://… or tls://…, or its scheduler file.",
     ),
 ]
 Cluster = Annotated[

@@ -49,3 +49,24 @@ def test_the_environment_may_name_it(
     assert (code, out) == (1, "")
     assert "tcp://127.0.0.1:1: no Dask scheduler answers there" in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--scheduler", "--scheduler-file"])
+def test_its_file_may_name_it_whatever_the_file_is_called(
+    option: str,
+    mergemill: Callable[..., tuple[int, str, str]],
+    here: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connect, "CONNECT_S", 1)
+    file = tmp_path / "scheduler"
+    file.write_text(json.dumps({"address": "tls://127.0.0.1:1"}))
+    code, _, err = mergemill("merge", "ties.yml", tmp_path / "out", option, file)
+    assert code == 1
+    assert f"{file}: talks TLS, and Dask is told of no certificate here" in err
+    file.write_text("nothing of the kind")
+    code, _, err = mergemill("merge", "ties.yml", tmp_path / "out", option, file)
+    assert code == 1
+    assert f"{file}: no Dask scheduler answers there" in err
+    assert not (tmp_path / "out").exists()

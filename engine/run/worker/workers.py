@@ -77,7 +77,7 @@ def choose_workers(
     workers: processes; 0 means threads of this process; None chooses, by the size of the merge. threads: of each
     worker; None is one a process, or as many as there are cores. memory: promised to each worker; None is what the
     cluster file says, or 1 GiB. scheduler: the cluster's address, such as ``tcp://10.0.0.1:8786``, or the path of its
-    scheduler file (``….json``). cluster: a cluster file, or the name of one that is built in. device: what each merges
+    scheduler file. cluster: a cluster file, or the name of one that is built in. device: what each merges
     on: ``cpu``, ``cuda``, ``xpu``, ``mps``, or ``auto``; None is what the cluster file says, or the CPU.
     device_memory: of it, promised to each worker. On this machine each GPU has a worker process of its own, or one GPU
     this process.
