@@ -60,11 +60,12 @@ class Cluster:
 
     warnings: tuple[str, ...] = ()
     alone_s = 60.0  # without any worker: here a nanny starts the next one within seconds, or has given up
+    hint = "those that were started here end, or are killed, as they start"
 
     def __init__(self, client: Client, workers: Workers) -> None:
         self.client = client
         self.workers = workers
-        self._watch = Watch(client, workers.scheduler or "the cluster", alone_s=self.alone_s)
+        self._watch = self._make_watch()
         self._stopping = False
 
     @property
@@ -109,6 +110,10 @@ class Cluster:
 
     def check_again(self) -> None:
         """Raise `ClusterError` where workers that came later cannot do this merge."""
+
+    def _make_watch(self) -> Watch:
+        name = self.workers.scheduler or "the cluster"
+        return Watch(self.client, name, alone_s=self.alone_s, hint=self.hint)
 
     def _run(self, left: dict[Any, Delayed], each: Callable[[Any], None]) -> None:
         """Run the tasks that are left, and take out what has a result; no task is sent to a scheduler that is lost."""
@@ -156,6 +161,7 @@ class Foreign(Cluster):
     """A crew of workers that somebody else has started."""
 
     alone_s = ALONE_S
+    hint = "start some"
 
     def __init__(self, client: Client, workers: Workers, token: str) -> None:
         super().__init__(client, workers)
@@ -173,7 +179,7 @@ class Foreign(Cluster):
         """Wait for a scheduler to answer there again, and for a worker."""
         self.client.close(CLOSE_S)
         self.client = connect.open_client_again(self.workers.scheduler, lost)
-        self._watch = Watch(self.client, self.workers.scheduler, alone_s=self.alone_s)
+        self._watch = self._make_watch()
         with suppress(OSError):  # lost once more: the next look tells
             self.join()
 

@@ -34,13 +34,14 @@ def explaining_loss(where: str) -> Iterator[None]:
 class Watch:
     """Looks at the cluster of a client of `distributed` now and then; `where` is what its user calls it.
 
-    alone_s: how long it may be without a worker.
+    alone_s: how long it may be without a worker. hint: what is said of that.
     """
 
-    def __init__(self, client: Any, where: str, *, alone_s: float = ALONE_S) -> None:
+    def __init__(self, client: Any, where: str, *, alone_s: float, hint: str) -> None:
         self._client = client
         self._where = where
         self._alone_s = alone_s
+        self._hint = hint
         self._scheduler = ""  # its id; unknown before the first look
         self._next_s = 0.0
         self._alone_since_s: float | None = None
@@ -75,5 +76,5 @@ class Watch:
             self._alone_since_s = time.monotonic()
         elif time.monotonic() - self._alone_since_s > self._alone_s:
             raise ClusterError(
-                f"{self._where}: no worker has been there for {self._alone_s:.0f} s; start some; {DONE_IS_KEPT}"
+                f"{self._where}: no worker has been there for {self._alone_s:.0f} s; {self._hint}; {DONE_IS_KEPT}"
             )
