@@ -20,7 +20,7 @@ from servers.processes import find_free_ports, start_on_free_ports, start_server
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "squeue", "sinfo")
 PARTITION = "normal"
 CPUS = 16  # that the node claims to have: jobs of tests share what is there
-WAIT_S = 30
+WAIT_S = 60
 
 SETTINGS = """\
 ClusterName=mergemill
@@ -43,7 +43,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 ReturnToService=2
-KillWait=2
+KillWait=20
 AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/none
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=64000 State=UNKNOWN
