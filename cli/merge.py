@@ -32,6 +32,7 @@ from mergemill.cli.options import (
 )
 from mergemill.cli.plan import plan_lines
 from mergemill.cli.signals import Interrupted, hold_back, let_through, raise_interrupts
+from mergemill.cli.status import run_in
 
 if TYPE_CHECKING:
     from mergemill.engine import Committed, PartFinished, Started, Waiting
@@ -101,7 +102,7 @@ def merge(
             device_memory=device_memory,
         )
         watch.show_plan(numbers)
-        resume = find_resume(context.obj or sys.argv[1:], scheduler)
+        resume, resume_anywhere = find_resume(context.obj or sys.argv[1:], scheduler)
         with _say_how_to_resume(watch, resume), raise_interrupts(), hold_back(processes=numbers["processes"]):
             run(
                 plan,
@@ -117,7 +118,7 @@ def merge(
                 cache_folder=cache_folder,
                 public=public,
                 storage=storage,
-                resume=resume,
+                resume=resume_anywhere,
                 on_event=watch,
             )
 
@@ -223,15 +224,18 @@ def describe_commit(event: "Committed") -> str:
     return f"{event.out}: {format_size(event.write_bytes)} in {parts}{redone}, {event.seconds:.1f} s; {check}"
 
 
-def find_resume(arguments: Sequence[str], scheduler: str | None) -> str:
-    """Return the command that goes on with this merge: itself, or the one that submitted it.
+def find_resume(arguments: Sequence[str], scheduler: str | None) -> tuple[str, str]:
+    """Return the commands that go on with this merge, from here and from anywhere: itself, or what submitted it.
 
     scheduler: which the environment may have told, and would not tell elsewhere.
     """
-    from mergemill.engine.run.driver import RESUME
+    from mergemill.engine.run.driver import RESUME, find_folder
 
+    if submitted := os.environ.get(RESUME):
+        return submitted, submitted
     told = ["--scheduler", scheduler] if scheduler and "--scheduler" not in " ".join(arguments) else []
-    return os.environ.get(RESUME) or shlex.join(["mergemill", *arguments, *told])
+    command = shlex.join(["mergemill", *arguments, *told])
+    return command, run_in(find_folder(), command)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergemill.cli import console
@@ -89,10 +90,11 @@ def _driver_facts(found: "Status", driver: "Driver") -> Iterator[tuple[str, str]
 
 
 def say_resume(found: "Status") -> str:
-    """Return the command that goes on with a merge, where its recipe still lies where it was."""
+    """Return the command that goes on with a merge from any directory, where its recipe still lies where it was."""
     if found.driver is not None and found.driver.resume:
         return found.driver.resume
-    words = ["mergemill", "merge", found.recipe or "RECIPE", found.out]
+    out = found.out if "://" in found.out else str(Path(found.out).absolute())
+    words = ["mergemill", "merge", found.recipe or "RECIPE", out]
     if found.seed:
         words += ["--seed", str(found.seed)]
     if found.shard_size not in ("", SHARD_SIZE):
@@ -100,7 +102,16 @@ def say_resume(found: "Status") -> str:
     started = found.driver.started if found.driver else None
     if started is not None and not is_default_memory(started["memory_bytes"]):
         words += ["--memory", str(started["memory_bytes"])]
-    return shlex.join(words)
+    return run_in(found.driver.folder if found.driver else "", shlex.join(words))
+
+
+def run_in(folder: str, command: str) -> str:
+    """Return a command that does from any directory what `command` does in a folder.
+
+    >>> run_in("/my models", "mergemill merge recipe.yml merged")
+    "cd '/my models' && mergemill merge recipe.yml merged"
+    """
+    return f"cd {shlex.quote(folder)} && {command}" if folder else command
 
 
 def is_default_memory(memory_bytes: int) -> bool:

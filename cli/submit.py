@@ -23,6 +23,7 @@ from mergemill.cli.options import (
     Seed,
     ShardSize,
 )
+from mergemill.cli.status import run_in
 
 Where = Annotated[
     str, typer.Option("--cluster", metavar="NAME|FILE", help="A cluster file of kind slurm or kubernetes.")
@@ -55,6 +56,7 @@ def submit(
     options = {"--memory": memory, "--cache": cache, "--cache-folder": cache_folder}
     options |= {"--device": device, "--device-memory": device_memory if device_memory != DEVICE_MEMORY else None}
     options |= {"--shard-size": shard_size if shard_size != SHARD_SIZE else None, "--seed": str(seed) if seed else None}
+    words = context.obj or sys.argv[1:]
     job = make_job(
         load_recipe(recipe),
         out,
@@ -62,7 +64,7 @@ def submit(
         cluster=str(Path(cluster).absolute()) if Path(cluster).suffix in (".yml", ".yaml") else cluster,
         arguments=list(_list_words(options, methods or ())),
         folder=Path.cwd(),
-        resume=shlex.join(["mergemill", *(word for word in context.obj or sys.argv[1:] if word != "--dry-run")]),
+        resume=run_in(str(Path.cwd()), shlex.join(["mergemill", *(word for word in words if word != "--dry-run")])),
     )
     if dry_run:
         console.say(job.text.rstrip("\n"))

@@ -61,9 +61,9 @@ def run(
     most bytes of remote sources that each host keeps on a local disk for later merges, such as ``"50GB"``, in
     `cache_folder`, by default ``~/.cache/mergemill``; None keeps none. A repository that is made on the Hub is private
     unless `public`. `storage` is that of `make_plan`; None is the cluster file's. `resume` is the command that repeats
-    this, for `status`. Raises `OutputError` before anything is written where `out` holds something else, `ClusterError`
-    where workers cannot do it, `RunError` for what goes wrong later, and `Cancelled` where `cancel` asked it to end;
-    the run can then be repeated.
+    this from any directory, for `status`. Raises `OutputError` before anything is written where `out` holds something
+    else, `ClusterError` where workers cannot do it, `RunError` for what goes wrong later, and `Cancelled` where
+    `cancel` asked it to end; the run can then be repeated.
     """
     started = time.perf_counter()
     chosen = choose_workers(

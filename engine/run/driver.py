@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from mergemill.engine.errors import Cancelled, MergemillError, OutputError, StorageError
@@ -38,7 +39,8 @@ class Driver:
     token: str  # of this run
     since: float  # seconds since 1970, by its own clock
     job: str = ""  # of a batch system, such as "slurm 12", or a pod; empty where it was started by hand
-    resume: str = ""  # the command that runs the merge again; empty where it was no command
+    folder: str = ""  # its working directory, from which relative paths go; empty where that is gone
+    resume: str = ""  # the command that runs the merge again from any directory; empty where it was no command
     started: Mapping[str, Any] | None = None  # `Started`, once the workers are there
     resumed_bytes: int = 0  # of the parts that earlier runs had finished by then
     ended: float | None = None  # seconds since 1970; None while it runs, or where it was killed
@@ -153,7 +155,7 @@ class Driving:
 def drive(notes: Notes, resume: str = "") -> Iterator[Driving]:
     """Say beside the output that this process drives the merge, and heed requests to end it: `Cancelled`.
 
-    resume: the command that runs the merge again.
+    resume: the command that runs the merge again, from any directory.
     """
     driving, ended = Driving(notes, resume), threading.Event()
     looker = threading.Thread(target=driving.look, args=(ended,), name="mergemill-driver", daemon=True)
@@ -182,7 +184,15 @@ def _describe_here() -> Driver:
         token=secrets.token_hex(8),
         since=time.time(),
         job=_find_job(),
+        folder=find_folder(),
     )
+
+
+def find_folder() -> str:
+    """Return the working directory; empty where it is gone, so that nothing can be relative to it."""
+    with suppress(FileNotFoundError):
+        return str(Path.cwd())
+    return ""
 
 
 def _find_job() -> str:

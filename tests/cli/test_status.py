@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -51,7 +52,8 @@ def test_status_says_who_drives_and_cancel_ends_it_as_ctrl_c_does(
     told, err = canceller.communicate(timeout=60)
     assert (canceller.returncode, err) == (0, "")
     assert re.match(rf"{out}: cancelled, \d+ of 111 parts", told)
-    assert told.endswith(f"go on with: mergemill merge ties.yml {out} --shard-size tensor --seed 7 --json\n")
+    resume = f"cd {models} && mergemill merge ties.yml {out} --shard-size tensor --seed 7 --json"
+    assert told.endswith(f"go on with: {resume}\n")
 
     code, said, _ = mergemill("status", out)
     assert code == 0
@@ -60,6 +62,31 @@ def test_status_says_who_drives_and_cancel_ends_it_as_ctrl_c_does(
     code, said, _ = mergemill("status", out, "--json")
     found = json.loads(said)
     assert (found["state"], found["parts"], found["driver"]["pid"]) == ("unfinished", 111, paused.pid)
+
+
+def test_what_status_says_resumes_from_any_directory(
+    mergemill: Run, models: Path, tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, elsewhere = tmp_path / "it's here", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (folder / "ties.yml").write_text((models / "ties.yml").read_text().replace("./", f"{models}/"))
+    (folder / "two.yml").write_text("{kind: local, workers: 2}")
+    process = start("merge", "ties.yml", "out", "--cluster=two.yml", "--shard-size", "tensor", "--json", cwd=folder)
+    assert process.stdout is not None
+    while json.loads(process.stdout.readline()).get("parts_done") != 10:
+        pass
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+
+    monkeypatch.chdir(elsewhere)
+    _, said, _ = mergemill("status", folder / "out")
+    (resume,) = re.findall(r"^resume +(.*)$", said, re.MULTILINE)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=":")
+    done = subprocess.run(["bash", "-c", resume], capture_output=True, text=True, check=True, timeout=120)
+    assert 0 < json.loads(done.stdout.splitlines()[-1])["redone_parts"] <= 111 - 10
+    assert status(folder / "out").state == "finished"
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_attach_shows_the_progress_and_the_result_of_a_merge_elsewhere(

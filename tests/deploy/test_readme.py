@@ -14,9 +14,9 @@ def iter_lines() -> list[str]:
 
 
 def test_commands_are_those_that_mergemill_has() -> None:
-    commands = list(iter_commands("\n".join(iter_lines())))
-    where = [check_mergemill(words)["scheduler"] or check_mergemill(words)["cluster"] for words in commands]
-    assert where == ["slurm", "tcp://scheduler:8786", "tls://scheduler:8786"]
+    commands = [check_mergemill(words) for words in iter_commands("\n".join(iter_lines()))]
+    where = [(given["command"], given.get("scheduler") or given["cluster"]) for given in commands]
+    assert where == [("submit", "slurm"), ("merge", "tcp://scheduler:8786"), ("merge", "tls://scheduler:8786")]
 
 
 def test_dask_is_started_as_dask_is() -> None:

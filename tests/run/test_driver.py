@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from run.buckets import new_place, put_family
 from run.merging import finished_parts, hash_output, is_loadable, plan_merge, slowed
 from servers.s3 import S3
 
+from mergemill.cli.status import say_resume
 from mergemill.engine import Committed, PartFinished, Started, attach, cancel, run, status
 from mergemill.engine.errors import Cancelled, MergeError, OutputError, RunError
 from mergemill.engine.plan.values import Plan
@@ -99,6 +102,10 @@ def test_a_running_merge_is_seen_cancelled_and_resumed_to_the_same_bytes(
     assert left.driver is not None
     assert (left.driver.how, left.driver.token) == ("cancelled", seen.driver.token)
     assert find_output(out).notes.read("cancel") is None
+    resume = shlex.split(say_resume(replace(left, out="relative")))
+    assert resume[:5] == ["cd", str(Path.cwd()), "&&", "mergemill", "merge"]
+    assert resume[6] == str(Path.cwd() / "relative")
+    assert shlex.split(say_resume(replace(left, out="s3://bucket/out")))[6] == "s3://bucket/out"
 
     done = run(plan, out, workers=0, threads=2)
     assert 0 < done.redone_parts <= len(plan.parts) - left.parts_done
