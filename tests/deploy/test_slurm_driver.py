@@ -55,10 +55,10 @@ class Site:
     def wait_for_end(self, number: str) -> None:
         self.wait_for(lambda: number not in self.slurm.list_jobs())
 
-    def wait_for_a_part(self) -> None:
-        """Return once a part is done, but not all are."""
+    def wait_for_a_part(self, done: int = 0) -> None:
+        """Return once a job has done a part, beside those that were `done`, but not all."""
         self.wait_for((self.out / ".mergemill" / "driver.json").exists)
-        self.wait_for(lambda: status(self.out).parts_done > 0)
+        self.wait_for(lambda: status(self.out).parts_done > done)
         seen = status(self.out)
         assert (seen.state, seen.parts_done < seen.parts) == ("running", True)
 
@@ -121,27 +121,40 @@ def check_goes_on(site: Site, left: Status, expected: dict[str, str]) -> None:
     assert hash_output(site.out) == expected
 
 
-@pytest.mark.parametrize("how", [["--batch", "--signal=TERM"], []], ids=["walltime", "scancel"])
-def test_a_job_that_is_ended_half_way_says_how_to_go_on_and_does(
-    site: Site, expected: dict[str, str], tmp_path: Path, how: list[str]
-) -> None:
-    site.set_pace(SLOW_S)
-    first = site.submit()
-    site.wait_for_a_part()
-    site.slurm.call("scancel", *how, first)
-    site.wait_for_end(first)
+def end_half_way(site: Site, number: str, *how: str, done: int = 0) -> Status:
+    """End a job once it has done a part, and return what it leaves: a merge that was interrupted, and nothing else."""
+    site.wait_for_a_part(done)
+    site.slurm.call("scancel", *how, number)
+    site.wait_for_end(number)
     left = status(site.out)
     assert left.state == "unfinished"
     assert left.driver is not None
     assert left.driver.how == "interrupted"
-    assert site.list_left(first) == set()
+    assert f"go on with: {say_resume(left)}" in site.read_logs()
+    return left
 
-    site.set_pace(0)
-    done = subprocess.run(["bash", "-c", say_resume(left)], cwd=tmp_path, capture_output=True, text=True, check=True)
-    second = done.stdout.split()[-1]
-    site.wait_for_end(second)
-    check_goes_on(site, left, expected)
+
+def do_as_told(left: Status, folder: Path) -> str:
+    """Run, in some folder, the command that goes on with a merge; returns its job's number."""
+    done = subprocess.run(["bash", "-c", say_resume(left)], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.split()[-1]
+
+
+def test_a_job_that_is_ended_half_way_says_how_to_go_on_and_does(
+    site: Site, expected: dict[str, str], tmp_path: Path
+) -> None:
+    site.set_pace(SLOW_S)
+    first = site.submit()
+    left = end_half_way(site, first, "--batch", "--signal=TERM")  # as before its time is over
+    assert site.list_left(first) == set()
+    second = do_as_told(left, tmp_path)
+    left = end_half_way(site, second, done=left.parts_done)
     assert site.list_left(first, second) == set()
+    site.set_pace(0)
+    third = do_as_told(left, tmp_path)
+    site.wait_for_end(third)
+    check_goes_on(site, left, expected)
+    assert site.list_left(first, second, third) == set()
 
 
 def test_a_job_that_is_requeued_goes_on_by_itself(site: Site, expected: dict[str, str]) -> None:
