@@ -33,7 +33,7 @@ def make_checks(
     targets: where each part of the plan is written. token: in every task's key; by default of the plan's digest.
     """
     return [
-        _check(
+        _later_check(
             pickle.dumps((plan.parts[number], targets[number], receipt)),
             dask_key_name=f"check-{number:06d}-{token or plan.digest[:12]}",
         )
@@ -57,7 +57,7 @@ def make_tasks(
         first, pieces = group[0], [piece for part in group for piece in part.pieces]
         names = list(dict.fromkeys(piece.tensor.name for part in group for piece in cut_pieces(part)))
         tasks.append(
-            _run(
+            _later_run(
                 pickle.dumps((group, plan.shards[first.shard].name, targets[first.number], slab)),
                 names,
                 [totals[name] for name in names],
@@ -83,11 +83,11 @@ def _make_factors(plan: Plan, slab: int, token: str) -> Delayed | None:
     key = f"squares-{token}"
     count = len(plan.scaling.vectors)
     squares = [
-        _gather_squares(pickle.dumps((part, count, slab)), dask_key_name=f"gather-{key}-{part.number:06d}")
+        _later_gather_squares(pickle.dumps((part, count, slab)), dask_key_name=f"gather-{key}-{part.number:06d}")
         for part in plan.parts
     ]
     total = _make_total(squares, key)
-    factors: Delayed = _find_factors(pickle.dumps(plan.scaling), total, dask_key_name=f"factors-{key}")
+    factors: Delayed = _later_find_factors(pickle.dumps(plan.scaling), total, dask_key_name=f"factors-{key}")
     return factors
 
 
@@ -96,7 +96,7 @@ def _make_totals(name: str, pieces: Sequence[Piece], factors: Delayed | None, to
     for number in range(count_rounds(pieces[0])):
         key = f"{name}-round{number}-{token}"
         partials = [
-            _gather(pickle.dumps((piece, slab)), list(totals), factors, dask_key_name=f"gather-{key}-{i:06d}")
+            _later_gather(pickle.dumps((piece, slab)), list(totals), factors, dask_key_name=f"gather-{key}-{i:06d}")
             for i, piece in enumerate(pieces)
         ]
         totals.append(_make_total(partials, key))
@@ -109,19 +109,17 @@ def _make_total(partials: Sequence[Delayed], key: str) -> Delayed:
     while len(partials) > 1:
         level += 1
         partials = [
-            _add(partials[i : i + FAN_IN], dask_key_name=f"total{level}-{key}-{i:06d}")
+            _later_add(partials[i : i + FAN_IN], dask_key_name=f"total{level}-{key}-{i:06d}")
             for i in range(0, len(partials), FAN_IN)
         ]
     return partials[0]
 
 
-@delayed(pure=False)
 def _check(spec: bytes) -> tuple[Receipt, bool]:
     part, target, receipt = pickle.loads(spec)
     return receipt, target.check(part, receipt, find_workplace())
 
 
-@delayed(pure=False, traverse=True)
 def _run(spec: bytes, names: list[str], totals: list[list[Partial]], factors: Sequence[float] | None) -> list[Receipt]:
     parts, shard, target, slab = pickle.loads(spec)
     parts = [replace(part, pieces=tuple(with_factors(piece, factors) for piece in part.pieces)) for part in parts]
@@ -135,28 +133,33 @@ def _run(spec: bytes, names: list[str], totals: list[list[Partial]], factors: Se
     return run_named(work, [piece for part in parts for piece in part.pieces], workplace)
 
 
-@delayed(pure=False)
 def _gather(spec: bytes, totals: list[Partial], factors: Sequence[float] | None) -> Partial:
     piece, slab = pickle.loads(spec)
     workplace = find_workplace()
     return run_named(lambda: gather_piece(with_factors(piece, factors), totals, workplace, slab), [piece], workplace)
 
 
-@delayed(pure=False)
 def _gather_squares(spec: bytes) -> Partial:
     part, count, slab = pickle.loads(spec)
     workplace = find_workplace()
     return run_named(lambda: gather_squares(part, count, workplace, slab), part.pieces, workplace)
 
 
-@delayed(pure=False)
 def _find_factors(scaling: bytes, squares: Partial) -> Sequence[float]:
     return find_factors(pickle.loads(scaling), squares)
 
 
-@delayed(pure=False)
 def _add(partials: list[Partial]) -> Partial:
     total: Partial = ()
     for partial in partials:
         total = add_partials(total, partial)
     return total
+
+
+# By other names: a function that its own name does not lead to is pickled whole, with every task that calls it.
+_later_check = delayed(_check, pure=False)
+_later_run = delayed(_run, pure=False)
+_later_gather = delayed(_gather, pure=False)
+_later_gather_squares = delayed(_gather_squares, pure=False)
+_later_find_factors = delayed(_find_factors, pure=False)
+_later_add = delayed(_add, pure=False)

@@ -19,6 +19,7 @@ from typing import Any
 
 import fsspec
 import numpy as np
+from distributed import Worker, WorkerPlugin
 from fsspec import AbstractFileSystem
 
 from mergemill.engine.plan.values import Part, Plan
@@ -31,6 +32,7 @@ from mergemill.engine.run.worker.workplace import Workplace
 from mergemill.engine.storage.positioned import make_folder, write_file
 from mergemill.engine.tensors.workspace import Arena
 
+CLOCKS = "MERGEMILL_BENCH_CLOCKS"  # the variable that names a folder for what `TaskClock` counts
 FIELDS = ("calls", "bytes", "busy_us", "in_flight", "most_in_flight")
 _lock = threading.Lock()
 _free_s = 0.0  # when this process's network has moved all that was asked of it
@@ -55,6 +57,29 @@ def settings() -> Iterator[Mapping[str, Any]]:
 def _open_counts(folder: str, kind: str) -> "np.memmap[Any, np.dtype[np.int64]]":
     Path(folder).mkdir(parents=True, exist_ok=True)
     return np.memmap(Path(folder) / f"{kind}-{os.getpid()}", np.int64, "w+", shape=(len(FIELDS),))
+
+
+class TaskClock(WorkerPlugin):
+    """Counts how long a worker of one thread had a task to execute, as its own state machine has it."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._started: dict[object, float] = {}
+
+    def transition(self, key: object, start: str, finish: str, **_: object) -> None:
+        """Called on the worker when a task changes its state."""
+        if finish == "executing":
+            self._started[key] = time.perf_counter()
+        elif start == "executing":
+            counts = _open_counts(self._folder, "task")
+            counts[0] += 1
+            counts[2] += int((time.perf_counter() - self._started.pop(key)) * 1e6)
+
+
+async def dask_setup(worker: Worker) -> None:
+    """Have a worker count its tasks, as Dask calls a module that it loads beforehand."""
+    if folder := os.environ.get(CLOCKS):
+        await worker.plugin_add(plugin=TaskClock(folder), name="task-clock")
 
 
 def read_counts(folder: Path, kind: str) -> list[dict[str, int]]:

@@ -168,13 +168,16 @@ def merge(
     plan: Plan, folder: Path, workers: int, memory: str, counts: Path | None = None, scheme: str = "drop"
 ) -> Found:
     """Run a plan, see that every byte of it was given to the sink, and return what it took."""
-    out = folder / "out"
+    out, clocks = folder / "out", folder / "clocks"
+    os.environ[drop.CLOCKS] = str(clocks)  # for the workers
     found = measure_workers(plan, f"{scheme}://{out}", workers=workers, threads=1, memory=memory)
     dropped_bytes = sum(each["bytes"] for each in drop.read_counts(out / "counts", "drop"))
     wanted_bytes = sum(part.size_bytes for part in plan.parts)
     if dropped_bytes != wanted_bytes:
         raise SystemExit(f"{dropped_bytes} bytes came to the sink, not {wanted_bytes}")
-    shutil.rmtree(out)
+    found.task_s = sum(each["busy_us"] for each in drop.read_counts(clocks, "task")) / 1e6
+    for each in (out, clocks):
+        shutil.rmtree(each)
     if counts:
         reads = drop.read_counts(counts, "read")
         found.busy_reads = sum(each["busy_us"] for each in reads) / 1e6 / found.merging_s / workers

@@ -21,7 +21,7 @@ class Found:
     write_bytes: int
     merging_s: float
     all_s: float  # from the call to its return: workers are started, and the commit is made
-    task_s: float  # of all tasks, merging: from receipts
+    task_s: float  # of all tasks: what receipts say of their merging, where nobody has a better clock
     workers_cpu_s: float
     driver_cpu_s: float  # of this process: scheduler, client and nannies
     peak_bytes: int  # of the worker that took most, resident beside what it had before its first task

@@ -3,8 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -25,6 +24,7 @@ from mergemill.engine.run.clusters.preflight import (
     make_limit,
     wait_for_first,
 )
+from mergemill.engine.run.clusters.results import Results
 from mergemill.engine.run.clusters.watch import ALONE_S, ANSWER_S, DONE_IS_KEPT, SchedulerLost, Watch, explaining_loss
 from mergemill.engine.run.tasks.failures import WorkersDied, explain_failure
 from mergemill.engine.run.worker.workers import Workers
@@ -62,10 +62,12 @@ class Cluster:
     alone_s = 60.0  # without any worker: here a nanny starts the next one within seconds, or has given up
     hint = "those that were started here end, or are killed, as they start"
 
-    def __init__(self, client: Client, workers: Workers) -> None:
+    def __init__(self, client: Client, workers: Workers, token: str) -> None:
         self.client = client
         self.workers = workers
+        self._token = token
         self._watch = self._make_watch()
+        self._results = Results(client)
         self._stopping = False
 
     @property
@@ -105,11 +107,20 @@ class Cluster:
         if self._stopping:
             raise RunError("the workers are being stopped")
 
+    def set_up_workers(self) -> None:
+        """Give all workers what they need for the run, those too that come later."""
+        plugin = MergemillPlugin(self.workers, self._token, self.client.id)
+        self.client.register_plugin(plugin, name=f"mergemill-{self._token}")
+
     def check_needs(self, needs: Needs) -> None:
         """They are on this machine."""
 
     def check_again(self) -> None:
         """Raise `ClusterError` where workers that came later cannot do this merge."""
+
+    def close(self) -> None:
+        """Take from the cluster what is ours."""
+        self._results.close()
 
     def _make_watch(self) -> Watch:
         name = self.workers.scheduler or "the cluster"
@@ -121,8 +132,9 @@ class Cluster:
         with dask.config.set(_GRAPH):
             futures = self.client.compute(list(left.values()), optimize_graph=False, retries=TRIES - 1)
         try:
-            for future, result in self._iter_results(futures):
-                if future.cancelled() or isinstance(result, CancelledError):
+            for future in self._iter_done(futures):
+                result = self._results.take(future, self._look)
+                if future.cancelled():
                     raise SchedulerLost("it has cancelled the tasks")
                 if future.status == "error":
                     self._fail(future)
@@ -134,18 +146,22 @@ class Cluster:
                 if self.client.status == "running":
                     self.client.cancel(futures, force=True)
 
-    def _iter_results(self, futures: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-        """Yield futures and results as they come, and look meanwhile whether the cluster is there."""
-        coming = as_completed(futures, loop=self.client.loop, with_results=True, raise_errors=False)
+    def _iter_done(self, futures: Sequence[Any]) -> Iterator[Any]:
+        """Yield futures as they are done, and look meanwhile whether the cluster is there."""
+        coming = as_completed(futures, loop=self.client.loop)
         while not coming.is_empty():
             while coming.has_ready():
                 yield next(coming)
             with coming.thread_condition:
                 coming.thread_condition.wait(0.1)  # as Dask itself does
-            self.check_going()
             # One whose result was on its way when the connection broke would never come.
-            if self._watch.look() and any(future.cancelled() for future in list(coming.futures)):
+            if self._look() and any(future.cancelled() for future in list(coming.futures)):
                 raise SchedulerLost("the connection broke")
+
+    def _look(self) -> bool:
+        """Raise where the run is to end, or the cluster is lost; returns whether it was time to look at that."""
+        self.check_going()
+        return self._watch.look()
 
     def _fail(self, future: Any) -> NoReturn:
         """Raise what ends the run."""
@@ -164,8 +180,7 @@ class Foreign(Cluster):
     hint = "start some"
 
     def __init__(self, client: Client, workers: Workers, token: str) -> None:
-        super().__init__(client, workers)
-        self._token = token
+        super().__init__(client, workers, token)
         self._needs = Needs()
 
     def join(self) -> None:
@@ -173,13 +188,14 @@ class Foreign(Cluster):
         threads = connect.wait_for_workers(self.client, self.workers.scheduler)
         self.workers = replace(self.workers, processes=len(threads), threads=max(threads))
         self.warnings = check_settings(self.client)
-        self.client.register_plugin(MergemillPlugin(self.workers, self._token), name=f"mergemill-{self._token}")
+        self.set_up_workers()
 
     def rejoin(self, lost: SchedulerLost) -> None:
         """Wait for a scheduler to answer there again, and for a worker."""
         self.client.close(CLOSE_S)
         self.client = connect.open_client_again(self.workers.scheduler, lost)
         self._watch = self._make_watch()
+        self._results = Results(self.client)
         with suppress(OSError):  # lost once more: the next look tells
             self.join()
 
@@ -196,8 +212,9 @@ class Foreign(Cluster):
         except OSError as error:
             raise SchedulerLost(str(error)) from error
 
-    def leave(self) -> None:
-        """Take from the workers what is ours."""
+    def close(self) -> None:
+        """Take from the cluster what is ours."""
+        super().close()
         with suppress(OSError, ValueError):  # a scheduler that is gone, or has begun anew, has nothing of ours
             if self.client.status == "running":
                 remove: Any = self.client.scheduler.unregister_worker_plugin  # type: ignore[union-attr]
@@ -211,9 +228,8 @@ class Own(Cluster):
     alone_s = math.inf
 
     def __init__(self, client: Client, workers: Workers, token: str, tell_waiting: Callable[[float], None]) -> None:
-        super().__init__(client, workers)
+        super().__init__(client, workers, token)
         self._tell_waiting = tell_waiting
-        self._token = token
         self._needs = Needs()
         self._is_set_up = False
 
@@ -226,7 +242,7 @@ class Own(Cluster):
         self._needs = needs
         check_workers(self.client, self.workers, needs)
         if not self._is_set_up:
-            self.client.register_plugin(MergemillPlugin(self.workers, self._token), name=f"mergemill-{self._token}")
+            self.set_up_workers()
             self._is_set_up = True
         found = _list_threads(self.client)
         self.workers = replace(self.workers, processes=len(found), threads=max(found, default=self.workers.threads))
@@ -247,8 +263,9 @@ def open_cluster(workers: Workers, token: str = "") -> Iterator[Cluster]:
         if workers.device != "cpu":
             give_each_a_device(cluster, workers.device, workers.processes)
             client.wait_for_workers(workers.processes, timeout=connect.WORKERS_S)
-        client.register_plugin(MergemillPlugin(workers, token), name=f"mergemill-{token}")
-        yield Cluster(client, workers)
+        with closing(Cluster(client, workers, token)) as crew:
+            crew.set_up_workers()
+            yield crew
 
 
 def _start_processes(workers: Workers) -> LocalCluster:
@@ -286,8 +303,8 @@ def open_own(
         dask.config.set(_CONFIG),
         start_cluster(file, make_limit(workers.memory_bytes, workers.device)) as cluster,
         Client(cluster, set_as_default=False) as client,
+        closing(Own(client, workers, token, tell_waiting)) as crew,
     ):
-        crew = Own(client, workers, token, tell_waiting)
         crew.warnings = check_settings(client)
         yield crew
 
@@ -295,14 +312,10 @@ def open_own(
 @contextmanager
 def open_scheduler(workers: Workers, token: str) -> Iterator[Cluster]:
     """Use the workers of a cluster that is there already; when the block ends, nothing of ours is left on them."""
-    with connect.open_client(workers.scheduler) as client:
-        crew = Foreign(client, workers, token)
-        try:
-            with explaining_loss(workers.scheduler):
-                crew.join()
-            yield crew
-        finally:
-            crew.leave()
+    with connect.open_client(workers.scheduler) as client, closing(Foreign(client, workers, token)) as crew:
+        with explaining_loss(workers.scheduler):
+            crew.join()
+        yield crew
 
 
 def check_cluster(workers: Workers, needs: Needs) -> None:

@@ -8,6 +8,7 @@ from distributed.core import Status
 
 from mergemill.engine.errors import ClusterError
 from mergemill.engine.run.clusters import probe
+from mergemill.engine.run.clusters.results import tell_result
 from mergemill.engine.run.worker.accelerator import open_device
 from mergemill.engine.run.worker.metrics import metered
 from mergemill.engine.run.worker.process import set_up_process
@@ -20,19 +21,21 @@ from mergemill.engine.storage.store import use_options
 class MergemillPlugin(WorkerPlugin):
     """Gives a worker its memory gate and arenas for the tasks of one run, and sets its process up."""
 
-    def __init__(self, workers: Workers, token: str) -> None:
+    def __init__(self, workers: Workers, token: str, topic: str) -> None:
         self.memory_bytes = workers.memory_bytes
         self.device = workers.device
         self.device_memory_bytes = workers.device_memory_bytes
         self.cache = workers.cache
         self.storage = workers.storage
         self.token = token  # in the keys of the run's tasks
+        self.topic = topic  # that results are told by
         self.versions = _find_versions()  # of the driver
         self.workplace: Workplace | None = None  # where it could be set up
 
     def setup(self, worker: Worker) -> None:
         """Called on the worker when it joins; one of other versions gets no workplace, and its tasks fail at once."""
         self._set_up = ExitStack()
+        self._worker = worker
         if self.versions != _find_versions():
             return
         use_options(self.storage)
@@ -44,6 +47,11 @@ class MergemillPlugin(WorkerPlugin):
         self._set_up.enter_context(metered(self.workplace))
         if device is not None:
             self._set_up.enter_context(device.limited())
+
+    def transition(self, key: Any, start: str, finish: str, **_: Any) -> None:
+        """Called on the worker when a task changes its state: its result goes ahead of the news that it is done."""
+        if finish == "memory" and self.token in str(key):
+            tell_result(self._worker, str(key), self.topic)
 
     def teardown(self, worker: Worker) -> None:
         """Called on the worker when it leaves: running tasks end at their next slab."""

@@ -1,0 +1,133 @@
+"""Results that workers tell unasked, and those that must be asked for all the same."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Future
+from run.merging import hash_output, plan_merge
+
+from mergemill.engine import run
+from mergemill.engine.plan.values import Plan
+from mergemill.engine.run.clusters.results import Results, tell_result
+
+
+@pytest.fixture(scope="module")
+def plan(family: Path) -> Plan:
+    return plan_merge("ties", family)  # a round of statistics, then the merge
+
+
+@pytest.fixture(scope="module")
+def expected(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The hashes of a merge by threads."""
+    out = tmp_path_factory.mktemp("expected") / "out"
+    run(plan, out, workers=0)
+    return hash_output(out)
+
+
+@pytest.mark.slow
+def test_no_result_of_a_merge_is_asked_for(
+    plan: Plan, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(Future, "result", lambda future, timeout=None: asked.append(future.key))
+    run(plan, tmp_path / "out", workers=2)
+    assert asked == []
+    assert hash_output(tmp_path / "out") == expected
+
+
+@pytest.mark.slow
+def test_what_is_not_told_is_asked_for(
+    plan: Plan, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Results, "_hear", lambda results, event: None)
+    committed = run(plan, tmp_path / "out", workers=2)
+    assert committed.redone_parts == len(plan.parts)
+    assert hash_output(tmp_path / "out") == expected
+
+
+class Scheduler:
+    """What `Results` needs of a client."""
+
+    id, status = "client", "running"
+
+    def __init__(self) -> None:
+        self.handlers: dict[str, Callable[[Any], None]] = {}
+
+    def subscribe_topic(self, topic: str, handler: Callable[[Any], None]) -> None:
+        self.handlers[topic] = handler
+
+    def unsubscribe_topic(self, topic: str) -> None:
+        del self.handlers[topic]
+
+    def log_event(self, topic: str, message: object) -> None:
+        """As a worker does."""
+        self.handlers[topic]((0.0, message))
+
+
+class Asked:
+    """A future whose result comes when it was asked for a few times, or never."""
+
+    key, status = "merge-000001-token", "finished"
+
+    def __init__(self, *answers: object, then: str = "finished") -> None:
+        self.answers = list(answers)
+        self.then = then
+
+    def cancelled(self) -> bool:
+        return self.status == "cancelled"
+
+    def result(self, timeout: float) -> object:
+        assert timeout > 0
+        answer = self.answers.pop(0)
+        if not self.answers:
+            self.status = self.then
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def test_a_result_is_told_once_and_by_the_last_worker_that_had_the_task() -> None:
+    client: Any = Scheduler()
+    results, worker = Results(client), Worker(client)
+    client.log_event("client", {"action": "add-client"})  # as Dask says
+    for value in (["of a lost worker"], ["receipt"]):
+        worker.data[Asked.key] = value
+        tell_result(worker, Asked.key, "client")
+    assert results.take(Asked(), look=pytest.fail) == ["receipt"]
+    assert results.take(Asked(["asked"]), look=pytest.fail) == ["asked"]
+    results.close()
+    assert client.handlers == {}
+
+
+def test_statistics_are_told_to_nobody() -> None:
+    client: Any = Scheduler()
+    tell_result(Worker(client), "gather-name-round0-token-000000", "client")
+
+
+class Worker:
+    """What tells results."""
+
+    def __init__(self, client: Scheduler) -> None:
+        self.log_event: Any = client.log_event
+        self.data: dict[str, object] = {}
+
+
+def test_while_a_result_does_not_come_the_cluster_is_looked_at() -> None:
+    looks: list[None] = []
+    future = Asked(TimeoutError(), TimeoutError(), ["receipt"])
+    assert Results(Scheduler()).take(future, lambda: looks.append(None)) == ["receipt"]
+    assert len(looks) == 2
+
+
+@pytest.mark.parametrize("then", ["error", "cancelled"])
+def test_a_task_that_fails_when_it_is_run_again_has_no_result(then: str) -> None:
+    future = Asked(TimeoutError(), OSError("of the task"), then=then)
+    assert Results(Scheduler()).take(future, lambda: None) is None
+    assert future.status == then
+
+
+def test_an_error_that_is_not_the_tasks_is_told() -> None:
+    with pytest.raises(OSError, match="of the connection"):
+        Results(Scheduler()).take(Asked(OSError("of the connection")), lambda: None)
