@@ -72,6 +72,13 @@ def say_table(rows: Sequence[Sequence[str]], *, heads: Sequence[str] = (), right
     sys.stdout.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
 
 
+def say_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """Write names and values a line each; a command among them can be copied whole, however wide the terminal is."""
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        say(f"{name:<{width}}  {value}")
+
+
 @contextmanager
 def open_progress(total_bytes: int, parts: int) -> Iterator[Advance]:
     """Show how far the work is while the block lasts: a bar on a terminal, else a line now and then."""

@@ -29,7 +29,7 @@ def status(out: Out, storage_as: StorageAs = None, json: Json = False) -> None:
         console.say_json(asdict(found))
         return
     console.say(f"{found.out}: {found.state}{say_progress(found)}")
-    console.say_table(list(_facts(found)))
+    console.say_facts(list(_facts(found)))
 
 
 def say_progress(found: "Status") -> str:
