@@ -179,10 +179,10 @@ class Watch:
 def describe_wait(event: "Waiting") -> str:
     """Return what is waited for, and where to look when it does not come."""
     if not event.waited_s:
-        return f"{event.cluster}: is started; waiting for its first worker"
+        return f"{event.cluster}: waiting for its first worker"
     return (
         f"{event.cluster}: no worker has come for {event.waited_s:.0f} s; still waiting. Look at the queue, and at the "
-        "logs of jobs that run: a worker must start there and reach the scheduler on this machine"
+        "logs of what runs: a worker must start there and reach the scheduler"
     )
 
 

@@ -46,7 +46,7 @@ def open_crew(
     """Start workers; when the block ends, tasks that still run end at their next slab, and nothing is left.
 
     token: what the keys of all tasks hold, and of no other run's. tell_waiting: called now and then, with the seconds,
-    while the first worker of a cluster that was started does not come.
+    while the first worker of a cluster does not come.
     """
     if workers.are_threads:
         return threads.open_threads(workers)
@@ -54,15 +54,17 @@ def open_crew(
 
     if workers.cluster:
         return cluster.open_own(workers, workers.cluster, token, tell_waiting)
-    return cluster.open_scheduler(workers, token) if workers.scheduler else cluster.open_cluster(workers, token)
+    if workers.scheduler:
+        return cluster.open_scheduler(workers, token, tell_waiting)
+    return cluster.open_cluster(workers, token)
 
 
-def check_crew(workers: Workers, needs: Needs) -> None:
+def check_crew(workers: Workers, needs: Needs, tell_waiting: Callable[[float], None]) -> None:
     """Raise `ClusterError` unless the workers of a cluster that is there already have what the merge needs."""
     if workers.scheduler:
         from mergemill.engine.run.clusters import cluster
 
-        cluster.check_cluster(workers, needs)
+        cluster.check_cluster(workers, needs, tell_waiting)
 
 
 def find_workplace() -> Workplace:

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def run(
     place = find_output(out, public=public)
     place.check_workers(chosen, plan)
     check_memory(plan.parts, chosen.memory_bytes, place.beside_bytes)
-    check_crew(chosen, _list_needs(plan, str(out)))
+    check_crew(chosen, _list_needs(plan, str(out)), _make_teller(chosen, on_event))
     output = open_output(out, plan, public=public)
     with output.locked():
         check_same(output, plan)  # again: another driver may just have been here
@@ -148,11 +148,7 @@ def _run_parts(
             output.journal.append(receipt)
             tally.finish(receipt, kept=False)
 
-    name = (workers.cluster.name or workers.cluster.kind) if workers.cluster else ""
-
-    def tell_waiting(waited_s: float) -> None:
-        on_event(Waiting(name, waited_s))
-
+    tell_waiting = _make_teller(workers, on_event)
     with open_crew(workers, token, tell_waiting) as crew, driving.stopped_by(crew.stop):
         if workers.cluster:
             tell_waiting(0.0)
@@ -169,6 +165,12 @@ def _run_parts(
         except WorkersDied as error:
             raise explain_deaths(error, plan) from error
     return tally.merged, tally.read_bytes
+
+
+def _make_teller(workers: Workers, on_event: OnEvent) -> Callable[[float], None]:
+    """Return what tells that a cluster has no worker yet, and for how many seconds."""
+    name = (workers.cluster.name or workers.cluster.kind) if workers.cluster else workers.scheduler or ""
+    return lambda waited_s: on_event(Waiting(name, waited_s))
 
 
 class _Tally:

@@ -9,9 +9,9 @@ from mergemill.engine.run.tasks.guard import Report
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A cluster is started, and its first worker is on its way; a queue may take its time."""
+    """A cluster has no worker yet; a queue may take its time."""
 
-    cluster: str  # the cluster file
+    cluster: str  # the cluster file, or the address or file of a scheduler
     waited_s: float = 0.0  # so far; told again while none comes
 
 

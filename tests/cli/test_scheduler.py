@@ -40,6 +40,23 @@ def test_a_merge_on_a_cluster_is_stopped_and_resumed(
     assert (out / "model.safetensors.index.json").exists()
 
 
+def test_a_merge_that_waits_for_a_first_worker_heeds_signals(
+    models: Path, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    out = tmp_path / "out"
+    with start_cluster(tmp_path, count=0) as own:
+        process = start("merge", models / "ties.yml", out, "--scheduler", own.address, "--json", cwd=models)
+        assert process.stdout is not None
+        events = (json.loads(line) for line in process.stdout)
+        waiting = next(event for event in events if event["event"] == "waiting")
+        assert waiting == {"event": "waiting", "cluster": own.address, "waited_s": 0.0}
+        process.terminate()
+        _, err = process.communicate(timeout=60)  # and not only when nobody waits any more
+    assert process.returncode == 143
+    assert "terminated before the first part" in err
+    assert not out.exists()
+
+
 def test_the_environment_may_name_it(
     mergemill: Callable[..., tuple[int, str, str]], here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from mergemill.engine.errors import ClusterError, PlanError
 from mergemill.engine.run.clusters import connect
 from mergemill.engine.run.clusters.cluster import open_scheduler
 from mergemill.engine.run.clusters.preflight import Needs
-from mergemill.engine.run.events import Event, PartFinished, Started
+from mergemill.engine.run.events import Event, PartFinished, Started, Waiting
 from mergemill.engine.run.worker.accelerator import count_devices
 from mergemill.engine.run.worker.workers import Workers
 
@@ -135,7 +135,7 @@ def test_workers_that_lack_what_is_here_are_named_before_anything_is_written(fam
 def test_files_that_workers_do_not_see_are_named(tmp_path: Path, foreign: Foreign) -> None:
     there = tmp_path / "there"
     there.write_bytes(b"four")
-    with open_scheduler(Workers(0, 1, 1 << 28, foreign.address), "token") as crew:
+    with open_scheduler(Workers(0, 1, 1 << 28, foreign.address), "token", pytest.fail) as crew:
         crew.check_needs(Needs({str(there): 4}))
         with pytest.raises(ClusterError) as caught:
             crew.check_needs(Needs({str(there): 5, "/no/such/file": 1}))
@@ -144,12 +144,12 @@ def test_files_that_workers_do_not_see_are_named(tmp_path: Path, foreign: Foreig
 
 
 def test_settings_of_the_scheduler_that_harm_are_warned_of(foreign: Foreign, tmp_path: Path) -> None:
-    with open_scheduler(Workers(0, 1, 1 << 28, foreign.address), "token") as crew:
+    with open_scheduler(Workers(0, 1, 1 << 28, foreign.address), "token", pytest.fail) as crew:
         assert crew.warnings == ()  # of Dask's own settings none harms
         with Client(foreign.address, set_as_default=False) as client:
             before = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.allowed_failures)
             client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "allowed_failures", 0))
-    with open_scheduler(Workers(0, 1, 1 << 28, foreign.address), "token") as crew:
+    with open_scheduler(Workers(0, 1, 1 << 28, foreign.address), "token", pytest.fail) as crew:
         warnings = crew.warnings
     with Client(foreign.address, set_as_default=False) as client:  # the other tests' cluster, too
         client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "allowed_failures", before))
@@ -172,6 +172,21 @@ def test_a_scheduler_without_workers(family: Path, tmp_path: Path, monkeypatch: 
     with start_cluster(tmp_path, count=0) as own, pytest.raises(ClusterError, match="no worker has joined"):
         run(plan_merge("linear", family), tmp_path / "out", scheduler=own.address)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_first_worker_that_comes_late_is_waited_for(family: Path, tmp_path: Path) -> None:
+    plan, told = plan_merge("linear", family), list[Waiting]()
+    with start_cluster(tmp_path, count=0) as own:
+
+        def start_one(event: Event) -> None:
+            if isinstance(event, Waiting):
+                told.append(event)
+                if len(told) == 1:
+                    own.start_worker()
+
+        committed = run(plan, tmp_path / "out", scheduler=own.address, memory="256MiB", on_event=start_one)
+        assert told[0] == Waiting(own.address, 0.0)
+    assert committed.redone_parts == len(plan.parts)
 
 
 def test_workers_of_ones_own_and_a_scheduler_exclude_each_other(family: Path, tmp_path: Path) -> None:

@@ -179,13 +179,14 @@ class Foreign(Cluster):
     alone_s = ALONE_S
     hint = "start some"
 
-    def __init__(self, client: Client, workers: Workers, token: str) -> None:
+    def __init__(self, client: Client, workers: Workers, token: str, tell_waiting: Callable[[float], None]) -> None:
         super().__init__(client, workers, token)
+        self._tell_waiting = tell_waiting
         self._needs = Needs()
 
     def join(self) -> None:
         """Wait for a worker, and set all workers up, those too that come later."""
-        threads = connect.wait_for_workers(self.client, self.workers.scheduler)
+        threads = connect.wait_for_workers(self.client, self.workers.scheduler, self._tell_waiting)
         self.workers = replace(self.workers, processes=len(threads), threads=max(threads))
         self.warnings = check_settings(self.client)
         self.set_up_workers()
@@ -310,18 +311,21 @@ def open_own(
 
 
 @contextmanager
-def open_scheduler(workers: Workers, token: str) -> Iterator[Cluster]:
+def open_scheduler(workers: Workers, token: str, tell_waiting: Callable[[float], None]) -> Iterator[Cluster]:
     """Use the workers of a cluster that is there already; when the block ends, nothing of ours is left on them."""
-    with connect.open_client(workers.scheduler) as client, closing(Foreign(client, workers, token)) as crew:
+    with (
+        connect.open_client(workers.scheduler) as client,
+        closing(Foreign(client, workers, token, tell_waiting)) as crew,
+    ):
         with explaining_loss(workers.scheduler):
             crew.join()
         yield crew
 
 
-def check_cluster(workers: Workers, needs: Needs) -> None:
+def check_cluster(workers: Workers, needs: Needs, tell_waiting: Callable[[float], None]) -> None:
     """Raise `ClusterError` unless a scheduler answers whose workers have what the merge needs."""
     with connect.open_client(workers.scheduler) as client:
-        connect.wait_for_workers(client, workers.scheduler)
+        connect.wait_for_workers(client, workers.scheduler, tell_waiting)
         with explaining_loss(workers.scheduler):
             check_workers(client, workers, needs)
 

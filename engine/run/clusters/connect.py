@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from mergemill.engine.run.clusters.encryption import check_certificates, explain
 from mergemill.engine.run.clusters.watch import ANSWER_S, DONE_IS_KEPT, SchedulerLost
 
 CONNECT_S = 10  # for a scheduler to answer
-WORKERS_S = 60  # for a first worker to join it
+WORKERS_S = 300  # for a first worker to join it: many that start at once from a shared disk take minutes
+TELL_S = 60.0  # between two words about one that does not come
 REJOIN_S = 60.0  # for a scheduler to answer again that was lost
 
 
@@ -57,9 +59,14 @@ def open_client_again(scheduler: str, lost: SchedulerLost) -> Client:
         time.sleep(1.0)
 
 
-def wait_for_workers(client: Client, scheduler: str) -> list[int]:
-    """Return the threads of each worker, once one is there."""
-    end_s = time.monotonic() + WORKERS_S
+def wait_for_workers(
+    client: Client, scheduler: str, tell_waiting: Callable[[float], None] = lambda waited_s: None
+) -> list[int]:
+    """Return the threads of each worker, once one is there.
+
+    tell_waiting: called with the seconds where none is there, and now and then while none comes.
+    """
+    begun_s, next_s = time.monotonic(), 0.0
     ask: Any = client.scheduler.identity  # type: ignore[union-attr]
     while True:
         try:
@@ -68,6 +75,10 @@ def wait_for_workers(client: Client, scheduler: str) -> list[int]:
             raise ClusterError(f"{scheduler}: the scheduler does not answer: {error}") from error
         if found:
             return [info["nthreads"] for info in found.values()]
-        if time.monotonic() > end_s:
+        waited_s = time.monotonic() - begun_s
+        if waited_s > WORKERS_S:
             raise ClusterError(f"{scheduler}: no worker has joined this scheduler in {WORKERS_S} s; start some")
+        if waited_s >= next_s:
+            tell_waiting(round(next_s, 1))
+            next_s += TELL_S
         time.sleep(0.1)
