@@ -154,13 +154,13 @@ def test_a_library_is_known_to_its_rooms_alone(library: str) -> None:
 
 def test_dask_is_known_to_the_run_room() -> None:
     """Or the tests above look for imports in the wrong place."""
-    cluster = ENGINE / "run" / "clusters" / "cluster.py"
+    cluster = ENGINE / "run" / "clusters" / "crews.py"
     assert {"dask", "distributed"} <= {name.split(".")[0] for name in list_imports(cluster)}
 
 
 def test_distributed_is_known_to_what_runs_a_cluster_alone() -> None:
     knowing = {path.name for path in FILES if any(name.split(".")[0] == "distributed" for name in list_imports(path))}
-    assert knowing == {"cluster.py", "connect.py", "factories.py", "plugin.py", "results.py"}
+    assert knowing == {"cluster.py", "connect.py", "crews.py", "factories.py", "plugin.py", "results.py"}
 
 
 def test_no_room_imports_what_the_engine_does_not_need() -> None:

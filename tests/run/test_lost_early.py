@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import dask
 import psutil
@@ -13,26 +14,28 @@ from run.merging import hash_output, is_loadable, plan_merge
 
 from mergemill.engine import run
 from mergemill.engine.errors import ClusterError
-from mergemill.engine.run.clusters import cluster, preflight
+from mergemill.engine.run.clusters import cluster, crews, preflight
 from mergemill.engine.run.clusters.cluster import open_cluster
 from mergemill.engine.run.worker.workers import Workers
 
 LOST = r"the scheduler is lost .*run the same command again to resume"
 
 
-@pytest.mark.parametrize("when", ["check_settings", "check_workers"])
+@pytest.mark.parametrize(
+    ("module", "when"), [(cluster, "check_workers"), (crews, "check_settings"), (crews, "check_workers")]
+)
 def test_a_scheduler_that_is_killed_while_workers_are_asked_ends_the_run_with_one_error(
-    when: str, family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: ModuleType, when: str, family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_merge("linear", family)
-    before: Callable[..., object] = getattr(cluster, when)
+    before: Callable[..., object] = getattr(module, when)
     with start_cluster(tmp_path) as own:
 
         def kill_first(*args: object, **more: object) -> object:
             kill(own)
             return before(*args, **more)
 
-        monkeypatch.setattr(cluster, when, kill_first)
+        monkeypatch.setattr(module, when, kill_first)
         with pytest.raises(ClusterError, match=LOST):
             run(plan, tmp_path / "out", scheduler=own.address, memory="256MiB")
     assert not is_loadable(tmp_path / "out")
