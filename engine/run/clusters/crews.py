@@ -145,16 +145,24 @@ class Cluster:
         raise explain_failure(error, future.traceback())
 
 
-class Foreign(Cluster):
-    """A crew of workers that somebody else has started."""
-
-    alone_s = ALONE_S
-    hint = "start some"
+class Asked(Cluster):
+    """A crew of workers that come when they come, and are asked for what the merge needs."""
 
     def __init__(self, client: Client, workers: Workers, token: str, tell_waiting: Callable[[float], None]) -> None:
         super().__init__(client, workers, token)
         self._tell_waiting = tell_waiting
         self._needs = Needs()
+
+    def check_again(self) -> None:
+        """Raise `ClusterError` where workers that came later cannot do this merge."""
+        check_workers(self.client, self.workers, self._needs, all_answer=False)  # some may be about to die
+
+
+class Foreign(Asked):
+    """A crew of workers that somebody else has started."""
+
+    alone_s = ALONE_S
+    hint = "start some"
 
     def join(self) -> None:
         """Wait for a worker, and set all workers up, those too that come later."""
@@ -181,7 +189,7 @@ class Foreign(Cluster):
     def check_again(self) -> None:
         """Raise `ClusterError` where workers that came later cannot do this merge."""
         try:
-            check_workers(self.client, self.workers, self._needs, all_answer=False)  # some may be about to die
+            super().check_again()
         except OSError as error:
             raise SchedulerLost(str(error)) from error
 
@@ -195,15 +203,13 @@ class Foreign(Cluster):
         self.client.close(CLOSE_S)
 
 
-class Own(Cluster):
-    """A crew of workers that a cluster file has had started, and that come when they come."""
+class Own(Asked):
+    """A crew of workers that a cluster file has had started."""
 
     alone_s = math.inf
 
     def __init__(self, client: Client, workers: Workers, token: str, tell_waiting: Callable[[float], None]) -> None:
-        super().__init__(client, workers, token)
-        self._tell_waiting = tell_waiting
-        self._needs = Needs()
+        super().__init__(client, workers, token, tell_waiting)
         self._is_set_up = False
 
     def check_needs(self, needs: Needs) -> None:
@@ -219,10 +225,6 @@ class Own(Cluster):
             self._is_set_up = True
         found = _list_threads(self.client)
         self.workers = replace(self.workers, processes=len(found), threads=max(found, default=self.workers.threads))
-
-    def check_again(self) -> None:
-        """Raise `ClusterError` where workers that came later cannot do this merge."""
-        check_workers(self.client, self.workers, self._needs, all_answer=False)
 
 
 def _list_threads(client: Client) -> list[int]:

@@ -1,16 +1,16 @@
 """What tasks return, told by their workers with the news that they are done.
 
-To ask for each result takes four messages more, through the scheduler: as much of a driver's time as all else together.
+To ask for each result takes four messages more, through the scheduler: about a sixth of a driver's CPU time.
 """
 
 import pickle
 from collections.abc import Callable
-from concurrent.futures import CancelledError
 from typing import Any
 
 from distributed import Client, Worker
 
 ASK_S = 1.0  # between two looks while a result that was not told is on its way
+_WITHOUT = ("cancelled", "error")  # states of a future that has no result
 _ANSWERS = ("merge-", "check-")  # how the keys of tasks begin whose results the driver takes
 
 
@@ -37,13 +37,13 @@ class Results:
         told = self._told.pop(str(future.key), None)
         if told is not None:
             return pickle.loads(told)
-        while not (future.cancelled() or future.status == "error"):
+        while future.status not in _WITHOUT:
             try:
                 return future.result(timeout=ASK_S)
             except TimeoutError:
                 look()
-            except (Exception, CancelledError):
-                if not (future.cancelled() or future.status == "error"):
+            except Exception:
+                if future.status not in _WITHOUT:
                     raise
         return None
 
