@@ -1,9 +1,11 @@
 """How often parts are merged when a worker dies, counted where that is done: in the workers, by a preload."""
 
-import signal
+import pickle
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clusters import start_cluster
@@ -11,6 +13,7 @@ from run.merging import hash_output, plan_merge, slowed
 
 from mergemill.engine import PartFinished, run
 from mergemill.engine.plan.values import Plan
+from mergemill.engine.run.clusters.results import Results
 from mergemill.engine.run.events import Event
 
 pytestmark = pytest.mark.slow
@@ -50,28 +53,84 @@ def count_executions(folder: Path) -> Counter[int]:
     return Counter(map(int, (folder / "executions").read_text().split()))
 
 
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The parts that the driver heard were done, as it did."""
+    parts: list[int] = []
+    hear = Results._hear
+
+    def listen(results: Results, event: tuple[float, Any]) -> None:
+        hear(results, event)
+        if "result" in event[1]:
+            parts.extend(receipt.part for receipt in pickle.loads(event[1]["result"]))
+
+    monkeypatch.setattr(Results, "_hear", listen)
+    return parts
+
+
+class Holding:
+    """Holds the driver up in the news of the fourth part, before and after a fault: others are done meanwhile."""
+
+    def __init__(self, held_s: float, heard: list[int], make: Callable[[], None]) -> None:
+        self.held_s = held_s
+        self.heard = heard
+        self.make = make
+        self.taken = 0
+        self.heard_before: set[int] = set()
+
+    def __call__(self, event: Event) -> None:
+        self.taken += isinstance(event, PartFinished)
+        if self.taken == 4 and not self.heard_before:
+            time.sleep(self.held_s)
+            self.heard_before = set(self.heard)
+            self.make()
+            time.sleep(self.held_s)
+
+    def check(self, plan: Plan, executions: Counter[int], threads: int) -> None:
+        """No part is merged again of which the driver knew; of each thread the one at hand, and one just done, may."""
+        assert 4 <= len(self.heard_before) < len(plan.parts)
+        assert len(self.heard_before) > 8 or not self.held_s, "others were done while it was held up"
+        assert {executions[part] for part in self.heard_before} == {1}
+        assert set(executions) == {part.number for part in plan.parts}
+        assert executions.total() <= len(plan.parts) + 2 * threads
+
+
+@pytest.mark.parametrize("held_s", [0, 0.3], ids=["at once", "while the driver is held up"])
 def test_only_what_a_killed_worker_had_at_hand_is_merged_again(
-    plan: Plan, counted: Mapping[str, str], tmp_path: Path
+    plan: Plan, counted: Mapping[str, str], heard: list[int], tmp_path: Path, held_s: float
 ) -> None:
-    before: list[int] = []
     with start_cluster(tmp_path, "--preload", str(tmp_path / "counted.py"), environ=counted) as own:
 
-        def kill(event: Event) -> None:
-            if isinstance(event, PartFinished) and own.workers[0].poll() is None:
-                before.append(event.receipt.part)
-                if len(before) == 4:
-                    own.workers[0].send_signal(signal.SIGKILL)
-                    own.workers[0].wait()
+        def kill() -> None:
+            own.workers[0].kill()
+            own.workers[0].wait()
 
+        fault = Holding(held_s, heard, kill)
         with slowed(0.05):
-            run(plan, tmp_path / "out", scheduler=own.address, memory="256MiB", on_event=kill)
+            run(plan, tmp_path / "out", scheduler=own.address, memory="256MiB", on_event=fault)
     run(plan, tmp_path / "here", workers=0)
-    executions = count_executions(tmp_path)
     assert hash_output(tmp_path / "out") == hash_output(tmp_path / "here")
-    assert len(before) == 4
-    assert set(executions) == {part.number for part in plan.parts}
-    assert {executions[part] for part in before} == {1}
-    assert executions.total() <= len(plan.parts) + THREADS
+    fault.check(plan, count_executions(tmp_path), THREADS)
+
+
+def test_results_that_came_before_the_scheduler_was_lost_are_taken(
+    plan: Plan, counted: Mapping[str, str], heard: list[int], tmp_path: Path
+) -> None:
+    with start_cluster(tmp_path, "--preload", str(tmp_path / "counted.py"), environ=counted) as own:
+
+        def restart() -> None:
+            assert own.scheduler is not None
+            own.scheduler.kill()
+            own.scheduler.wait()
+            own.start_scheduler()
+            own.start_worker()
+
+        fault = Holding(0.3, heard, restart)
+        with slowed(0.05):
+            run(plan, tmp_path / "out", scheduler=own.address, memory="256MiB", on_event=fault)
+    run(plan, tmp_path / "here", workers=0)
+    assert hash_output(tmp_path / "out") == hash_output(tmp_path / "here")
+    fault.check(plan, count_executions(tmp_path), 2 * THREADS)
 
 
 def test_a_worker_that_is_killed_for_its_memory_costs_the_parts_at_hand(

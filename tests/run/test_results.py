@@ -84,9 +84,10 @@ class Asked:
     def __init__(self, *answers: object, then: str = "finished") -> None:
         self.answers = list(answers)
         self.then = then
+        self.released = 0
 
-    def cancelled(self) -> bool:
-        return self.status == "cancelled"
+    def release(self) -> None:
+        self.released += 1
 
     def result(self, timeout: float) -> object:
         assert timeout > 0
@@ -109,6 +110,43 @@ def test_a_result_is_told_once_and_by_the_last_worker_that_had_the_task() -> Non
     assert results.take(Asked(["asked"]), look=pytest.fail) == ["asked"]
     results.close()
     assert client.handlers == {}
+
+
+@pytest.mark.parametrize("when", ["told before it is expected", "told afterwards", "asked for"])
+def test_a_task_is_let_go_once_and_as_soon_as_its_result_is_here(when: str) -> None:
+    """And not when it is taken: if its worker died until then, it would be run again."""
+    client: Any = Scheduler()
+    results, worker, future = Results(client), Worker(client), Asked(["receipt"])
+    worker.data[Asked.key] = ["receipt"]
+    if when == "told before it is expected":
+        tell_result(worker, Asked.key, "client")
+    results.expect([future])
+    assert future.released == (when == "told before it is expected")
+    if when == "told afterwards":
+        tell_result(worker, Asked.key, "client")
+    assert future.released == results.is_told(future) == (when != "asked for")
+    assert results.take(future, look=pytest.fail) == ["receipt"]
+    tell_result(worker, Asked.key, "client")  # another worker had it too
+    assert future.released == 1
+
+
+def test_a_result_that_is_told_while_it_is_asked_for_counts() -> None:
+    client: Any = Scheduler()
+    results, worker = Results(client), Worker(client)
+    worker.data[Asked.key] = ["told"]
+    future = Asked(TimeoutError(), OSError("cancelled"), then="cancelled")
+    results.expect([future])
+    assert results.take(future, lambda: tell_result(worker, Asked.key, "client")) == ["told"]
+
+
+def test_what_was_told_can_be_taken_without_its_future() -> None:
+    """Whose scheduler may be lost."""
+    client: Any = Scheduler()
+    results, worker = Results(client), Worker(client)
+    worker.data[Asked.key] = ["receipt"]
+    tell_result(worker, Asked.key, "client")
+    assert list(results.take_told()) == [(Asked.key, ["receipt"])]
+    assert list(results.take_told()) == []
 
 
 def test_statistics_are_told_to_nobody() -> None:

@@ -59,6 +59,9 @@ class Cluster:
             try:
                 self._run(left, each)
             except SchedulerLost as error:
+                for key, result in self._results.take_told():
+                    if left.pop(key, None) is not None:
+                        each(result)
                 vain = vain + 1 if len(left) == before else 0
                 if vain > MOST_LOST:
                     raise ClusterError(
@@ -104,13 +107,11 @@ class Cluster:
         with dask.config.set(_GRAPH):
             futures = self.client.compute(list(left.values()), optimize_graph=False, retries=TRIES - 1)
         try:
+            self._results.expect(futures)
             for future in self._iter_done(futures):
                 result = self._results.take(future, self._look)
-                if future.cancelled():
-                    raise SchedulerLost("it has cancelled the tasks")
-                if future.status == "error":
+                if result is None:
                     self._fail(future)
-                future.release()  # let each result go at once
                 del left[future.key]
                 each(result)
         finally:
@@ -127,7 +128,7 @@ class Cluster:
             with coming.thread_condition:
                 coming.thread_condition.wait(0.1)  # as Dask itself does
             # One whose result was on its way when the connection broke would never come.
-            if self._look() and any(future.cancelled() for future in list(coming.futures)):
+            if self._look() and any(map(self._is_lost, list(coming.futures))):
                 raise SchedulerLost("the connection broke")
 
     def _look(self) -> bool:
@@ -135,8 +136,13 @@ class Cluster:
         self.check_going()
         return self._watch.look()
 
+    def _is_lost(self, future: Any) -> bool:
+        return future.cancelled() and not self._results.is_told(future)
+
     def _fail(self, future: Any) -> NoReturn:
-        """Raise what ends the run."""
+        """Raise what ends the run, or `SchedulerLost`."""
+        if future.cancelled():
+            raise SchedulerLost("it has cancelled the tasks")
         error = future.exception()
         self._watch.look(now=True)  # of another scheduler, which knows nothing of our plugin, no error counts
         if isinstance(error, KilledWorker):
