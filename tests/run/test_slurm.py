@@ -14,7 +14,7 @@ from mergemill.engine import PartFinished, Started, run
 from mergemill.engine.errors import ClusterError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import ClusterFile, parse_cluster
-from mergemill.engine.run.clusters import factories, preflight
+from mergemill.engine.run.clusters import connect, factories
 from mergemill.engine.run.events import Event, Waiting
 
 MakeCluster = Callable[..., ClusterFile]
@@ -129,7 +129,7 @@ def test_a_queue_that_does_not_exist_is_one_error(make_cluster: MakeCluster, pla
 def test_a_job_that_runs_and_whose_worker_does_not_come_is_told_of_again(
     make_cluster: MakeCluster, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "TELL_S", 1.5)
+    monkeypatch.setattr(connect, "TELL_S", 1.5)
     events: list[Event] = []
     run(plan, tmp_path / "out", cluster=make_cluster("1", first="sleep 6"), on_event=events.append)
     waits = [event for event in events if isinstance(event, Waiting)]

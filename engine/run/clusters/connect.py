@@ -1,10 +1,11 @@
-"""Reaching a scheduler of somebody else: a connection that ends in time, and a first worker."""
+"""Reaching a cluster: a connection that ends in time, and a first worker."""
 
 import asyncio
 import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mergemill.engine.run.clusters.watch import ANSWER_S, DONE_IS_KEPT, Schedule
 CONNECT_S = 10  # for a scheduler to answer
 WORKERS_S = 300  # for a first worker to join it: many that start at once from a shared disk take minutes
 TELL_S = 60.0  # between two words about one that does not come
+_LOOK_S = 1.0  # while the first task of a cluster is waited for
 REJOIN_S = 60.0  # for a scheduler to answer again that was lost
 
 
@@ -82,3 +84,20 @@ def wait_for_workers(
             tell_waiting(round(next_s, 1))
             next_s += TELL_S
         time.sleep(0.1)
+
+
+def wait_for_first(client: Any, check_going: Callable[[], None], tell: Callable[[float], None]) -> None:
+    """Return once a worker has done something: a cluster that scales by its work starts one for that.
+
+    check_going: raises where nobody waits any more; called now and then. tell: called each time that so much more time
+    has passed that something may be wrong, with the seconds.
+    """
+    first, begun_s, told_s = client.submit(int, pure=False), time.monotonic(), 0.0
+    while True:
+        check_going()
+        with suppress(TimeoutError):
+            first.result(timeout=_LOOK_S)
+            return
+        if (waited_s := time.monotonic() - begun_s) > told_s + TELL_S:
+            tell(round(waited_s, 1))
+            told_s = waited_s

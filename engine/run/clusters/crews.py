@@ -13,7 +13,7 @@ from distributed import Client, KilledWorker, as_completed
 from mergemill.engine.errors import ClusterError, RunError
 from mergemill.engine.run.clusters import connect
 from mergemill.engine.run.clusters.plugin import MergemillPlugin
-from mergemill.engine.run.clusters.preflight import Needs, check_settings, check_workers, wait_for_first
+from mergemill.engine.run.clusters.preflight import Needs, check_settings, check_workers
 from mergemill.engine.run.clusters.results import Results
 from mergemill.engine.run.clusters.watch import ALONE_S, ANSWER_S, DONE_IS_KEPT, SchedulerLost, Watch, explaining_loss
 from mergemill.engine.run.tasks.failures import WorkersDied, explain_failure
@@ -223,7 +223,7 @@ class Own(Asked):
 
         Only those that passed are set up: one that lacks mergemill could not even load the plugin.
         """
-        wait_for_first(self.client, self.check_going, self._tell_waiting)
+        connect.wait_for_first(self.client, self.check_going, self._tell_waiting)
         self._needs = needs
         check_workers(self.client, self.workers, needs)
         if not self._is_set_up:

@@ -2,9 +2,8 @@
 
 import asyncio
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +22,6 @@ DASK_PAUSE = 0.8  # the same by Dask's own settings
 ANSWER_S = 60.0  # for a worker to answer
 MOST_ROWS = 20  # of the table in an error
 _MOST_TTL_S = 300  # Dask's own; without a sign of life of a worker
-_LOOK_S = 1.0  # while workers are waited for
-TELL_S = 120.0  # between two words about a first worker that does not come
 _LEAST_FAILURES = 3  # of a worker, before Dask gives up a task that was on it
 
 
@@ -93,23 +90,6 @@ def make_limit(memory_bytes: int, device: str = "cpu") -> int:
 def _find_least(memory_bytes: int, share: float) -> int:
     """Return the least limit of which a share has room for what is promised, and for the process itself."""
     return math.ceil((memory_bytes + PROCESS_BYTES) / share)
-
-
-def wait_for_first(client: Any, check_going: Callable[[], None], tell: Callable[[float], None]) -> None:
-    """Return once a worker has done something: a cluster that scales by its work starts one for that.
-
-    check_going: raises where nobody waits any more; called now and then. tell: called each time that so much more time
-    has passed that something may be wrong, with the seconds.
-    """
-    first, begun_s, told_s = client.submit(int, pure=False), time.monotonic(), 0.0
-    while True:
-        check_going()
-        with suppress(TimeoutError):
-            first.result(timeout=_LOOK_S)
-            return
-        if (waited_s := time.monotonic() - begun_s) > told_s + TELL_S:
-            tell(round(waited_s, 1))
-            told_s = waited_s
 
 
 def check_settings(client: Any) -> tuple[str, ...]:
