@@ -150,12 +150,13 @@ def _run_parts(
 
     tell_waiting = _make_teller(workers, on_event)
     with open_crew(workers, token, tell_waiting) as crew, driving.stopped_by(crew.stop):
+        needs = _list_needs(plan, str(output))
         if workers.cluster:
             tell_waiting(0.0)
-            crew.check_needs(_list_needs(plan, str(output)))
+            crew.check_needs(needs)
         receipts = start_output(output, plan)
         targets = output.targets(plan)
-        crew.check_needs(Needs(output.files_seen()))
+        crew.check_needs(replace(needs, files={**needs.files, **output.files_seen()}))
         begun = _describe_start(plan, output, receipts, crew)
         driving.start(begun, sum(receipt.stop_bytes - receipt.start_bytes for receipt in receipts.values()))
         on_event(begun)
@@ -169,8 +170,7 @@ def _run_parts(
 
 def _make_teller(workers: Workers, on_event: OnEvent) -> Callable[[float], None]:
     """Return what tells that a cluster has no worker yet, and for how many seconds."""
-    name = (workers.cluster.name or workers.cluster.kind) if workers.cluster else workers.scheduler or ""
-    return lambda waited_s: on_event(Waiting(name, waited_s))
+    return lambda waited_s: on_event(Waiting(workers.name, waited_s))
 
 
 class _Tally:

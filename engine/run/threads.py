@@ -92,4 +92,4 @@ def _enter(workplace: Workplace) -> None:
 
 def _fail(error: BaseException, trace: TracebackType) -> NoReturn:
     failure = explain_failure(error, trace)
-    raise failure from (None if failure is error else error)
+    raise failure from (error.__cause__ if failure is error else error)

@@ -5,16 +5,19 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 import dask
 import psutil
 import pytest
 from clusters import Foreign, start_cluster
+from distributed import Client
+from distributed.client import FutureCancelledError
 from run.merging import hash_output, is_loadable, plan_merge
 
 from mergemill.engine import run
 from mergemill.engine.errors import ClusterError
-from mergemill.engine.run.clusters import cluster, crews, preflight
+from mergemill.engine.run.clusters import cluster, connect, crews, preflight, watch
 from mergemill.engine.run.clusters.cluster import open_cluster
 from mergemill.engine.run.worker.workers import Workers
 
@@ -39,6 +42,43 @@ def test_a_scheduler_that_is_killed_while_workers_are_asked_ends_the_run_with_on
         with pytest.raises(ClusterError, match=LOST):
             run(plan, tmp_path / "out", scheduler=own.address, memory="256MiB")
     assert not is_loadable(tmp_path / "out")
+
+
+class Broken:
+    """A client whose connection breaks while it waits: Dask cancels all that it waits for."""
+
+    def submit(self, function: object, pure: bool) -> "Broken":
+        """The one task."""
+        return self
+
+    def result(self, timeout: float) -> int:
+        """Dask's error."""
+        raise FutureCancelledError("int-1", "lost")
+
+
+def test_a_connection_that_breaks_while_the_first_worker_is_waited_for_is_a_lost_scheduler() -> None:
+    with pytest.raises(ClusterError, match=f"^mine.yml: {LOST}"), watch.explaining_loss("mine.yml"):
+        connect.wait_for_first(Broken(), lambda: None, lambda waited_s: None)
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), RuntimeError("ConnectionPool is closed")])
+def test_a_client_is_closed_whatever_has_become_of_its_scheduler(error: Exception) -> None:
+    """Dask's close tells what the farewell met, or an attempt to connect again that was under way."""
+    closed: list[float] = []
+
+    class Lost:
+        def close(self, timeout: float) -> None:
+            closed.append(timeout)
+            raise error
+
+    connect.close_client(cast("Client", Lost()))
+    assert closed == [connect.CLOSE_S]
+
+
+def test_a_scheduler_file_of_something_else_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "scheduler.json").write_text("[]")
+    with pytest.raises(ClusterError, match="no Dask scheduler answers there"):
+        connect.open_client(str(tmp_path / "scheduler.json"))
 
 
 def kill(own: Foreign) -> None:

@@ -43,6 +43,17 @@ def version(name):
 importlib.metadata.version = version
 """
 
+BLIND = """
+import errno, os
+def hide(function):
+    def call(path, *rest, **more):
+        if str(path).startswith({folder!r}):
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+        return function(path, *rest, **more)
+    return call
+os.open, os.stat = hide(os.open), hide(os.stat)
+"""
+
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Foreign]:
@@ -235,6 +246,23 @@ def test_a_worker_of_other_versions_that_joins_late_is_named(family: Path, tmp_p
     message = str(caught.value)
     assert "the cluster's workers cannot do this merge" in message
     assert message.count("mergemill 0.0.1") == message.count("torch 1.0.0") == message.count("tcp://") / 2 == 1
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_a_late_worker_that_does_not_see_the_models_is_named(family: Path, tmp_path: Path) -> None:
+    (tmp_path / "blind.py").write_text(BLIND.format(folder=str(family)))
+
+    def join(event: Event) -> None:
+        if isinstance(event, Started):
+            own.start_worker("--preload", str(tmp_path / "blind.py"))
+            own.wait_for_workers(2)
+            own.workers[0].kill()  # else it might do all before
+
+    with start_cluster(tmp_path, count=1) as own, pytest.raises(ClusterError) as caught:
+        run(plan_merge("ties", family), tmp_path / "out", scheduler=own.address, on_event=join)
+    message = str(caught.value)
+    assert "the cluster's workers cannot do this merge" in message
+    assert message.count(": No such file or directory") == message.count(f"{family}/") == message.count("tcp://") > 1
     assert not (tmp_path / "out" / "config.json").exists()
 
 

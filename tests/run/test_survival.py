@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import dask
 import psutil
@@ -20,8 +21,9 @@ from run.merging import finished_parts, hash_output, is_loadable, plan_merge, sl
 from mergemill.engine import PartFinished, load_recipe, make_plan, run, verify
 from mergemill.engine.errors import ClusterError, RunError
 from mergemill.engine.plan.values import Plan
+from mergemill.engine.recipe import parse_cluster
 from mergemill.engine.run.clusters import cluster, connect, watch
-from mergemill.engine.run.events import Event
+from mergemill.engine.run.events import Event, Waiting
 
 pytestmark = pytest.mark.slow
 
@@ -174,23 +176,35 @@ def test_a_cluster_that_loses_all_workers_ends_the_run_which_resumes(
     plan: Plan, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "LOOK_S", 0.5)
-    monkeypatch.setattr(cluster.Foreign, "alone_s", 1.0)
-    out = tmp_path / "out"
+    monkeypatch.setattr(watch, "TELL_S", 0.2)
+    monkeypatch.setattr(cluster.Foreign, "alone_s", 2.0)
+    out, waited = tmp_path / "out", list[Waiting]()
     with start_cluster(tmp_path) as own:
         fault = Fault(lambda: [worker.kill() for worker in own.workers])
+
+        def follow(event: Event) -> None:
+            fault(event)
+            if isinstance(event, Waiting):
+                waited.append(event)
+
         with (
             slowed(SLOW_S),
-            pytest.raises(ClusterError, match=r"been there for 1 s; start some.*to resume"),
+            pytest.raises(ClusterError, match=r"been there for 2 s; start some.*to resume"),
         ):
-            run(plan, out, scheduler=own.address, memory="256MiB", on_event=fault)
+            run(plan, out, scheduler=own.address, memory="256MiB", on_event=follow)
+        assert 0.2 < waited[0].waited_s < waited[-1].waited_s <= 2.0
+        assert {each.cluster for each in waited} == {own.address}
         own.start_worker()
         run(plan, out, scheduler=own.address, memory="256MiB")
     assert hash_output(out) == expected
 
 
+@pytest.mark.parametrize("way", ["two workers", "a cluster file"])
 def test_a_local_cluster_whose_workers_cannot_start_again_ends_the_run_which_resumes(
-    plan: Plan, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    way: str, plan: Plan, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    file = parse_cluster("kind: local\nworkers: 2\nmemory: 512MiB\n", name="mine.yml")
+    given: Any = {"workers": 2} if way == "two workers" else {"cluster": file}
     monkeypatch.setattr(watch, "LOOK_S", 0.5)
     monkeypatch.setattr(cluster.Cluster, "alone_s", 1.0)
     flag, out = tmp_path / "flag", tmp_path / "out"
@@ -206,7 +220,7 @@ def test_a_local_cluster_whose_workers_cannot_start_again_ends_the_run_which_res
         slowed(SLOW_S),
         pytest.raises(ClusterError, match=r"for 1 s; those that were started here end.*to resume"),
     ):
-        run(plan, out, workers=2, on_event=Fault(kill_all))
+        run(plan, out, **given, on_event=Fault(kill_all))
     run(plan, out, workers=0)
     assert hash_output(out) == expected
 

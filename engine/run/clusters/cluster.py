@@ -90,7 +90,8 @@ def open_own(
         Client(cluster, set_as_default=False) as client,
         closing(Own(client, workers, token, tell_waiting)) as crew,
     ):
-        crew.warnings = check_settings(client)
+        with explaining_loss(workers.name):
+            crew.warnings = check_settings(client)
         yield crew
 
 
@@ -98,7 +99,7 @@ def open_own(
 def open_scheduler(workers: Workers, token: str, tell_waiting: Callable[[float], None]) -> Iterator[Cluster]:
     """Use the workers of a cluster that is there already; when the block ends, nothing of ours is left on them."""
     with (
-        connect.open_client(workers.scheduler) as client,
+        connect.opened_client(workers.scheduler) as client,
         closing(Foreign(client, workers, token, tell_waiting)) as crew,
     ):
         with explaining_loss(workers.scheduler):
@@ -108,7 +109,6 @@ def open_scheduler(workers: Workers, token: str, tell_waiting: Callable[[float],
 
 def check_cluster(workers: Workers, needs: Needs, tell_waiting: Callable[[float], None]) -> None:
     """Raise `ClusterError` unless a scheduler answers whose workers have what the merge needs."""
-    with connect.open_client(workers.scheduler) as client:
+    with connect.opened_client(workers.scheduler) as client, explaining_loss(workers.scheduler):
         connect.wait_for_workers(client, workers.scheduler, tell_waiting)
-        with explaining_loss(workers.scheduler):
-            check_workers(client, workers, needs)
+        check_workers(client, workers, needs)

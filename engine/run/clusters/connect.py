@@ -3,9 +3,9 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from distributed.security import Security
 
 from mergemill.engine.errors import ClusterError
 from mergemill.engine.run.clusters.encryption import check_certificates, explain_refusal, is_file
-from mergemill.engine.run.clusters.watch import ANSWER_S, DONE_IS_KEPT, SchedulerLost
+from mergemill.engine.run.clusters.watch import ANSWER_S, DONE_IS_KEPT, TELL_S, SchedulerLost
 
+CLOSE_S = 5.0  # for the connections of a client to end
 CONNECT_S = 10  # for a scheduler to answer
 WORKERS_S = 300  # for a first worker to join it: many that start at once from a shared disk take minutes
-TELL_S = 60.0  # between two words about one that does not come
 _LOOK_S = 1.0  # while the first task of a cluster is waited for
 REJOIN_S = 60.0  # for a scheduler to answer again that was lost
 
@@ -32,8 +32,24 @@ def open_client(scheduler: str) -> Client:
         with ThreadPoolExecutor(1) as pool:  # this thread may have a running loop, as in a notebook
             pool.submit(asyncio.run, _shake_hands(address)).result()
         return Client(address, timeout=CONNECT_S, set_as_default=False)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ClusterError(explain_refusal(scheduler, error)) from error
+
+
+@contextmanager
+def opened_client(scheduler: str) -> Iterator[Client]:
+    """Open a client of the scheduler at an address, or that a file names, and close it when the block ends."""
+    client = open_client(scheduler)
+    try:
+        yield client
+    finally:
+        close_client(client)
+
+
+def close_client(client: Client) -> None:
+    """Close a client, whatever has become of its scheduler."""
+    with suppress(OSError, RuntimeError):  # a frozen one takes no farewell; or the client was just connecting again
+        client.close(CLOSE_S)
 
 
 async def _shake_hands(address: str) -> None:
@@ -64,22 +80,20 @@ def open_client_again(scheduler: str, lost: SchedulerLost) -> Client:
 def wait_for_workers(
     client: Client, scheduler: str, tell_waiting: Callable[[float], None] = lambda waited_s: None
 ) -> list[int]:
-    """Return the threads of each worker, once one is there.
+    """Return the threads of each worker, once one is there; an `OSError` where the scheduler is lost.
 
     tell_waiting: called with the seconds where none is there, and now and then while none comes.
     """
     begun_s, next_s = time.monotonic(), 0.0
     ask: Any = client.scheduler.identity  # type: ignore[union-attr]
     while True:
-        try:
-            found = client.sync(ask, n_workers=-1, callback_timeout=ANSWER_S)["workers"]
-        except OSError as error:
-            raise ClusterError(f"{scheduler}: the scheduler does not answer: {error}") from error
-        if found:
+        if found := client.sync(ask, n_workers=-1, callback_timeout=ANSWER_S)["workers"]:
             return [info["nthreads"] for info in found.values()]
         waited_s = time.monotonic() - begun_s
         if waited_s > WORKERS_S:
-            raise ClusterError(f"{scheduler}: no worker has joined this scheduler in {WORKERS_S} s; start some")
+            raise ClusterError(
+                f"{scheduler}: no worker has joined this scheduler in {WORKERS_S} s; start some; {DONE_IS_KEPT}"
+            )
         if waited_s >= next_s:
             tell_waiting(round(next_s, 1))
             next_s += TELL_S
@@ -90,14 +104,18 @@ def wait_for_first(client: Any, check_going: Callable[[], None], tell: Callable[
     """Return once a worker has done something: a cluster that scales by its work starts one for that.
 
     check_going: raises where nobody waits any more; called now and then. tell: called each time that so much more time
-    has passed that something may be wrong, with the seconds.
+    has passed that something may be wrong, with the seconds. An `OSError` says that the scheduler is lost.
     """
     first, begun_s, told_s = client.submit(int, pure=False), time.monotonic(), 0.0
     while True:
         check_going()
-        with suppress(TimeoutError):
+        try:
             first.result(timeout=_LOOK_S)
             return
+        except TimeoutError:
+            pass
+        except CancelledError as error:
+            raise ConnectionError("the connection broke") from error
         if (waited_s := time.monotonic() - begun_s) > told_s + TELL_S:
             tell(round(waited_s, 1))
             told_s = waited_s

@@ -19,7 +19,7 @@ from mergemill.engine.run.clusters.watch import ALONE_S, ANSWER_S, DONE_IS_KEPT,
 from mergemill.engine.run.tasks.failures import WorkersDied, explain_failure
 from mergemill.engine.run.worker.workers import Workers
 
-CLOSE_S = 5.0  # for the connections of a client to end
+LEFT_ALONE = ("local", "cuda", "ssh")  # kinds of clusters where nobody starts a worker for one that its nanny gave up
 MOST_LOST = 3  # schedulers in a row of which none brings a result
 TRIES = 3  # of a task that raises an error, on whichever workers
 
@@ -34,10 +34,17 @@ class Cluster:
     alone_s = 60.0  # without any worker: here a nanny starts the next one within seconds, or has given up
     hint = "those that were started here end, or are killed, as they start"
 
-    def __init__(self, client: Client, workers: Workers, token: str) -> None:
+    def __init__(
+        self,
+        client: Client,
+        workers: Workers,
+        token: str,
+        tell_waiting: Callable[[float], None] = lambda waited_s: None,
+    ) -> None:
         self.client = client
         self.workers = workers
         self._token = token
+        self._tell_waiting = tell_waiting
         self._watch = self._make_watch()
         self._results = Results(client)
         self._stopping = False
@@ -98,8 +105,9 @@ class Cluster:
         self._results.close()
 
     def _make_watch(self) -> Watch:
-        name = self.workers.scheduler or "the cluster"
-        return Watch(self.client, name, alone_s=self.alone_s, hint=self.hint)
+        return Watch(
+            self.client, self.workers.name, alone_s=self.alone_s, hint=self.hint, tell_alone=self._tell_waiting
+        )
 
     def _run(self, left: dict[Any, Delayed], each: Callable[[Any], None]) -> None:
         """Run the tasks that are left, and take out what has a result; no task is sent to a scheduler that is lost."""
@@ -115,9 +123,10 @@ class Cluster:
                 del left[future.key]
                 each(result)
         finally:
-            with suppress(OSError):  # a scheduler that is lost has nothing to cancel
-                if self.client.status == "running":
-                    self.client.cancel(futures, force=True)
+            # Not cancelled: for that a scheduler looks at each key once for each key.
+            if self.client.status == "running":
+                for future in futures:
+                    future.release()
 
     def _iter_done(self, futures: Sequence[Any]) -> Iterator[Any]:
         """Yield futures as they are done, and look meanwhile whether the cluster is there."""
@@ -155,13 +164,15 @@ class Asked(Cluster):
     """A crew of workers that come when they come, and are asked for what the merge needs."""
 
     def __init__(self, client: Client, workers: Workers, token: str, tell_waiting: Callable[[float], None]) -> None:
-        super().__init__(client, workers, token)
-        self._tell_waiting = tell_waiting
+        super().__init__(client, workers, token, tell_waiting)
         self._needs = Needs()
 
     def check_again(self) -> None:
         """Raise `ClusterError` where workers that came later cannot do this merge."""
-        check_workers(self.client, self.workers, self._needs, all_answer=False)  # some may be about to die
+        try:
+            check_workers(self.client, self.workers, self._needs, all_answer=False)  # some may be about to die
+        except OSError as error:
+            raise SchedulerLost(str(error)) from error
 
 
 class Foreign(Asked):
@@ -179,7 +190,7 @@ class Foreign(Asked):
 
     def rejoin(self, lost: SchedulerLost) -> None:
         """Wait for a scheduler to answer there again, and for a worker."""
-        self.client.close(CLOSE_S)
+        connect.close_client(self.client)
         self.client = connect.open_client_again(self.workers.scheduler, lost)
         self._watch = self._make_watch()
         self._results = Results(self.client)
@@ -192,13 +203,6 @@ class Foreign(Asked):
         with explaining_loss(self.workers.scheduler):
             check_workers(self.client, self.workers, needs)
 
-    def check_again(self) -> None:
-        """Raise `ClusterError` where workers that came later cannot do this merge."""
-        try:
-            super().check_again()
-        except OSError as error:
-            raise SchedulerLost(str(error)) from error
-
     def close(self) -> None:
         """Take from the cluster what is ours."""
         super().close()
@@ -206,15 +210,16 @@ class Foreign(Asked):
             if self.client.status == "running":
                 remove: Any = self.client.scheduler.unregister_worker_plugin  # type: ignore[union-attr]
                 self.client.sync(remove, name=f"mergemill-{self._token}", callback_timeout=ANSWER_S)
-        self.client.close(CLOSE_S)
+        connect.close_client(self.client)
 
 
 class Own(Asked):
     """A crew of workers that a cluster file has had started."""
 
-    alone_s = math.inf
-
     def __init__(self, client: Client, workers: Workers, token: str, tell_waiting: Callable[[float], None]) -> None:
+        assert workers.cluster is not None
+        if workers.cluster.kind not in LEFT_ALONE:
+            self.alone_s = math.inf
         super().__init__(client, workers, token, tell_waiting)
         self._is_set_up = False
 
@@ -223,12 +228,13 @@ class Own(Asked):
 
         Only those that passed are set up: one that lacks mergemill could not even load the plugin.
         """
-        connect.wait_for_first(self.client, self.check_going, self._tell_waiting)
         self._needs = needs
-        check_workers(self.client, self.workers, needs)
-        if not self._is_set_up:
-            self.set_up_workers()
-            self._is_set_up = True
+        with explaining_loss(self.workers.name):
+            connect.wait_for_first(self.client, self.check_going, self._tell_waiting)
+            check_workers(self.client, self.workers, needs)
+            if not self._is_set_up:
+                self.set_up_workers()
+                self._is_set_up = True
         found = _list_threads(self.client)
         self.workers = replace(self.workers, processes=len(found), threads=max(found, default=self.workers.threads))
 

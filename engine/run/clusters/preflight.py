@@ -42,21 +42,26 @@ def check_workers(client: Any, workers: Workers, needs: Needs, *, all_answer: bo
     """
     here = probe.look_around({})
     with _as_source():
-        found = ask_workers(client, probe.look_around, dict(needs.files), workers.device)
-    silent = {address for address, there in found.items() if isinstance(there, BaseException)}
-    if silent and all_answer:  # what has left the cluster meanwhile is no worker
-        silent -= set(_list_workers(client))
-    found = {address: there for address, there in found.items() if address not in silent}
+        found = _ask(client, all_answer, probe.look_around, dict(needs.files), workers.device)
     rows = [
         (address, *row)
         for address, there in sorted(found.items())
         for row in _compare(here["versions"], there, workers.memory_bytes)
     ]
     if not rows and (needs.samples or needs.out):
-        reached = ask_workers(client, find_unreached, needs.samples, needs.out, workers.storage)
+        reached = _ask(client, all_answer, find_unreached, needs.samples, needs.out, workers.storage)
         rows = [(address, *row) for address, faults in sorted(reached.items()) for row in _list_faults(faults)]
     if rows:
         raise ClusterError(f"the cluster's workers cannot do this merge:\n{_format_table(rows)}")
+
+
+def _ask(client: Any, all_answer: bool, function: Callable[..., Any], *args: object) -> dict[str, Any]:
+    """Return what each worker answers, or its error; what has left the cluster meanwhile is no worker."""
+    found = ask_workers(client, function, *args)
+    silent = {address for address, there in found.items() if isinstance(there, BaseException)}
+    if silent and all_answer:
+        silent -= set(_list_workers(client))
+    return {address: there for address, there in found.items() if address not in silent}
 
 
 def ask_workers(client: Any, function: Callable[..., Any], *args: object) -> dict[str, Any]:

@@ -5,7 +5,7 @@ is frozen breaks nothing, and tasks without a worker would wait for ever: hence 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from mergemill.engine.run.tasks.failures import RESUME
 LOOK_S = 5.0  # between two looks
 ANSWER_S = 60.0  # for the scheduler to answer one
 ALONE_S = 300.0  # without any worker, before the run ends
+TELL_S = 60.0  # between two words about workers that do not come
 DONE_IS_KEPT = f"the parts that are done are kept: {RESUME}"
 
 
@@ -34,17 +35,28 @@ def explaining_loss(where: str) -> Iterator[None]:
 class Watch:
     """Looks at the cluster of a client of `distributed` now and then; `where` is what its user calls it.
 
-    alone_s: how long it may be without a worker. hint: what is said of that.
+    alone_s: how long it may be without a worker. hint: what is said of that. tell_alone: called now and then, with the
+    seconds, while it is.
     """
 
-    def __init__(self, client: Any, where: str, *, alone_s: float, hint: str) -> None:
+    def __init__(
+        self,
+        client: Any,
+        where: str,
+        *,
+        alone_s: float,
+        hint: str,
+        tell_alone: Callable[[float], None] = lambda alone_s: None,
+    ) -> None:
         self._client = client
         self._where = where
         self._alone_s = alone_s
         self._hint = hint
+        self._tell_alone = tell_alone
         self._scheduler = ""  # its id; unknown before the first look
         self._next_s = 0.0
         self._alone_since_s: float | None = None
+        self._told_s = 0.0  # of being alone
 
     def look(self, *, now: bool = False) -> bool:
         """Raise `SchedulerLost`, or `ClusterError` where no worker comes any more; False where it is not yet time."""
@@ -73,8 +85,11 @@ class Watch:
         if count:
             self._alone_since_s = None
         elif self._alone_since_s is None:
-            self._alone_since_s = time.monotonic()
-        elif time.monotonic() - self._alone_since_s > self._alone_s:
+            self._alone_since_s, self._told_s = time.monotonic(), 0.0
+        elif (alone_s := time.monotonic() - self._alone_since_s) > self._alone_s:
             raise ClusterError(
                 f"{self._where}: no worker has been there for {self._alone_s:.0f} s; {self._hint}; {DONE_IS_KEPT}"
             )
+        elif alone_s > self._told_s + TELL_S:
+            self._tell_alone(round(alone_s, 1))
+            self._told_s = alone_s

@@ -49,6 +49,11 @@ class Workers:
         return not self.processes and not self.scheduler and self.cluster is None
 
     @property
+    def name(self) -> str:
+        """What their user calls the cluster."""
+        return self.scheduler or (self.cluster.name or self.cluster.kind if self.cluster else "the cluster")
+
+    @property
     def is_here(self) -> bool:
         """Whether all workers are on this machine."""
         return not self.scheduler and (self.cluster is None or self.cluster.kind in HERE)
