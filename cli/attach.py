@@ -1,12 +1,13 @@
 """``mergemill attach``: the progress of a merge that runs somewhere else, as if it ran here."""
 
+import shlex
 from contextlib import ExitStack
 from typing import Annotated
 
 import typer
 
 from mergemill.cli.merge import JsonLines, Watch, errors_as_events
-from mergemill.cli.options import Out, StorageAs, read_storage
+from mergemill.cli.options import ClusterAs, Out, StorageAs, read_storage, say_storage
 from mergemill.cli.signals import Interrupted, raise_interrupts
 
 Wait = Annotated[
@@ -15,7 +16,9 @@ Wait = Annotated[
 ]
 
 
-def attach(out: Out, wait: Wait = 0.0, storage_as: StorageAs = None, json: JsonLines = False) -> None:
+def attach(
+    out: Out, wait: Wait = 0.0, storage_as: StorageAs = None, cluster: ClusterAs = None, json: JsonLines = False
+) -> None:
     """Watch a merge that runs anywhere until it ends.
 
     Ctrl-C leaves it alone.
@@ -29,7 +32,8 @@ def attach(out: Out, wait: Wait = 0.0, storage_as: StorageAs = None, json: JsonL
 
         try:
             with raise_interrupts():
-                options = read_storage(storage_as)
+                options = read_storage(storage_as, cluster)
                 attach_to(out, wait_s=wait, storage_options=options, on_event=Watch(stack, quiet=False, json=json))
         except Interrupted as stop:
-            raise Interrupted(stop.number, f"{stop}; the merge goes on: mergemill status {out}") from None
+            look = f"mergemill status {shlex.quote(out)}{say_storage(storage_as, cluster)}"
+            raise Interrupted(stop.number, f"{stop}; the merge goes on: {look}") from None

@@ -28,6 +28,7 @@ from mergemill.cli.options import (
     ShardSize,
     StorageOf,
     Threads,
+    Wait,
     Workers,
 )
 from mergemill.cli.plan import plan_lines
@@ -57,6 +58,7 @@ def merge(
     threads: Threads = None,
     memory: Memory = None,
     scheduler: Scheduler = None,
+    wait: Wait = 0.0,
     cluster: Cluster = None,
     device: Device = None,
     device_memory: DeviceMemory = DEVICE_MEMORY,
@@ -111,6 +113,7 @@ def merge(
                 threads=threads,
                 memory=memory,
                 scheduler=scheduler,
+                wait_s=wait,
                 cluster=file,
                 device=device,
                 device_memory=device_memory,
@@ -178,6 +181,9 @@ class Watch:
 
 def describe_wait(event: "Waiting") -> str:
     """Return what is waited for, and where to look when it does not come."""
+    if event.missing == "scheduler":
+        so_far = f"it has not answered for {event.waited_s:.0f} s; " if event.waited_s else ""
+        return f"{event.cluster}: {so_far}waiting for this scheduler"
     if not event.waited_s:
         return f"{event.cluster}: waiting for its first worker"
     return (

@@ -1,5 +1,6 @@
 """Arguments and options that several commands share."""
 
+import shlex
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -39,6 +40,10 @@ Scheduler = Annotated[
         help="Of a Dask cluster that is there already: tcp://… or tls://…, or its scheduler file.",
     ),
 ]
+Wait = Annotated[
+    float,
+    typer.Option(min=0, metavar="SECONDS", help="Wait so long for a scheduler that does not answer yet."),
+]
 Cluster = Annotated[
     str | None,
     typer.Option(metavar="NAME|FILE", help="A cluster file (….yml), or a built-in one: what to start for the merge."),
@@ -66,6 +71,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 SHARD_SIZE = "5GB"
 DEVICE_MEMORY = "4GiB"
+
+
+def say_storage(recipe: str | None, cluster: str | None = None) -> str:
+    """Return the options that name these two to another command, with a space before each; empty where there are none.
+
+    >>> say_storage("a recipe.yml", None)
+    " --storage-as 'a recipe.yml'"
+    """
+    given = {"--storage-as": recipe, "--cluster": cluster}
+    return "".join(f" {option} {shlex.quote(value)}" for option, value in given.items() if value)
 
 
 def read_storage(recipe: str | None, cluster: str | None = None) -> Mapping[str, Mapping[str, Any]] | None:

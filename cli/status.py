@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergemill.cli import console
-from mergemill.cli.options import SHARD_SIZE, Json, Out, StorageAs, read_storage
+from mergemill.cli.options import SHARD_SIZE, ClusterAs, Json, Out, StorageAs, read_storage, say_storage
 
 if TYPE_CHECKING:
     from mergemill.engine.run.driver import Driver
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 MINUTE_S, HOUR_S = 60, 3600
 
 
-def status(out: Out, storage_as: StorageAs = None, json: Json = False) -> None:
+def status(out: Out, storage_as: StorageAs = None, cluster: ClusterAs = None, json: Json = False) -> None:
     """Show how far a merge is, and who drives it.
 
     Example: mergemill status s3://bucket/merged
     """
     from mergemill.engine import status as find_status
 
-    found = find_status(out, storage_options=read_storage(storage_as))
+    found = find_status(out, storage_options=read_storage(storage_as, cluster))
     if json:
         console.say_json(asdict(found))
         return
     console.say(f"{found.out}: {found.state}{say_progress(found)}")
-    console.say_facts(list(_facts(found)))
+    console.say_facts(list(_facts(found, say_storage(storage_as, cluster))))
 
 
 def say_progress(found: "Status") -> str:
@@ -59,10 +59,11 @@ def say_time(seconds: float) -> str:
     return f"{whole_s // HOUR_S} h {whole_s % HOUR_S // MINUTE_S} min"
 
 
-def _facts(found: "Status") -> Iterator[tuple[str, str]]:
+def _facts(found: "Status", reach: str) -> Iterator[tuple[str, str]]:
+    """Yield what is known, and what can be done; `reach` are the options by which commands reach storage."""
     if found.driver is not None:
         yield from _driver_facts(found, found.driver)
-    out = shlex.quote(found.out)
+    out = f"{shlex.quote(found.out)}{reach}"
     if found.state == "finished":
         yield "check", f"mergemill verify {out}"
     elif found.state == "unfinished":

@@ -22,6 +22,7 @@ from mergemill.cli.options import (
     Recipe,
     Seed,
     ShardSize,
+    say_storage,
 )
 from mergemill.cli.status import run_in
 
@@ -57,10 +58,11 @@ def submit(
     options |= {"--device": device, "--device-memory": device_memory if device_memory != DEVICE_MEMORY else None}
     options |= {"--shard-size": shard_size if shard_size != SHARD_SIZE else None, "--seed": str(seed) if seed else None}
     words = context.obj or sys.argv[1:]
+    loaded, file = load_recipe(recipe), load_cluster(cluster)
     job = make_job(
-        load_recipe(recipe),
+        loaded,
         out,
-        load_cluster(cluster),
+        file,
         cluster=str(Path(cluster).absolute()) if Path(cluster).suffix in (".yml", ".yaml") else cluster,
         arguments=list(_list_words(options, methods or ())),
         folder=Path.cwd(),
@@ -69,7 +71,8 @@ def submit(
     if dry_run:
         console.say(job.text.rstrip("\n"))
         return
-    name, place = submit_job(job), shlex.quote(out)
+    reach = say_storage(recipe if loaded.storage else None, cluster if file.storage else None)
+    name, place = submit_job(job), f"{shlex.quote(out)}{reach}"
     console.say(f"{job.kind} job {name} merges into {out}")
     console.say(
         f"see: mergemill status {place}; watch: mergemill attach {place} --wait 3600; end: mergemill cancel {place}"

@@ -59,12 +59,15 @@ def open_crew(
     return cluster.open_cluster(workers, token)
 
 
-def check_crew(workers: Workers, needs: Needs, tell_waiting: Callable[[float], None]) -> None:
-    """Raise `ClusterError` unless the workers of a cluster that is there already have what the merge needs."""
+def check_crew(workers: Workers, needs: Needs, tell_waiting: Callable[..., None], wait_s: float = 0.0) -> None:
+    """Raise `ClusterError` unless the workers of a cluster that is there already have what the merge needs.
+
+    wait_s: for a scheduler that does not answer yet.
+    """
     if workers.scheduler:
         from mergemill.engine.run.clusters import cluster
 
-        cluster.check_cluster(workers, needs, tell_waiting)
+        cluster.check_cluster(workers, needs, tell_waiting, wait_s)
 
 
 def find_workplace() -> Workplace:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mergemill.engine.errors import RunError
+from mergemill.engine.errors import PlanError, RunError
 from mergemill.engine.plan.memory import check_memory
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import ClusterFile
@@ -42,6 +42,7 @@ def run(
     threads: int | None = None,
     memory: str | int | None = None,
     scheduler: str | None = None,
+    wait_s: float = 0.0,
     cluster: str | Path | ClusterFile | None = None,
     device: str | None = None,
     device_memory: str | int = DEVICE_MEMORY,
@@ -57,7 +58,8 @@ def run(
 
     An unfinished merge is resumed: only parts without a receipt are merged, the others are checked. `on_event` is
     called in this thread. `workers`, `threads`, `memory`, `scheduler`, `cluster`, `device` and `device_memory` are
-    those of `choose_workers`; all workers of a cluster must see the inputs and `out` at the same paths. `cache` is the
+    those of `choose_workers`; all workers of a cluster must see the inputs and `out` at the same paths. `wait_s` is
+    how long a scheduler is waited for that does not answer yet. `cache` is the
     most bytes of remote sources that each host keeps on a local disk for later merges, such as ``"50GB"``, in
     `cache_folder`, by default ``~/.cache/mergemill``; None keeps none. A repository that is made on the Hub is private
     unless `public`. `storage` is that of `make_plan`; None is the cluster file's. `resume` is the command that repeats
@@ -76,13 +78,15 @@ def run(
         device=device,
         device_memory=device_memory,
     )
+    if wait_s and not chosen.scheduler:
+        raise PlanError("--wait: is for a scheduler that is there already, or will be; give --scheduler")
     kept = choose_cache(cache, cache_folder, out, plan.write_bytes, here=chosen.is_here)
     chosen = replace(chosen, cache=kept, storage=find_storage(plan, chosen, storage))
     use_options(chosen.storage)
     place = find_output(out, public=public)
     place.check_workers(chosen, plan)
     check_memory(plan.parts, chosen.memory_bytes, place.beside_bytes)
-    check_crew(chosen, _list_needs(plan, str(out)), _make_teller(chosen, on_event))
+    check_crew(chosen, _list_needs(plan, str(out)), _make_teller(chosen, on_event), wait_s)
     output = open_output(out, plan, public=public)
     with output.locked():
         check_same(output, plan)  # again: another driver may just have been here
@@ -168,9 +172,9 @@ def _run_parts(
     return tally.merged, tally.read_bytes
 
 
-def _make_teller(workers: Workers, on_event: OnEvent) -> Callable[[float], None]:
-    """Return what tells that a cluster has no worker yet, and for how many seconds."""
-    return lambda waited_s: on_event(Waiting(workers.name, waited_s))
+def _make_teller(workers: Workers, on_event: OnEvent) -> Callable[..., None]:
+    """Return what tells that a cluster has no worker yet, or what else is missing, and for how many seconds."""
+    return lambda waited_s, missing="worker": on_event(Waiting(workers.name, waited_s, missing))
 
 
 class _Tally:

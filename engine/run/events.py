@@ -9,10 +9,11 @@ from mergemill.engine.run.tasks.guard import Report
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A cluster has no worker yet; a queue may take its time."""
+    """A cluster has no worker, or its scheduler does not answer yet; a queue may take its time."""
 
     cluster: str  # the cluster file, or the address or file of a scheduler
     waited_s: float = 0.0  # so far; told again while none comes
+    missing: str = "worker"  # or scheduler
 
 
 @dataclass(frozen=True, slots=True)

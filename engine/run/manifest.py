@@ -18,8 +18,12 @@ from mergemill.engine.run.worker.workers import MEMORY
 DRIVER_MEMORY = "4GiB"
 OPTIONS = ("image", "name", "namespace", "env", "resources", "scheduler_service_type")  # that have a place in a DaskJob
 STORAGE_NAME = "mergemill-storage.yml"  # beside the recipe
+WAIT_S = 600  # for the scheduler, whose pod may start after the driver's
 _SCHEDULER_BYTES = 2 << 30
-_PORTS = {"tcp-comm": 8786, "http-dashboard": 8787}
+_DASHBOARD = "http-dashboard"  # the port that is asked for metrics and health
+_PORTS = {"tcp-comm": 8786, _DASHBOARD: 8787}
+_WORKER_PORTS = {_DASHBOARD: 8788}
+_SECRET = re.compile("(?i)(secret|token|password|access_key_id)")
 
 
 def write_manifest(
@@ -49,7 +53,8 @@ def make_objects(
     labels = {"app.kubernetes.io/name": "mergemill"}
     namespace = {"namespace": str(file.options["namespace"])} if "namespace" in file.options else {}
     meta = {"metadata": {"name": name, "labels": labels, **namespace}}
-    job = {"spec": _make_driver(file, name, ["merge", recipe, out, *arguments], resume)}
+    words = ["merge", recipe, out, *arguments, "--wait", str(WAIT_S)]
+    job = {"spec": _make_driver(file, name, words, resume)}
     spec = {"job": job, "cluster": {"spec": _make_cluster(file, name, arguments)}}
     return [
         {"apiVersion": "v1", "kind": "ConfigMap", **meta, "data": texts},
@@ -68,6 +73,11 @@ def _check(texts: Mapping[str, str], file: ClusterFile, arguments: Sequence[str]
         raise PlanError("--methods: names files of this machine, which a pod does not have; name them in the recipe")
     if "image" not in file.options:
         raise PlanError(f"{where}: needs the option 'image' to submit a driver: one that has mergemill")
+    if odd := [each["name"] for each in make_arguments(file, 0)["env"] if "value" in each and _SECRET.search(each["name"])]:
+        raise PlanError(
+            f"{where}: options: env: {odd[0]}: a secret would stand in the manifest; make it one of Kubernetes, and name "
+            "that in driver.secrets"
+        )
     if odd := [option for option in file.options if option not in OPTIONS]:
         raise PlanError(f"{where}: options: {odd[0]!r} has no place in a DaskJob; submit takes {', '.join(OPTIONS)}")
 
@@ -83,7 +93,8 @@ def _make_driver(file: ClusterFile, name: str, words: Sequence[str], resume: str
     container["env"].append({"name": RESUME, "value": resume})
     container["volumeMounts"].append({"name": "recipe", "mountPath": "/recipe", "readOnly": True})
     pod = _make_pod(container, {"name": "recipe", "configMap": {"name": name}})
-    return pod | {"restartPolicy": "OnFailure"}  # it resumes
+    # One that was cancelled, or that cannot work, would be started for ever, and the cluster stay with it.
+    return pod | {"restartPolicy": "Never"}
 
 
 def _make_cluster(file: ClusterFile, name: str, arguments: Sequence[str]) -> dict[str, Any]:
@@ -102,16 +113,30 @@ def _make_worker(file: ClusterFile, arguments: Sequence[str]) -> dict[str, Any]:
     asked = dict(itertools.pairwise(arguments))
     limit_bytes = make_limit(parse_size(asked["--memory"], what="--memory"), asked.get("--device") or "cpu")
     words = ["--nthreads", str(file.threads or 1), "--memory-limit", str(limit_bytes)]
+    words += ["--dashboard-address", f":{_WORKER_PORTS[_DASHBOARD]}"]
     file = file.model_copy(update={"device": asked.get("--device")})
     resources = make_arguments(file, limit_bytes)["resources"]
-    return _make_container(file, "worker", ["worker", "--name", "$(DASK_WORKER_NAME)", *words], resources)
+    container = _make_container(file, "worker", ["worker", "--name", "$(DASK_WORKER_NAME)", *words], resources)
+    return container | _list_ports(_WORKER_PORTS) | {"livenessProbe": _make_probe(initialDelaySeconds=30, periodSeconds=20)}
 
 
 def _make_scheduler(file: ClusterFile) -> dict[str, Any]:
     words = ["scheduler", "--host", "0.0.0.0", "--port", "8786", "--dashboard-address", ":8787"]
     container = _make_container(file, "scheduler", words, _make_size(_SCHEDULER_BYTES, 1))
-    ports = [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in _PORTS.items()]
-    return container | {"ports": ports}
+    del container["envFrom"]  # it reads no storage
+    probes = {
+        "readinessProbe": _make_probe(periodSeconds=10),
+        "livenessProbe": _make_probe(initialDelaySeconds=15, periodSeconds=20),
+    }
+    return container | _list_ports(_PORTS) | probes
+
+
+def _list_ports(ports: Mapping[str, int]) -> dict[str, Any]:
+    return {"ports": [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in ports.items()]}
+
+
+def _make_probe(**times: int) -> dict[str, Any]:
+    return {"httpGet": {"path": "/health", "port": _DASHBOARD}, **times}
 
 
 def _make_size(memory_bytes: int, cpus: int) -> dict[str, Any]:

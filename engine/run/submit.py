@@ -17,10 +17,11 @@ from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.recipe import ClusterFile, Recipe
 from mergemill.engine.run.driver import RESUME
 from mergemill.engine.run.manifest import DRIVER_MEMORY, write_manifest
+from mergemill.engine.storage.ranges import is_remote
 
 KINDS = ("slurm", "kubernetes")
 NOTICE_S = 120  # before the end of a job's time, for the driver to end cleanly
-_COMMANDS = {"slurm": ("sbatch", "--parsable"), "kubernetes": ("kubectl", "apply", "-f", "-")}
+_COMMANDS = {"slurm": ("sbatch", "--parsable"), "kubernetes": ("kubectl", "create", "-f", "-")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +46,31 @@ def make_job(
     """Return the job that merges `recipe` into `out` on the cluster of `file`, which `merge` knows as `cluster`.
 
     arguments: further options of ``mergemill merge``. folder: what relative paths are relative to. resume: the
-    command that submits it again, for `status`. Raises `PlanError`
-    for kinds of clusters in which no driver can be run.
+    command that submits it again, for `status`. Raises `PlanError` for kinds of clusters in which no driver can be run,
+    and for outputs that such a driver cannot write.
     """
     if file.kind not in KINDS:
         raise PlanError(
             f"{file.name or file.kind}: no driver is run inside a cluster of kind {file.kind}; submit takes "
             f"{' and '.join(KINDS)}; otherwise: mergemill merge … --cluster {cluster}"
         )
-    name = str(file.options.get("name", f"mergemill-{secrets.token_hex(4)}"))
+    _check_out(out, file)
+    name = f"{file.options.get('name', 'mergemill')}-{secrets.token_hex(4)}"  # of each job, or it would be the last one's
     if file.kind == "slurm":
         words = ["--cluster", cluster, *arguments]
         return Job(file.kind, name, make_script(recipe, out, file, arguments=words, folder=folder, resume=resume))
     texts = list_texts(recipe)
     return Job(file.kind, name, write_manifest(texts, out, file, name=name, arguments=arguments, resume=resume))
+
+
+def _check_out(out: str, file: ClusterFile) -> None:
+    if out.startswith("hf://"):
+        raise PlanError(
+            f"{out}: is written by one machine only, by way of its disk; submit a merge into s3://… or a folder that all "
+            "workers share, or run mergemill merge"
+        )
+    if file.kind == "kubernetes" and not is_remote(out):
+        raise PlanError(f"{out}: would be on the disk of a pod, and gone with it; give a place in object storage, s3://…")
 
 
 def submit_job(job: Job) -> str:

@@ -49,7 +49,7 @@ def test_a_merge_that_waits_for_a_first_worker_heeds_signals(
         assert process.stdout is not None
         events = (json.loads(line) for line in process.stdout)
         waiting = next(event for event in events if event["event"] == "waiting")
-        assert waiting == {"event": "waiting", "cluster": own.address, "waited_s": 0.0}
+        assert waiting == {"event": "waiting", "cluster": own.address, "waited_s": 0.0, "missing": "worker"}
         process.terminate()
         _, err = process.communicate(timeout=60)  # and not only when nobody waits any more
     assert process.returncode == 143

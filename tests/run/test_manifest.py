@@ -1,5 +1,6 @@
 """Drivers in Kubernetes: manifests by the schemas of Kubernetes and of Dask's operator, and what `kubectl` is given."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,12 @@ def test_the_manifest_is_as_kubernetes_and_the_operator_want_it(recipe: Path) ->
     config, dask_job = make(recipe)
     assert config["data"] == {"recipe.yml": recipe.read_text()}
     found = find_containers(dask_job)
-    assert found["driver"]["args"] == ["merge", "/recipe/recipe.yml", "s3://b/out", "--memory", "4GiB"]
-    assert [each["envFrom"] for each in found.values()] == [[{"secretRef": {"name": "storage"}}]] * 3
+    words = ["merge", "/recipe/recipe.yml", "s3://b/out", "--memory", "4GiB", "--wait", "600"]
+    assert found["driver"]["args"] == words
+    secrets = {name: each.get("envFrom") for name, each in found.items()}
+    assert secrets["driver"] == secrets["worker"] == [{"secretRef": {"name": "storage"}}]
+    assert secrets["scheduler"] is None
+    assert dask_job["spec"]["job"]["spec"]["restartPolicy"] == "Never", "or a driver that was cancelled goes on"
     assert {each["image"] for each in found.values()} == {"registry.example/mergemill"}
     assert {each["metadata"]["namespace"] for each in (config, dask_job)} == {"merges"}
     assert dask_job["spec"]["cluster"]["spec"]["worker"]["replicas"] == 3
@@ -75,7 +80,9 @@ def test_options_with_a_place_in_a_dask_job_reach_it(recipe: Path) -> None:
     options = "name: mine, scheduler_service_type: NodePort, env: {PLACE: '1e3'}, resources: {limits: {cpu: '7'}}, "
     config, dask_job = make(recipe, PODS.replace("options: {", f"options: {{{options}"))
     found = find_containers(dask_job)
-    assert {each["metadata"]["name"] for each in (config, dask_job)} == {"mine"}
+    names = {each["metadata"]["name"] for each in (config, dask_job, *make(recipe, PODS))}
+    assert {re.sub("-[0-9a-f]{8}$", "", name) for name in names} == {"mine", "mergemill"}
+    assert len(names) == 2, "each job has a name of its own"
     assert dask_job["spec"]["cluster"]["spec"]["scheduler"]["service"]["type"] == "NodePort"
     assert all({"name": "PLACE", "value": "1e3"} in each["env"] for each in found.values())
     assert all({"name": "OMP_NUM_THREADS", "value": "1"} in each["env"] for each in found.values())
@@ -116,6 +123,26 @@ def test_what_a_config_map_or_a_pod_cannot_have_is_one_error(recipe: Path, tmp_p
         make(recipe.rename(tmp_path / "a recipe.yml"))
 
 
+def test_what_would_be_lost_or_read_by_others_is_one_error(recipe: Path) -> None:
+    file, made = parse_cluster(PODS, name="pods.yml"), load_recipe(recipe)
+    for out, said in [("merged", "gone with it"), ("/data/merged", "gone with it"), ("hf://me/merged", "one machine")]:
+        with pytest.raises(PlanError, match=rf"^{out}: .*{said}"):
+            make_job(made, out, file, cluster="pods.yml", folder=recipe.parent)
+    with pytest.raises(PlanError, match=r"^pods\.yml: options: env: HF_TOKEN: .* driver\.secrets"):
+        make(recipe, PODS.replace("options: {", "options: {env: {HF_TOKEN: hf_1}, "))
+    by_reference = "env: [{name: HF_TOKEN, valueFrom: {secretKeyRef: {name: hub, key: token}}}]"
+    make(recipe, PODS.replace("options: {", f"options: {{{by_reference}, "))
+
+
+def test_workers_and_scheduler_say_that_they_are_well_where_prometheus_asks(recipe: Path) -> None:
+    found = find_containers(make(recipe)[1])
+    for name, port in {"worker": 8788, "scheduler": 8787}.items():
+        words = found[name]["args"]
+        assert words[words.index("--dashboard-address") + 1] == f":{port}"
+        assert {"name": "http-dashboard", "containerPort": port, "protocol": "TCP"} in found[name]["ports"]
+        assert found[name]["livenessProbe"]["httpGet"] == {"path": "/health", "port": "http-dashboard"}
+
+
 def write_kubectl(folder: Path, monkeypatch: pytest.MonkeyPatch, then: str) -> None:
     """Put a `kubectl` on the path that records what it is given, and then does this."""
     path = folder / "bin" / "kubectl"
@@ -139,9 +166,11 @@ def test_kubectl_applies_what_a_dry_run_prints(
     printed = capsys.readouterr().out
     assert not (tmp_path / "applied").exists()
     assert submit() == 0
-    assert (tmp_path / "arguments").read_text() == "apply -f -\n"
-    assert (tmp_path / "applied").read_text() == printed
-    assert capsys.readouterr().out.startswith("kubernetes job mine merges into s3://b/out\n")
+    assert (tmp_path / "arguments").read_text() == "create -f -\n"
+    applied = (tmp_path / "applied").read_text()
+    name = next(yaml.safe_load_all(applied))["metadata"]["name"]
+    assert re.sub("mine-[0-9a-f]{8}", name, printed) == applied
+    assert capsys.readouterr().out.startswith(f"kubernetes job {name} merges into s3://b/out\n")
 
 
 @pytest.mark.usefixtures("recipe")
@@ -151,7 +180,7 @@ def test_a_kubectl_that_fails_or_is_not_there_is_one_error(
     write_kubectl(tmp_path, monkeypatch, "echo 'error: no matches for kind \"DaskJob\"' >&2; exit 1")
     assert submit() != 0
     said = capsys.readouterr().err
-    assert said == 'mergemill: error: kubectl apply -f -: failed: error: no matches for kind "DaskJob"\n'
+    assert said == 'mergemill: error: kubectl create -f -: failed: error: no matches for kind "DaskJob"\n'
     (tmp_path / "bin" / "kubectl").unlink()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     assert submit() != 0

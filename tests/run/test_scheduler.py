@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from clusters import WAIT_S, Foreign, start_cluster
 from distributed import Client
 from run.merging import METHODS, hash_output, plan_merge
 
+from mergemill.cli.merge import describe_wait
 from mergemill.engine import describe_plan, run
 from mergemill.engine.errors import ClusterError, PlanError
 from mergemill.engine.run.clusters import connect
@@ -175,6 +177,35 @@ def test_a_scheduler_that_is_not_there(family: Path, tmp_path: Path, monkeypatch
     for wrong in (address, str(tmp_path / "none.json"), "nonsense://host:1"):
         with pytest.raises(ClusterError, match="no Dask scheduler answers there"):
             run(plan_merge("linear", family), tmp_path / "out", scheduler=wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_scheduler_that_is_not_there_yet_is_waited_for(family: Path, tmp_path: Path) -> None:
+    plan, told = plan_merge("linear", family), list[Waiting]()
+    with start_cluster(tmp_path, count=0) as own:
+        assert own.scheduler is not None
+        own.scheduler.kill()
+        own.scheduler.wait()
+
+        def come(event: Event) -> None:
+            if isinstance(event, Waiting):
+                told.append(event)
+                if event.missing == "scheduler":
+                    own.start_scheduler()
+                    own.start_worker()
+
+        run(plan, tmp_path / "out", scheduler=own.address, wait_s=60, on_event=come)
+        assert told[0] == Waiting(own.address, 0.0, "scheduler")
+    run(plan, tmp_path / "here", workers=0)
+    assert hash_output(tmp_path / "out") == hash_output(tmp_path / "here")
+    assert describe_wait(told[0]) == f"{own.address}: waiting for this scheduler"
+    later = replace(told[0], waited_s=61.2)
+    assert describe_wait(later) == f"{own.address}: it has not answered for 61 s; waiting for this scheduler"
+
+
+def test_only_a_scheduler_can_be_waited_for(family: Path, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"^--wait: .* give --scheduler$"):
+        run(plan_merge("linear", family), tmp_path / "out", wait_s=60)
     assert not (tmp_path / "out").exists()
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 
 import dask
 from distributed import Client, LocalCluster
@@ -107,8 +108,12 @@ def open_scheduler(workers: Workers, token: str, tell_waiting: Callable[[float],
         yield crew
 
 
-def check_cluster(workers: Workers, needs: Needs, tell_waiting: Callable[[float], None]) -> None:
-    """Raise `ClusterError` unless a scheduler answers whose workers have what the merge needs."""
-    with connect.opened_client(workers.scheduler) as client, explaining_loss(workers.scheduler):
+def check_cluster(workers: Workers, needs: Needs, tell_waiting: Callable[..., None], wait_s: float) -> None:
+    """Raise `ClusterError` unless a scheduler answers, after `wait_s` at most, whose workers have what the merge needs.
+
+    tell_waiting: called with the seconds, and with what is missing where that is not a worker.
+    """
+    tell = partial(tell_waiting, missing="scheduler")
+    with connect.opened_client(workers.scheduler, wait_s, tell) as client, explaining_loss(workers.scheduler):
         connect.wait_for_workers(client, workers.scheduler, tell_waiting)
         check_workers(client, workers, needs)

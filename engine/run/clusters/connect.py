@@ -37,9 +37,14 @@ def open_client(scheduler: str) -> Client:
 
 
 @contextmanager
-def opened_client(scheduler: str) -> Iterator[Client]:
-    """Open a client of the scheduler at an address, or that a file names, and close it when the block ends."""
-    client = open_client(scheduler)
+def opened_client(
+    scheduler: str, wait_s: float = 0.0, tell_waiting: Callable[[float], None] = lambda waited_s: None
+) -> Iterator[Client]:
+    """Open a client of the scheduler at an address, or that a file names, and close it when the block ends.
+
+    wait_s: for one that does not answer yet. tell_waiting: called now and then, with the seconds, while it does not.
+    """
+    client = _await_client(scheduler, wait_s, tell_waiting)
     try:
         yield client
     finally:
@@ -64,16 +69,27 @@ async def _shake_hands(address: str) -> None:
 
 def open_client_again(scheduler: str, lost: SchedulerLost) -> Client:
     """Return a client of the scheduler that comes after one that is lost."""
-    end_s = time.monotonic() + REJOIN_S
+    try:
+        return _await_client(scheduler, REJOIN_S, lambda waited_s: None)
+    except ClusterError as error:
+        raise ClusterError(
+            f"{scheduler}: the scheduler is lost ({lost}), and none has answered there for {REJOIN_S:.0f} s; "
+            f"{DONE_IS_KEPT}"
+        ) from error
+
+
+def _await_client(scheduler: str, wait_s: float, tell_waiting: Callable[[float], None]) -> Client:
+    begun_s, next_s = time.monotonic(), 0.0
+    check_certificates(scheduler)  # no waiting helps there
     while True:
         try:
             return open_client(scheduler)
-        except ClusterError as error:
-            if time.monotonic() > end_s:
-                raise ClusterError(
-                    f"{scheduler}: the scheduler is lost ({lost}), and none has answered there for {REJOIN_S:.0f} s; "
-                    f"{DONE_IS_KEPT}"
-                ) from error
+        except ClusterError:
+            if (waited_s := time.monotonic() - begun_s) >= wait_s:
+                raise
+        if waited_s >= next_s:
+            tell_waiting(round(next_s, 1))
+            next_s += TELL_S
         time.sleep(1.0)
 
 
