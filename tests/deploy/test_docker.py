@@ -1,10 +1,14 @@
 """The images: Dockerfiles by hadolint, and what their entry point starts."""
 
+import inspect
 import subprocess
 from pathlib import Path
 
 import pytest
-from deployments import DEPLOY, check_command, is_refused, run_program
+from deployments import DEPLOY, check_command, is_refused, need_module, run_program
+
+from mergemill.engine.recipe import load_cluster
+from mergemill.engine.run.clusters.factories import make_arguments
 
 DOCKER = DEPLOY / "docker"
 DOCKERFILES = sorted(DOCKER.glob("Dockerfile*"))
@@ -83,6 +87,23 @@ def test_one_image_is_scheduler_worker_and_driver(tmp_path: Path) -> None:
     assert enter(tmp_path, "python", "/example.py") == "python|/example.py"
     assert enter(tmp_path, "--help") == "mergemill|--help"
     assert enter(tmp_path) == "mergemill|"
+
+
+def test_pods_of_dask_kubernetes_start_what_it_tells_them(tmp_path: Path) -> None:
+    need_module("dask_kubernetes", "dask-kubernetes")
+    from dask_kubernetes.operator import make_cluster_spec
+
+    given = make_arguments(load_cluster("kubernetes"), 5 << 30)
+    known = inspect.signature(make_cluster_spec).parameters
+    spec = make_cluster_spec(**{name: value for name, value in given.items() if name in known})["spec"]
+    started = {
+        name: enter(tmp_path, *spec[name]["spec"]["containers"][0]["args"]) for name in ("worker", "scheduler")
+    }
+    words = {name: line.removeprefix("dask|").split() for name, line in started.items()}
+    assert [first for first, *_ in words.values()] == ["worker", "scheduler"]
+    worker = check_command(words["worker"])
+    assert (worker["nthreads"], worker["memory_limit"]) == (2, str(5 << 30))
+    assert check_command(words["scheduler"])["host"] == "0.0.0.0"
 
 
 def test_a_command_line_that_the_image_does_not_have_is_found() -> None:
