@@ -1,11 +1,14 @@
 """The images: Dockerfiles by hadolint, and what their entry point starts."""
 
 import inspect
+import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 from deployments import DEPLOY, check_command, is_refused, need_module, run_program
+from packaging.requirements import Requirement
 
 from mergemill.engine.recipe import load_cluster
 from mergemill.engine.run.clusters.factories import make_arguments
@@ -45,9 +48,16 @@ def test_images_have_two_stages_no_root_and_the_versions_that_ci_tests(path: Pat
     assert "gcc" not in stages[2]
     assert "\nUSER 10001:10001\n" in stages[2]
     installs = [line for line in text.splitlines() if "pip install" in line]
-    assert len(installs) == 2
-    assert all("constraints.txt" in line for line in installs)
+    assert len(installs) == 3
+    assert all("constraints.txt" in line or '"setuptools==' in line for line in installs)
     assert "mergemill[s3,hub,dashboard,metrics]" in installs[-1]
+
+
+def test_the_wheel_is_built_by_a_setuptools_that_the_package_takes() -> None:
+    (wanted,) = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["build-system"]["requires"]
+    (given,) = {found for path in DOCKERFILES for found in re.findall(r'"(setuptools==[\d.]+)"', path.read_text())}
+    assert Requirement(wanted).specifier.contains(given.partition("==")[2])
+    assert all("--no-build-isolation" in path.read_text() for path in DOCKERFILES)
 
 
 def test_what_the_images_copy_is_let_through_and_nothing_else() -> None:
@@ -96,9 +106,7 @@ def test_pods_of_dask_kubernetes_start_what_it_tells_them(tmp_path: Path) -> Non
     given = make_arguments(load_cluster("kubernetes"), 5 << 30)
     known = inspect.signature(make_cluster_spec).parameters
     spec = make_cluster_spec(**{name: value for name, value in given.items() if name in known})["spec"]
-    started = {
-        name: enter(tmp_path, *spec[name]["spec"]["containers"][0]["args"]) for name in ("worker", "scheduler")
-    }
+    started = {name: enter(tmp_path, *spec[name]["spec"]["containers"][0]["args"]) for name in ("worker", "scheduler")}
     words = {name: line.removeprefix("dask|").split() for name, line in started.items()}
     assert [first for first, *_ in words.values()] == ["worker", "scheduler"]
     worker = check_command(words["worker"])
