@@ -3,6 +3,7 @@
 import copy
 import functools
 import importlib.util
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from deployments import DEPLOY, check_command, is_refused, iter_commands, need_m
 
 from mergemill.engine import load_recipe
 from mergemill.engine.plan.sizes import parse_size
-from mergemill.engine.run.clusters.preflight import SPARE_BYTES
+from mergemill.engine.run.clusters.preflight import make_limit
 
 MANIFESTS = DEPLOY / "kubernetes"
 CHART = DEPLOY / "helm" / "mergemill"
+PORTS = (8786, 8787, 8788, 40000)  # of the scheduler, of dashboards, of a worker itself
 CRDS = "operator/deployment/helm/dask-kubernetes-operator/crds"
 MORE_VALUES: Mapping[str, Mapping[str, Any]] = {
     "as it is": {},
@@ -36,7 +38,9 @@ MORE_VALUES: Mapping[str, Mapping[str, Any]] = {
             "tolerations": [{"key": "spot", "operator": "Exists"}],
         },
     },
-    "no budget": {"podDisruptionBudget": False},
+    "GPUs": {"workers": {"device": "cuda"}},
+    "a cluster of GPUs": {"mode": "cluster", "workers": {"device": "cuda", "memoryGiB": 20}},
+    "no budget, no policy": {"podDisruptionBudget": False, "networkPolicy": False},
 }
 
 
@@ -137,10 +141,11 @@ def test_every_object_is_as_its_schema_says(origin: str) -> None:
 def test_what_is_made_is_what_each_mode_needs(origin: str) -> None:
     kinds = sorted(each["kind"] for each in find_all(origin))
     assert kinds == {
-        "manifests": ["ConfigMap", "DaskCluster", "DaskJob", "PodDisruptionBudget", "PodDisruptionBudget"],
-        "a cluster that stays": ["DaskCluster", "PodDisruptionBudget"],
-        "no budget": ["ConfigMap", "DaskJob"],
-    }.get(origin, ["ConfigMap", "DaskJob", "PodDisruptionBudget"])
+        "manifests": ["ConfigMap", "DaskCluster", "DaskJob", *2 * ["NetworkPolicy"], *2 * ["PodDisruptionBudget"]],
+        "a cluster that stays": ["DaskCluster", "NetworkPolicy", "PodDisruptionBudget"],
+        "a cluster of GPUs": ["DaskCluster", "NetworkPolicy", "PodDisruptionBudget"],
+        "no budget, no policy": ["ConfigMap", "DaskJob"],
+    }.get(origin, ["ConfigMap", "DaskJob", "NetworkPolicy", "PodDisruptionBudget"])
 
 
 def plant(kind: str, *path: str | int, value: Any) -> Mapping[str, Any]:
@@ -162,6 +167,9 @@ def plant(kind: str, *path: str | int, value: Any) -> Mapping[str, Any]:
         ("DaskJob", ("spec", "job", "spec", "containers", 0, "args"), "merge"),
         ("DaskJob", ("spec", "cluster", "spec", "scheduler", "service", "ports"), 8786),
         ("PodDisruptionBudget", ("spec", "minAvailabel"), 1),
+        ("NetworkPolicy", ("spec", "podSelectr"), {}),
+        ("NetworkPolicy", ("spec", "ingress", 0, "form"), []),
+        ("NetworkPolicy", ("spec", "ingress", 1, "ports"), 8786),
         ("ConfigMap", ("data", "recipe.yml"), 7),
     ],
 )
@@ -202,10 +210,42 @@ def test_containers_run_what_the_image_has_within_what_they_may_hold(origin: str
     limit_bytes = parse_size(worker["resources"]["limits"]["memory"] + "B", what="limits.memory")
     assert parse_size(options["memory_limit"], what="--memory-limit") == limit_bytes
     assert str(options["nthreads"]) == worker["resources"]["requests"]["cpu"]
+    device = "cuda" if "nvidia.com/gpu" in worker["resources"]["limits"] else "cpu"
     if "driver" in found:
-        assert parse_size(found["driver"][1]["memory"], what="--memory") + SPARE_BYTES == limit_bytes
+        driver = found["driver"][1]
+        assert (driver["device"] or "cpu") == device
+        least_bytes = make_limit(parse_size(driver["memory"], what="--memory"), device)
+        assert 0 <= limit_bytes - least_bytes < 1 << 20
+        assert ("--wait", "600") in itertools.pairwise(found["driver"][0]["args"])  # the scheduler may start later
     for container, _ in found.values():
         assert container["resources"]["requests"]["memory"] == container["resources"]["limits"]["memory"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("memory", [1, 3, 5, 6, 64])
+def test_a_worker_has_the_room_that_mergemill_gives_one(device: str, memory: int) -> None:
+    objects = render({"mode": "cluster", "workers": {"device": device, "memoryGiB": memory}})
+    ((_, worker), (_, scheduler)) = iter_containers(objects)
+    limits = worker["resources"]["limits"]
+    limit_bytes = parse_size(limits["memory"] + "B", what="limits.memory")
+    assert 0 <= limit_bytes - make_limit(memory << 30, device) < 1 << 20
+    assert limits.get("nvidia.com/gpu") == ("1" if device == "cuda" else None)
+    assert "nvidia.com/gpu" not in scheduler["resources"]["limits"]
+
+
+def test_a_merge_on_gpus_says_so_and_has_the_image_for_it() -> None:
+    found = {container["name"]: container for _, container in iter_containers(render(MORE_VALUES["GPUs"]))}
+    assert {container["image"].rpartition("-")[2] for container in found.values()} == {"cuda"}
+    words = found["driver"]["args"]
+    assert words[words.index("--device") + 1] == "cuda"
+    mine = {"image": {"tag": "mine"}, "workers": {"device": "cuda"}}
+    assert all(container["image"].endswith(":mine") for _, container in iter_containers(render(mine)))
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_a_driver_that_has_ended_is_not_started_again(origin: str) -> None:
+    jobs = [each for each in find_all(origin) if each["kind"] == "DaskJob"]
+    assert all(each["spec"]["job"]["spec"]["restartPolicy"] == "Never" for each in jobs)
 
 
 def test_a_command_line_that_is_none_is_found() -> None:
@@ -243,7 +283,66 @@ def test_budgets_and_services_select_the_pods_that_the_operator_makes(origin: st
     budgets = [each["spec"] for each in objects if each["kind"] == "PodDisruptionBudget"]
     named = {budget["selector"]["matchLabels"]["dask.org/cluster-name"]: budget["minAvailable"] for budget in budgets}
     kinds = {each["metadata"]["name"]: 1 if each["kind"] == "DaskCluster" else 2 for each in clusters}
-    assert named == ({} if origin == "no budget" else kinds)
+    assert named == ({} if origin == "no budget, no policy" else kinds)
+
+
+def list_open(policy: Mapping[str, Any], labels: Mapping[str, str], *, namespace: str = "models") -> list[int]:
+    """Return the ports, of those of a cluster, that a policy of the namespace `models` opens to pods with labels."""
+
+    def is_peer(peer: Mapping[str, Any]) -> bool:
+        chosen = peer.get("namespaceSelector", {"matchLabels": named("models")})
+        near = named(namespace).items() >= chosen.get("matchLabels", {}).items()
+        return near and labels.items() >= peer["podSelector"]["matchLabels"].items()
+
+    def named(name: str) -> dict[str, str]:
+        return {"kubernetes.io/metadata.name": name}
+
+    rules = [rule for rule in policy["spec"]["ingress"] if any(map(is_peer, rule["from"]))]
+    return [
+        port
+        for port in PORTS
+        if any("ports" not in rule or {"protocol": "TCP", "port": port} in rule["ports"] for rule in rules)
+    ]
+
+
+def find_labels_of_the_operator() -> dict[str, str]:
+    """Return the labels of the operator's own pod, by the chart that installs it."""
+    need_module("helm_python", "helm-python-sdk")
+    need_module("dask_kubernetes", "dask-kubernetes")
+    import helm_python
+
+    found = importlib.util.find_spec("dask_kubernetes")
+    assert found is not None
+    assert found.origin is not None
+    chart = Path(found.origin).parent / "operator/deployment/helm/dask-kubernetes-operator"
+    rendered = helm_python.Chart.load(chart).render({}, name="any", namespace="dask-operator")
+    (text,) = [text for path, text in rendered.items() if path.endswith("/deployment.yaml")]
+    return yaml.safe_load(text)["spec"]["template"]["metadata"]["labels"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_policies_let_in_the_cluster_the_operator_and_prometheus_and_nobody_else(origin: str) -> None:
+    objects = find_all(origin)
+    names = [each["metadata"]["name"] for each in objects if each["kind"] in ("DaskCluster", "DaskJob")]
+    policies = {each["metadata"]["name"]: each for each in objects if each["kind"] == "NetworkPolicy"}
+    assert sorted(policies) == ([] if origin == "no budget, no policy" else sorted(names))
+    operator, prometheus = find_labels_of_the_operator(), {"app.kubernetes.io/name": "prometheus"}
+    for name, policy in policies.items():
+        assert policy["spec"]["podSelector"] == {"matchLabels": {"dask.org/cluster-name": name}}
+        assert policy["spec"]["policyTypes"] == ["Ingress"]
+        member = {"dask.org/cluster-name": name, "dask.org/component": "job-runner"}
+        assert list_open(policy, member) == list(PORTS)
+        assert list_open(policy, member, namespace="another") == list_open(policy, {}) == []
+        assert list_open(policy, {"dask.org/cluster-name": "another"}) == []
+        assert list_open(policy, operator, namespace="dask-operator") == [8786, 8787]
+        assert list_open(policy, operator, namespace="another") == []
+        assert list_open(policy, prometheus, namespace="monitoring") == [8787, 8788]
+
+
+def test_the_operator_is_looked_for_where_a_value_says() -> None:
+    (policy,) = [each for each in render({"operatorNamespace": "dask"}) if each["kind"] == "NetworkPolicy"]
+    assert list_open(policy, find_labels_of_the_operator(), namespace="dask") == [8786, 8787]
+    assert list_open(policy, find_labels_of_the_operator(), namespace="dask-operator") == []
 
 
 def test_helm_finds_nothing_wrong_with_the_chart() -> None:
@@ -277,6 +376,9 @@ def test_helm_finds_a_broken_template(tmp_path: Path) -> None:
         {"workers": {"replicas": 0, "threads": 1, "memoryGiB": 1}},
         {"workers": {"memoryGiB": "4GiB"}},
         {"workers": {"memroyGiB": 4}},
+        {"workers": {"device": "gpu"}},
+        {"networkPolicy": "no"},
+        {"operatorNamespace": "*"},
         {"worker": {}},
         {"output": "merged"},
         {"env": {"AWS_SECRET_ACCESS_KEY": "a secret"}},
@@ -301,7 +403,7 @@ def test_the_notes_name_commands_that_are_there(mode: str) -> None:
 
     notes = helm_python.Chart.load(CHART).render({"mode": mode}, name="mine")["mergemill/templates/NOTES.txt"]
     commands = [check_command(words) for words in iter_commands(notes)]
-    assert len(commands) == (mode == "cluster")
+    assert [each["command"] for each in commands] == ["cancel" if mode == "job" else "merge"]
     assert "service/mine-scheduler" in notes
 
 

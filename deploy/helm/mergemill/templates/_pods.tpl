@@ -26,7 +26,8 @@ securityContext:
 {{- end }}
 
 {{- define "mergemill.container" -}}
-image: {{ printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) | quote }}
+{{- $tag := eq .Values.workers.device "cuda" | ternary (printf "%s-cuda" .Chart.AppVersion) .Chart.AppVersion }}
+image: {{ printf "%s:%s" .Values.image.repository (.Values.image.tag | default $tag) | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 securityContext:
   allowPrivilegeEscalation: false
@@ -44,6 +45,14 @@ env:
   - {name: {{ $name }}, value: {{ $value | quote }}}
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* The limit of a worker in MiB, as mergemill has it for workers that it starts: what --memory promises, 2 GiB for a GPU's
+libraries and context, and 1 GiB for Python, torch and Dask; or more, where Dask, which pauses a worker at 90 % of its
+limit, would do so before the promise and the 384 MiB of the process are reached. */}}
+{{- define "mergemill.limitMiB" -}}
+{{- $promised := add (mul 1024 .Values.workers.memoryGiB) (eq .Values.workers.device "cpu" | ternary 0 2048) }}
+{{- max (add $promised 1024) (div (add (mul 10 (add $promised 384)) 8) 9) }}
 {{- end }}
 
 {{- define "mergemill.worker" -}}
@@ -68,16 +77,20 @@ spec:
         - --nthreads
         - {{ .Values.workers.threads | quote }}
         - --memory-limit
-        - {{ printf "%dGiB" (add 1 .Values.workers.memoryGiB) | quote }}
+        - {{ include "mergemill.limitMiB" . }}MiB
         - --dashboard-address
         - ":8788"
       {{- include "mergemill.access" . | nindent 6 }}
       ports:
         - {name: http-dashboard, containerPort: 8788, protocol: TCP}
       livenessProbe: {httpGet: {path: /health, port: http-dashboard}, initialDelaySeconds: 30, periodSeconds: 20}
-      resources: # what --memory promises, and 1 GiB for Python, torch and Dask
-        requests: {cpu: {{ .Values.workers.threads | quote }}, memory: {{ add 1 .Values.workers.memoryGiB }}Gi}
-        limits: {memory: {{ add 1 .Values.workers.memoryGiB }}Gi}
+      resources:
+        requests: {cpu: {{ .Values.workers.threads | quote }}, memory: {{ include "mergemill.limitMiB" . }}Mi}
+        limits:
+          memory: {{ include "mergemill.limitMiB" . }}Mi
+          {{- if eq .Values.workers.device "cuda" }}
+          nvidia.com/gpu: "1"
+          {{- end }}
       volumeMounts: [{name: scratch, mountPath: /tmp}]
   volumes: [{name: scratch, emptyDir: {}}]
 {{- end }}
