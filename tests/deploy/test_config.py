@@ -11,7 +11,9 @@ import yaml
 from dask.utils import parse_timedelta
 from deployments import DEPLOY, need_module, read_yaml
 
+from mergemill.engine.recipe import load_cluster
 from mergemill.engine.run.clusters.cluster import _CONFIG
+from mergemill.engine.run.clusters.factories import make_arguments
 
 DASK = DEPLOY / "dask" / "mergemill.yaml"
 JOBQUEUE = DEPLOY / "slurm" / "jobqueue.yaml"
@@ -89,18 +91,47 @@ def test_jobqueue_knows_every_key_of_its_configuration() -> None:
     assert find_unknown(config, known) == []
     commented = yaml.safe_load(JOBQUEUE.read_text().replace("    # ", "    "))
     assert find_unknown(commented, known) == []
-    assert len(dict(iter_leaves(commented))) == len(dict(iter_leaves(config))) + 4
+    assert len(dict(iter_leaves(commented))) == len(dict(iter_leaves(config))) + 3
     config["jobqueue"]["slurm"]["memmory"] = "4GiB"
     assert find_unknown(config, known) == ["jobqueue.slurm.memmory"]
 
 
-def test_jobqueue_makes_a_job_of_its_configuration() -> None:
+def make_script(config: Mapping[str, Any], folder: Path) -> str:
+    """Return the script of a worker's job of `--cluster slurm`, for a configuration of Dask."""
     need_module("dask_jobqueue", "dask-jobqueue")
     import dask
     from dask_jobqueue.slurm import SLURMJob
 
-    with dask.config.set(dict(iter_leaves(read_yaml(JOBQUEUE)[0])) | {"jobqueue.slurm.log-directory": None}):
-        job = SLURMJob(scheduler="tcp://127.0.0.1:1", config_name="slurm").job_script()
-    assert "#SBATCH --mem=4G" in job
-    assert "--lifetime 55m" in job
-    assert "--death-timeout 300" in job
+    given = make_arguments(load_cluster("slurm"), 9 << 30)
+    assert given.pop("scheduler_options")
+    logs = "jobqueue.slurm.log-directory"  # is made
+    with dask.config.set(dict(config) | {logs: str(folder / config[logs])}):
+        return str(SLURMJob(scheduler="tcp://127.0.0.1:1", name="worker", **given).job_script())
+
+
+def list_jobqueue() -> dict[str, Any]:
+    """Return the settings of jobqueue.yaml, with those that are commented out."""
+    return dict(iter_leaves(yaml.safe_load(JOBQUEUE.read_text().replace("    # ", "    "))))
+
+
+@pytest.mark.parametrize("key", list_jobqueue())
+def test_each_key_for_jobqueue_acts_beside_the_cluster_file(key: str, tmp_path: Path) -> None:
+    config = list_jobqueue()
+    other = {int: 7, str: "another", list: ["--another"]}[type(config[key])]
+    assert make_script(config, tmp_path) == make_script(config, tmp_path)
+    assert make_script(config, tmp_path) != make_script(config | {key: other}, tmp_path)
+
+
+@pytest.mark.parametrize("key", ["queue", "walltime", "cores", "processes", "memory", "worker-extra-args"])
+def test_keys_that_the_cluster_file_overrides_are_not_for_jobqueue(key: str, tmp_path: Path) -> None:
+    config = list_jobqueue()
+    assert f"jobqueue.slurm.{key}" not in config
+    assert make_script(config, tmp_path) == make_script(config | {f"jobqueue.slurm.{key}": 3}, tmp_path)
+
+
+def test_a_job_has_what_the_cluster_file_and_jobqueue_say(tmp_path: Path) -> None:
+    lines = make_script(list_jobqueue(), tmp_path)
+    for part in ("-J mergemill", "-p normal", "--mem=9G", "--cpus-per-task=4", "--qos=low", "--lifetime 55m"):
+        assert part in lines
+    for part in ("--death-timeout 300", "--interface ib0", "--local-directory /scratch", "OMP_NUM_THREADS=1"):
+        assert part in lines

@@ -47,9 +47,9 @@ env:
 {{- end }}
 {{- end }}
 
-{{/* The limit of a worker in MiB, as mergemill has it for workers that it starts: what --memory promises, 2 GiB for a GPU's
-libraries and context, and 1 GiB for Python, torch and Dask; or more, where Dask, which pauses a worker at 90 % of its
-limit, would do so before the promise and the 384 MiB of the process are reached. */}}
+{{/* The limit of a worker in MiB, as mergemill has it for workers that it starts: what --memory promises, 2 GiB for the
+libraries and context of a GPU, and 1 GiB for Python, torch and Dask; or more, where Dask, which pauses a worker at 90 %
+of its limit, would do so before the promise and the 384 MiB of the process are reached. */}}
 {{- define "mergemill.limitMiB" -}}
 {{- $promised := add (mul 1024 .Values.workers.memoryGiB) (eq .Values.workers.device "cpu" | ternary 0 2048) }}
 {{- max (add $promised 1024) (div (add (mul 10 (add $promised 384)) 8) 9) }}
