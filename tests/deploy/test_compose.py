@@ -1,15 +1,18 @@
 """compose.yaml: by the specification's own schema, and its example run on a real cluster and a real SeaweedFS."""
 
 import os
+import re
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from clusters import start_cluster
 from deployments import DEPLOY, check_command, is_refused, iter_commands, read_yaml, run_program
+from servers import seaweed
 from servers.s3 import S3
 
 from mergemill.engine.plan.sizes import parse_size
@@ -72,9 +75,10 @@ def test_no_secret_is_written_down() -> None:
             assert "KEY" not in name or value.startswith(f"${{{name}:?"), name
 
 
-def test_the_scheduler_has_no_key_and_is_not_reached_from_elsewhere() -> None:
+def test_the_scheduler_has_no_key_and_nothing_is_reached_from_elsewhere() -> None:
     assert SERVICES["scheduler"]["environment"] == {}
-    assert SERVICES["scheduler"]["ports"] == ["127.0.0.1:8787:8787"]
+    ports = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert ports == {"scheduler": ["127.0.0.1:8787:8787"], "storage": ["127.0.0.1:8333:8333"]}
 
 
 @pytest.mark.parametrize("service", ["scheduler", "worker"])
@@ -89,6 +93,39 @@ def test_storage_answers_the_question_for_its_health(seaweed_server: S3) -> None
     assert "/healthz" in SERVICES["storage"]["healthcheck"]["test"][-1]
     with urllib.request.urlopen(f"{seaweed_server.url}/healthz", timeout=10) as answer:
         assert answer.status == 200
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """SeaweedFS with the settings of the file, but for places and ports."""
+    if (reason := seaweed.find_skip_reason()) and not os.environ.get("CI"):
+        pytest.skip(reason)
+    service = SERVICES["storage"]
+    given = [word for word in service["command"][1:] if not word.startswith(("-dir", "-ip", "-s3.port"))]
+    ours = [word for word in seaweed.SETTINGS if not word.startswith(("-volume", "-master.volume"))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seaweed, "SETTINGS", (*ours, *given))
+        for name, value in service["environment"].items():
+            patch.setenv(name, value) if name.startswith("WEED") else None
+        with seaweed.start_seaweed(tmp_path_factory.mktemp("storage")) as server:
+            yield server
+
+
+def test_storage_has_room_for_many_buckets(storage: S3) -> None:
+    client = storage.connect()
+    for number in range(10):  # with weed's own settings there are volumes for two
+        client.create_bucket(Bucket=f"bucket-{number}")
+        client.put_object(Bucket=f"bucket-{number}", Key="key", Body=b"?")
+
+
+def test_models_are_put_as_its_head_says(storage: S3, tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    (code,) = re.findall(r'python -c "(.*)"$', PATH.read_text(), re.MULTILINE)
+    command = [sys.executable, "-c", code.replace("/models/", f"{tmp_path}/")]
+    subprocess.run(command, env={**os.environ, **storage.make_environ()}, check=True, timeout=60)
+    found = storage.connect().list_objects_v2(Bucket="mine")["Contents"]
+    assert [each["Key"] for each in found] == ["base/config.json"]
 
 
 def test_the_commands_in_its_head_are_commands_of_mergemill() -> None:
