@@ -5,7 +5,8 @@
 #
 # FOLDER is made, and must not be there before: nothing is overwritten. Keys are readable for their owner alone. Each
 # machine gets ca.pem and its own pair; ca-key.pem stays where you keep secrets, and is needed for further
-# certificates only. dask.yaml names the files as they lie in FOLDER: DASK_CONFIG=FOLDER/dask.yaml.
+# certificates only. dask.yaml names the files as they lie in FOLDER: DASK_CONFIG=FOLDER, which Dask reads with every
+# other YAML file that you put there, or DASK_CONFIG=FOLDER/dask.yaml alone.
 set -euo pipefail
 umask 077
 

@@ -111,6 +111,19 @@ def test_a_job_merges_and_leaves_only_the_output_and_its_log(site: Site, expecte
     assert [path for path in site.preload.parent.rglob("worker-*") if path.is_dir()] == []
 
 
+def test_a_job_talks_tls_where_dask_is_told_to(
+    site: Site, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "certificates"
+    subprocess.run([DEPLOY / "tls" / "make_certificates.sh", folder], check=True, capture_output=True)
+    monkeypatch.setenv("DASK_CONFIG", str(folder))
+    site.wait_for_end(site.submit())
+    assert hash_output(site.out) == expected, site.read_logs()
+    assert "Scheduler at:" in site.read_logs()
+    assert "tls://" in site.read_logs()
+    assert "tcp://" not in site.read_logs()
+
+
 def check_goes_on(site: Site, left: Status, expected: dict[str, str]) -> None:
     """Fail unless the merge is finished now, with what was `left` of it made and no more, and its bytes are right."""
     now = status(site.out)
