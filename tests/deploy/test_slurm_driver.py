@@ -111,17 +111,38 @@ def test_a_job_merges_and_leaves_only_the_output_and_its_log(site: Site, expecte
     assert [path for path in site.preload.parent.rglob("worker-*") if path.is_dir()] == []
 
 
-def test_a_job_talks_tls_where_dask_is_told_to(
-    site: Site, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def secured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask, told of certificates where jobs are submitted, and so by SLURM in the jobs too."""
     folder = tmp_path / "certificates"
     subprocess.run([DEPLOY / "tls" / "make_certificates.sh", folder], check=True, capture_output=True)
     monkeypatch.setenv("DASK_CONFIG", str(folder))
+
+
+@pytest.mark.usefixtures("secured")
+def test_a_job_talks_tls_where_dask_is_told_to(site: Site, expected: dict[str, str]) -> None:
     site.wait_for_end(site.submit())
     assert hash_output(site.out) == expected, site.read_logs()
     assert "Scheduler at:" in site.read_logs()
     assert "tls://" in site.read_logs()
     assert "tcp://" not in site.read_logs()
+
+
+@pytest.mark.usefixtures("secured")
+def test_a_submitted_merge_talks_tls_with_its_workers(
+    site: Site, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = "{queue: normal, walltime: '00:10:00', log_directory: logs}"
+    (site.folder / "my.yml").write_text(f"kind: slurm\nworkers: 1\nmemory: 64MiB\noptions: {options}\n")
+    for name, value in site.slurm.make_environ().items():
+        monkeypatch.setenv(name, value)
+    words = ["submit", "a recipe.yml", "an out", "--cluster", "my.yml", "--shard-size", "tensor"]
+    subprocess.run(["mergemill", *words], cwd=site.folder, check=True, capture_output=True)
+    site.wait_for(lambda: site.out.exists() and not site.slurm.list_jobs())
+    (log,) = [path.read_text() for path in site.folder.glob("logs/*.err")]
+    assert hash_output(site.out) == expected, log
+    assert "Registered to:      tls://" in log
+    assert "tcp://" not in log
 
 
 def check_goes_on(site: Site, left: Status, expected: dict[str, str]) -> None:
