@@ -16,7 +16,7 @@ def iter_lines() -> list[str]:
 def test_commands_are_those_that_mergemill_has() -> None:
     commands = [check_mergemill(words) for words in iter_commands("\n".join(iter_lines()))]
     where = [(given["command"], given.get("scheduler") or given["cluster"]) for given in commands]
-    assert where == [("submit", "slurm"), ("merge", "tcp://scheduler:8786"), ("merge", "tls://scheduler:8786")]
+    assert where == [("submit", "my.yml"), ("merge", "tcp://scheduler:8786"), ("merge", "tls://scheduler:8786")]
 
 
 def test_dask_is_started_as_dask_is() -> None:
