@@ -73,10 +73,11 @@ def _check(texts: Mapping[str, str], file: ClusterFile, arguments: Sequence[str]
         raise PlanError("--methods: names files of this machine, which a pod does not have; name them in the recipe")
     if "image" not in file.options:
         raise PlanError(f"{where}: needs the option 'image' to submit a driver: one that has mergemill")
-    if odd := [each["name"] for each in make_arguments(file, 0)["env"] if "value" in each and _SECRET.search(each["name"])]:
+    said = [str(each["name"]) for each in make_arguments(file, 0)["env"] if "value" in each]
+    if odd := list(filter(_SECRET.search, said)):
         raise PlanError(
-            f"{where}: options: env: {odd[0]}: a secret would stand in the manifest; make it one of Kubernetes, and name "
-            "that in driver.secrets"
+            f"{where}: options: env: {odd[0]}: a secret would stand in the manifest; make it one of Kubernetes, and "
+            "name that in driver.secrets"
         )
     if odd := [option for option in file.options if option not in OPTIONS]:
         raise PlanError(f"{where}: options: {odd[0]!r} has no place in a DaskJob; submit takes {', '.join(OPTIONS)}")
@@ -117,7 +118,8 @@ def _make_worker(file: ClusterFile, arguments: Sequence[str]) -> dict[str, Any]:
     file = file.model_copy(update={"device": asked.get("--device")})
     resources = make_arguments(file, limit_bytes)["resources"]
     container = _make_container(file, "worker", ["worker", "--name", "$(DASK_WORKER_NAME)", *words], resources)
-    return container | _list_ports(_WORKER_PORTS) | {"livenessProbe": _make_probe(initialDelaySeconds=30, periodSeconds=20)}
+    probe = _make_probe(initialDelaySeconds=30, periodSeconds=20)
+    return container | _list_ports(_WORKER_PORTS) | {"livenessProbe": probe}
 
 
 def _make_scheduler(file: ClusterFile) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def make_job(
             f"{' and '.join(KINDS)}; otherwise: mergemill merge … --cluster {cluster}"
         )
     _check_out(out, file)
-    name = f"{file.options.get('name', 'mergemill')}-{secrets.token_hex(4)}"  # of each job, or it would be the last one's
+    name = f"{file.options.get('name', 'mergemill')}-{secrets.token_hex(4)}"  # or it would be the last job's
     if file.kind == "slurm":
         words = ["--cluster", cluster, *arguments]
         return Job(file.kind, name, make_script(recipe, out, file, arguments=words, folder=folder, resume=resume))
@@ -66,11 +66,13 @@ def make_job(
 def _check_out(out: str, file: ClusterFile) -> None:
     if out.startswith("hf://"):
         raise PlanError(
-            f"{out}: is written by one machine only, by way of its disk; submit a merge into s3://… or a folder that all "
-            "workers share, or run mergemill merge"
+            f"{out}: is written by one machine only, by way of its disk; submit a merge into s3://… or a folder that "
+            "all workers share, or run mergemill merge"
         )
     if file.kind == "kubernetes" and not is_remote(out):
-        raise PlanError(f"{out}: would be on the disk of a pod, and gone with it; give a place in object storage, s3://…")
+        raise PlanError(
+            f"{out}: would be on the disk of a pod, and gone with it; give a place in object storage, s3://…"
+        )
 
 
 def submit_job(job: Job) -> str:

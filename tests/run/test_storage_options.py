@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +84,9 @@ def test_so_do_the_commands_on_an_output(
     with pytest.raises(Killed):
         run(plan, out.url, workers=0, threads=1, on_event=stop)
     assert "unfinished: " in execute_anew("inspect", *for_cluster)[1]
+    code, told = execute_anew("status", *for_cluster)
+    assert (code, f"mergemill abort {out.url}{shlex.join(['', *for_cluster])[2:]}" in told) == (0, True)
+    assert execute_anew("attach", *for_cluster)[0] == execute_anew("cancel", *for_cluster)[0] == 1  # nobody drives it
     code, told = execute_anew("abort", *for_recipe)
     assert (code, "the unfinished merge is removed" in told, out.sizes()) == (0, True, {})
     run(plan, out.url, workers=0)
