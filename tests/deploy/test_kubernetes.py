@@ -28,7 +28,7 @@ MORE_VALUES: Mapping[str, Mapping[str, Any]] = {
         "secretName": "",
         "serviceAccountName": "merger",
         "env": {"AWS_ENDPOINT_URL": "https://s3.example"},
-        "output": "/shared/merged",
+        "output": "s3://models/merged",
         "options": ["--shard-size", "tensor", "--seed", "7"],
         "workers": {
             "replicas": 2,
@@ -381,6 +381,8 @@ def test_helm_finds_a_broken_template(tmp_path: Path) -> None:
         {"operatorNamespace": "*"},
         {"worker": {}},
         {"output": "merged"},
+        {"output": "/shared/merged"},  # of which pods see nothing
+        {"output": "hf://me/merged"},
         {"env": {"AWS_SECRET_ACCESS_KEY": "a secret"}},
         {"env": {"HF_TOKEN": "a secret"}},
         {"image": {"pullPolicy": "Sometimes"}},
