@@ -95,11 +95,13 @@ class Driving:
         self._driver = replace(_describe_here(), resume=resume)
         self._cancelled_by = ""
         self._stop: Callable[[], None] | None = None
+        self._stopped = False  # by a request: then it ended by that
         self._lock = threading.Lock()  # so that nothing is stopped that has ended
 
     def start(self, started: Started, resumed_bytes: int) -> None:
         """Say that the workers are there."""
-        self._write(started=asdict(started), resumed_bytes=resumed_bytes)
+        if self._is_ours():
+            self._write(started=asdict(started), resumed_bytes=resumed_bytes)
 
     def commit(self, committed: Committed) -> None:
         """Say that the output is a checkpoint."""
@@ -110,6 +112,7 @@ class Driving:
         """Call `stop`, in another thread, when a request to end comes while the block lasts."""
         with self._lock:
             if self._cancelled_by:
+                self._stopped = True
                 raise Cancelled(f"cancelled by {self._cancelled_by}")
             self._stop = stop
         try:
@@ -133,12 +136,21 @@ class Driving:
 
     def end(self, error: BaseException | None) -> BaseException | None:
         """Say how it ended; returns the error that it ended with."""
-        if self._cancelled_by and isinstance(error, Exception):
+        if self._stopped and isinstance(error, Exception):
             error = Cancelled(f"cancelled by {self._cancelled_by}")
         with suppress(StorageError):  # of which the error may tell: it counts more
-            self._notes.remove(CANCEL_NAME)
-            self._write(ended=time.time(), how=_say_how(error), error=_say_why(error))
+            if self._is_ours():
+                self._notes.remove(CANCEL_NAME)
+                self._write(ended=time.time(), how=_say_how(error), error=_say_why(error))
         return error
+
+    def _is_ours(self) -> bool:
+        """Whether no other driver has begun meanwhile, as after a long sleep of this process."""
+        try:
+            last = read_driver(self._notes)
+        except OutputError:
+            return False
+        return last is not None and last.token == self._driver.token
 
     def _write(self, **changes: Any) -> None:
         self._driver = replace(self._driver, **changes)
@@ -149,6 +161,7 @@ class Driving:
             self._cancelled_by = by
             if self._stop is not None:
                 self._stop()
+                self._stopped = True
 
 
 @contextmanager

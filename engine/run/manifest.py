@@ -23,7 +23,7 @@ _SCHEDULER_BYTES = 2 << 30
 _DASHBOARD = "http-dashboard"  # the port that is asked for metrics and health
 _PORTS = {"tcp-comm": 8786, _DASHBOARD: 8787}
 _WORKER_PORTS = {_DASHBOARD: 8788}
-_SECRET = re.compile("(?i)(secret|token|password|access_key_id)")
+_SECRET = re.compile("(?i)(secret|token($|[^i]|i[^z])|password|access_key_id)")
 
 
 def write_manifest(

@@ -1,5 +1,6 @@
 """How far a merge is and who drives it, from what lies beside its output: from any machine that sees that."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ def find_status(output: Output) -> Status:
         done_bytes=done_bytes,
         bytes_per_s=rate,
         left_s=(write_bytes - done_bytes) / rate if rate else None,
-        seen_s=seen_s,
+        seen_s=seen_s if seen_s is not None and math.isfinite(seen_s) else None,
         driver=driver,
     )
 

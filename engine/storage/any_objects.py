@@ -49,19 +49,27 @@ class AnyObjects:
         return [coming.result() for coming in [fetch.submit(functools.partial(self.get, url)) for url in urls]]
 
     def get_age(self, url: str) -> float | None:
-        """Return how many seconds ago an object was written, by the clock of the server; None where that is unknown.
+        """Return how many seconds ago an object was written, by the clock of the server; None where there is none.
 
-        No driver tells the time of its server: that of an object which is written now does.
+        `OutputError` where the storage tells no times. No driver tells the time of its server: that of an object which
+        is written now does.
         """
         now = f"{url}.{secrets.token_hex(4)}"
         self.put(now, b"now")
         (system, path), (_, new) = locate(url), locate(now)
         try:
-            with explained(url):
+            with explained(url, doing="looked at"):
                 system.invalidate_cache()
                 return float((system.modified(new) - system.modified(path)).total_seconds())
-        except (StorageError, OutputError):
-            return None
+        except OutputError as error:
+            raise OutputError(
+                f"{url}: somebody may be writing here, or was killed; storage does not tell when this was written: "
+                "remove it when nobody is"
+            ) from error
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
         finally:
             self.delete([now])
 

@@ -1,5 +1,6 @@
 """Merges that others look at, watch and end, by what lies beside the output: a folder, or a prefix in S3."""
 
+import errno
 import json
 import os
 import shlex
@@ -26,12 +27,13 @@ from mergemill.engine.errors import Cancelled, MergeError, OutputError, RunError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.run import drive
 from mergemill.engine.run import driver as driver_module
-from mergemill.engine.run.driver import request_cancel
+from mergemill.engine.run.driver import Driving, find_request, is_alive, read_driver, request_cancel
 from mergemill.engine.run.events import Event
-from mergemill.engine.run.outputs import folder
+from mergemill.engine.run.outputs import checksum, folder
 from mergemill.engine.run.outputs.lease import OLD_S
 from mergemill.engine.run.outputs.notes import FileNotes
 from mergemill.engine.run.outputs.output import find_output
+from mergemill.engine.storage.ranges import Pin
 
 WAIT_S = 60.0
 SLOW_S = 0.15  # a slab
@@ -233,6 +235,113 @@ def test_the_lock_of_a_running_merge_stays_young(family: Path, tmp_path: Path, m
         time.sleep(0.5)
         assert time.time() - lock.stat().st_mtime < 5
     assert ended.result()
+
+
+def test_a_disk_that_fails_once_leaves_the_lock_young(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "RENEW_S", 0.1)
+    utime, failed = os.utime, list[int]()
+
+    def fail_once(*given: Any) -> None:
+        if isinstance(given[0], int) and not failed:
+            failed.append(given[0])
+            raise OSError(errno.ESTALE, "Stale file handle")
+        utime(*given)
+
+    monkeypatch.setattr(os, "utime", fail_once)
+    with running(plan_merge("linear", family), tmp_path / "out", slow_s=0.05):
+        lock = tmp_path / "out" / ".mergemill" / "lock"
+        utime(lock, (0, 0))
+        time.sleep(0.5)
+        assert failed
+        assert time.time() - lock.stat().st_mtime < 5
+
+
+def test_a_part_of_a_file_that_others_still_write_into_is_merged_again(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a task of a driver that was killed, on somebody's cluster: no source has changed."""
+    plan, out = plan_merge("linear", family), tmp_path / "out"
+    with running(plan, out) as ended:
+        cancel(out, wait_s=WAIT_S)
+        with pytest.raises(Cancelled):
+            ended.result()
+    read_into, times = checksum.read_into, list[float]()
+
+    def read_while_others_write(pin: Pin, start: int, buffer: Any) -> None:
+        times.append(time.time() - 1000 + len(times))
+        os.utime(pin.url, (times[-1], times[-1]))
+        read_into(pin, start, buffer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checksum, "read_into", read_while_others_write)
+        committed = run(plan, out, workers=0, threads=1)
+    assert times
+    assert committed.redone_parts == len(plan.parts)
+    run(plan, tmp_path / "expected", workers=0)
+    assert hash_output(out) == hash_output(tmp_path / "expected")
+
+
+def test_a_driver_that_another_has_replaced_says_nothing_more(tmp_path: Path) -> None:
+    notes = FileNotes(tmp_path)
+    first, second = Driving(notes, ""), Driving(notes, "")
+    first.begin()
+    second.begin()  # as when the first slept for long
+    after = read_driver(notes)
+    assert after is not None
+    request_cancel(notes, after, "somebody")
+    first.end(OutputError("another mergemill has begun to write here"))
+    assert read_driver(notes) == after
+    assert find_request(notes, after.token) == "somebody"
+    second.end(None)
+    ended = read_driver(notes)
+    assert ended is not None
+    assert (ended.how, notes.read("cancel")) == ("finished", None)
+
+
+def test_a_request_that_stopped_nothing_hides_no_error(tmp_path: Path) -> None:
+    """As one that comes while the output is being committed."""
+    driving, full = Driving(FileNotes(tmp_path), ""), OSError(errno.ENOSPC, "disk full")
+    driving.begin()
+    driving._cancel("somebody")
+    assert driving.end(full) is full
+
+
+def test_a_driver_whose_lease_is_gone_does_not_run(tmp_path: Path, killed: tuple[Path, int]) -> None:
+    """As after an end that nobody could write down."""
+    out, _ = killed
+    driver = read_driver(find_output(out).notes)
+    assert driver is not None
+    elsewhere = replace(driver, processes="another machine")
+    assert is_alive(elsewhere, find_output(out).notes.get_age("lock"))
+    (out / ".mergemill" / "lock").unlink()
+    assert not is_alive(elsewhere, find_output(out).notes.get_age("lock"))
+
+
+def test_a_merge_by_threads_is_cancelled_while_its_receipts_are_checked(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, out = plan_merge("linear", family), tmp_path / "out"
+    with running(plan, out) as ended:
+        cancel(out, wait_s=WAIT_S)
+        with pytest.raises(Cancelled):
+            ended.result()
+    monkeypatch.setattr(driver_module, "LOOK_S", 0.01)
+    asked, read_into = list[int](), checksum.read_into
+
+    def read_slowly(pin: Pin, start: int, buffer: Any) -> None:
+        driver = read_driver(find_output(out).notes)
+        assert driver is not None
+        request_cancel(find_output(out).notes, driver, "somebody")
+        asked.append(start)
+        time.sleep(0.5)
+        read_into(pin, start, buffer)
+
+    monkeypatch.setattr(checksum, "read_into", read_slowly)
+    with pytest.raises(Cancelled, match=r"^cancelled by somebody$"):
+        run(plan, out, workers=0, threads=1)
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("command", [status, cancel, attach])

@@ -130,6 +130,7 @@ def test_what_would_be_lost_or_read_by_others_is_one_error(recipe: Path) -> None
             make_job(made, out, file, cluster="pods.yml", folder=recipe.parent)
     with pytest.raises(PlanError, match=r"^pods\.yml: options: env: HF_TOKEN: .* driver\.secrets"):
         make(recipe, PODS.replace("options: {", "options: {env: {HF_TOKEN: hf_1}, "))
+    make(recipe, PODS.replace("options: {", "options: {env: {TOKENIZERS_PARALLELISM: 'false'}, "))
     by_reference = "env: [{name: HF_TOKEN, valueFrom: {secretKeyRef: {name: hub, key: token}}}]"
     make(recipe, PODS.replace("options: {", f"options: {{{by_reference}, "))
 

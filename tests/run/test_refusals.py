@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ from mergemill.engine.errors import (
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.run.events import Event
 from mergemill.engine.run.outputs import folder
+from mergemill.engine.run.outputs.folder import FolderOutput
 from mergemill.engine.run.outputs.receipts import Journal
 
 SHARD = "model-00001-of-00001.safetensors"
@@ -338,6 +339,44 @@ def test_abort_removes_what_is_ours_and_the_folder(plan: Plan, tmp_path: Path) -
     out = tmp_path / "out"
     run_until(plan, out, 5)
     assert abort(out) > 100_000
+    assert not out.exists()
+
+
+def test_abort_leaves_a_merge_that_finishes_as_it_begins(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, locked = tmp_path / "out", FolderOutput.locked
+    run_until(plan, out, 5)
+
+    def finish_first(output: FolderOutput) -> AbstractContextManager[None]:
+        monkeypatch.setattr(FolderOutput, "locked", locked)
+        run(plan, out, workers=0)
+        return locked(output)
+
+    monkeypatch.setattr(FolderOutput, "locked", finish_first)
+    with pytest.raises(OutputError, match="is a finished merge"):
+        abort(out)
+    assert is_loadable(out)
+
+
+def test_abort_lets_no_other_merge_begin_before_it_has_ended(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, unlink = tmp_path / "out", Path.unlink
+    run_until(plan, out, 5)
+    refused: list[str] = []
+
+    def try_first(path: Path, missing_ok: bool = False) -> None:
+        if path.parent == out / ".mergemill":
+            with pytest.raises(OutputError, match="another mergemill is writing here"):
+                run(plan, out, workers=0)
+            refused.append(path.name)
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", try_first)
+        abort(out)
+    assert refused[-2:] == ["plan.json", "lock"]
     assert not out.exists()
 
 

@@ -20,6 +20,7 @@ from mergemill.engine import describe_plan, run
 from mergemill.engine.errors import ClusterError, PlanError
 from mergemill.engine.run.clusters import connect
 from mergemill.engine.run.clusters.cluster import open_scheduler
+from mergemill.engine.run.clusters.crews import Foreign as Crew
 from mergemill.engine.run.clusters.preflight import Needs
 from mergemill.engine.run.events import Event, PartFinished, Started, Waiting
 from mergemill.engine.run.worker.accelerator import count_devices
@@ -114,6 +115,33 @@ def test_nothing_is_left_on_the_workers(family: Path, tmp_path: Path, foreign: F
     with Client(foreign.address, set_as_default=False) as client:
         plugins = client.run(lambda dask_worker: list(dask_worker.plugins))
     assert not [name for names in plugins.values() for name in names if "mergemill" in name]
+
+
+def test_what_a_killed_driver_left_on_the_workers_is_taken_away(family: Path, tmp_path: Path, foreign: Foreign) -> None:
+    """Or its arenas would stay beside those of the next merge."""
+    client = Client(foreign.address, set_as_default=False)
+    crew = Crew(client, Workers(0, 1, 1 << 28, foreign.address), "of-the-killed", lambda waited_s: None)
+    crew.join()
+    with open_scheduler(crew.workers, "of-another", lambda waited_s: None):
+        client.close()  # and not crew.close()
+        seen: list[list[str]] = []
+
+        def look(event: Event) -> None:
+            if isinstance(event, Started):
+                seen.extend(list_plugins(foreign).values())
+
+        run(plan_merge("linear", family), tmp_path / "out", scheduler=foreign.address, memory="256MiB", on_event=look)
+        assert len(seen) == 2
+        for names in seen:
+            assert not any("of-the-killed" in name for name in names)
+            assert sum("of-another" in name for name in names) == 1, "whose driver lives"
+
+
+def list_plugins(own: Foreign) -> dict[str, list[str]]:
+    """Return the names of our plugins on each worker."""
+    with Client(own.address, set_as_default=False) as client:
+        found = client.run(lambda dask_worker: [name for name in dask_worker.plugins if name.startswith("mergemill-")])
+    return {address: list(names) for address, names in found.items()}
 
 
 def test_a_killed_worker_costs_its_parts_only(family: Path, tmp_path: Path) -> None:

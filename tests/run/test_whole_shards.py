@@ -374,6 +374,23 @@ def test_the_lease_of_a_driver_that_is_gone_is_taken(
     assert not [name for name in near.sizes() if "lock" in name]
 
 
+def test_a_lease_whose_age_cannot_be_had_is_nobodys_to_take(
+    near: Place, family: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, system = plan_shards(family), type(streams.locate(near.url)[0])
+    near.put(f"{STATE}lock", b'{"host": "elsewhere", "pid": 1}')
+    for error, said in [(ConnectionResetError("once"), "once"), (NotImplementedError(), "storage does not tell when")]:
+
+        def fail(*_: object, error: Exception = error) -> None:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(system, "modified", fail)
+            with pytest.raises((OutputError, StorageError), match=said):
+                run_here(plan, near.url)
+    assert near.sizes() == {f"{STATE}lock": 31}
+
+
 # --- giving up ---
 
 

@@ -11,9 +11,9 @@ from dask.delayed import Delayed
 from distributed import Client, KilledWorker, as_completed
 
 from mergemill.engine.errors import ClusterError, RunError
-from mergemill.engine.run.clusters import connect
-from mergemill.engine.run.clusters.plugin import MergemillPlugin
-from mergemill.engine.run.clusters.preflight import Needs, check_settings, check_workers
+from mergemill.engine.run.clusters import connect, probe
+from mergemill.engine.run.clusters.plugin import PLUGIN, MergemillPlugin
+from mergemill.engine.run.clusters.preflight import Needs, as_source, check_settings, check_workers
 from mergemill.engine.run.clusters.results import Results
 from mergemill.engine.run.clusters.watch import ALONE_S, ANSWER_S, DONE_IS_KEPT, SchedulerLost, Watch, explaining_loss
 from mergemill.engine.run.tasks.failures import WorkersDied, explain_failure
@@ -48,6 +48,10 @@ class Cluster:
         self._watch = self._make_watch()
         self._results = Results(client)
         self._stopping = False
+
+    @property
+    def _plugin_name(self) -> str:
+        return f"{PLUGIN}{self._token}-{self.client.id}"
 
     @property
     def dashboard(self) -> str:
@@ -92,7 +96,7 @@ class Cluster:
     def set_up_workers(self) -> None:
         """Give all workers what they need for the run, those too that come later."""
         plugin = MergemillPlugin(self.workers, self._token, self.client.id)
-        self.client.register_plugin(plugin, name=f"mergemill-{self._token}")
+        self.client.register_plugin(plugin, name=self._plugin_name)
 
     def check_needs(self, needs: Needs) -> None:
         """They are on this machine."""
@@ -186,7 +190,20 @@ class Foreign(Asked):
         threads = connect.wait_for_workers(self.client, self.workers.scheduler, self._tell_waiting)
         self.workers = replace(self.workers, processes=len(threads), threads=max(threads))
         self.warnings = check_settings(self.client)
+        self._remove_left()
         self.set_up_workers()
+
+    def _remove_left(self) -> None:
+        """Take from the workers what drivers have left that were killed: it holds the memory that they promised."""
+        with as_source():
+            left = self.client.run_on_scheduler(probe.list_left_plugins, PLUGIN)
+        for name in left:
+            self._unregister(name)
+
+    def _unregister(self, name: str) -> None:
+        remove: Any = self.client.scheduler.unregister_worker_plugin  # type: ignore[union-attr]
+        with suppress(ValueError):  # somebody else was faster, or the scheduler has begun anew
+            self.client.sync(remove, name=name, callback_timeout=ANSWER_S)
 
     def rejoin(self, lost: SchedulerLost) -> None:
         """Wait for a scheduler to answer there again, and for a worker."""
@@ -206,10 +223,9 @@ class Foreign(Asked):
     def close(self) -> None:
         """Take from the cluster what is ours."""
         super().close()
-        with suppress(OSError, ValueError):  # a scheduler that is gone, or has begun anew, has nothing of ours
+        with suppress(OSError):  # a scheduler that is gone has nothing of ours
             if self.client.status == "running":
-                remove: Any = self.client.scheduler.unregister_worker_plugin  # type: ignore[union-attr]
-                self.client.sync(remove, name=f"mergemill-{self._token}", callback_timeout=ANSWER_S)
+                self._unregister(self._plugin_name)
         connect.close_client(self.client)
 
 

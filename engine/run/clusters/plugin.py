@@ -17,6 +17,8 @@ from mergemill.engine.run.worker.workplace import Workplace
 from mergemill.engine.storage.cache import open_cache
 from mergemill.engine.storage.store import use_options
 
+PLUGIN = "mergemill-"  # how the names of plugins begin; they end with the id of their driver's client
+
 
 class MergemillPlugin(WorkerPlugin):
     """Gives a worker its memory gate and arenas for the tasks of one run, and sets its process up."""

@@ -41,7 +41,7 @@ def check_workers(client: Any, workers: Workers, needs: Needs, *, all_answer: bo
     have the same mergemill, which does that.
     """
     here = probe.look_around({})
-    with _as_source():
+    with as_source():
         found = _ask(client, all_answer, probe.look_around, dict(needs.files), workers.device)
     rows = [
         (address, *row)
@@ -99,7 +99,7 @@ def _find_least(memory_bytes: int, share: float) -> int:
 
 def check_settings(client: Any) -> tuple[str, ...]:
     """Return warnings about settings of the scheduler that make a merge slow or give it up early."""
-    with _as_source():
+    with as_source():
         settings = client.run_on_scheduler(probe.read_settings)
     warnings = []
     if settings["worker-saturation"] > 1.1:
@@ -162,7 +162,7 @@ def _format_table(rows: list[tuple[str, str, str]]) -> str:
 
 
 @contextmanager
-def _as_source() -> Iterator[None]:
+def as_source() -> Iterator[None]:
     """Have the probe's functions pickled whole, not by name."""
     import cloudpickle
 

@@ -62,3 +62,9 @@ def read_settings(dask_scheduler: Any = None) -> dict[str, float]:
         "allowed-failures": float(dask_scheduler.allowed_failures),
         "worker-ttl": float(dask_scheduler.worker_ttl or "inf"),
     }
+
+
+def list_left_plugins(prefix: str, dask_scheduler: Any = None) -> list[str]:
+    """Return the worker plugins whose names begin so, and end with the id of a client that is gone."""
+    names = [name for name in dask_scheduler.worker_plugins if name.startswith(prefix) and "-Client-" in name]
+    return [name for name in names if not any(name.endswith(client) for client in dask_scheduler.clients)]

@@ -72,8 +72,9 @@ class BucketOutput(RemoteOutput):
 
     def abort(self) -> int:
         """End the uploads and remove what an unfinished merge left; returns the bytes freed."""
-        found = self._list_for_abort()
+        self._list_for_abort()
         with self.locked():
+            found = self._list_for_abort()  # again: a driver may just have finished it
             record = self.read_record()
             ours = {self._place(name) for name in (record.shards if record else ())}
             uploads = [(url, upload) for url, upload in multipart.list_uploads(self._url) if url in ours]

@@ -23,6 +23,7 @@ def checksum_ranges(ranges: Iterable[tuple[Pin, int, int]], workplace: Workplace
     with workplace.lend(buffer_bytes) as arena:
         for pin, start_bytes, stop_bytes in ranges:
             for start in range(start_bytes, stop_bytes, buffer_bytes):
+                workplace.check_going()
                 buffer = arena.data[: min(buffer_bytes, stop_bytes - start)]
                 read_into(pin, start, buffer)
                 checksum.update(buffer)

@@ -41,6 +41,7 @@ def copy_stored(part: Part, shard: str, target: UploadTarget, workplace: Workpla
     with workplace.lend(aligned(target.slot_bytes)) as arena:
         coming = {}
         for number, (start, stop) in enumerate(iter_chunks(target), target.first):
+            workplace.check_going()
             source = find_source(stretches, start, stop)
             if source is not None:
                 coming[number] = copy_part(target.url, target.upload, number, *source, stop - start)

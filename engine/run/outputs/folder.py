@@ -9,7 +9,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -140,11 +140,9 @@ class FolderOutput:
 
     def abort(self) -> int:
         """Remove what an unfinished merge left; returns the bytes freed. Nothing else is touched."""
-        if not self.state.is_dir():
-            raise OutputError(f"{self}: holds no unfinished merge; there is nothing to abort")
-        if self.journal.is_committed():
-            raise OutputError(f"{self}: is a finished merge; remove the folder yourself if you do not want it")
+        self._check_unfinished()
         with self.locked():
+            self._check_unfinished()  # again: a driver may just have finished it
             left = _list_left(self, self.read_record())
             freed_bytes = sum(path.stat().st_blocks * 512 for path in left)
             for path in left:
@@ -152,6 +150,13 @@ class FolderOutput:
             for place in (self.state, self.folder):
                 _remove_empty(place)
         return freed_bytes
+
+    def _check_unfinished(self) -> None:
+        """Raise `OutputError` unless there is an unfinished merge."""
+        if not self.state.is_dir():
+            raise OutputError(f"{self}: holds no unfinished merge; there is nothing to abort")
+        if self.journal.is_committed():
+            raise OutputError(f"{self}: is a finished merge; remove the folder yourself if you do not want it")
 
 
 def _check_free(folder: Path) -> None:
@@ -180,7 +185,8 @@ def _renewed(file: TextIO) -> Iterator[None]:
 
     def renew() -> None:
         while not ended.wait(RENEW_S):
-            os.utime(file.fileno())
+            with suppress(OSError):  # the merge itself will say what is wrong with the disk
+                os.utime(file.fileno())
 
     keeper = threading.Thread(target=renew, name="mergemill-lock", daemon=True)
     keeper.start()
@@ -233,7 +239,7 @@ def _write_small(path: Path, data: bytes) -> None:
 
 
 def _list_left(output: FolderOutput, record: Record | None) -> list[Path]:
-    """List what is ours, the record last: an abort that is interrupted can be repeated."""
+    """List what is ours, the record late: an abort that is interrupted can be repeated. The lock last: it is held."""
     left: list[Path] = []
     if record is not None:
         # An interrupted commit has put some of these into the output: the index first, so that no loader finds it.
@@ -245,8 +251,9 @@ def _list_left(output: FolderOutput, record: Record | None) -> list[Path]:
             path, text = output.folder / name, shard["header"].encode()
             header = len(text).to_bytes(8, "little") + text
             left += [path] if _has_size(path, shard["size_bytes"]) and _begins_with(path, header) else []
+    late = [output.record_path, output.state / "lock"]
     state = sorted(path for path in output.state.iterdir() if path.is_file())
-    return left + sorted(state, key=lambda path: path == output.record_path)
+    return left + sorted(state, key=lambda path: late.index(path) + 1 if path in late else 0)
 
 
 def _holds(path: Path, expected: str) -> bool:

@@ -86,11 +86,11 @@ def hold_lease(objects: Objects, url: str, where: str) -> Iterator[Lease]:
 
 def _check_abandoned(objects: Objects, url: str, where: str) -> None:
     """Raise `OutputError` unless who holds the lease is gone."""
-    age_s = objects.get_age(url)
-    if age_s is None or age_s > OLD_S:
-        return
     holder = _parse(objects.get(url))
     if holder.get("processes") == name_processes() and not _runs(holder):
+        return
+    age_s = objects.get_age(url)
+    if age_s is None or age_s > OLD_S:
         return
     raise OutputError(
         f"{where}: another mergemill is writing here (process {holder.get('pid')} of {holder.get('host')}, seen "

@@ -1,11 +1,12 @@
 """Small notes beside an output, below ``.mergemill/``: by them its driver and commands on other machines meet."""
 
+import math
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from mergemill.engine.errors import StorageError
+from mergemill.engine.errors import OutputError, StorageError
 from mergemill.engine.storage.objects import Objects
 from mergemill.engine.storage.positioned import beside_path
 from mergemill.engine.storage.ranges import join
@@ -24,7 +25,7 @@ class Notes(Protocol):
         """Remove a note; none is no error."""
 
     def get_age(self, name: str) -> float | None:
-        """Return how many seconds ago a note was written; None where there is none, or nobody can say."""
+        """Return how many seconds ago a note was written; infinity where there is none, None where nobody can say."""
 
 
 class FileNotes:
@@ -66,6 +67,8 @@ class FileNotes:
         """Return how many seconds ago a note was written, by this machine's clock."""
         try:
             return max(0.0, time.time() - (self._folder / name).stat().st_mtime)
+        except FileNotFoundError:
+            return math.inf
         except OSError:
             return None
 
@@ -93,6 +96,6 @@ class ObjectNotes:
         """Return how many seconds ago a note was written, by the clock of the server."""
         try:
             age_s = self._objects.get_age(join(self._url, name))
-        except StorageError:  # some storage tells the time only to who may write
+        except (StorageError, OutputError):  # some storage tells the time only to who may write, or to nobody
             return None
-        return None if age_s is None else max(0.0, age_s)
+        return math.inf if age_s is None else max(0.0, age_s)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from mergemill.engine.errors import SourceChanged
 from mergemill.engine.plan.values import Part
 from mergemill.engine.run.outputs.checksum import checksum_range
 from mergemill.engine.run.outputs.receipts import Receipt, Upload
@@ -94,8 +95,11 @@ class FileTarget:
             yield FileWriter(writer, part)
 
     def check(self, part: Part, receipt: Receipt, workplace: Workplace) -> bool:
-        """Read the part's range again."""
-        return receipt.checksum == checksum_range(pin_file(self.path), part.start_bytes, part.stop_bytes, workplace)
+        """Read the part's range again; not while others write into the file, as a killed driver's tasks may."""
+        try:
+            return receipt.checksum == checksum_range(pin_file(self.path), part.start_bytes, part.stop_bytes, workplace)
+        except SourceChanged:
+            return False
 
 
 class FileWriter:

@@ -92,8 +92,9 @@ class WholeOutput(RemoteOutput):
 
     def abort(self) -> int:
         """Remove what an unfinished merge left; returns the bytes freed."""
-        found = self._list_for_abort()
+        self._list_for_abort()
         with self.locked():
+            found = self._list_for_abort()  # again: a driver may just have finished it
             freed_bytes = self._remove(found) + sum(found[name] for name in found if UNFINISHED in name)
         for folder in ("journal", ""):
             streams.remove_empty(self._place(STATE_NAME, folder).rstrip("/"))
