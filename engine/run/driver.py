@@ -5,6 +5,7 @@ That it lives shows in ``.mergemill/lock``, which it renews. A request to end, `
 that it is for, so that it ends no other one.
 """
 
+import itertools
 import json
 import os
 import secrets
@@ -24,6 +25,7 @@ from mergemill.engine.run.outputs.notes import Notes
 DRIVER_NAME, CANCEL_NAME, LOCK_NAME = "driver.json", "cancel", "lock"
 RESUME = "MERGEMILL_RESUME"  # the variable by which a job knows the command that submitted it
 LOOK_S = 2.0  # between two looks for a request to end
+LOOKS = 10  # for one whether another driver has begun
 
 _JOBS = {"SLURM_JOB_ID": "slurm", "PBS_JOBID": "pbs", "LSB_JOBID": "lsf"}  # variables of jobs
 
@@ -93,9 +95,9 @@ class Driving:
     def __init__(self, notes: Notes, resume: str) -> None:
         self._notes = notes
         self._driver = replace(_describe_here(), resume=resume)
-        self._cancelled_by = ""
+        self._reason: MergemillError | None = None  # why it is asked to end
         self._stop: Callable[[], None] | None = None
-        self._stopped = False  # by a request: then it ended by that
+        self._stopped = False  # by that
         self._lock = threading.Lock()  # so that nothing is stopped that has ended
 
     def start(self, started: Started, resumed_bytes: int) -> None:
@@ -111,9 +113,9 @@ class Driving:
     def stopped_by(self, stop: Callable[[], None]) -> Iterator[None]:
         """Call `stop`, in another thread, when a request to end comes while the block lasts."""
         with self._lock:
-            if self._cancelled_by:
+            if self._reason:
                 self._stopped = True
-                raise Cancelled(f"cancelled by {self._cancelled_by}")
+                raise self._reason
             self._stop = stop
         try:
             yield
@@ -122,11 +124,16 @@ class Driving:
                 self._stop = None
 
     def look(self, ended: threading.Event) -> None:
-        """Look for a request now and then, until there is one, or the merge has ended."""
-        while not ended.wait(LOOK_S):
+        """Look for a request, and for another driver, now and then, until there is one, or the merge has ended."""
+        for number in itertools.count(1):
+            if ended.wait(LOOK_S):
+                return
             with suppress(StorageError):  # the merge itself will say what is wrong with the storage
                 if by := find_request(self._notes, self._driver.token):
-                    self._cancel(by)
+                    self._end_by(Cancelled(f"cancelled by {by}"))
+                    return
+                if number % LOOKS == 0 and not self._is_ours():
+                    self._end_by(OutputError("another mergemill has begun to write here; wait for it or stop it"))
                     return
 
     def begin(self) -> None:
@@ -137,7 +144,7 @@ class Driving:
     def end(self, error: BaseException | None) -> BaseException | None:
         """Say how it ended; returns the error that it ended with."""
         if self._stopped and isinstance(error, Exception):
-            error = Cancelled(f"cancelled by {self._cancelled_by}")
+            error = self._reason
         with suppress(StorageError):  # of which the error may tell: it counts more
             if self._is_ours():
                 self._notes.remove(CANCEL_NAME)
@@ -156,9 +163,9 @@ class Driving:
         self._driver = replace(self._driver, **changes)
         self._notes.write(DRIVER_NAME, self._driver.to_json())
 
-    def _cancel(self, by: str) -> None:
+    def _end_by(self, reason: MergemillError) -> None:
         with self._lock:
-            self._cancelled_by = by
+            self._reason = reason
             if self._stop is not None:
                 self._stop()
                 self._stopped = True

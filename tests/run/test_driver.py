@@ -300,11 +300,24 @@ def test_a_driver_that_another_has_replaced_says_nothing_more(tmp_path: Path) ->
     assert (ended.how, notes.read("cancel")) == ("finished", None)
 
 
+def test_a_driver_that_another_has_replaced_ends_soon(
+    place: tuple[Plan, str, Callable[[], dict[str, str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, out, _ = place
+    monkeypatch.setattr(driver_module, "LOOK_S", 0.05)
+    with running(plan, out) as ended:
+        after = Driving(find_output(out).notes, "")
+        after.begin()
+        with pytest.raises(OutputError, match="another mergemill has begun to write here"):
+            ended.result(timeout=10)
+    assert read_driver(find_output(out).notes) == after._driver
+
+
 def test_a_request_that_stopped_nothing_hides_no_error(tmp_path: Path) -> None:
     """As one that comes while the output is being committed."""
     driving, full = Driving(FileNotes(tmp_path), ""), OSError(errno.ENOSPC, "disk full")
     driving.begin()
-    driving._cancel("somebody")
+    driving._end_by(Cancelled("cancelled by somebody"))
     assert driving.end(full) is full
 
 
