@@ -1,11 +1,14 @@
 """On a real GPU: the bytes of the CPU, within the promise. Skipped where there is none."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from methods.harness import Mill, bits_of, make_values
 from methods.suite import ENTRIES, make_task
+from models import read_tensors
 from run.merging import hash_output
 from run.test_device import KINDS, MATRIX_METHODS, METHODS, PROMISE, SMALL, plan_merge
 
@@ -49,6 +52,30 @@ def test_a_merge_on_a_gpu_writes_the_same_files_within_its_promise(family: Path,
     run(plan, tmp_path / "cuda", workers=0, device="cuda", device_memory="1GiB")
     assert hash_output(tmp_path / "cuda") == hash_output(tmp_path / "cpu")
     assert 0 < torch.cuda.max_memory_allocated() <= 1 << 30
+
+
+MERGE = """
+import sys
+from pathlib import Path
+
+from run.test_device import plan_merge
+
+from mergemill.engine import run
+
+family, out = map(Path, sys.argv[1:])
+run(plan_merge(family, "tsv"), out, workers=0, threads=2, device="cuda")
+"""
+
+
+def test_two_threads_of_a_new_process_decompose_at_once(family: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", MERGE, str(family), str(tmp_path / "cuda")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    run(plan_merge(family, "tsv"), tmp_path / "cpu", workers=0, threads=2)
+    here, there = (read_tensors(tmp_path / name) for name in ("cpu", "cuda"))
+    assert there.keys() == here.keys()
+    for name, values in here.items():  # bfloat16: an ulp, where float32 differs in its last bits
+        torch.testing.assert_close(there[name], values, rtol=1e-2, atol=1e-5)
 
 
 def test_each_gpu_has_a_worker_process(family: Path, tmp_path: Path) -> None:

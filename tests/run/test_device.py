@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -272,6 +273,31 @@ def test_copies_and_work_wait_for_what_made_the_memory_and_a_thread_has_one_set_
             assert len(module.waits) == 2
             streams.put(torch.empty(2), torch.ones(2))
         assert module.waits[-1] == (work, module.waits[0][0])
+
+
+@pytest.fixture
+def torchs(monkeypatch: pytest.MonkeyPatch) -> Iterator[MagicMock]:
+    """torch as where it finds a CUDA device of 80 GiB."""
+    fake = MagicMock()
+    fake.cuda.device_count.return_value = 1
+    fake.cuda.get_device_properties.return_value.total_memory = 80 << 30
+    monkeypatch.setattr(accelerator, "torch", fake)
+    accelerator._load_linalg.cache_clear()
+    yield fake
+    accelerator._load_linalg.cache_clear()
+
+
+def test_decompositions_are_loaded_once_before_threads_can_need_them(torchs: MagicMock) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: open_device("cuda", PROMISE, 2), range(8)))
+    torchs.eye.assert_called_once_with(2, device="cuda:0")
+    torchs.linalg.eigh.assert_called_once_with(torchs.eye.return_value)
+
+
+def test_a_device_that_does_not_work_is_one_error(torchs: MagicMock) -> None:
+    torchs.eye.side_effect = RuntimeError("CUDA error: no kernel image is available\nCompile with ...")
+    with pytest.raises(MergemillError, match="the cuda device here does not work: CUDA error: no kernel image is avai"):
+        open_device("cuda", PROMISE, 2)
 
 
 def test_torchs_own_limit_ends_with_the_merge_and_has_room_for_whole_segments() -> None:

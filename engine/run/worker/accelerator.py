@@ -4,6 +4,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from mergemill.engine.errors import PlanError, RunError
@@ -18,6 +19,7 @@ from mergemill.engine.tensors.workspace import Arena
 KINDS = ("cuda", "xpu", "mps")  # in the order in which `auto` looks for them
 _SLACK = 1.25  # what torch's allocator may hold of a device, as a multiple of what is promised
 _BESIDE_BYTES = 128 << 20  # and beside it for each thread: it takes whole segments, and cuBLAS a workspace a stream
+_OPENING = threading.Lock()
 
 
 def count_devices(kind: str) -> int:
@@ -50,7 +52,7 @@ def choose_device(asked: str, plan: Plan, *, here: bool) -> str:
 def open_device(kind: str, memory_bytes: int, threads: int) -> DevicePlace | None:
     """Return the device that this process merges on, its first one; None for the CPU.
 
-    Raises `RunError` where it is not there, or has less memory than is promised.
+    Raises `RunError` where it is not there, does not work, or has less memory than is promised.
     """
     if kind == "cpu":
         return None
@@ -61,7 +63,23 @@ def open_device(kind: str, memory_bytes: int, threads: int) -> DevicePlace | Non
         raise RunError(
             f"--device-memory promises {format_size(memory_bytes)} and the {kind} device has {format_size(total_bytes)}"
         )
+    if kind == "cuda":
+        with _OPENING:
+            _load_linalg()
     return Accelerator(kind, memory_bytes, threads)
+
+
+@cache
+def _load_linalg() -> None:
+    """Have torch load its library of decompositions: threads that are the first to need it together would fail.
+
+    So pytorch/pytorch#90613: "lazy wrapper should be called at most once".
+    """
+    try:
+        torch.linalg.eigh(torch.eye(2, device="cuda:0"))
+    except RuntimeError as error:
+        said, _, _ = str(error).partition("\n")
+        raise RunError(f"the cuda device here does not work: {said}") from None
 
 
 class Accelerator(DevicePlace):
