@@ -280,6 +280,7 @@ def torchs(monkeypatch: pytest.MonkeyPatch) -> Iterator[MagicMock]:
     """torch as where it finds a CUDA device of 80 GiB."""
     fake = MagicMock()
     fake.cuda.device_count.return_value = 1
+    fake.empty.side_effect = lambda size_bytes, **_: torch.zeros(size_bytes, dtype=torch.uint8)
     fake.cuda.get_device_properties.return_value.total_memory = 80 << 30
     monkeypatch.setattr(accelerator, "torch", fake)
     accelerator._load_linalg.cache_clear()
@@ -300,15 +301,55 @@ def test_a_device_that_does_not_work_is_one_error(torchs: MagicMock) -> None:
         open_device("cuda", PROMISE, 2)
 
 
-def test_torchs_own_limit_ends_with_the_merge_and_has_room_for_whole_segments() -> None:
-    torchs = MagicMock()
-    torchs.get_per_process_memory_fraction.return_value = 0.75
-    torchs.memory_reserved.return_value = 20 << 30
-    torchs.get_device_properties.return_value.total_memory = 80 << 30
-    with patch.object(accelerator, "torch", MagicMock(cuda=torchs)), Accelerator("cuda", 1024, 2).limited():
-        (fraction, _), _ = torchs.set_per_process_memory_fraction.call_args
-        assert (20 << 30) + (64 << 20) < fraction * (80 << 30) < 21 << 30
-    torchs.set_per_process_memory_fraction.assert_called_with(0.75, 0)
+class Allocator:
+    """torch's, for a device of 80 GiB of which 20 GiB are held, and some more is cached."""
+
+    def __init__(self, torchs: MagicMock) -> None:
+        self.fraction, self.cached_bytes = 0.75, 5 << 30
+        torchs.memory_reserved.side_effect = lambda device: (20 << 30) + self.cached_bytes
+        torchs.empty_cache.side_effect = self.empty_cache
+        torchs.get_per_process_memory_fraction.side_effect = lambda device: self.fraction
+        torchs.set_per_process_memory_fraction.side_effect = self.limit
+
+    def empty_cache(self) -> None:
+        self.cached_bytes = 0
+
+    def limit(self, fraction: float, device: int) -> None:
+        self.fraction = fraction
+
+    @property
+    def beside_bytes(self) -> float:
+        return self.fraction * (80 << 30) - (20 << 30)
+
+
+def test_torchs_own_limit_ends_with_the_merge_and_has_room_for_whole_segments(torchs: MagicMock) -> None:
+    allocator = Allocator(torchs.cuda)
+    place = Accelerator("cuda", 1 << 21, 2)
+    with place.limited():
+        assert 64 << 20 < allocator.beside_bytes < 1 << 30
+        for _ in range(2):
+            with place.lend(1 << 20):
+                pass
+        assert torchs.empty.call_count == 1
+        allocator.cached_bytes = 3 << 30
+    assert allocator.fraction == 0.75
+    assert allocator.cached_bytes == 0
+    with place.lend(1 << 20):
+        assert torchs.empty.call_count == 2  # no free arena was left in the device
+
+
+def test_merges_that_overlap_have_room_for_all_of_them_and_the_last_ends_the_limit(torchs: MagicMock) -> None:
+    allocator = Allocator(torchs.cuda)
+    first, second = (Accelerator("cuda", promise << 30, 1).limited() for promise in (4, 8))
+    with first:
+        of_first = allocator.beside_bytes
+        assert 4 << 30 < of_first < 6 << 30
+        second.__enter__()
+        of_both = allocator.beside_bytes
+        assert 12 << 30 < of_both < 16 << 30
+    assert allocator.beside_bytes == pytest.approx(of_both - of_first)
+    second.__exit__(None, None, None)
+    assert allocator.fraction == 0.75
 
 
 def test_workers_with_a_device_have_room_for_its_context_on_the_host() -> None:

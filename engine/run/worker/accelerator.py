@@ -82,6 +82,41 @@ def _load_linalg() -> None:
         raise RunError(f"the cuda device here does not work: {said}") from None
 
 
+class _Promises:
+    """What torch may take of the CUDA device: what it held already, and what the merges of this process may take.
+
+    Afterwards it is as before: its limit, and what is free goes back to the device, where other streams can have it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._promised: list[int] = []  # bytes, of each merge
+        self._held_bytes = 0
+        self._before = 1.0  # share of the device
+
+    def enter(self, most_bytes: int) -> None:
+        with self._lock:
+            if not self._promised:
+                torch.cuda.empty_cache()
+                self._held_bytes = torch.cuda.memory_reserved(0)
+                self._before = torch.cuda.get_per_process_memory_fraction(0)
+            self._promised.append(most_bytes)
+            self._limit()
+
+    def leave(self, most_bytes: int) -> None:
+        with self._lock:
+            self._promised.remove(most_bytes)
+            torch.cuda.empty_cache()
+            self._limit()
+
+    def _limit(self) -> None:
+        share = (self._held_bytes + sum(self._promised)) / _total_bytes("cuda")
+        torch.cuda.set_per_process_memory_fraction(min(self._before, share) if self._promised else self._before, 0)
+
+
+_PROMISES = _Promises()
+
+
 class Accelerator(DevicePlace):
     """The memory of a device that is there."""
 
@@ -106,13 +141,13 @@ class Accelerator(DevicePlace):
         if self.kind != "cuda":
             yield
             return
-        before = torch.cuda.get_per_process_memory_fraction(0)
-        most_bytes = _SLACK * self.memory_bytes + self.threads * _BESIDE_BYTES + torch.cuda.memory_reserved(0)
-        torch.cuda.set_per_process_memory_fraction(min(before, most_bytes / _total_bytes(self.kind)), 0)
+        most_bytes = int(_SLACK * self.memory_bytes) + self.threads * _BESIDE_BYTES
+        _PROMISES.enter(most_bytes)
         try:
             yield
         finally:
-            torch.cuda.set_per_process_memory_fraction(before, 0)
+            self.drop_free()
+            _PROMISES.leave(most_bytes)
 
     def pin(self, arena: Arena) -> None:
         """Pin the arena for as long as it is there; only CUDA needs that told."""

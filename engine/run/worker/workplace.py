@@ -112,6 +112,11 @@ class Workplace:
         finally:
             self._leave(arena, beside_bytes)
 
+    def drop_free(self) -> None:
+        """Give up the arenas that no task holds."""
+        with self._changed:
+            self._free.clear()
+
     def check_going(self) -> None:
         """Raise `stopped`, which tasks end with, when the worker is being stopped."""
         if self.stopping:
