@@ -385,3 +385,14 @@ def test_memory_that_cannot_be_pinned_is_told_and_pins_end_with_their_arena() ->
         workers_place(place).lend(1 << 20),
     ):
         pass
+
+
+def test_an_error_of_pinning_is_not_told_to_the_next_kernel_too(torchs: MagicMock) -> None:
+    torchs.cuda.cudart.return_value.cudaHostRegister.return_value = 2
+    torchs.ones.side_effect = RuntimeError("CUDA error: out of memory")
+    with (
+        pytest.raises(MergemillError, match=r"cannot be pinned; free memory, or give a smaller --memory"),
+        Workplace(PROMISE, 1, device=Accelerator("cuda", PROMISE, 1)).lend(1 << 20),
+    ):
+        pass
+    torchs.ones.assert_called_once_with(1, device="cuda:0")

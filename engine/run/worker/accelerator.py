@@ -3,7 +3,7 @@
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -151,8 +151,14 @@ class Accelerator(DevicePlace):
 
     def pin(self, arena: Arena) -> None:
         """Pin the arena for as long as it is there; only CUDA needs that told."""
-        if self.kind == "cuda":
+        if self.kind != "cuda":
+            return
+        try:
             pin_memory(arena, torch.cuda.cudart())
+        except RunError:
+            with suppress(RuntimeError):  # CUDA tells it once more, to this thread's next kernel: let it be this one
+                torch.ones(1, device="cuda:0")
+            raise
 
     def _map(self, size_bytes: int) -> Any:
         arena: Tensor = torch.empty(size_bytes, dtype=torch.uint8, device=f"{self.kind}:0")
@@ -164,8 +170,8 @@ def pin_memory(arena: Arena, runtime: Any) -> None:
     address, register = arena.ctypes.data, runtime.cudaHostRegister
     if error := int(register(address, len(arena), 0)):
         raise RunError(
-            f"CUDA error {error}: {format_size(len(arena))} of memory cannot be pinned; raise the limit of locked "
-            "memory (ulimit -l), give a smaller --memory, or merge with --device cpu"
+            f"CUDA error {error}: {format_size(len(arena))} of memory cannot be pinned; free memory, or give a smaller "
+            "--memory; the limit of locked memory (ulimit -l) may be too low; --device cpu pins none"
         )
     unregister: Callable[[int], Any] = runtime.cudaHostUnregister
     weakref.finalize(arena, unregister, address).atexit = False
