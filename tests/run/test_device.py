@@ -1,7 +1,9 @@
 """Merging on a device, one that is simulated: the same bytes as the CPU, within a promise of memory."""
 
+import gc
 import json
 import os
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -18,7 +20,7 @@ from run.merging import hash_output
 from simulated import SimulatedPlace, There, whole_matrices_too
 
 from mergemill.engine import MergemillError, describe_plan, find_methods, make_plan, run
-from mergemill.engine.errors import PlanError, RecipeError
+from mergemill.engine.errors import PlanError, RecipeError, RunError
 from mergemill.engine.plan.memory import DEVICE_FACTORS, find_staging
 from mergemill.engine.plan.values import OutputTensor, Piece, Plan
 from mergemill.engine.recipe import parse_recipe
@@ -31,7 +33,9 @@ from mergemill.engine.run.worker.accelerator import Accelerator, open_device, pi
 from mergemill.engine.run.worker.workplace import Workplace
 from mergemill.engine.tensors.dtypes import NAMES
 from mergemill.engine.tensors.exact import sum_blocks
+from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.slabs import BLOCK, SLAB, Span
+from mergemill.engine.tensors.workspace import Workspace
 
 METHODS = tuple(name for name, method in find_methods().items() if method.reads != "matrix")
 MATRIX_METHODS = tuple(name for name, method in find_methods().items() if method.reads == "matrix")
@@ -350,6 +354,54 @@ def test_merges_that_overlap_have_room_for_all_of_them_and_the_last_ends_the_lim
     assert allocator.beside_bytes == pytest.approx(of_both - of_first)
     second.__exit__(None, None, None)
     assert allocator.fraction == 0.75
+
+
+class Failing:
+    """What raises an error on the device, in the place of `Merged.combine`, and weakly holds what was there."""
+
+    def __init__(self, error: RuntimeError) -> None:
+        self.error = error
+        self.there: list[weakref.ref[torch.Tensor]] = []
+
+    def __call__(self, merged: Merged, statistics: Any, span: Span, work: Workspace, watch: Any) -> torch.Tensor:
+        assert work.lanes is not None
+        taken = work.take((span.size,), "F32")
+        self.there += [weakref.ref(taken), weakref.ref(work.lanes._arena)]
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB."),
+        RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+    ids=["torch", "CUDA", "cuBLAS"],
+)
+def test_a_device_that_is_full_is_told_and_the_error_holds_none_of_its_memory(
+    error: RuntimeError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, there = mills(tmp_path)
+    failing = Failing(error)
+    monkeypatch.setattr(Merged, "combine", lambda *given: failing(*given))
+    with pytest.raises(RunError) as told:
+        there.merge(make_task("linear", make_values(SMALL)))
+    first_line = str(error).splitlines()[0]
+    assert str(told.value).endswith(f"--device-memory promises; give less, or free some: {first_line}")
+    assert there._keeping.device is not None
+    there._keeping.device.drop_free()
+    gc.collect()
+    assert [each() for each in failing.there] == [None, None]
+
+
+def test_another_error_of_a_device_goes_on_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, there = mills(tmp_path)
+    failing = Failing(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    monkeypatch.setattr(Merged, "combine", lambda *given: failing(*given))
+    with pytest.raises(RuntimeError, match="an illegal memory access") as told:
+        there.merge(make_task("linear", make_values(SMALL)))
+    assert told.value is failing.error
 
 
 def test_workers_with_a_device_have_room_for_its_context_on_the_host() -> None:

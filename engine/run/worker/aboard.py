@@ -3,6 +3,7 @@
 While the bytes of one slab are checksummed and written, the next is read, copied in and worked on.
 """
 
+import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -37,12 +38,19 @@ def open_work(
     Raises `RunError` where the device has not the memory that it was promised to have.
     """
     with ExitStack() as stack:
-        lanes = None
-        if staging is not None and workplace.device is not None:
-            stack.enter_context(_explain_memory(piece))
-            there = stack.enter_context(workplace.device.lend(staging.lanes * staging.lane_bytes, staging.beside_bytes))
-            lanes = Lanes(torch.as_tensor(there), staging, workplace.device.streams())
-        yield stack.enter_context(Workspace(arena, keep=keep, cache=workplace.cache, lanes=lanes))
+        # The device's memory is no variable here: an error that goes by holds all of them for as long as it is there.
+        yield stack.enter_context(
+            Workspace(arena, keep=keep, cache=workplace.cache, lanes=_take_lanes(piece, workplace, staging, stack))
+        )
+
+
+def _take_lanes(piece: Piece, workplace: Workplace, staging: Staging | None, stack: ExitStack) -> Lanes | None:
+    """Return lanes in memory that the device lends until the `stack` is left; None where the CPU merges."""
+    if staging is None or workplace.device is None:
+        return None
+    stack.enter_context(_explain_memory(piece))
+    there = stack.enter_context(workplace.device.lend(staging.lanes * staging.lane_bytes, staging.beside_bytes))
+    return Lanes(torch.as_tensor(there), staging, workplace.device.streams())
 
 
 def merge_there(
@@ -102,8 +110,17 @@ def _send(piece: Piece, span: Span, value: Tensor, work: Workspace) -> _Leaving:
 def _explain_memory(piece: Piece) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not _is_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # they hold slabs: memory that others on the device could have
+        said, _, _ = str(error).partition("\n")
         raise RunError(
             f"{piece.tensor.name}: the device has not the memory that --device-memory promises; give less, "
-            f"or free some: {str(error).splitlines()[0]}"
-        ) from error
+            f"or free some: {said}"
+        ) from None
+
+
+def _is_of_memory(error: RuntimeError) -> bool:
+    """Whether torch's allocator, CUDA itself or one of its libraries found too little memory on the device."""
+    return any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
