@@ -103,7 +103,7 @@ class Roomy(Workplace):
     def lend(self, size_bytes: int, beside_bytes: int = 0) -> Iterator[Arena]:
         """Lend all the room there is."""
         if len(self._arena) < self.room_bytes:
-            self._arena = np.empty(self.room_bytes, np.uint8)
+            self._arena = self._map(self.room_bytes)
         arena = self._arena[: self.room_bytes]
         arena.fill(0xFF)
         yield arena

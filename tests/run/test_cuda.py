@@ -13,8 +13,8 @@ from run.merging import hash_output
 from run.test_device import KINDS, MATRIX_METHODS, METHODS, PROMISE, SMALL, plan_merge
 
 from mergemill.engine import run
-from mergemill.engine.run.worker.accelerator import open_device
-from mergemill.engine.tensors.slabs import BLOCK
+from mergemill.engine.run.worker.accelerator import _BESIDE_BYTES, _SLACK, open_device
+from mergemill.engine.tensors.slabs import BLOCK, SLAB
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
 
@@ -37,6 +37,21 @@ def test_a_gpu_gives_the_bytes_of_the_cpu(name: str, tmp_path: Path) -> None:
             assert bits_of(merged) == bits_of(here.merge(task, out=out)), (kind, shape, out, variant)
 
 
+@pytest.mark.parametrize("name", ["linear", "model_stock", "ties"])
+def test_lanes_are_used_again_while_others_are_on_their_way(name: str, tmp_path: Path) -> None:
+    here, there = make_mills(tmp_path)
+    task = make_task(name, make_values((20 * SLAB + 4099,)))
+    torch.cuda.empty_cache()
+    held_bytes = torch.cuda.memory_reserved()
+    torch.cuda.reset_peak_memory_stats()
+    for out in ("BF16", "F32"):
+        assert bits_of(there.merge(task, out=out, slab=SLAB, keep=False)) == bits_of(here.merge(task, out=out)), out
+    place = there._streaming.device
+    assert place is not None
+    assert place.peak_bytes < 128 << 20  # 450 MiB would be all slabs at once
+    assert torch.cuda.max_memory_reserved() - held_bytes <= _SLACK * place.peak_bytes + _BESIDE_BYTES
+
+
 @pytest.mark.parametrize("name", MATRIX_METHODS)
 def test_matrix_methods_on_a_gpu_are_within_the_stated_error(name: str, tmp_path: Path) -> None:
     here, there = make_mills(tmp_path)
@@ -48,10 +63,14 @@ def test_matrix_methods_on_a_gpu_are_within_the_stated_error(name: str, tmp_path
 def test_a_merge_on_a_gpu_writes_the_same_files_within_its_promise(family: Path, tmp_path: Path) -> None:
     plan = plan_merge(family)
     run(plan, tmp_path / "cpu", workers=0, threads=2)
-    torch.cuda.reset_peak_memory_stats()
-    run(plan, tmp_path / "cuda", workers=0, device="cuda", device_memory="1GiB")
-    assert hash_output(tmp_path / "cuda") == hash_output(tmp_path / "cpu")
-    assert 0 < torch.cuda.max_memory_allocated() <= 1 << 30
+    torch.cuda.empty_cache()
+    allocated_bytes, held_bytes = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    for name in ("cuda", "again"):
+        torch.cuda.reset_peak_memory_stats()
+        run(plan, tmp_path / name, workers=0, threads=2, device="cuda", device_memory="256MiB")
+        assert hash_output(tmp_path / name) == hash_output(tmp_path / "cpu")
+        assert 0 < torch.cuda.max_memory_allocated() - allocated_bytes <= 256 << 20
+        assert torch.cuda.max_memory_reserved() - held_bytes <= _SLACK * (256 << 20) + 2 * _BESIDE_BYTES
 
 
 MERGE = """

@@ -39,12 +39,15 @@ from mergemill.engine.tensors.workspace import Workspace
 
 METHODS = tuple(name for name, method in find_methods().items() if method.reads != "matrix")
 MATRIX_METHODS = tuple(name for name, method in find_methods().items() if method.reads == "matrix")
-SMALL, LARGE = (37, 29), (2 * BLOCK + 4099,)  # in three slabs: each lane is used again
+SMALL, LARGE = (37, 29), (2 * BLOCK + 4099,)  # of three blocks
+MANY = (9 * BLOCK + 4099,)  # of ten
 KINDS: tuple[tuple[torch.dtype, tuple[int, ...], str | None], ...] = (
     (torch.float32, LARGE, "F16"),
     (torch.bfloat16, SMALL, "BF16"),
     (torch.float8_e4m3fn, (70, 99), None),
     (torch.float64, (33, 20), "F64"),
+    (torch.float64, (33, 20), "BF16"),
+    (torch.float64, (33, 20), "F16"),
     (torch.float32, (0, 5), "F32"),
     (torch.float16, (), "F32"),
 )
@@ -75,6 +78,14 @@ def test_a_device_gives_the_bytes_of_the_cpu_by_exact_operations_alone(name: str
         if shape == LARGE:
             cut = there.merge(task, out=out, slab=BLOCK, parts=2, keep=False)
             assert bits_of(cut) == expected
+
+
+def test_lanes_are_used_again_and_again(tmp_path: Path) -> None:
+    here, there = mills(tmp_path)
+    task = make_task("ties", make_values(MANY))
+    assert bits_of(there.merge(task, out="BF16", slab=BLOCK, keep=False)) == bits_of(here.merge(task, out="BF16"))
+    assert there._streaming.device is not None
+    assert there._streaming.device.peak_bytes < 16 << 20  # 56 MiB would be all blocks at once
 
 
 @pytest.mark.parametrize("name", MATRIX_METHODS)
