@@ -3,6 +3,7 @@
 Non-negative floats order as their bit patterns do, and so do all once the negative ones have their bits turned.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -32,7 +33,9 @@ class Digits:
         """Return signed integers of the same order as the `values`, which are overwritten."""
         if not self._signed:
             return values.view(TORCH_DTYPES[self._integer])
-        bits = values.add_(0.0).view(TORCH_DTYPES[self._integer])  # the sum makes -0 the 0 that it equals
+        # The sum makes -0 the 0 that it equals; which NaN came of an operation is the machine's to say: all are least.
+        values.add_(0.0).nan_to_num_(-math.nan, math.inf, -math.inf)
+        bits = values.view(TORCH_DTYPES[self._integer])
         return bits.bitwise_xor_((bits >> self._sign).bitwise_and_(self._magnitude))
 
     def value(self, key: int) -> float:

@@ -1,5 +1,6 @@
 """Exactly the m largest magnitudes are selected, as a stable sort does."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -176,6 +177,18 @@ def test_signed_values_equal_a_stable_sort(name: str, dtype: torch.dtype) -> Non
         marks = mark_largest(x, cut, place, torch.empty_like(x)).numpy()
         assert cut.threshold == x[order[count - 1]]
         assert np.array_equal(np.flatnonzero(marks), np.sort(order[:count]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_every_nan_is_less_than_all_signed_values(dtype: torch.dtype) -> None:
+    x = CASES["normal"].to(dtype, copy=True)
+    x[::5] = math.nan
+    negative = torch.where(x.isnan(), torch.tensor(-math.nan, dtype=dtype), x)
+    ranks = (1000, SIZE // 2, SIZE - 1)
+    found, same = (find_cuts([each], [ranks], slab=BLOCK, derive=as_they_are, signed=True) for each in (x, negative))
+    assert repr(found) == repr(same)  # the last is NaN, which equals nothing
+    descending = np.sort(x[~x.isnan()].numpy())[::-1]
+    assert [cut.threshold for cut in found[0]][:2] == [descending[999], descending[SIZE // 2 - 1]]
 
 
 @settings(max_examples=50)
