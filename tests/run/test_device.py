@@ -367,6 +367,14 @@ def test_merges_that_overlap_have_room_for_all_of_them_and_the_last_ends_the_lim
     assert allocator.fraction == 0.75
 
 
+def test_a_merge_that_loses_its_device_ends_with_its_own_error(torchs: MagicMock) -> None:
+    allocator = Allocator(torchs.cuda)
+    torchs.cuda.empty_cache.side_effect = [None, RuntimeError("CUDA error: an illegal memory access was encountered")]
+    with pytest.raises(RunError, match="of its own"), Accelerator("cuda", PROMISE, 1).limited():
+        raise RunError("of its own")
+    assert allocator.fraction == 0.75
+
+
 class Failing:
     """What raises an error on the device, in the place of `Merged.combine`, and weakly holds what was there."""
 

@@ -106,8 +106,9 @@ class _Promises:
     def leave(self, most_bytes: int) -> None:
         with self._lock:
             self._promised.remove(most_bytes)
-            torch.cuda.empty_cache()
             self._limit()
+            with suppress(RuntimeError):  # of a device that is lost, which the merge's own error tells
+                torch.cuda.empty_cache()
 
     def _limit(self) -> None:
         share = (self._held_bytes + sum(self._promised)) / _total_bytes("cuda")
