@@ -45,6 +45,14 @@ class Foreign:
         port = self.address.rpartition(":")[2] or "0"
         self.scheduler = self._start(self.command, "dask_scheduler", "--host", self.host, "--port", port)
 
+    def restart_scheduler(self) -> None:
+        """Kill the scheduler, with which its workers end, and start another one at the same address, and a worker."""
+        assert self.scheduler is not None
+        self.scheduler.kill()
+        self.scheduler.wait()
+        self.start_scheduler()
+        self.start_worker()
+
     def start_worker(self, *options: str, command: Sequence[str] = ()) -> "subprocess.Popen[bytes]":
         """Start one worker more; returns at once."""
         worker = self._start(command or self.command, "dask_worker", *self.options, *options)

@@ -65,6 +65,14 @@ def running(plan: Plan, out: str | Path, slow_s: float = SLOW_S, **options: Any)
             thread.join()
 
 
+def cancel_half_way(plan: Plan, out: Path) -> None:
+    """Leave a merge of which some parts are done."""
+    with running(plan, out) as ended:
+        cancel(out, wait_s=WAIT_S)
+        with pytest.raises(Cancelled):
+            ended.result()
+
+
 @pytest.fixture(params=["folder", "seaweed"])
 def place(
     request: pytest.FixtureRequest, family: Path, tmp_path: Path
@@ -263,10 +271,7 @@ def test_a_part_of_a_file_that_others_still_write_into_is_merged_again(
 ) -> None:
     """As by a task of a driver that was killed, on somebody's cluster: no source has changed."""
     plan, out = plan_merge("linear", family), tmp_path / "out"
-    with running(plan, out) as ended:
-        cancel(out, wait_s=WAIT_S)
-        with pytest.raises(Cancelled):
-            ended.result()
+    cancel_half_way(plan, out)
     read_into, times = checksum.read_into, list[float]()
 
     def read_while_others_write(pin: Pin, start: int, buffer: Any) -> None:
@@ -336,10 +341,7 @@ def test_a_merge_by_threads_is_cancelled_while_its_receipts_are_checked(
     family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, out = plan_merge("linear", family), tmp_path / "out"
-    with running(plan, out) as ended:
-        cancel(out, wait_s=WAIT_S)
-        with pytest.raises(Cancelled):
-            ended.result()
+    cancel_half_way(plan, out)
     monkeypatch.setattr(driver_module, "LOOK_S", 0.01)
     asked, read_into = list[int](), checksum.read_into
 

@@ -127,15 +127,7 @@ def test_results_that_came_before_the_scheduler_was_lost_are_taken(
     plan: Plan, counted: Mapping[str, str], heard: dict[int, float], tmp_path: Path
 ) -> None:
     with start_cluster(tmp_path, "--preload", str(tmp_path / "counted.py"), environ=counted) as own:
-
-        def restart() -> None:
-            assert own.scheduler is not None
-            own.scheduler.kill()
-            own.scheduler.wait()
-            own.start_scheduler()
-            own.start_worker()
-
-        fault = Holding(0.3, heard, restart)
+        fault = Holding(0.3, heard, own.restart_scheduler)
         with slowed(0.05):
             run(plan, tmp_path / "out", scheduler=own.address, memory="256MiB", on_event=fault)
     run(plan, tmp_path / "here", workers=0)

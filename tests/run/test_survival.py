@@ -139,15 +139,7 @@ def test_the_next_scheduler_at_the_same_address_goes_on_with_what_is_left(
     plan: Plan, expected: dict[str, str], tmp_path: Path
 ) -> None:
     with start_cluster(tmp_path) as own:
-
-        def restart() -> None:
-            assert own.scheduler is not None
-            own.scheduler.kill()
-            own.scheduler.wait()
-            own.start_scheduler()
-            own.start_worker()
-
-        fault = Fault(restart)
+        fault = Fault(own.restart_scheduler)
         merge_with(fault, plan, tmp_path / "out", own)
         assert hash_output(tmp_path / "out") == expected
 
