@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import shlex
 import time
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def _wait(output: Output, driver: Driver, wait_s: float) -> None:
         if time.monotonic() > end_s:
             raise RunError(
                 f"{output}: process {driver.pid} of {driver.host} has not ended in {wait_s:g} s; it is asked to, and "
-                f"will when it looks; see: mergemill status {output}"
+                f"will when it looks; see: mergemill status {shlex.quote(str(output))}"
             )
         time.sleep(_LOOK_S)
     last = read_driver(output.notes)

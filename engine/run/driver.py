@@ -95,6 +95,7 @@ class Driving:
     def __init__(self, notes: Notes, resume: str) -> None:
         self._notes = notes
         self._driver = replace(_describe_here(), resume=resume)
+        self._earlier = ""  # the token of the driver before
         self._reason: MergemillError | None = None  # why it is asked to end
         self._stop: Callable[[], None] | None = None
         self._stopped = False  # by that
@@ -102,7 +103,7 @@ class Driving:
 
     def start(self, started: Started, resumed_bytes: int) -> None:
         """Say that the workers are there."""
-        if self._is_ours():
+        if not self._is_replaced():
             self._write(started=asdict(started), resumed_bytes=resumed_bytes)
 
     def commit(self, committed: Committed) -> None:
@@ -132,12 +133,15 @@ class Driving:
                 if by := find_request(self._notes, self._driver.token):
                     self._end_by(Cancelled(f"cancelled by {by}"))
                     return
-                if number % LOOKS == 0 and not self._is_ours():
+                if number % LOOKS == 0 and self._is_replaced():
                     self._end_by(OutputError("another mergemill has begun to write here; wait for it or stop it"))
                     return
 
     def begin(self) -> None:
         """Say that this process drives the merge; a request that an earlier driver left is for nobody."""
+        with suppress(OutputError):
+            earlier = read_driver(self._notes)
+            self._earlier = earlier.token if earlier else ""
         self._notes.remove(CANCEL_NAME)
         self._write()
 
@@ -146,18 +150,18 @@ class Driving:
         if self._stopped and isinstance(error, Exception):
             error = self._reason
         with suppress(StorageError):  # of which the error may tell: it counts more
-            if self._is_ours():
+            if not self._is_replaced():
                 self._notes.remove(CANCEL_NAME)
                 self._write(ended=time.time(), how=_say_how(error), error=_say_why(error))
         return error
 
-    def _is_ours(self) -> bool:
-        """Whether no other driver has begun meanwhile, as after a long sleep of this process."""
+    def _is_replaced(self) -> bool:
+        """Whether another driver has begun meanwhile, as after a long sleep of this process."""
         try:
             last = read_driver(self._notes)
         except OutputError:
             return False
-        return last is not None and last.token == self._driver.token
+        return last is not None and last.token not in (self._driver.token, self._earlier)  # which may be seen late
 
     def _write(self, **changes: Any) -> None:
         self._driver = replace(self._driver, **changes)

@@ -60,16 +60,17 @@ class AnyObjects:
         try:
             with explained(url, doing="looked at"):
                 system.invalidate_cache()
-                return float((system.modified(new) - system.modified(path)).total_seconds())
+                now_there = system.modified(new)
+                try:
+                    there = system.modified(path)
+                except FileNotFoundError:
+                    return None
+                return float((now_there - there).total_seconds())
         except OutputError as error:
             raise OutputError(
                 f"{url}: somebody may be writing here, or was killed; storage does not tell when this was written: "
                 "remove it when nobody is"
             ) from error
-        except StorageError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return None
-            raise
         finally:
             self.delete([now])
 

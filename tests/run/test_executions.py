@@ -77,7 +77,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
 class Holding:
     """Holds the driver up in the news of a part, before and after a fault: others are done meanwhile."""
 
-    soon_s = 0.1  # in which a scheduler learns what the driver knows
+    soon_s = 0.25  # in which a scheduler learns what the driver knows
 
     def __init__(self, held_s: float, heard: dict[int, float], make: Callable[[], None]) -> None:
         self.held_s = held_s
@@ -99,13 +99,13 @@ class Holding:
 
     def check(self, plan: Plan, executions: Counter[int], threads: int) -> None:
         """No part is merged again of which the driver knew; of each thread the one at hand, and one just done, may."""
-        assert 4 + 4 * bool(self.held_s) <= len(self.heard_before) < len(plan.parts)
+        assert 4 + 2 * bool(self.held_s) <= len(self.heard_before) < len(plan.parts)
         assert {executions[part] for part in self.heard_before} == {1}
         assert set(executions) == {part.number for part in plan.parts}
         assert executions.total() <= len(plan.parts) + 2 * threads
 
 
-@pytest.mark.parametrize("held_s", [0, 0.3], ids=["at once", "while the driver is held up"])
+@pytest.mark.parametrize("held_s", [0, 0.6], ids=["at once", "while the driver is held up"])
 def test_only_what_a_killed_worker_had_at_hand_is_merged_again(
     plan: Plan, counted: Mapping[str, str], heard: dict[int, float], tmp_path: Path, held_s: float
 ) -> None:
@@ -116,7 +116,7 @@ def test_only_what_a_killed_worker_had_at_hand_is_merged_again(
             own.workers[0].wait()
 
         fault = Holding(held_s, heard, kill)
-        with slowed(0.05):
+        with slowed(0.1):
             run(plan, tmp_path / "out", scheduler=own.address, memory="256MiB", on_event=fault)
     run(plan, tmp_path / "here", workers=0)
     assert hash_output(tmp_path / "out") == hash_output(tmp_path / "here")
@@ -127,8 +127,8 @@ def test_results_that_came_before_the_scheduler_was_lost_are_taken(
     plan: Plan, counted: Mapping[str, str], heard: dict[int, float], tmp_path: Path
 ) -> None:
     with start_cluster(tmp_path, "--preload", str(tmp_path / "counted.py"), environ=counted) as own:
-        fault = Holding(0.3, heard, own.restart_scheduler)
-        with slowed(0.05):
+        fault = Holding(0.6, heard, own.restart_scheduler)
+        with slowed(0.1):
             run(plan, tmp_path / "out", scheduler=own.address, memory="256MiB", on_event=fault)
     run(plan, tmp_path / "here", workers=0)
     assert hash_output(tmp_path / "out") == hash_output(tmp_path / "here")

@@ -14,7 +14,7 @@ from mergemill.engine.run.clusters import connect
 from mergemill.engine.run.clusters.crews import Cluster, Foreign, Own
 from mergemill.engine.run.clusters.factories import start_cluster
 from mergemill.engine.run.clusters.preflight import PAUSE, Needs, check_settings, check_workers, make_limit
-from mergemill.engine.run.clusters.watch import DONE_IS_KEPT, explaining_loss
+from mergemill.engine.run.clusters.watch import DONE_IS_KEPT, explaining_loss, noticing_loss
 from mergemill.engine.run.worker.workers import Workers
 
 FROZEN_S = 25.0  # without a sign of life of a worker; Dask looks as often, and then takes 4 s to kill it
@@ -91,7 +91,7 @@ def open_own(
         Client(cluster, set_as_default=False) as client,
         closing(Own(client, workers, token, tell_waiting)) as crew,
     ):
-        with explaining_loss(workers.name):
+        with explaining_loss(workers.name), noticing_loss():
             crew.warnings = check_settings(client)
         yield crew
 
@@ -116,4 +116,5 @@ def check_cluster(workers: Workers, needs: Needs, tell_waiting: Callable[..., No
     tell = partial(tell_waiting, missing="scheduler")
     with connect.opened_client(workers.scheduler, wait_s, tell) as client, explaining_loss(workers.scheduler):
         connect.wait_for_workers(client, workers.scheduler, tell_waiting)
-        check_workers(client, workers, needs)
+        with noticing_loss():
+            check_workers(client, workers, needs)

@@ -15,7 +15,7 @@ from distributed.security import Security
 
 from mergemill.engine.errors import ClusterError
 from mergemill.engine.run.clusters.encryption import check_certificates, explain_refusal, is_file
-from mergemill.engine.run.clusters.watch import ANSWER_S, DONE_IS_KEPT, TELL_S, SchedulerLost
+from mergemill.engine.run.clusters.watch import ANSWER_S, DONE_IS_KEPT, TELL_S, SchedulerLost, noticing_loss
 
 CLOSE_S = 5.0  # for the connections of a client to end
 CONNECT_S = 10  # for a scheduler to answer
@@ -96,14 +96,16 @@ def _await_client(scheduler: str, wait_s: float, tell_waiting: Callable[[float],
 def wait_for_workers(
     client: Client, scheduler: str, tell_waiting: Callable[[float], None] = lambda waited_s: None
 ) -> list[int]:
-    """Return the threads of each worker, once one is there; an `OSError` where the scheduler is lost.
+    """Return the threads of each worker, once one is there; or raise `SchedulerLost`.
 
     tell_waiting: called with the seconds where none is there, and now and then while none comes.
     """
     begun_s, next_s = time.monotonic(), 0.0
     ask: Any = client.scheduler.identity  # type: ignore[union-attr]
     while True:
-        if found := client.sync(ask, n_workers=-1, callback_timeout=ANSWER_S)["workers"]:
+        with noticing_loss():
+            found = client.sync(ask, n_workers=-1, callback_timeout=ANSWER_S)["workers"]
+        if found:
             return [info["nthreads"] for info in found.values()]
         waited_s = time.monotonic() - begun_s
         if waited_s > WORKERS_S:
@@ -120,7 +122,7 @@ def wait_for_first(client: Any, check_going: Callable[[], None], tell: Callable[
     """Return once a worker has done something: a cluster that scales by its work starts one for that.
 
     check_going: raises where nobody waits any more; called now and then. tell: called each time that so much more time
-    has passed that something may be wrong, with the seconds. An `OSError` says that the scheduler is lost.
+    has passed that something may be wrong, with the seconds. Raises `SchedulerLost`.
     """
     first, begun_s, told_s = client.submit(int, pure=False), time.monotonic(), 0.0
     while True:
@@ -131,7 +133,7 @@ def wait_for_first(client: Any, check_going: Callable[[], None], tell: Callable[
         except TimeoutError:
             pass
         except CancelledError as error:
-            raise ConnectionError("the connection broke") from error
+            raise SchedulerLost("the connection broke") from error
         if (waited_s := time.monotonic() - begun_s) > told_s + TELL_S:
             tell(round(waited_s, 1))
             told_s = waited_s

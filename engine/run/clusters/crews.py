@@ -15,7 +15,15 @@ from mergemill.engine.run.clusters import connect, probe
 from mergemill.engine.run.clusters.plugin import PLUGIN, MergemillPlugin
 from mergemill.engine.run.clusters.preflight import Needs, as_source, check_settings, check_workers
 from mergemill.engine.run.clusters.results import Results
-from mergemill.engine.run.clusters.watch import ALONE_S, ANSWER_S, DONE_IS_KEPT, SchedulerLost, Watch, explaining_loss
+from mergemill.engine.run.clusters.watch import (
+    ALONE_S,
+    ANSWER_S,
+    DONE_IS_KEPT,
+    SchedulerLost,
+    Watch,
+    explaining_loss,
+    noticing_loss,
+)
 from mergemill.engine.run.tasks.failures import WorkersDied, explain_failure
 from mergemill.engine.run.worker.workers import Workers
 
@@ -75,10 +83,11 @@ class Cluster:
                         each(result)
                 vain = vain + 1 if len(left) == before else 0
                 if vain > MOST_LOST:
-                    raise ClusterError(
-                        f"{self.workers.scheduler}: lost again and again: {error}; {DONE_IS_KEPT}"
-                    ) from error
+                    raise self._explain_losses(error) from error
                 self.rejoin(error)
+
+    def _explain_losses(self, last: SchedulerLost) -> ClusterError:
+        return ClusterError(f"{self.workers.name}: lost again and again: {last}; {DONE_IS_KEPT}")
 
     def rejoin(self, lost: SchedulerLost) -> None:
         """Find the scheduler again, or raise `ClusterError`: here it is in this process."""
@@ -173,10 +182,8 @@ class Asked(Cluster):
 
     def check_again(self) -> None:
         """Raise `ClusterError` where workers that came later cannot do this merge."""
-        try:
+        with noticing_loss():
             check_workers(self.client, self.workers, self._needs, all_answer=False)  # some may be about to die
-        except OSError as error:
-            raise SchedulerLost(str(error)) from error
 
 
 class Foreign(Asked):
@@ -186,12 +193,13 @@ class Foreign(Asked):
     hint = "start some"
 
     def join(self) -> None:
-        """Wait for a worker, and set all workers up, those too that come later."""
+        """Wait for a worker, and set all workers up, those too that come later; or raise `SchedulerLost`."""
         threads = connect.wait_for_workers(self.client, self.workers.scheduler, self._tell_waiting)
         self.workers = replace(self.workers, processes=len(threads), threads=max(threads))
-        self.warnings = check_settings(self.client)
-        self._remove_left()
-        self.set_up_workers()
+        with noticing_loss():
+            self.warnings = check_settings(self.client)
+            self._remove_left()
+            self.set_up_workers()
 
     def _remove_left(self) -> None:
         """Take from the workers what drivers have left that were killed: it holds the memory that they promised."""
@@ -202,30 +210,38 @@ class Foreign(Asked):
 
     def _unregister(self, name: str) -> None:
         remove: Any = self.client.scheduler.unregister_worker_plugin  # type: ignore[union-attr]
-        with suppress(ValueError):  # somebody else was faster, or the scheduler has begun anew
+        # It is gone already, or the scheduler is; or a worker is about to be, and takes it along.
+        with suppress(ValueError, OSError):
             self.client.sync(remove, name=name, callback_timeout=ANSWER_S)
 
     def rejoin(self, lost: SchedulerLost) -> None:
         """Wait for a scheduler to answer there again, and for a worker."""
-        connect.close_client(self.client)
-        self.client = connect.open_client_again(self.workers.scheduler, lost)
-        self._watch = self._make_watch()
-        self._results = Results(self.client)
-        with suppress(OSError):  # lost once more: the next look tells
-            self.join()
+        for _ in range(MOST_LOST):
+            before = self._plugin_name
+            connect.close_client(self.client)
+            self.client = connect.open_client_again(self.workers.scheduler, lost)
+            self._watch = self._make_watch()
+            self._results = Results(self.client)
+            try:
+                self.join()
+            except SchedulerLost as error:
+                lost = error
+                continue
+            self._unregister(before)  # where it is the same scheduler
+            return
+        raise self._explain_losses(lost) from lost
 
     def check_needs(self, needs: Needs) -> None:
         """Raise `ClusterError` where a worker lacks what this process has, or what the merge needs."""
         self._needs = needs
-        with explaining_loss(self.workers.scheduler):
+        with explaining_loss(self.workers.name), noticing_loss():
             check_workers(self.client, self.workers, needs)
 
     def close(self) -> None:
         """Take from the cluster what is ours."""
         super().close()
-        with suppress(OSError):  # a scheduler that is gone has nothing of ours
-            if self.client.status == "running":
-                self._unregister(self._plugin_name)
+        if self.client.status == "running":
+            self._unregister(self._plugin_name)
         connect.close_client(self.client)
 
 
@@ -247,10 +263,11 @@ class Own(Asked):
         self._needs = needs
         with explaining_loss(self.workers.name):
             connect.wait_for_first(self.client, self.check_going, self._tell_waiting)
-            check_workers(self.client, self.workers, needs)
-            if not self._is_set_up:
-                self.set_up_workers()
-                self._is_set_up = True
+            with noticing_loss():
+                check_workers(self.client, self.workers, needs)
+                if not self._is_set_up:
+                    self.set_up_workers()
+                    self._is_set_up = True
         found = _list_threads(self.client)
         self.workers = replace(self.workers, processes=len(found), threads=max(found, default=self.workers.threads))
 

@@ -24,11 +24,20 @@ class SchedulerLost(Exception):
 
 
 @contextmanager
-def explaining_loss(where: str) -> Iterator[None]:
-    """Let a connection that breaks before the tasks run, say what was lost and how to go on."""
+def noticing_loss() -> Iterator[None]:
+    """Take an error of the connection, of which a timeout is one, for the loss of the scheduler."""
     try:
         yield
     except OSError as error:
+        raise SchedulerLost(str(error)) from error
+
+
+@contextmanager
+def explaining_loss(where: str) -> Iterator[None]:
+    """Let a scheduler that is lost before the tasks run, say what was lost and how to go on."""
+    try:
+        yield
+    except SchedulerLost as error:
         raise ClusterError(f"{where}: the scheduler is lost ({error}); {DONE_IS_KEPT}") from error
 
 
@@ -73,12 +82,10 @@ class Watch:
     def _ask(self) -> dict[str, Any]:
         if self._client.status != "running":
             raise SchedulerLost(f"the client is {self._client.status}")
-        try:
+        with noticing_loss():
             found: dict[str, Any] = self._client.sync(
                 self._client.scheduler.identity, n_workers=0, callback_timeout=ANSWER_S
             )
-        except OSError as error:  # of which a timeout is one
-            raise SchedulerLost(str(error)) from error
         return found
 
     def _count_workers(self, count: int) -> None:

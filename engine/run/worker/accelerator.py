@@ -101,7 +101,11 @@ class _Promises:
                 self._held_bytes = torch.cuda.memory_reserved(0)
                 self._before = torch.cuda.get_per_process_memory_fraction(0)
             self._promised.append(most_bytes)
-            self._limit()
+            try:
+                self._limit()
+            except BaseException:
+                self._promised.remove(most_bytes)
+                raise
 
     def leave(self, most_bytes: int) -> None:
         with self._lock:
