@@ -58,14 +58,14 @@ def run(
 
     An unfinished merge is resumed: only parts without a receipt are merged, the others are checked. `on_event` is
     called in this thread. `workers`, `threads`, `memory`, `scheduler`, `cluster`, `device` and `device_memory` are
-    those of `choose_workers`; all workers of a cluster must see the inputs and `out` at the same paths. `wait_s` is
-    how long a scheduler is waited for that does not answer yet. `cache` is the
-    most bytes of remote sources that each host keeps on a local disk for later merges, such as ``"50GB"``, in
-    `cache_folder`, by default ``~/.cache/mergemill``; None keeps none. A repository that is made on the Hub is private
-    unless `public`. `storage` is that of `make_plan`; None is the cluster file's. `resume` is the command that repeats
-    this from any directory, for `status`. Raises `OutputError` before anything is written where `out` holds something
-    else, `ClusterError` where workers cannot do it, `RunError` for what goes wrong later, and `Cancelled` where
-    `cancel` asked it to end; the run can then be repeated.
+    those of `choose_workers`; all workers of a cluster must see the inputs and `out` at the same paths. `wait_s` is how
+    long a scheduler is waited for that does not answer yet. `cache` is the most bytes of remote sources that each host
+    keeps on a local disk for later merges, such as ``"50GB"``, in `cache_folder`, by default ``~/.cache/mergemill``;
+    None keeps none. A repository that is made on the Hub is private unless `public`. `storage` is that of `make_plan`;
+    None is the cluster file's. `resume` is the command that repeats this from any directory, for `status`. Raises
+    `OutputError` before anything is written where `out` holds something else, `ClusterError` where workers cannot do
+    it, `RunError` for what goes wrong later, and `Cancelled` where `cancel` asked it to end; the run can then be
+    repeated.
     """
     started = time.perf_counter()
     chosen = choose_workers(

@@ -176,9 +176,7 @@ class Cluster:
 class Asked(Cluster):
     """A crew of workers that come when they come, and are asked for what the merge needs."""
 
-    def __init__(self, client: Client, workers: Workers, token: str, tell_waiting: Callable[[float], None]) -> None:
-        super().__init__(client, workers, token, tell_waiting)
-        self._needs = Needs()
+    _needs = Needs()
 
     def check_again(self) -> None:
         """Raise `ClusterError` where workers that came later cannot do this merge."""
@@ -248,12 +246,13 @@ class Foreign(Asked):
 class Own(Asked):
     """A crew of workers that a cluster file has had started."""
 
+    _is_set_up = False
+
     def __init__(self, client: Client, workers: Workers, token: str, tell_waiting: Callable[[float], None]) -> None:
         assert workers.cluster is not None
         if workers.cluster.kind not in LEFT_ALONE:
             self.alone_s = math.inf
         super().__init__(client, workers, token, tell_waiting)
-        self._is_set_up = False
 
     def check_needs(self, needs: Needs) -> None:
         """Wait for a first worker, as long as it takes, then do as for workers of somebody else.

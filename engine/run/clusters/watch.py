@@ -49,13 +49,7 @@ class Watch:
     """
 
     def __init__(
-        self,
-        client: Any,
-        where: str,
-        *,
-        alone_s: float,
-        hint: str,
-        tell_alone: Callable[[float], None] = lambda alone_s: None,
+        self, client: Any, where: str, *, alone_s: float, hint: str, tell_alone: Callable[[float], None]
     ) -> None:
         self._client = client
         self._where = where
