@@ -10,7 +10,7 @@ from mergemill.cli import console
 from mergemill.cli.options import ClusterAs, Json, StorageAs, read_storage
 
 if TYPE_CHECKING:
-    from mergemill.engine.run.inspect import Inspection
+    from mergemill.engine.runs.inspect import Inspection
 
 Folder = Annotated[str, typer.Argument(metavar="PATH", help="The folder of a model or a merge.")]
 Tensors = Annotated[bool, typer.Option("--tensors", help="List every tensor.")]

@@ -235,7 +235,7 @@ def find_resume(arguments: Sequence[str], scheduler: str | None) -> tuple[str, s
 
     scheduler: which the environment may have told, and would not tell elsewhere.
     """
-    from mergemill.engine.run.driver import RESUME, find_folder
+    from mergemill.engine.runs.driver import RESUME, find_folder
 
     if submitted := os.environ.get(RESUME):
         return submitted, submitted

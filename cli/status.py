@@ -11,8 +11,8 @@ from mergemill.cli import console
 from mergemill.cli.options import SHARD_SIZE, ClusterAs, Json, Out, StorageAs, read_storage, say_storage
 
 if TYPE_CHECKING:
-    from mergemill.engine.run.driver import Driver
-    from mergemill.engine.run.status import Status
+    from mergemill.engine.runs.driver import Driver
+    from mergemill.engine.runs.status import Status
 
 MINUTE_S, HOUR_S = 60, 3600
 
@@ -118,7 +118,7 @@ def run_in(folder: str, command: str) -> str:
 def is_default_memory(memory_bytes: int) -> bool:
     """Whether that is what a worker is promised where nothing is said."""
     from mergemill.engine.plan.sizes import parse_size
-    from mergemill.engine.run.worker.workers import MEMORY
+    from mergemill.engine.runs.worker.workers import MEMORY
 
     return memory_bytes == parse_size(MEMORY, what="--memory")
 

@@ -52,7 +52,7 @@ def submit(
     Example: mergemill submit recipe.yml /shared/merged --cluster slurm
     """
     from mergemill.engine import load_cluster, load_recipe
-    from mergemill.engine.run.submit import make_job, submit_job
+    from mergemill.engine.runs.submit import make_job, submit_job
 
     options = {"--memory": memory, "--cache": cache, "--cache-folder": cache_folder}
     options |= {"--device": device, "--device-memory": device_memory if device_memory != DEVICE_MEMORY else None}

@@ -26,61 +26,57 @@ if TYPE_CHECKING:
     from mergemill.engine.recipe import load_cluster as load_cluster
     from mergemill.engine.recipe import load_recipe as load_recipe
     from mergemill.engine.recipe import recipe_schema as recipe_schema
-    from mergemill.engine.run.attach import attach as attach
-    from mergemill.engine.run.cancel import cancel as cancel
-    from mergemill.engine.run.describe import describe_plan as describe_plan
-    from mergemill.engine.run.drive import run as run
-    from mergemill.engine.run.events import Committed as Committed
-    from mergemill.engine.run.events import PartFinished as PartFinished
-    from mergemill.engine.run.events import Started as Started
-    from mergemill.engine.run.events import Waiting as Waiting
-    from mergemill.engine.run.in_memory import merge_state_dicts as merge_state_dicts
-    from mergemill.engine.run.in_memory import merge_tensors as merge_tensors
-    from mergemill.engine.run.inspect import inspect as inspect
-    from mergemill.engine.run.merge import merge as merge
-    from mergemill.engine.run.outputs.output import abort as abort
-    from mergemill.engine.run.status import status as status
-    from mergemill.engine.run.verify import verify as verify
+    from mergemill.engine.runs.attach import attach as attach
+    from mergemill.engine.runs.cancel import cancel as cancel
+    from mergemill.engine.runs.describe import describe_plan as describe_plan
+    from mergemill.engine.runs.drive import run as run
+    from mergemill.engine.runs.events import Committed as Committed
+    from mergemill.engine.runs.events import PartFinished as PartFinished
+    from mergemill.engine.runs.events import Started as Started
+    from mergemill.engine.runs.events import Waiting as Waiting
+    from mergemill.engine.runs.in_memory import merge_state_dicts as merge_state_dicts
+    from mergemill.engine.runs.in_memory import merge_tensors as merge_tensors
+    from mergemill.engine.runs.inspect import inspect as inspect
+    from mergemill.engine.runs.merge import merge as merge
+    from mergemill.engine.runs.outputs.output import abort as abort
+    from mergemill.engine.runs.status import status as status
+    from mergemill.engine.runs.verify import verify as verify
 
 _PLACES = {
-    "Committed": "run.events",
+    "Committed": "runs.events",
     "Density": "methods.contract",
     "MergemillError": "errors",
-    "PartFinished": "run.events",
+    "PartFinished": "runs.events",
     "PerModel": "methods.contract",
-    "Started": "run.events",
-    "Waiting": "run.events",
+    "Started": "runs.events",
+    "Waiting": "runs.events",
     "Within": "methods.contract",
-    "abort": "run.outputs.output",
-    "attach": "run.attach",
-    "cancel": "run.cancel",
-    "describe_plan": "run.describe",
+    "abort": "runs.outputs.output",
+    "attach": "runs.attach",
+    "cancel": "runs.cancel",
+    "describe_plan": "runs.describe",
     "estimate_cost": "plan.cost",
     "find_all_methods": "methods.own",
     "find_coefficients": "methods.catalogue",
     "find_methods": "methods.catalogue",
     "find_steps": "methods.catalogue",
     "format_size": "plan.sizes",
-    "inspect": "run.inspect",
+    "inspect": "runs.inspect",
     "load_cluster": "recipe",
     "load_recipe": "recipe",
     "make_plan": "plan.make",
-    "merge": "run.merge",
+    "merge": "runs.merge",
     "merge_method": "methods.contract",
-    "merge_state_dicts": "run.in_memory",
-    "merge_tensors": "run.in_memory",
+    "merge_state_dicts": "runs.in_memory",
+    "merge_tensors": "runs.in_memory",
     "open_methods": "methods.own",
     "recipe_schema": "recipe",
-    "run": "run.drive",
-    "status": "run.status",
-    "verify": "run.verify",
+    "run": "runs.drive",
+    "status": "runs.status",
+    "verify": "runs.verify",
 }
 
 __all__ = list(_PLACES)
-
-# A room has the name of a function: imported now, no later import puts it where the function belongs.
-importlib.import_module(f"{__name__}.run")
-del globals()["run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from mergemill.engine.run.worker.workplace import DevicePlace
+from mergemill.engine.runs.worker.workplace import DevicePlace
 from mergemill.engine.tensors.device import InOrder, Streams
 from mergemill.engine.tensors.workspace import Arena
 

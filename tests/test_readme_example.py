@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from models import read_tensors, write_llama
-from run.merging import hash_output
+from runs.merging import hash_output
 
 from mergemill.cli.main import execute
 

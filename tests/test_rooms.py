@@ -26,17 +26,17 @@ MAY_IMPORT = {
     "tensors": {"errors", "storage"},
     "methods": {"errors", "storage", "tensors"},
     "plan": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods"},
-    "run": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "plan"},
-    "conformance": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "plan", "run"},
+    "runs": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "plan"},
+    "conformance": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "plan", "runs"},
 }
 """The table of rooms, from the lowest to the highest: what each may import besides itself."""
 
-INSIDE_RUN = ["worker", "outputs", "tasks", "clusters", ""]
-"""The folders of the room `run`, from the lowest to the highest, which is the room itself."""
+INSIDE_RUNS = ["worker", "outputs", "tasks", "clusters", ""]
+"""The folders of the room `runs`, from the lowest to the highest, which is the room itself."""
 
 ONLY_IMPORTERS = {
-    "dask": {"run"},
-    "distributed": {"run"},
+    "dask": {"runs"},
+    "distributed": {"runs"},
     "fsspec": {"storage"},
     "s3fs": {"storage"},
     "boto3": {"storage"},
@@ -44,7 +44,7 @@ ONLY_IMPORTERS = {
     "huggingface_hub": {"storage"},
     "urllib3": {"storage"},
     "pydantic": {"recipe"},
-    "yaml": {"recipe", "checkpoint", "run"},
+    "yaml": {"recipe", "checkpoint", "runs"},
 }
 """Libraries that only some rooms know."""
 
@@ -123,27 +123,27 @@ def test_every_file_of_the_engine_is_in_a_room() -> None:
     assert {find_room(path) for path in FILES} == {*MAY_IMPORT, "__init__"}
 
 
-def test_imports_point_down_the_folders_of_the_run_room() -> None:
-    level = {name: number for number, name in enumerate(INSIDE_RUN)}
+def test_imports_point_down_the_folders_of_the_room_of_runs() -> None:
+    level = {name: number for number, name in enumerate(INSIDE_RUNS)}
     found = {
         (path.relative_to(ENGINE).as_posix(), name)
         for path in FILES
-        if find_room(path) == "run"
+        if find_room(path) == "runs"
         for name in list_imports(path)
-        if name.startswith("mergemill.engine.run.")
+        if name.startswith("mergemill.engine.runs.")
     }
     up = {
         (path, name)
         for path, name in found
         if level[find_folder(path.split("/")[1])] < level[find_folder(name.split(".")[3])]
     }
-    assert {find_folder(path.split("/")[1]) for path, _ in found} == set(INSIDE_RUN)
+    assert {find_folder(path.split("/")[1]) for path, _ in found} == set(INSIDE_RUNS)
     assert up == set()
 
 
 def find_folder(part: str) -> str:
-    """Return the folder of the room `run` that a part of a path or module names; empty for a file of the room."""
-    return part if part in INSIDE_RUN else ""
+    """Return the folder of the room `runs` that a part of a path or module names; empty for a file of the room."""
+    return part if part in INSIDE_RUNS else ""
 
 
 @pytest.mark.parametrize("library", ONLY_IMPORTERS)
@@ -152,9 +152,9 @@ def test_a_library_is_known_to_its_rooms_alone(library: str) -> None:
     assert rooms <= ONLY_IMPORTERS[library]
 
 
-def test_dask_is_known_to_the_run_room() -> None:
+def test_dask_is_known_to_the_room_of_runs() -> None:
     """Or the tests above look for imports in the wrong place."""
-    cluster = ENGINE / "run" / "clusters" / "crews.py"
+    cluster = ENGINE / "runs" / "clusters" / "crews.py"
     assert {"dask", "distributed"} <= {name.split(".")[0] for name in list_imports(cluster)}
 
 
@@ -204,12 +204,6 @@ def test_the_whole_public_face_imports_no_heavy_library() -> None:
     loaded = list_loaded("from mergemill.engine import *")
     assert loaded >= {"dask", "numpy", "pydantic"}
     assert loaded & HEAVY == set()
-
-
-def test_the_public_function_run_is_not_hidden_by_the_room_of_that_name() -> None:
-    code = "from mergemill.engine.run import drive; import mergemill.engine as e; assert e.run is drive.run"
-    list_loaded(code)
-    list_loaded("import mergemill.engine as e; e.run; import mergemill.engine.run.verify; assert callable(e.run)")
 
 
 MERGE = """

@@ -19,9 +19,9 @@ from torch import Tensor
 from mergemill.engine.methods.catalogue import get_method
 from mergemill.engine.methods.contract import Method
 from mergemill.engine.plan.values import OutputTensor, Part, Piece
-from mergemill.engine.run.tasks.piece import gather_piece
-from mergemill.engine.run.tasks.task import merge_part
-from mergemill.engine.run.worker.workplace import Workplace
+from mergemill.engine.runs.tasks.piece import gather_piece
+from mergemill.engine.runs.tasks.task import merge_part
+from mergemill.engine.runs.worker.workplace import Workplace
 from mergemill.engine.storage.ranges import pin_file
 from mergemill.engine.tensors.dtypes import NAMES, TORCH_DTYPES, compute_dtype, item_bytes
 from mergemill.engine.tensors.expressions import Stored

@@ -23,12 +23,12 @@ from distributed import Worker, WorkerPlugin
 from fsspec import AbstractFileSystem
 
 from mergemill.engine.plan.values import Part, Plan
-from mergemill.engine.run.outputs import output
-from mergemill.engine.run.outputs.folder import FolderOutput
-from mergemill.engine.run.outputs.receipts import Receipt, Upload
-from mergemill.engine.run.outputs.record import make_record
-from mergemill.engine.run.outputs.target import Target
-from mergemill.engine.run.worker.workplace import Workplace
+from mergemill.engine.runs.outputs import output
+from mergemill.engine.runs.outputs.folder import FolderOutput
+from mergemill.engine.runs.outputs.receipts import Receipt, Upload
+from mergemill.engine.runs.outputs.record import make_record
+from mergemill.engine.runs.outputs.target import Target
+from mergemill.engine.runs.worker.workplace import Workplace
 from mergemill.engine.storage.positioned import make_folder, write_file
 from mergemill.engine.tensors.workspace import Arena
 

@@ -20,8 +20,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from run.disturbed import BOUND_S, SLOW, Disturber, Driver, Place, open_place, say_error
-from run.merging import SMALL_PART, hash_output, make_recipe, write_family
+from runs.disturbed import BOUND_S, SLOW, Disturber, Driver, Place, open_place, say_error
+from runs.merging import SMALL_PART, hash_output, make_recipe, write_family
 
 from mergemill.engine.plan import layout
 

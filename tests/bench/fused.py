@@ -17,8 +17,8 @@ from methods.harness import Mill, Task, fill_settings, make_values
 from mergemill.engine.conformance.mill import cut_pieces
 from mergemill.engine.methods.catalogue import get_method
 from mergemill.engine.plan.values import OutputTensor, Part
-from mergemill.engine.run.tasks.task import merge_part
-from mergemill.engine.run.worker.workplace import Workplace
+from mergemill.engine.runs.tasks.task import merge_part
+from mergemill.engine.runs.worker.workplace import Workplace
 from mergemill.engine.tensors import native
 
 SHAPE = (2048, 4096)

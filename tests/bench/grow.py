@@ -38,8 +38,8 @@ from workers import Overhead, Rates, describe_place, list_tasks, measure_overhea
 
 from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.run.graph import make_tasks
-from mergemill.engine.run.outputs.target import FileTarget
+from mergemill.engine.runs.graph import make_tasks
+from mergemill.engine.runs.outputs.target import FileTarget
 
 STUDIES = ("models", "tensors", "sizes", "plan", "workers")
 LOCAL = Place(scheduler_s=0.0, message_s=0.0, latency_s=0.0, worker_rate=float("inf"), store_rate=float("inf"))

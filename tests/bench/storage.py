@@ -35,7 +35,7 @@ from servers.s3 import REGION, S3
 from servers.seaweed import start_seaweed
 
 from mergemill.engine.plan.values import Part
-from mergemill.engine.run.outputs.upload import UploadTarget
+from mergemill.engine.runs.outputs.upload import UploadTarget
 from mergemill.engine.storage import multipart
 from mergemill.engine.storage.fetch import CONNECTIONS, PIECE_BYTES, read_remote
 from mergemill.engine.storage.ranges import close_all, pin_file

@@ -9,7 +9,7 @@ import psutil
 
 from mergemill.engine import PartFinished, Started, run
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.run.events import Event
+from mergemill.engine.runs.events import Event
 
 
 @dataclass

@@ -14,10 +14,10 @@ from simulate import Place, Task
 
 from mergemill.engine.plan.memory import needs_passes
 from mergemill.engine.plan.values import Part, Piece, Plan
-from mergemill.engine.run.clusters.cluster import Cluster, open_cluster
-from mergemill.engine.run.graph import make_tasks
-from mergemill.engine.run.outputs.output import open_output
-from mergemill.engine.run.worker.workers import Workers
+from mergemill.engine.runs.clusters.cluster import Cluster, open_cluster
+from mergemill.engine.runs.graph import make_tasks
+from mergemill.engine.runs.outputs.output import open_output
+from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.tensors.slabs import Span
 
 TRIVIAL_TASKS = 1000

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from clusters import start_cluster
 
-from mergemill.engine.run.clusters import connect
+from mergemill.engine.runs.clusters import connect
 
 
 def test_a_merge_on_a_cluster_is_stopped_and_resumed(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mergemill.engine import attach, status
-from mergemill.engine.run.driver import LOOK_S
+from mergemill.engine.runs.driver import LOOK_S
 
 Run = Callable[..., tuple[int, str, str]]
 Start = Callable[..., "subprocess.Popen[str]"]

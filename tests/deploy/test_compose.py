@@ -16,7 +16,7 @@ from servers import seaweed
 from servers.s3 import S3
 
 from mergemill.engine.plan.sizes import parse_size
-from mergemill.engine.run.clusters.preflight import SPARE_BYTES
+from mergemill.engine.runs.clusters.preflight import SPARE_BYTES
 
 PATH = DEPLOY / "compose" / "compose.yaml"
 SERVICES: dict[str, Any] = read_yaml(PATH)[0]["services"]

@@ -12,8 +12,8 @@ from dask.utils import parse_timedelta
 from deployments import DEPLOY, need_module, read_yaml
 
 from mergemill.engine.recipe import load_cluster
-from mergemill.engine.run.clusters.cluster import _CONFIG
-from mergemill.engine.run.clusters.factories import make_arguments
+from mergemill.engine.runs.clusters.cluster import _CONFIG
+from mergemill.engine.runs.clusters.factories import make_arguments
 
 DASK = DEPLOY / "dask" / "mergemill.yaml"
 JOBQUEUE = DEPLOY / "slurm" / "jobqueue.yaml"

@@ -11,7 +11,7 @@ from deployments import DEPLOY, check_command, is_refused, need_module, run_prog
 from packaging.requirements import Requirement
 
 from mergemill.engine.recipe import load_cluster
-from mergemill.engine.run.clusters.factories import make_arguments
+from mergemill.engine.runs.clusters.factories import make_arguments
 
 DOCKER = DEPLOY / "docker"
 DOCKERFILES = sorted(DOCKER.glob("Dockerfile*"))

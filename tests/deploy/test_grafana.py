@@ -11,7 +11,7 @@ import pytest
 from clusters import start_cluster
 from deployments import DEPLOY, need_module, read_yaml
 from distributed import Client
-from run.merging import plan_merge, write_family
+from runs.merging import plan_merge, write_family
 
 from mergemill.engine import PartFinished, run
 

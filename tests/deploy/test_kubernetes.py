@@ -14,7 +14,7 @@ from deployments import DEPLOY, check_command, is_refused, iter_commands, need_m
 
 from mergemill.engine import load_recipe
 from mergemill.engine.plan.sizes import parse_size
-from mergemill.engine.run.clusters.preflight import make_limit
+from mergemill.engine.runs.clusters.preflight import make_limit
 
 MANIFESTS = DEPLOY / "kubernetes"
 CHART = DEPLOY / "helm" / "mergemill"

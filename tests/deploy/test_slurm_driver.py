@@ -10,12 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 from deployments import DEPLOY
-from run.merging import hash_output, make_recipe, write_family
+from runs.merging import hash_output, make_recipe, write_family
 from servers.slurm import Slurm
 
 from mergemill.cli.status import say_resume
 from mergemill.engine import load_recipe, make_plan, run, status
-from mergemill.engine.run.status import Status
+from mergemill.engine.runs.status import Status
 
 DRIVER = DEPLOY / "slurm" / "driver.sh"
 WAIT_S = 120.0

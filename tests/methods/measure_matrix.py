@@ -16,7 +16,7 @@ from methods.harness import Mill, Task, fill_settings, make_values
 
 from mergemill.engine.methods.catalogue import get_method, get_step
 from mergemill.engine.methods.steps import Stepped
-from mergemill.engine.run.worker.process import keep_freed_pages
+from mergemill.engine.runs.worker.process import keep_freed_pages
 from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.slabs import Span
 from mergemill.engine.tensors.workspace import Workspace

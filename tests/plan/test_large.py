@@ -10,9 +10,9 @@ from models import llama_shapes
 from plan.sketches import config, list_tensors, plan_of, write_sketch
 
 from mergemill.engine import describe_plan
-from mergemill.engine.run.graph import make_tasks
-from mergemill.engine.run.outputs.record import make_record
-from mergemill.engine.run.outputs.target import FileTarget
+from mergemill.engine.runs.graph import make_tasks
+from mergemill.engine.runs.outputs.record import make_record
+from mergemill.engine.runs.outputs.target import FileTarget
 from mergemill.engine.storage import local
 
 LAYERS, HIDDEN, KV, FFN, VOCAB = 80, 8192, 1024, 28_672, 128_256

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from models import llama_shapes
 from plan.sketches import config, plan_of, write_sketch
-from run.buckets import found_by_environment
+from runs.buckets import found_by_environment
 from servers.folder import start_folder
 from servers.journal import Journal
 from servers.proxy import start_proxy_process

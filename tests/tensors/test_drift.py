@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mergemill.engine.run.tasks.guard import find_fault, find_growth, to_row
+from mergemill.engine.runs.tasks.guard import find_fault, find_growth, to_row
 from mergemill.engine.tensors.drift import SAMPLE, Drift, Watch, make_drift
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES
 from mergemill.engine.tensors.kernels import Partial, add_partials

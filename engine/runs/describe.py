@@ -1,0 +1,72 @@
+"""A plan in numbers, as JSON values: what it reads and writes, and what it takes of the workers that would run it."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mergemill.engine.plan.memory import check_memory, count_device_tensors, device_need, task_bytes
+from mergemill.engine.plan.values import Plan
+from mergemill.engine.recipe import ClusterFile
+from mergemill.engine.runs.outputs.output import find_output
+from mergemill.engine.runs.traffic import describe_traffic, find_traffic
+from mergemill.engine.runs.worker.workers import DEVICE_MEMORY, choose_workers
+from mergemill.engine.runs.worker.workplace import Workplace
+
+
+def describe_plan(
+    plan: Plan,
+    *,
+    memory: str | int | None = None,
+    workers: int | None = None,
+    threads: int | None = None,
+    scheduler: str | None = None,
+    cluster: str | Path | ClusterFile | None = None,
+    device: str | None = None,
+    device_memory: str | int = DEVICE_MEMORY,
+    out: str | None = None,
+) -> dict[str, Any]:
+    """Return the plan's numbers for the workers that `run` would start with the same options.
+
+    ``projected_bytes`` is the most that a worker's tasks take together, beyond the process itself. ``remote`` is what
+    goes to and from remote storage, `out` included where it is given, with an estimate of its cost. Raises `PlanError`
+    where a part cannot run in so little memory.
+    """
+    chosen = choose_workers(
+        plan,
+        workers=workers,
+        threads=threads,
+        memory=memory,
+        scheduler=scheduler,
+        cluster=cluster,
+        device=device,
+        device_memory=device_memory,
+    )
+    check_memory(plan.parts, chosen.memory_bytes, find_output(out).beside_bytes if out is not None else 0)
+    share_bytes = Workplace(chosen.memory_bytes, chosen.threads).share_bytes
+    most_bytes = max((task_bytes(part, share_bytes) for part in plan.parts), default=0)
+    return {
+        "digest": plan.digest,
+        "method": plan.recipe.merge_method,
+        "tensors": plan.tensors,
+        "shards": [{"name": shard.name, "size_bytes": shard.size_bytes} for shard in plan.shards],
+        "parts": len(plan.parts),
+        "read_bytes": plan.read_bytes,
+        "first_pass_bytes": plan.read_bytes if plan.scaling else 0,  # for coefficients that need all norms
+        "write_bytes": plan.write_bytes,
+        "workers": chosen.count,
+        "scheduler": chosen.scheduler,  # of a cluster, whose workers are not known yet; empty: on this machine
+        "cluster": chosen.cluster.name if chosen.cluster else "",  # that is started for the merge
+        "processes": chosen.processes,  # 0: the worker is threads of this process
+        "threads": chosen.threads,
+        "memory_bytes": chosen.memory_bytes,
+        "device": chosen.device,
+        "device_memory_bytes": chosen.device_memory_bytes,
+        "device_bytes": device_need(plan.parts, chosen.device)[0],  # the least that does
+        "device_tensors": count_device_tensors(plan.parts, chosen.device),  # merged there; the others on the CPU
+        "task_bytes": most_bytes,
+        "projected_bytes": min(most_bytes * min(chosen.threads, len(plan.parts)), chosen.memory_bytes),
+        "remote": [describe_traffic(each) for each in find_traffic(plan, share_bytes, out)],
+        "sources": [asdict(source) for source in plan.sources],
+        "code": [{"name": file.name, "path": file.path, "sha256": file.sha256} for file in plan.code],
+        "warnings": list(plan.warnings),
+    }

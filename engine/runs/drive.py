@@ -1,0 +1,210 @@
+"""Running a plan: from an empty or resumed output folder, over the Dask tasks, to the commit."""
+
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mergemill.engine.errors import PlanError, RunError
+from mergemill.engine.plan.memory import check_memory
+from mergemill.engine.plan.values import Plan
+from mergemill.engine.recipe import ClusterFile
+from mergemill.engine.runs.caching import choose_cache
+from mergemill.engine.runs.clusters.preflight import Needs
+from mergemill.engine.runs.clusters.reach import choose_samples
+from mergemill.engine.runs.crew import Crew, check_crew, open_crew
+from mergemill.engine.runs.driver import Driving, drive
+from mergemill.engine.runs.events import Committed, OnEvent, PartFinished, Started, Waiting, ignore
+from mergemill.engine.runs.graph import make_checks, make_tasks
+from mergemill.engine.runs.outputs.output import (
+    Output,
+    check_same,
+    commit_output,
+    find_output,
+    open_output,
+    start_output,
+)
+from mergemill.engine.runs.outputs.receipts import Receipt
+from mergemill.engine.runs.tasks.failures import WorkersDied, explain_deaths
+from mergemill.engine.runs.tasks.guard import Report, check_report, make_report
+from mergemill.engine.runs.worker.workers import DEVICE_MEMORY, Workers, choose_workers, find_storage
+from mergemill.engine.storage.ranges import check_pin, is_remote
+from mergemill.engine.storage.store import Options, use_options
+from mergemill.engine.tensors.slabs import SLAB
+
+
+def run(
+    plan: Plan,
+    out: str | Path,
+    *,
+    workers: int | None = None,
+    threads: int | None = None,
+    memory: str | int | None = None,
+    scheduler: str | None = None,
+    wait_s: float = 0.0,
+    cluster: str | Path | ClusterFile | None = None,
+    device: str | None = None,
+    device_memory: str | int = DEVICE_MEMORY,
+    cache: str | int | None = None,
+    cache_folder: str | Path | None = None,
+    public: bool = False,
+    storage: Options | None = None,
+    resume: str = "",
+    on_event: OnEvent = ignore,
+    slab: int = SLAB,
+) -> Committed:
+    """Run `plan` into the folder, prefix or repository `out`, which is new, empty, or holds the same merge unfinished.
+
+    An unfinished merge is resumed: only parts without a receipt are merged, the others are checked. `on_event` is
+    called in this thread. `workers`, `threads`, `memory`, `scheduler`, `cluster`, `device` and `device_memory` are
+    those of `choose_workers`; all workers of a cluster must see the inputs and `out` at the same paths. `wait_s` is how
+    long a scheduler is waited for that does not answer yet. `cache` is the most bytes of remote sources that each host
+    keeps on a local disk for later merges, such as ``"50GB"``, in `cache_folder`, by default ``~/.cache/mergemill``;
+    None keeps none. A repository that is made on the Hub is private unless `public`. `storage` is that of `make_plan`;
+    None is the cluster file's. `resume` is the command that repeats this from any directory, for `status`. Raises
+    `OutputError` before anything is written where `out` holds something else, `ClusterError` where workers cannot do
+    it, `RunError` for what goes wrong later, and `Cancelled` where `cancel` asked it to end; the run can then be
+    repeated.
+    """
+    started = time.perf_counter()
+    chosen = choose_workers(
+        plan,
+        workers=workers,
+        threads=threads,
+        memory=memory,
+        scheduler=scheduler,
+        cluster=cluster,
+        device=device,
+        device_memory=device_memory,
+    )
+    if wait_s and not chosen.scheduler:
+        raise PlanError("--wait: is for a scheduler that is there already, or will be; give --scheduler")
+    kept = choose_cache(cache, cache_folder, out, plan.write_bytes, here=chosen.is_here)
+    chosen = replace(chosen, cache=kept, storage=find_storage(plan, chosen, storage))
+    use_options(chosen.storage)
+    place = find_output(out, public=public)
+    place.check_workers(chosen, plan)
+    check_memory(plan.parts, chosen.memory_bytes, place.beside_bytes)
+    check_crew(chosen, _list_needs(plan, str(out)), _make_teller(chosen, on_event), wait_s)
+    output = open_output(out, plan, public=public)
+    with output.locked():
+        check_same(output, plan)  # again: another driver may just have been here
+        if output.journal.is_committed():
+            return _finish_again(output, plan, on_event)
+        with drive(output.notes, resume) as driving:
+            for pin in plan.pins:
+                check_pin(pin)
+            redone, read_bytes = _run_parts(plan, output, chosen, on_event, driving, slab)
+            report = _read_report(output, plan)
+            check_report(report, plan.guard.policy, str(out))
+            commit_output(output, plan)
+            seconds = time.perf_counter() - started
+            committed = Committed(
+                str(out), plan.digest, len(plan.parts), redone, plan.write_bytes, read_bytes, round(seconds, 3), report
+            )
+            driving.commit(committed)
+    on_event(committed)
+    return committed
+
+
+def _list_needs(plan: Plan, out: str) -> Needs:
+    """Return what workers must see and reach, the output's own files aside."""
+    files = {pin.url: pin.size_bytes for pin in plan.pins if not is_remote(pin.url)}
+    return Needs(files, choose_samples(plan.pins), out if is_remote(out) else "")
+
+
+def _finish_again(output: Output, plan: Plan, on_event: OnEvent) -> Committed:
+    """The same merge is here already: say so, unless something of it is gone."""
+    for name in [shard.name for shard in plan.shards] + [file.name for file in plan.files]:
+        if output.find(name) is None:
+            raise RunError(f"{output}: was finished, but {name} is gone; remove the folder and merge again")
+    report = _read_report(output, plan)
+    committed = Committed(str(output), plan.digest, len(plan.parts), 0, plan.write_bytes, 0, 0.0, report)
+    on_event(committed)
+    return committed
+
+
+def _read_report(output: Output, plan: Plan) -> Report:
+    """Sum up what the guard saw, from the last receipt of each part."""
+    return make_report(plan, {receipt.part: receipt for receipt in output.journal.read()}.values())
+
+
+def _run_parts(
+    plan: Plan, output: Output, workers: Workers, on_event: OnEvent, driving: Driving, slab: int
+) -> tuple[int, int]:
+    """Run all parts and journal their receipts; returns how many were merged and what was read for them."""
+    if not plan.parts:
+        start_output(output, plan)
+        return 0, 0
+    token = plan.digest[:12] + secrets.token_hex(4)  # one run's: on a cluster another may merge the same plan
+    left = {part.number: part for part in plan.parts}
+    tally = _Tally(on_event)
+
+    def keep(checked: tuple[Receipt, bool]) -> None:
+        receipt, good = checked
+        if good:
+            del left[receipt.part]  # and what is kept needs no statistics any more
+            tally.finish(receipt, kept=True)
+
+    def journal(receipts: Sequence[Receipt]) -> None:
+        for receipt in receipts:
+            output.journal.append(receipt)
+            tally.finish(receipt, kept=False)
+
+    tell_waiting = _make_teller(workers, on_event)
+    with open_crew(workers, token, tell_waiting) as crew, driving.stopped_by(crew.stop):
+        needs = _list_needs(plan, str(output))
+        if workers.cluster:
+            tell_waiting(0.0)
+            crew.check_needs(needs)
+        receipts = start_output(output, plan)
+        targets = output.targets(plan)
+        crew.check_needs(replace(needs, files={**needs.files, **output.files_seen()}))
+        begun = _describe_start(plan, output, receipts, crew)
+        driving.start(begun, sum(receipt.stop_bytes - receipt.start_bytes for receipt in receipts.values()))
+        on_event(begun)
+        try:
+            crew.run_tasks(make_checks(plan, targets, receipts, token), keep)
+            crew.run_tasks(make_tasks(plan, list(left.values()), targets, slab, token), journal)
+        except WorkersDied as error:
+            raise explain_deaths(error, plan) from error
+    return tally.merged, tally.read_bytes
+
+
+def _make_teller(workers: Workers, on_event: OnEvent) -> Callable[..., None]:
+    """Return what tells that a cluster has no worker yet, or what else is missing, and for how many seconds."""
+    return lambda waited_s, missing="worker": on_event(Waiting(workers.name, waited_s, missing))
+
+
+class _Tally:
+    """Counts the parts that are there, and tells of each."""
+
+    def __init__(self, on_event: OnEvent) -> None:
+        self._on_event = on_event
+        self._done = self._done_bytes = 0
+        self.merged = self.read_bytes = 0  # of parts of this run
+
+    def finish(self, receipt: Receipt, *, kept: bool) -> None:
+        """A part is written; `kept` where an earlier run did it."""
+        self._done += 1
+        self._done_bytes += receipt.stop_bytes - receipt.start_bytes
+        if not kept:
+            self.merged += 1
+            self.read_bytes += receipt.read_bytes
+        self._on_event(PartFinished(receipt, kept, self._done, self._done_bytes, self.read_bytes))
+
+
+def _describe_start(plan: Plan, output: Output, receipts: Mapping[int, Receipt], crew: Crew) -> Started:
+    return Started(
+        out=str(output),
+        digest=plan.digest,
+        workers=crew.workers.count,
+        threads=crew.workers.threads,
+        memory_bytes=crew.workers.memory_bytes,
+        dashboard=crew.dashboard,
+        parts=len(plan.parts),
+        resumed_parts=len(receipts),
+        write_bytes=sum(part.size_bytes for part in plan.parts),
+        warnings=crew.warnings,
+    )

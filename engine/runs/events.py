@@ -1,0 +1,65 @@
+"""What a run tells its caller while it goes on; the engine itself never prints."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mergemill.engine.runs.outputs.receipts import Receipt
+from mergemill.engine.runs.tasks.guard import Report
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A cluster has no worker, or its scheduler does not answer yet; a queue may take its time."""
+
+    cluster: str  # the cluster file, or the address or file of a scheduler
+    waited_s: float = 0.0  # so far; told again while none comes
+    missing: str = "worker"  # or scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Workers are there and the first parts are on their way."""
+
+    out: str
+    digest: str
+    workers: int
+    threads: int  # of each worker
+    memory_bytes: int  # promised to each worker
+    dashboard: str  # address of the Dask dashboard; empty where threads of this process work
+    parts: int  # of the plan
+    resumed_parts: int  # finished by an earlier run; they are only checked
+    write_bytes: int  # of all parts
+    warnings: tuple[str, ...] = ()  # about the cluster
+
+
+@dataclass(frozen=True, slots=True)
+class PartFinished:
+    """A part is written."""
+
+    receipt: Receipt
+    kept: bool  # it was finished by an earlier run and is as its receipt says; or before `attach` looked
+    parts_done: int
+    done_bytes: int  # written by all parts so far
+    read_bytes: int  # read from the sources so far
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The output is a checkpoint now."""
+
+    out: str
+    digest: str
+    parts: int
+    redone_parts: int  # merged in this run
+    write_bytes: int  # of all shards
+    read_bytes: int  # from the sources in this run
+    seconds: float  # of this run
+    guard: Report  # which tensors came out broken, and which changed most
+
+
+Event = Waiting | Started | PartFinished | Committed
+OnEvent = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """Do nothing with an event."""

@@ -1,0 +1,151 @@
+"""Where a merge goes, whatever kind of storage that is: from its first byte to the commit."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from mergemill.engine.errors import OutputError
+from mergemill.engine.plan.values import Plan
+from mergemill.engine.runs.outputs.folder import FolderOutput
+from mergemill.engine.runs.outputs.notes import Notes
+from mergemill.engine.runs.outputs.receipts import Receipt
+from mergemill.engine.runs.outputs.record import Record, check_names, make_record
+from mergemill.engine.runs.outputs.target import Target
+from mergemill.engine.runs.worker.workers import Workers
+from mergemill.engine.storage.ranges import Pin, is_remote
+from mergemill.engine.storage.store import Options, use_options
+
+_EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hub"}  # scheme -> what installs the client of that storage
+
+
+class Receipts(Protocol):
+    """The receipts of finished parts, kept with the output."""
+
+    def read(self) -> Iterator[Receipt]:
+        """Yield the receipts in the order in which they were written."""
+
+    def follow(self) -> Iterator[Receipt]:
+        """Yield the receipts that were written since this was last asked, whoever wrote them."""
+
+    def is_committed(self) -> bool:
+        """Whether the merge was finished."""
+
+    def append(self, receipt: Receipt) -> None:
+        """Add a receipt."""
+
+
+class Output(Protocol):
+    """An output and its hidden state; its text is where it is, as the user wrote it."""
+
+    @property
+    def journal(self) -> Receipts:
+        """The receipts of its parts."""
+
+    @property
+    def notes(self) -> Notes:
+        """Who drives the merge, and requests to that."""
+
+    @property
+    def beside_bytes(self) -> int:
+        """The memory that writing a part takes, beside what merging it does."""
+
+    def check_workers(self, workers: Workers, plan: Plan) -> None:
+        """Raise `OutputError` where such workers cannot write the shards of `plan` to it."""
+
+    def read_record(self) -> Record | None:
+        """Return what it is the output of; None where nothing has begun."""
+
+    def open(self, plan: Plan) -> None:
+        """Make it the output of `plan`, new or resumed; `OutputError` where it holds anything else."""
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the output for this process; `OutputError` while another one does."""
+
+    def start(self, plan: Plan) -> Mapping[int, Receipt]:
+        """Create what is missing of the plan's record and shards; returns the receipts that can still be trusted."""
+
+    def targets(self, plan: Plan) -> Sequence[Target]:
+        """Return where each part of the started plan is written."""
+
+    def files_seen(self) -> Mapping[str, int]:
+        """Return files that every worker must see, sizes in bytes by path."""
+
+    def commit(self, plan: Plan) -> None:
+        """Turn finished parts into a checkpoint; the index is written last."""
+
+    def find(self, name: str) -> Pin | None:
+        """Return the pin of a file of the finished output."""
+
+    def abort(self) -> int:
+        """Remove what an unfinished merge left; returns the bytes freed. Nothing else is touched."""
+
+
+def find_output(out: str | Path, *, public: bool = False) -> Output:
+    """Return the output at a path or URL; nothing is looked at yet. `OutputError` where nothing can be written.
+
+    public: whether a repository of the Hub is to be seen by everybody.
+    """
+    place = str(out)
+    if public and not place.startswith("hf://"):
+        raise OutputError(f"{place}: --public is for repositories of the Hub: hf://org/name")
+    if not is_remote(place):
+        return FolderOutput(Path(place.removeprefix("file://")))
+    scheme = place.split("://", 1)[0]
+    try:
+        return _find_remote(scheme, place, public=public)
+    except ImportError as error:
+        needed = f"mergemill[{_EXTRAS[scheme]}]" if scheme in _EXTRAS else f"what {scheme}:// needs"
+        raise OutputError(f"{place}: {error.name or error} is not installed; install {needed}") from error
+
+
+def _find_remote(scheme: str, place: str, *, public: bool) -> Output:
+    if _EXTRAS.get(scheme) == "s3":
+        from mergemill.engine.runs.outputs.bucket import BucketOutput
+
+        return BucketOutput(place)
+    if scheme == "hf":
+        from mergemill.engine.runs.outputs.hub import HubOutput
+
+        return HubOutput(place, public=public)
+    from mergemill.engine.runs.outputs.whole import WholeOutput
+
+    return WholeOutput(place)
+
+
+def open_output(out: str | Path, plan: Plan, *, public: bool = False) -> Output:
+    """Make `out` the output of `plan`, new or resumed; `OutputError` where it holds anything else."""
+    check_names([shard.name for shard in plan.shards] + [file.name for file in plan.files], str(out))
+    output = find_output(out, public=public)
+    output.open(plan)
+    check_same(output, plan)
+    return output
+
+
+def check_same(output: Output, plan: Plan) -> None:
+    """Raise `OutputError` where the output belongs to another merge."""
+    held, wanted = output.read_record(), make_record(plan)
+    if held is not None and held.digest != wanted.digest:
+        raise OutputError(
+            f"{output}: holds another merge, which differs in {held.describe_difference(wanted)}; "
+            f"choose another folder, or remove the unfinished one with: mergemill abort {output}"
+        )
+
+
+def start_output(output: Output, plan: Plan) -> Mapping[int, Receipt]:
+    """Create what is missing of the plan's record and shards; returns the receipts that can still be trusted."""
+    return output.start(plan)
+
+
+def commit_output(output: Output, plan: Plan) -> None:
+    """Turn finished parts into a checkpoint; the index is written last."""
+    output.commit(plan)
+
+
+def abort(out: str | Path, *, storage_options: Options | None = None) -> int:
+    """Remove what an unfinished merge left at `out`; returns the bytes freed. Nothing else is touched.
+
+    storage_options: how `out` is reached, as a recipe says it; None is as this process last did, or the environment.
+    """
+    use_options(storage_options)
+    return find_output(out).abort()

@@ -1,0 +1,70 @@
+"""What a repository of the Hub holds of a merge once it is committed: its files, record and receipts, read by range."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
+from typing import TypeVar
+
+from mergemill.engine.errors import CheckpointError, OutputError
+from mergemill.engine.plan.values import Plan
+from mergemill.engine.runs.outputs.folder import STATE_NAME
+from mergemill.engine.runs.outputs.receipts import Receipt
+from mergemill.engine.runs.outputs.record import Record, make_record, parse_record
+from mergemill.engine.storage.ranges import Pin, is_remote, join, pin_file, read_whole
+from mergemill.engine.storage.store import store_of
+
+T = TypeVar("T")
+
+RECORD_NAME, JOURNAL_NAME = f"{STATE_NAME}/plan.json", f"{STATE_NAME}/journal.json"
+
+
+class Published:
+    """The main branch of the repository at `url`, as it was when its record was last read."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._at: str | None = None  # its URL at a commit
+
+    def read_record(self) -> Record | None:
+        """Return what is committed there now; None where that is no merge."""
+        self._at = _find(lambda: store_of(self._url).resolve(self._url, None))
+        data = self._read(RECORD_NAME)
+        return None if data is None else parse_record(data, join(self._url, RECORD_NAME))
+
+    def read_receipts(self) -> list[Receipt]:
+        """Return the receipts of its parts."""
+        try:
+            return [Receipt(**line) for line in json.loads(self._read(JOURNAL_NAME) or b"[]")]
+        except (ValueError, TypeError) as error:
+            where = join(self._url, JOURNAL_NAME)
+            raise OutputError(f"{where}: is not a journal that this version of mergemill wrote: {error}") from error
+
+    def find(self, name: str) -> Pin | None:
+        """Return the pin of a file."""
+        at = self._at
+        return None if at is None else _find(lambda: pin_file(join(at, name)))
+
+    def _read(self, name: str) -> bytes | None:
+        pin = self.find(name)
+        return None if pin is None else read_whole(pin)
+
+
+def make_state(plan: Plan, receipts: Iterable[Receipt]) -> Mapping[str, bytes]:
+    """Return the files beside a merge by which it can be verified: nothing in them tells of this machine's folders."""
+    record = make_record(plan)
+    remote = {url: pin for url, pin in record.sources.items() if is_remote(url)}
+    lines = [json.dumps(asdict(receipt)) for receipt in receipts]
+    return {
+        RECORD_NAME: replace(record, sources=remote).to_json(),
+        JOURNAL_NAME: ("[" + ",\n".join(lines) + "]\n").encode(),
+    }
+
+
+def _find(look: Callable[[], T]) -> T | None:
+    """Return what is found; None where nothing is there."""
+    try:
+        return look()
+    except CheckpointError as error:
+        if "no such" in str(error):
+            return None
+        raise

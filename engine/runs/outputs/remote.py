@@ -1,0 +1,155 @@
+"""What outputs in object storage have in common: their record, receipts and lease lie beside the shards as objects.
+
+All of it lies below ``.mergemill/``: ``plan.json`` (what is being merged), ``journal/`` (receipts, some in each
+object), ``committed``, ``lock``, ``driver.json``. Nothing is kept on any disk, so a merge can be resumed from another
+machine.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from mergemill.engine.errors import CheckpointError, OutputError, StorageError
+from mergemill.engine.plan.values import Plan, Shard
+from mergemill.engine.runs.outputs.lease import Lease, hold_lease
+from mergemill.engine.runs.outputs.notes import ObjectNotes
+from mergemill.engine.runs.outputs.object_journal import ObjectJournal
+from mergemill.engine.runs.outputs.record import Record, checksum, parse_record, read_small
+from mergemill.engine.runs.worker.workers import Workers
+from mergemill.engine.storage.objects import Objects
+from mergemill.engine.storage.ranges import Pin, join, pin_file, read_whole
+
+STATE_NAME = ".mergemill"
+RECORD_NAME = f"{STATE_NAME}/plan.json"
+
+
+class RemoteOutput:
+    """The objects of an output but for its shards: see `Output`."""
+
+    def __init__(self, where: str, url: str, objects: Objects) -> None:
+        self._where = where
+        self._url = url
+        self._objects = objects
+        self._record_url = self._place(RECORD_NAME)
+        self._lease: Lease | None = None
+        self.journal = ObjectJournal(objects, self._place(STATE_NAME))
+        self.notes = ObjectNotes(objects, self._place(STATE_NAME))
+
+    def __str__(self) -> str:
+        """Where it is, as the user wrote it."""
+        return self._where
+
+    def check_workers(self, workers: Workers, plan: Plan) -> None:
+        """Workers anywhere can write to it."""
+
+    def read_record(self) -> Record | None:
+        """Return what the place is the output of."""
+        text = self._objects.get(self._record_url, error=OutputError)
+        return None if text is None else parse_record(text, self._record_url)
+
+    def open(self, plan: Plan) -> None:
+        """Raise `OutputError` where the place holds anything else."""
+        found = self._objects.list_objects(self._url, error=OutputError)
+        foreign = sorted(name for name in found if not name.startswith(f"{STATE_NAME}/"))
+        if foreign and RECORD_NAME not in found:
+            more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+            raise OutputError(f"{self}: holds {foreign[0]!r}{more}; the output must be a prefix, new or empty")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the output for this process; `OutputError` while another one does."""
+        with hold_lease(self._objects, self._place(STATE_NAME, "lock"), str(self)) as self._lease:
+            try:
+                yield
+            finally:
+                with suppress(StorageError):  # parts without a receipt are merged again
+                    self.journal.flush()
+
+    def files_seen(self) -> Mapping[str, int]:
+        """No file of a disk."""
+        return {}
+
+    def find(self, name: str) -> Pin | None:
+        """Return the pin of an object of the output."""
+        try:
+            return pin_file(self._place(name))
+        except CheckpointError as error:
+            if "no such" in str(error):
+                return None
+            raise
+
+    def _begin_commit(self) -> None:
+        """Raise unless the output is still held, and write all receipts: nothing else tells of a finished shard."""
+        assert self._lease is not None
+        self._lease.check()
+        self.journal.flush()
+
+    def _find_finished(self, plan: Plan) -> set[str]:
+        """Return the shards that an interrupted commit has finished; `OutputError` for another object of that name."""
+        there = self._objects.list_objects(self._url)
+        found = [shard for shard in plan.shards if shard.name in there]
+        finished = {shard.name for shard in found if self._is_finished(shard)}
+        if foreign := [shard.name for shard in found if shard.name not in finished]:
+            raise self._appeared(foreign[0])
+        return finished
+
+    def _place(self, *names: str) -> str:
+        return join(self._url, "/".join(names))
+
+    def _is_finished(self, shard: Shard) -> bool:
+        """Whether an interrupted commit has finished the shard already; an object of the user's has another header."""
+        pin = self.find(shard.name)
+        return pin is not None and pin.size_bytes == shard.size_bytes and begins_with(pin, shard.header)
+
+    def _check_absent(self, name: str) -> None:
+        if self.find(name) is not None:
+            raise self._appeared(name)
+
+    def _appeared(self, name: str) -> OutputError:
+        place = self._place(name)
+        return OutputError(f"{place}: appeared while the merge ran; move it away and run the merge again to finish")
+
+    def _commit_files(self, plan: Plan) -> None:
+        """Write the small files, the index last, and note that the output is whole."""
+        for file in plan.files:
+            data = read_small(file)
+            # One that somebody else put there in the meantime is not overwritten.
+            if not self._objects.put(self._place(file.name), data, absent=True):
+                raise self._appeared(file.name)
+        self.journal.append_commit()
+
+    def _list_for_abort(self) -> Mapping[str, int]:
+        """Return the sizes of all objects by name; `OutputError` unless an unfinished merge is among them."""
+        found = self._objects.list_objects(self._url, error=OutputError)
+        if not any(name.startswith(f"{STATE_NAME}/") for name in found):
+            raise OutputError(f"{self}: holds no unfinished merge; there is nothing to abort")
+        if self.journal.is_committed():
+            raise OutputError(f"{self}: is a finished merge; remove the objects yourself if you do not want them")
+        return found
+
+    def _remove(self, found: Mapping[str, int]) -> int:
+        """Remove what is ours of the objects `found`, sizes by name; returns the bytes of shards and small files."""
+        record = self.read_record()
+        ours = [] if record is None else [name for name in found if self._is_ours(name, found[name], record)]
+        late = {name: place for place, name in enumerate([*record.files][::-1])} if record else {}
+        ours.sort(key=lambda name: late.get(name, len(late)))  # the index first, so that no loader finds the rest
+        state = [name for name in found if name.startswith(f"{STATE_NAME}/") and not name.endswith("/lock")]
+        state.sort(key=lambda name: name == RECORD_NAME)  # the record last: an abort can be repeated
+        self._objects.delete([self._place(name) for name in [*ours, *state]])
+        return sum(found[name] for name in ours)
+
+    def _is_ours(self, name: str, size_bytes: int, record: Record) -> bool:
+        """Whether an interrupted commit wrote the object."""
+        if name in record.files:
+            return checksum(self._objects.get(self._place(name)) or b"") == record.files[name]
+        shard = record.shards.get(name)
+        return shard is not None and size_bytes == shard["size_bytes"] and self._begins_as_planned(name, record)
+
+    def _begins_as_planned(self, name: str, record: Record) -> bool:
+        text = record.shards[name]["header"].encode()
+        pin = self.find(name)
+        return pin is not None and begins_with(pin, len(text).to_bytes(8, "little") + text)
+
+
+def begins_with(pin: Pin, header: bytes) -> bool:
+    """Whether a file begins so."""
+    return read_whole(pin, len(header)) == header

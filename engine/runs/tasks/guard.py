@@ -1,0 +1,117 @@
+"""The guard: which tensors came out broken or changed far more than their inputs, and what changed most."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from mergemill.engine.errors import RunError
+from mergemill.engine.plan.values import Plan
+from mergemill.engine.runs.outputs.receipts import Receipt
+from mergemill.engine.tensors.drift import Drift
+from mergemill.engine.tensors.merged import Merged
+
+_NOISE = 1e-6  # of the base's norm: a change as small as this is rounding, whatever the inputs' own
+MOST_CHANGED = 10
+
+# Of a piece: whether the base was kept, how many values are not finite, and sampled squares; None is no finite number.
+Row = Sequence[float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorChange:
+    """How far one tensor of the output lies from its base (or, without one, from its first input)."""
+
+    tensor: str
+    change: float | None  # ‖merged − base‖ / ‖base‖, from a sample; None where that is not finite
+    growth: float | None  # ‖merged − base‖ / the largest ‖Wᵢ − base‖, likewise; 0 where there is nothing to compare
+    broken: int  # values that are not finite
+    kept_base: bool  # the base was written instead
+    fault: str  # what the guard found, for people; empty where nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the guard saw of a whole merge."""
+
+    faults: tuple[TensorChange, ...]
+    most_changed: tuple[TensorChange, ...]  # at most ten, the most changed first
+
+
+def find_fault(drift: Drift, most_growth: float) -> str:
+    """Say what is wrong with a tensor that drifted so; empty where nothing is."""
+    if drift.broken:
+        return f"has {drift.broken:,} values that are not finite"
+    growth = find_growth(drift)
+    if growth > most_growth:
+        return f"changed {growth:.3g} times as much as any of its inputs, more than {most_growth:g} times"
+    return ""
+
+
+def find_growth(drift: Drift) -> float:
+    """Return the tensor's change as a multiple of the largest among its inputs; 0 where there is none to compare.
+
+    Infinite where only the change is not finite; what follows from inputs that are not finite says nothing.
+    """
+    if not drift.inputs or not all(map(math.isfinite, [drift.base, *drift.inputs])):
+        return 0.0
+    if not math.isfinite(drift.moved):
+        return math.inf
+    largest = max([*drift.inputs, _NOISE**2 * drift.base])
+    return math.sqrt(drift.moved / largest) if largest > 0 else 0.0
+
+
+def make_report(plan: Plan, receipts: Iterable[Receipt]) -> Report:
+    """Sum up what the receipts of all parts say of the tensors, whatever the order in which the parts ended."""
+    rows: dict[str, list[Row]] = {}
+    for receipt in sorted(receipts, key=lambda receipt: receipt.part):
+        if not receipt.drifts:
+            continue  # nothing was merged, or the journal is of a version without a guard
+        pieces = [piece for piece in plan.parts[receipt.part].pieces if isinstance(piece.tensor.expression, Merged)]
+        for piece, row in zip(pieces, receipt.drifts, strict=True):
+            if row:
+                rows.setdefault(piece.tensor.name, []).append(row)
+    changes = [_make_change(name, found, plan.guard.growth) for name, found in rows.items()]
+    ranked = sorted(changes, key=lambda change: (-_rank(change), change.tensor))
+    return Report(tuple(change for change in ranked if change.fault), tuple(ranked[:MOST_CHANGED]))
+
+
+def check_report(report: Report, policy: str, out: str) -> None:
+    """Raise `RunError` for the worst fault where the guard's policy is to fail."""
+    if policy != "fail" or not report.faults:
+        return
+    worst = report.faults[0]
+    more = f" (and {len(report.faults) - 1} more tensors)" if len(report.faults) > 1 else ""
+    raise RunError(
+        f"{out}: {worst.tensor} {worst.fault}{more}; the guard's policy is 'fail', so nothing was "
+        f"committed. Change the recipe and merge into another folder, or mergemill abort {out}"
+    )
+
+
+def to_row(drift: Drift, *, kept_base: bool) -> Row:
+    """Return a drift as a receipt keeps it: rows of the pieces of one tensor add up, number by number."""
+    return [int(kept_base), drift.broken, *map(_finite, [drift.base, *drift.inputs, drift.moved])]
+
+
+def _make_change(tensor: str, rows: Sequence[Row], most_growth: float) -> TensorChange:
+    kept, broken, base, *inputs, moved = map(_add_up, zip(*rows, strict=True))
+    drift = Drift(int(broken), moved, base, tuple(inputs))
+    return TensorChange(
+        tensor=tensor,
+        change=_finite(math.sqrt(moved / base)) if base > 0 else None if moved else 0.0,
+        growth=_finite(find_growth(drift)),
+        broken=drift.broken,
+        kept_base=kept > 0,
+        fault=find_fault(drift, most_growth),
+    )
+
+
+def _add_up(numbers: Sequence[float | None]) -> float:
+    return sum(math.nan if number is None else number for number in numbers)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _rank(change: TensorChange) -> float:
+    return math.inf if change.change is None else change.change

@@ -1,0 +1,186 @@
+"""Verifying a finished merge: shards against receipts, headers and files against the plan, parts merged anew."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mergemill.engine.errors import OutputError, VerifyError
+from mergemill.engine.methods.own import MethodsFile
+from mergemill.engine.plan.make import make_plan
+from mergemill.engine.plan.values import Part, Piece, Plan
+from mergemill.engine.recipe import Recipe, parse_recipe
+from mergemill.engine.runs.outputs.checksum import checksum_copied, checksum_range
+from mergemill.engine.runs.outputs.output import Output, find_output
+from mergemill.engine.runs.outputs.receipts import Receipt
+from mergemill.engine.runs.outputs.record import Record, checksum
+from mergemill.engine.runs.tasks.piece import find_factors, gather_piece, gather_squares, with_factors
+from mergemill.engine.runs.tasks.rounds import count_rounds, iter_cut_tensors
+from mergemill.engine.runs.tasks.task import merge_part
+from mergemill.engine.runs.worker.workplace import Workplace
+from mergemill.engine.storage.ranges import Pin, join, read_into, read_whole
+from mergemill.engine.storage.store import Options, use_options
+from mergemill.engine.tensors.kernels import Partial, add_partials
+
+MEMORY_BYTES = 1 << 30  # for verifying
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What was found to be right."""
+
+    out: str
+    digest: str  # of the plan
+    shards: int
+    parts: int
+    files: int  # small files
+    bytes: int  # checksummed
+    replayed: int  # parts merged again from the sources
+
+
+def verify(out: str | Path, *, replay: int = 0, storage_options: Options | None = None) -> Verified:
+    """Check the finished merge in `out`; with `replay`, also merge that many parts again and compare.
+
+    Raises `VerifyError` for the first thing that is not as it was written, and `OutputError` where `out` holds no
+    merge. Replaying needs the sources as they were. `storage_options` are those of `abort`.
+    """
+    use_options(storage_options)
+    output = find_output(out)
+    record = _open_record(output)
+    receipts = {(receipt.shard, receipt.start_bytes): receipt for receipt in output.journal.read()}
+    workplace = Workplace(MEMORY_BYTES, 1)
+    shards = {name: _check_shard(output, record, name) for name in record.shards}
+    for shard, start_bytes, stop_bytes in record.parts:
+        _check_part(shards[shard], receipts.get((shard, start_bytes)), stop_bytes, workplace)
+    for name, expected in record.files.items():
+        _check_file(output, name, expected)
+    replayed = _replay(record, receipts, replay, workplace) if replay else 0
+    return Verified(
+        out=str(out),
+        digest=record.digest,
+        shards=len(record.shards),
+        parts=len(record.parts),
+        files=len(record.files),
+        bytes=sum(stop - start for _, start, stop in record.parts),
+        replayed=replayed,
+    )
+
+
+def list_code(out: str | Path, *, storage_options: Options | None = None) -> tuple[tuple[str, str], ...]:
+    """Return name and sha256 of each file of methods that replaying the merge in `out` runs."""
+    use_options(storage_options)
+    record = find_output(out).read_record()
+    return tuple((file.name, file.sha256) for file in _list_code(record)) if record else ()
+
+
+def _list_code(record: Record) -> list[MethodsFile]:
+    return [MethodsFile(name, name, text) for name, text in record.code.items()]
+
+
+def _open_record(output: Output) -> Record:
+    record = output.read_record()
+    if record is None:
+        raise OutputError(f"{output}: holds no merge that mergemill wrote; there is no .mergemill/plan.json")
+    if not output.journal.is_committed():
+        done = len({receipt.part for receipt in output.journal.read()})
+        raise VerifyError(
+            f"{output}: is unfinished: {done} of {len(record.parts)} parts; run the same merge again to resume"
+        )
+    return record
+
+
+def _check_shard(output: Output, record: Record, name: str) -> Pin:
+    expected, pin = record.shards[name], output.find(name)
+    where = join(str(output), name)
+    if pin is None:
+        raise VerifyError(f"{where}: is gone; remove the folder and merge again")
+    if pin.size_bytes != expected["size_bytes"]:
+        raise VerifyError(f"{where}: has {pin.size_bytes} bytes; {expected['size_bytes']} were written")
+    header = expected["header"].encode()
+    found = bytearray(8 + len(header))
+    read_into(pin, 0, memoryview(found))
+    if found != len(header).to_bytes(8, "little") + header:
+        raise VerifyError(f"{where}: its header is not the one that was planned")
+    return pin
+
+
+def _check_part(pin: Pin, receipt: Receipt | None, stop_bytes: int, workplace: Workplace) -> None:
+    if receipt is None or receipt.stop_bytes != stop_bytes:
+        raise VerifyError(f"{pin.url}: the journal lacks the receipt of a part that ends at byte {stop_bytes}")
+    found = checksum_range(pin, receipt.start_bytes, receipt.stop_bytes, workplace)
+    expected = _find_checksum(receipt, workplace)
+    if found != expected:
+        raise VerifyError(
+            f"{pin.url}: bytes {receipt.start_bytes} to {receipt.stop_bytes} changed since they were written: "
+            f"checksum {found}, {'receipt' if receipt.checksum else 'source'} {expected}"
+        )
+
+
+def _find_checksum(receipt: Receipt, workplace: Workplace) -> str:
+    """Return what a part's checksum must be; of one that the server copied, that of its source."""
+    return receipt.checksum or checksum_copied(receipt.copied, workplace)
+
+
+def _check_file(output: Output, name: str, expected: str) -> None:
+    where, pin = join(str(output), name), output.find(name)
+    if pin is None:
+        raise VerifyError(f"{where}: is gone; it was written with the merge")
+    if checksum(read_whole(pin)) != expected:
+        raise VerifyError(f"{where}: changed since it was written")
+
+
+def _replay(record: Record, receipts: Mapping[tuple[str, int], Receipt], count: int, workplace: Workplace) -> int:
+    plan = make_plan(_read_recipe(record), seed=record.seed, shard_size=record.shard_size, methods=_list_code(record))
+    if plan.digest != record.digest:
+        raise VerifyError(
+            f"{record.recipe_name or 'recipe'}: gives another plan now; the sources or the version changed"
+        )
+    chosen = _spread(plan, count)
+    factors = _find_factors(plan, workplace)
+    totals = {
+        name: _gather_totals([with_factors(piece, factors) for piece in pieces], workplace)
+        for name, pieces in iter_cut_tensors(plan, chosen)
+    }
+    for part in chosen:
+        part = replace(part, pieces=tuple(with_factors(piece, factors) for piece in part.pieces))
+        shard = plan.shards[part.shard].name
+        found = merge_part(part, shard, _discard, totals, workplace).checksum
+        if found != _find_checksum(receipts[shard, part.start_bytes], workplace):
+            raise VerifyError(f"{shard}: merging bytes {part.start_bytes} to {part.stop_bytes} again gives other bytes")
+    return len(chosen)
+
+
+def _read_recipe(record: Record) -> Recipe:
+    if record.recipe_text:
+        return parse_recipe(record.recipe_text, name=record.recipe_name)
+    return Recipe.model_validate(dict(record.recipe))
+
+
+def _spread(plan: Plan, count: int) -> tuple[Part, ...]:
+    """Choose `count` parts evenly over the plan."""
+    total = len(plan.parts)
+    count = min(count, total)
+    return tuple(plan.parts[i * total // count] for i in range(count))
+
+
+def _find_factors(plan: Plan, workplace: Workplace) -> Sequence[float] | None:
+    """Read all inputs once, where the factors on task vectors follow from their norms."""
+    if plan.scaling is None:
+        return None
+    squares: Partial = ()
+    for part in plan.parts:
+        squares = add_partials(squares, gather_squares(part, len(plan.scaling.vectors), workplace))
+    return find_factors(plan.scaling, squares)
+
+
+def _gather_totals(pieces: list[Piece], workplace: Workplace) -> list[Partial]:
+    totals: list[Partial] = []
+    for _ in range(count_rounds(pieces[0])):
+        total: Partial = ()
+        for piece in pieces:
+            total = add_partials(total, gather_piece(piece, totals, workplace))
+        totals.append(total)
+    return totals
+
+
+def _discard(offset_bytes: int, data: memoryview) -> None:
+    """Take bytes of a replayed part, of which only the checksum is wanted."""
