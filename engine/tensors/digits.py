@@ -30,9 +30,13 @@ class Digits:
         self.widths = (16 if signed else 15,) + (16,) * (item_bytes(dtype) // 2 - 1)
 
     def order(self, values: Tensor) -> Tensor:
-        """Return signed integers of the same order as the `values`, which are overwritten."""
+        """Return signed integers of the same order as the `values`, which are overwritten.
+
+        Without a sign they are the bits of the magnitudes, as the native loops have them: what is no number may have
+        its sign set, by the machine that made it, and is the largest all the same.
+        """
         if not self._signed:
-            return values.view(TORCH_DTYPES[self._integer])
+            return values.view(TORCH_DTYPES[self._integer]).bitwise_and_(self._magnitude)
         # The sum makes -0 the 0 that it equals; which NaN came of an operation is the machine's to say: all are least.
         values.add_(0.0).nan_to_num_(-math.nan, math.inf, -math.inf)
         bits = values.view(TORCH_DTYPES[self._integer])

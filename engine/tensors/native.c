@@ -103,17 +103,22 @@ void mergemill_keep_random(float *x, const uint32_t *counters, int64_t size, uin
     keep_random(x, counters, size, first, second, limit);
 }
 
-/* Count the bits from `shift` on of ordered integers, made unsigned by adding `bias`. */
-void mergemill_count_first(const uint32_t *ordered, int64_t size, uint32_t bias, int32_t shift, int64_t *counts) {
-    for (int64_t j = 0; j < size; j++) counts[(ordered[j] + bias) >> shift]++;
+/* Count the bits from `shift` on of ordered integers, made unsigned by adding `bias`; the last bin has what is beyond it. */
+void mergemill_count_first(const uint32_t *ordered, int64_t size, uint32_t bias, int32_t shift, int64_t *counts,
+                           uint32_t bins) {
+    const uint32_t last = bins - 1;
+    for (int64_t j = 0; j < size; j++) {
+        const uint32_t bin = (ordered[j] + bias) >> shift;
+        counts[bin < last ? bin : last]++;
+    }
 }
 
-/* Count the next digit of the integers that lie in [low, low + span). */
-void mergemill_count_within(const uint32_t *ordered, int64_t size, uint32_t low, uint32_t span, int32_t shift,
-                            int64_t *counts) {
+/* Count the next digit of the integers that lie in [low, low + (bins << shift)). */
+void mergemill_count_within(const uint32_t *ordered, int64_t size, uint32_t low, int32_t shift, int64_t *counts,
+                            uint32_t bins) {
     for (int64_t j = 0; j < size; j++) {
-        const uint32_t beyond = ordered[j] - low;
-        if (beyond < span) counts[beyond >> shift]++;
+        const uint32_t bin = (ordered[j] - low) >> shift;
+        if (bin < bins) counts[bin]++;
     }
 }
 

@@ -31,8 +31,8 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "add_agreeing": ([_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _FLAG, _FLOAT], None),
     "keep_large": ([_POINTER, _SIZE, _FLOAT, _FLAG], None),
     "keep_random": ([_POINTER, _POINTER, _SIZE, _WORD, _WORD, _FLAG], None),
-    "count_first": ([_POINTER, _SIZE, _WORD, _FLAG, _POINTER], None),
-    "count_within": ([_POINTER, _SIZE, _WORD, _WORD, _FLAG, _POINTER], None),
+    "count_first": ([_POINTER, _SIZE, _WORD, _FLAG, _POINTER, _WORD], None),
+    "count_within": ([_POINTER, _SIZE, _WORD, _FLAG, _POINTER, _WORD], None),
     "count_equal": ([_POINTER, _SIZE, _FLOAT], _SIZE),
     "sum_absolute": ([_POINTER, _SIZE, _SIZE, _POINTER], None),
     "count_broken": ([_POINTER, _SIZE, ctypes.c_uint16], _SIZE),
@@ -132,14 +132,14 @@ def keep_random(slab: Tensor, counters: Tensor, first: int, second: int, limit: 
 def count_first(ordered: Tensor, bias: int, shift: int, bins: int) -> Counts:
     """Count the bits from `shift` on of int32 that are made unsigned by adding `bias`."""
     counts = np.zeros(bins, np.int64)
-    call("count_first", ordered.data_ptr(), ordered.numel(), _word(bias), shift, counts.ctypes.data)
+    call("count_first", ordered.data_ptr(), ordered.numel(), _word(bias), shift, counts.ctypes.data, bins)
     return counts
 
 
 def count_within(ordered: Tensor, low: int, span: int, shift: int) -> Counts:
     """Count ``(x - low) >> shift`` of the int32 for which ``0 <= x - low < span``, modulo 2**32."""
     counts = np.zeros(span >> shift, np.int64)
-    call("count_within", ordered.data_ptr(), ordered.numel(), _word(low), span, shift, counts.ctypes.data)
+    call("count_within", ordered.data_ptr(), ordered.numel(), _word(low), shift, counts.ctypes.data, len(counts))
     return counts
 
 

@@ -7,7 +7,10 @@ WIDTHS void find_spread(float *const *x, int64_t count, int64_t size, float *res
     const float *first = x[0];
     if (count == 2) {
         const float *second = x[1];
-        for (int64_t j = 0; j < size; j++) out[j] = (float)(fabs((double)second[j] - (double)first[j]) * 0.5);
+        for (int64_t j = 0; j < size; j++) {
+            const double apart = (double)second[j] - (double)first[j];
+            out[j] = (float)(fabs(apart) * 0.5 + (apart - apart)); /* of what is not finite no number, as of more */
+        }
         return;
     }
     for (int64_t j = 0; j < size; j++) {

@@ -246,13 +246,13 @@ static void thin_to_cut(float *x, const Chunk *chunk, const Keep *keep, int64_t 
     if (chunk->block != keep->cut.block && !(keep->has_outliers && chunk->block == keep->outliers.block)) {
         const uint32_t low = first_bits(&keep->cut, chunk->block);
         const uint32_t end = keep->has_outliers ? first_bits(&keep->outliers, chunk->block) : INFINITE + 1;
-        keep_band(x, chunk->here, low, end - low);
+        keep_band(x, chunk->here, low, low < end ? end - low : 0); /* of a threshold that is no number, nothing */
         return;
     }
     mark_cut(x, chunk, &keep->cut, seen, mark);
     if (keep->has_outliers) {
         mark_cut(x, chunk, &keep->outliers, seen + 1, outlier);
-        for (int64_t j = 0; j < chunk->here; j++) mark[j] = (uint8_t)(mark[j] - outlier[j]);
+        for (int64_t j = 0; j < chunk->here; j++) mark[j] = mark[j] & !outlier[j];
     }
     thin_by_mask(x, mark, chunk->here);
 }

@@ -17,6 +17,7 @@ from mergemill.engine.methods.catalogue import get_method
 from mergemill.engine.methods.drop import refuse_epsilon
 from mergemill.engine.plan.settings import Site, resolve_settings
 from mergemill.engine.recipe.values import Parameters
+from mergemill.engine.tensors import native
 from mergemill.engine.tensors.slabs import BLOCK
 
 ROWS = ("della", "della_linear", "arcee_fusion")
@@ -50,6 +51,27 @@ def merge(mill: Mill, name: str, inputs: Sequence[Tensor], **given: Any) -> Tens
 def test_the_parameters_of_the_specification(name: str, parameters: str) -> None:
     found = [p.name if p.required else f"{p.name}={p.default}" for p in get_method(name).parameters]
     assert " ".join(found) == parameters
+
+
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered in:RuntimeWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize(("name", "given"), [("arcee_fusion", {}), ("sce", {"select_topk": 0.5}), ("pcb", {})])
+def test_what_is_derived_and_no_number_is_ranked(
+    name: str, given: dict[str, Any], dtype: torch.dtype, mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one infinity, and of finite values whose difference is none: the machine gives what comes of it a sign."""
+    large = torch.finfo(dtype).max
+    base, other = (torch.full((8, 300), value, dtype=dtype) for value in (large, -large))
+    third = make_values((8, 300), dtype=dtype, count=1)[0]
+    hurt = third.clone()
+    hurt[3, 5] = torch.inf
+    inputs = [[base, other], [third, hurt]] if name == "arcee_fusion" else [[base, other, third], [third, hurt, base]]
+    natively = [merge(mill, name, models, **given) for models in inputs]
+    monkeypatch.setattr(native, "load", lambda: None)
+    for models, result in zip(inputs, natively, strict=True):
+        assert torch.equal(result.nan_to_num(7.0), merge(mill, name, models, **given).nan_to_num(7.0))
+    if name == "arcee_fusion":
+        assert natively[1].isfinite().all(1).tolist() == [row != 3 for row in range(8)]
 
 
 # ----------------------------------------------------------------------------------------------- breadcrumbs

@@ -248,3 +248,18 @@ def test_infinities_are_the_largest() -> None:
     x = torch.tensor([1.0, -torch.inf, 3.0, torch.inf])
     check(x, 1, slab=BLOCK)
     check(x, 3, slab=BLOCK)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("numbers", [SIZE - 3, SIZE // 2])
+def test_every_nan_is_larger_than_all_magnitudes_whatever_its_sign(numbers: int, dtype: torch.dtype) -> None:
+    """The signs are those that a machine sets: of a derived value that is no number, nobody promises one."""
+    x = CASES["normal"].abs().to(dtype)
+    missing = SIZE - numbers
+    x[:missing:2], x[1:missing:2] = math.nan, -math.nan
+    ranks = (1, missing, missing + 1, SIZE)
+    (found,) = find_cuts([x], [ranks], slab=BLOCK, derive=as_they_are)
+    kept = [int(mark(x, cut, slab=BLOCK).sum()) for cut in found]
+    assert kept == [0, 0, 1, numbers]
+    assert [math.isnan(cut.threshold) for cut in found] == [True, True, False, False]
+    assert found[2].threshold == float(x[~x.isnan()].max())

@@ -104,6 +104,20 @@ def test_what_is_not_finite(name: str, tmp_path: Path) -> None:
     assert_same_bits(*merge_both_ways(tmp_path, name, inputs, given))
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in:RuntimeWarning")
+@pytest.mark.parametrize("dtype", KINDS)
+@pytest.mark.parametrize(("name", "given"), SETTINGS, ids=str)
+def test_more_that_is_no_number_than_stays(name: str, given: Mapping[str, Any], dtype: str, tmp_path: Path) -> None:
+    """A threshold is then no number itself, and nothing is above it."""
+    inputs = make_values((97, 701), dtype=KINDS[dtype], count=count_inputs(name))
+    stream = np.random.default_rng(8)
+    for x in inputs[1:]:
+        odd = stream.choice([0.0, np.nan, -np.nan, np.inf], p=[0.1, 0.3, 0.3, 0.3], size=(97, 701))
+        x += torch.from_numpy(odd).to(x.dtype)
+    inputs[0][1::3] = -torch.inf  # infinity less infinity
+    assert_same_bits(*merge_both_ways(tmp_path, name, inputs, given))
+
+
 def make_slab(
     inputs: Sequence[Tensor], shape: tuple[int, ...], *, has_base: bool = False, block: int = 1 << 16
 ) -> StoredSlab:
