@@ -160,7 +160,7 @@ def test_dask_is_known_to_the_room_of_runs() -> None:
 
 def test_distributed_is_known_to_what_runs_a_cluster_alone() -> None:
     knowing = {path.name for path in FILES if any(name.split(".")[0] == "distributed" for name in list_imports(path))}
-    assert knowing == {"cluster.py", "connect.py", "crews.py", "factories.py", "plugin.py", "results.py"}
+    assert knowing == {"cluster.py", "connect.py", "crews.py", "factories.py", "plugin.py", "privacy.py", "results.py"}
 
 
 def test_no_room_imports_what_the_engine_does_not_need() -> None:

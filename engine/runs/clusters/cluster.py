@@ -14,6 +14,7 @@ from mergemill.engine.runs.clusters import connect
 from mergemill.engine.runs.clusters.crews import Cluster, Foreign, Own
 from mergemill.engine.runs.clusters.factories import start_cluster
 from mergemill.engine.runs.clusters.preflight import PAUSE, Needs, check_settings, check_workers, make_limit
+from mergemill.engine.runs.clusters.privacy import make_private, set_pages
 from mergemill.engine.runs.clusters.watch import DONE_IS_KEPT, explaining_loss, noticing_loss
 from mergemill.engine.runs.worker.workers import Workers
 
@@ -42,7 +43,7 @@ _CONFIG = {
 def open_cluster(workers: Workers, token: str = "") -> Iterator[Cluster]:
     """Start worker processes; when the block ends, everything is stopped."""
     with (
-        dask.config.set(_CONFIG),
+        dask.config.set({**_CONFIG, **set_pages()}),
         _start_processes(workers) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
@@ -60,9 +61,8 @@ def _start_processes(workers: Workers) -> LocalCluster:
             n_workers=workers.processes if workers.device == "cpu" else 0,
             threads_per_worker=workers.threads,
             memory_limit=make_limit(workers.memory_bytes, workers.device),
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
             silence_logs=50,
+            **make_private(),
         )
     except RuntimeError as error:  # of Dask's own; it says no more
         raise ClusterError(f"a worker ended, or was killed, while it started ({error}); {DONE_IS_KEPT}") from error
@@ -86,7 +86,7 @@ def open_own(
 ) -> Iterator[Cluster]:
     """Start the cluster of a file; when the block ends, it is stopped. Its workers may still be on their way."""
     with (
-        dask.config.set(_CONFIG),
+        dask.config.set({**_CONFIG, **set_pages(file)}),
         start_cluster(file, make_limit(workers.memory_bytes, workers.device)) as cluster,
         Client(cluster, set_as_default=False) as client,
         closing(Own(client, workers, token, tell_waiting)) as crew,

@@ -14,6 +14,7 @@ from mergemill.engine.errors import ClusterError, RunError
 from mergemill.engine.runs.clusters import connect, probe
 from mergemill.engine.runs.clusters.plugin import PLUGIN, MergemillPlugin
 from mergemill.engine.runs.clusters.preflight import Needs, as_source, check_settings, check_workers
+from mergemill.engine.runs.clusters.privacy import serves_pages
 from mergemill.engine.runs.clusters.results import Results
 from mergemill.engine.runs.clusters.watch import (
     ALONE_S,
@@ -63,8 +64,9 @@ class Cluster:
 
     @property
     def dashboard(self) -> str:
-        """The address of the Dask dashboard."""
-        return str(self.client.dashboard_link)
+        """The address of the Dask dashboard; empty where there is none."""
+        pages = bool(self.workers.scheduler) or serves_pages(self.workers.cluster)
+        return str(self.client.dashboard_link) if pages else ""
 
     def run_tasks(self, tasks: Sequence[Delayed], each: Callable[[Any], None]) -> None:
         """Run tasks, and call `each` in this thread with each result as it comes; the first error ends the run.

@@ -14,6 +14,7 @@ from typing import Any
 from mergemill.engine.errors import ClusterError
 from mergemill.engine.recipe import Adaptive, ClusterFile
 from mergemill.engine.recipe.faults import shorten, suggest
+from mergemill.engine.runs.clusters.privacy import make_private
 
 Arguments = dict[str, Any]
 
@@ -47,9 +48,8 @@ def _give_local(file: ClusterFile, limit_bytes: int) -> Arguments:
         "n_workers": _start_count(file),
         "threads_per_worker": file.threads or 1,
         "memory_limit": limit_bytes,
-        "host": "127.0.0.1",
-        "dashboard_address": "127.0.0.1:0",
         "silence_logs": 50,
+        **make_private(file.options),
     }
 
 
