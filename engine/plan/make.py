@@ -15,6 +15,7 @@ from mergemill.engine.plan.coverage import Ledger
 from mergemill.engine.plan.digest import make_digest
 from mergemill.engine.plan.fill import Filling, fill_slot
 from mergemill.engine.plan.folder import make_files
+from mergemill.engine.plan.inputs import check_heads, check_inputs, warn_of_missing_head
 from mergemill.engine.plan.layout import make_layout
 from mergemill.engine.plan.settings import warn_of_unused
 from mergemill.engine.plan.share import share_reads
@@ -58,9 +59,10 @@ def make_plan(
     checkpoints = share_reads(_open_all(refs))
     donor = checkpoints[str(recipe.base_model) if recipe.base_model else next(iter(refs))]
     _check_vocabularies(recipe, donor, checkpoints, where)
-    _check_quantized(recipe, checkpoints, where)
     family = choose_family(donor.config)
+    check_inputs(recipe, checkpoints, family, where=where)
     stacks = make_stacks(recipe, checkpoints)
+    check_heads(stacks, checkpoints, family, where=where)
     check_delta_bases(stacks, method, where=where)
     vectors = list_vectors(stacks)
     dtype = recipe.out_dtype or recipe.dtype
@@ -93,7 +95,11 @@ def make_plan(
         sources=sources,
         pins=_pins(tensors),
         scaling=stages.make_scaling([model for model, *_ in vectors], where=where),
-        warnings=(*warn_of_code(recipe, code, where=where), *_warn(method, stacks, where)),
+        warnings=(
+            *warn_of_code(recipe, code, where=where),
+            *_warn(method, stacks, where),
+            *warn_of_missing_head(donor, [tensor.name for tensor in tensors], family, where=where),
+        ),
         code=code,
     )
 
@@ -158,20 +164,6 @@ def _check_vocabularies(recipe: Recipe, donor: Checkpoint, checkpoints: Mapping[
             raise PlanError(
                 f"{where}: {first.ref} and {other.ref} have different vocabularies, which cannot be joined yet; "
                 f"only models with the same tokenizer can be merged"
-            )
-
-
-def _check_quantized(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], where: str) -> None:
-    """Refuse to calculate with values that mean nothing without their scales, which are tensors of their own."""
-    if recipe.merge_method == "passthrough" and recipe.dtype is recipe.out_dtype is None:
-        return
-    for checkpoint in checkpoints.values():
-        config = checkpoint.config.get("quantization_config")
-        if config:
-            kind = config.get("quant_method", "unknown method") if isinstance(config, Mapping) else config
-            raise PlanError(
-                f"{where}: {checkpoint.ref}: its weights are quantized ({kind}) and cannot be merged yet; "
-                f"give the model as it was before that, in bfloat16 or float32"
             )
 
 

@@ -1,0 +1,107 @@
+"""What an input must be before anything is planned with it: numbers, all of them there, and a model."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from mergemill.engine.checkpoint.checkpoint import Checkpoint
+from mergemill.engine.checkpoint.config import says_tied
+from mergemill.engine.checkpoint.factors import find_factors
+from mergemill.engine.checkpoint.family import Family, find_tie, is_vocabulary
+from mergemill.engine.checkpoint.quantized import find_quantization
+from mergemill.engine.errors import PlanError
+from mergemill.engine.plan.slots import Stack
+from mergemill.engine.recipe import Parameters, Recipe
+
+
+def check_inputs(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], family: Family, *, where: str) -> None:
+    """Raise `PlanError` for a model that cannot be merged as it is stored."""
+    copied = _copies_all(recipe)
+    for checkpoint in checkpoints.values():
+        _check_factors(checkpoint, where)
+        _check_empty(checkpoint, family, where)
+        if not copied:
+            _check_quantized(checkpoint, where)
+
+
+def check_heads(stacks: Sequence[Stack], checkpoints: Mapping[str, Checkpoint], family: Family, *, where: str) -> None:
+    """Raise `PlanError` for a model without a head whose config says that its embedding is none.
+
+    Such a model is cut short, or is no language model: its embedding would be merged into the others' heads.
+    """
+    tails = {str(source.model): None for stack in stacks for source in stack.stretches[-1].sources}
+    heads = {name for model in tails for name in checkpoints[model].tensors if _may_be_tied(name, family)}
+    for model in tails:
+        tensors, config = checkpoints[model].tensors, checkpoints[model].config
+        lacking = sorted(heads - tensors.keys()) if says_tied(config) is False else []
+        stand_in = next(((name, tie) for name in lacking if (tie := find_tie(name, tensors, family))), None)
+        if stand_in is not None:
+            raise PlanError(
+                f"{where}: {model} stores no {stand_in[0]}, and its config says that {stand_in[1]} does not stand for "
+                f"it (tie_word_embeddings is false); is the model whole? If it is tied, its config must say true"
+            )
+
+
+def warn_of_missing_head(donor: Checkpoint, names: Sequence[str], family: Family, *, where: str) -> Iterator[str]:
+    """Yield a warning where the output, as its inputs, is to have a head of its own and has none."""
+    architectures = donor.config.get("architectures")
+    generates = isinstance(architectures, list) and any(str(each).endswith("ForCausalLM") for each in architectures)
+    if generates and says_tied(donor.config) is False and not any(_may_be_tied(name, family) for name in names):
+        yield (
+            f"{where}: {donor.ref} has no head, though its config says that the embedding is none "
+            f"(tie_word_embeddings is false); loaders will make up a random one"
+        )
+
+
+def _may_be_tied(name: str, family: Family) -> bool:
+    return any(fnmatchcase(name, tied) for tied, _ in family.ties)
+
+
+def _check_factors(checkpoint: Checkpoint, where: str) -> None:
+    factors = find_factors(checkpoint.tensors)
+    if not factors:
+        return
+    more = f" and {len(factors) - 1} more" if len(factors) > 1 else ""
+    inside = len(factors) < len(checkpoint.tensors)
+    what = "holds factors of an adapter (LoRA) that were not merged in" if inside else "is an adapter (LoRA), no model"
+    raise PlanError(
+        f"{where}: {checkpoint.ref}: {what}: {factors[0]}{more}. Factors cannot be merged one by one; merge them into "
+        f"their model first, as peft's merge_and_unload does, and give that"
+    )
+
+
+def _check_empty(checkpoint: Checkpoint, family: Family, where: str) -> None:
+    """Refuse placeholders: a weight of shape [0], or a vocabulary of no rows."""
+    for name, stored in checkpoint.tensors.items():
+        if 0 in stored.shape and (is_vocabulary(name, family) or (stored.shape == (0,) and name.endswith(".weight"))):
+            raise PlanError(
+                f"{where}: {checkpoint.ref}: tensor {name} holds no data (shape {list(stored.shape)}); was it saved "
+                f"under ZeRO-3? Save the model again with its weights gathered (stage3_gather_16bit_weights_on_"
+                f"model_save, or zero_to_fp32.py)"
+            )
+
+
+def _check_quantized(checkpoint: Checkpoint, where: str) -> None:
+    if found := find_quantization(checkpoint):
+        kind, _, evidence = found.partition("; ")
+        raise PlanError(
+            f"{where}: {checkpoint.ref}: its weights are quantized ({kind}) and cannot be merged yet: {evidence}; "
+            f"give the model as it was before that, in bfloat16 or float32"
+        )
+
+
+def _copies_all(recipe: Recipe) -> bool:
+    """Whether the recipe calculates with no weight: what is quantised can be copied."""
+    return (
+        recipe.merge_method == "passthrough"
+        and recipe.dtype is recipe.out_dtype is None
+        and not any("scale" in parameters for parameters in _iter_parameters(recipe))
+    )
+
+
+def _iter_parameters(recipe: Recipe) -> Iterator[Parameters]:
+    for part in (recipe, *(recipe.modules or {}).values()):
+        yield part.parameters
+        yield from (entry.parameters for entry in part.models or ())
+        for piece in part.slices or ():
+            yield piece.parameters
+            yield from (source.parameters for source in piece.sources)
