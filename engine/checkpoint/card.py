@@ -62,6 +62,8 @@ def hub_names(models: Iterable[str]) -> tuple[str, ...]:
 
 def _find_hub_name(model: str) -> str:
     """Return the repository of the Hub that a model names; empty for any other."""
+    if Path(model).exists():
+        return ""  # a folder whose name may hold the marks of a revision and an adapter
     place = re.split("[@+]", model)[0]
     name = "/".join(place.removeprefix(_HUB).split("/")[:2]) if place.startswith(_HUB) else place
     return name if HUB_NAME.fullmatch(name) and (place.startswith(_HUB) or not Path(place).exists()) else ""

@@ -4,6 +4,7 @@ Layouts, in this order: one ``model.safetensors``; shards with ``model.safetenso
 safetensors file of a folder, whatever its name; such a file itself.
 """
 
+import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,8 @@ from mergemill.engine.storage.store import store_of
 SINGLE_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 TEMPLATES_FOLDER = "additional_chat_templates"
+MODULES_NAME = "modules.json"  # of sentence-transformers: which folders hold the steps after the model
+MOST_MODULES = 16
 HEADER_THREADS = 8  # headers are read at the same time, since each waits for the disk twice
 
 _FOREIGN_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack")
@@ -110,9 +113,11 @@ def _open(ref: str, place: str) -> Checkpoint:
         pin = pin_file(place)
         return Checkpoint(ref, place.rpartition("/")[0], _collect({place: _open_shard(pin, place)}), {}, b"", {})
     tensors = _open_tensors(place, found)
+    modules = read_modules(found[MODULES_NAME]) if MODULES_NAME in found else ()
+    beneath = {name: pin for folder in modules for name, pin in _list_beneath(place, folder)}
     config_text = _read_small(found[CONFIG_NAME]) if CONFIG_NAME in found else b""
     config = parse_config(config_text, where=join(place, CONFIG_NAME)) if CONFIG_NAME in found else {}
-    return Checkpoint(ref, place, tensors, config, config_text, _pick_small(found))
+    return Checkpoint(ref, place, tensors, config, config_text, dict(sorted((_pick_small(found) | beneath).items())))
 
 
 def _check_suffix(path: PurePosixPath, ref: str) -> None:
@@ -198,7 +203,23 @@ def _explain_none(names: Sequence[str]) -> str:
     return "has no safetensors file"
 
 
-def _pick_small(found: Mapping[str, Pin]) -> Mapping[str, Pin]:
+def read_modules(pin: Pin) -> tuple[str, ...]:
+    """Return the folders that a ``modules.json`` names, as far as it is one, and they lie in the model's own."""
+    try:
+        found = json.loads(_read_small(pin))
+    except (ValueError, RecursionError):
+        return ()
+    named = [each.get("path") for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+    folders = [name for name in named if isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name, re.ASCII)]
+    return tuple(dict.fromkeys(folders))[:MOST_MODULES]
+
+
+def _list_beneath(place: str, folder: str) -> Iterable[tuple[str, Pin]]:
+    found = list_files(place, folder) or {}
+    return sorted((name, pin) for name, pin in found.items() if name.startswith(f"{folder}/"))
+
+
+def _pick_small(found: Mapping[str, Pin]) -> dict[str, Pin]:
     """Return the files beside the weights, and the chat templates, by name."""
     return {name: found[name] for name in sorted(found) if _is_small(PurePosixPath(name))}
 

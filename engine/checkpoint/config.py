@@ -26,6 +26,8 @@ CONFIG_DTYPES: Mapping[str, str] = {
 
 # A list as long as a stack of fewer layers may well be something else (token ids, sections of a rope).
 _FEWEST_TELLING_LAYERS = 8
+# And some lists are never one entry a layer, however long: token ids, architectures, sections and factors of one layer.
+_NO_LAYER_LISTS = ("*token*", "*_ids", "architectures", "*section*", "*multipliers", "*_mean", "*_std", "*labels*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,8 @@ def _is_layer_list(key: str, value: Any, count: int, family: Family) -> bool:
         return False
     if key in family.layer_lists:
         return True
+    if any(fnmatchcase(key, pattern) for pattern in _NO_LAYER_LISTS):
+        return False
     return isinstance(value, list) and len(value) == count >= _FEWEST_TELLING_LAYERS
 
 

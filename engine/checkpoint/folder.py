@@ -26,9 +26,11 @@ COPIED_FILES = (
     "chat_template.json",
     f"{TEMPLATES_FOLDER}/*.jinja",
     "generation_config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "processor_config.json",
+    "*preprocessor_config.json",  # of images, video, audio
+    "*processor_config.json",
+    "normalizer.json",
+    "config_sentence_transformers.json",
+    "sentence_*_config.json",
 )
 
 # Files that are a whole vocabulary, in a form that is compared byte by byte.

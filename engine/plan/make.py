@@ -14,12 +14,13 @@ from mergemill.engine.plan.code import find_code, warn_of_code
 from mergemill.engine.plan.coverage import Ledger
 from mergemill.engine.plan.digest import make_digest
 from mergemill.engine.plan.fill import Filling, fill_slot
-from mergemill.engine.plan.folder import make_files
+from mergemill.engine.plan.folder import make_files, warn_of_missing_files
 from mergemill.engine.plan.inputs import check_heads, check_inputs, warn_of_missing_head
 from mergemill.engine.plan.layout import make_layout
 from mergemill.engine.plan.settings import warn_of_unused
 from mergemill.engine.plan.share import share_reads
 from mergemill.engine.plan.slots import Stack, iter_slots, make_stacks
+from mergemill.engine.plan.spellings import join_spellings, read_paths
 from mergemill.engine.plan.stages import make_stages
 from mergemill.engine.plan.values import OutputTensor, Plan
 from mergemill.engine.plan.vectors import check_delta_bases, list_vectors
@@ -51,13 +52,15 @@ def make_plan(
     """
     where = recipe.name or "recipe"
     use_options(join_options(storage or {}, recipe.storage))
+    recipe = read_paths(recipe, list_models(recipe), where=where)
     refs = list_models(recipe)
     _check_runnable(recipe, refs, where)
     code = find_code(recipe, methods)
     method = get_any_method(recipe.merge_method, code)
     stages = make_stages(recipe, method, where=where)
-    checkpoints = share_reads(_open_all(refs))
-    donor = checkpoints[str(recipe.base_model) if recipe.base_model else next(iter(refs))]
+    recipe, opened, spelt = join_spellings(recipe, _open_all(refs), where=where)
+    checkpoints = share_reads(opened)
+    donor = checkpoints[str(recipe.base_model) if recipe.base_model else next(iter(checkpoints))]
     _check_vocabularies(recipe, donor, checkpoints, where)
     family = choose_family(donor.config)
     check_inputs(recipe, checkpoints, family, where=where)
@@ -97,7 +100,9 @@ def make_plan(
         scaling=stages.make_scaling([model for model, *_ in vectors], where=where),
         warnings=(
             *warn_of_code(recipe, code, where=where),
+            *spelt,
             *_warn(method, stacks, where),
+            *warn_of_missing_files(donor, where=where),
             *warn_of_missing_head(donor, [tensor.name for tensor in tensors], family, where=where),
         ),
         code=code,

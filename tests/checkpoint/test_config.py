@@ -210,3 +210,19 @@ def test_a_layer_of_another_model_brings_its_own_entries():
     assert found[("layer_types",)] == ["full", "linear", "sliding"]
     assert found[("mlp_only_layers",)] == [0, 1]
     assert found[("num_hidden_layers",)] == 3
+
+
+@pytest.mark.parametrize(
+    "key", ["suppress_tokens", "eos_token_id", "mlp_multipliers", "mrope_section", "architectures"]
+)
+def test_lists_that_are_never_one_entry_a_layer_stay(key):
+    config = {"num_hidden_layers": 8, key: [*range(8)]}
+    assert layer_changes(config, DEFAULT, "model.layers", [(config, i) for i in (0, 1, 1)]) == {
+        ("num_hidden_layers",): 3
+    }
+
+
+def test_two_factors_of_falcon_h1_are_no_list_of_layers():
+    config = {"num_hidden_layers": 4, "mlp_multipliers": [0.9, 0.6]}
+    changes = layer_changes(config, DEFAULT, "model.layers", [(config, i) for i in (0, 1, 2, 1, 2, 3)])
+    assert changes == {("num_hidden_layers",): 6}

@@ -1,0 +1,71 @@
+"""Files that a model cannot be loaded without, beside its weights and tokenizer: its own code, and its modules.
+
+Code is what ``auto_map`` names: transformers imports those modules, and what they import from beside them, where its
+user trusts them. Here code is bytes: copied, and never looked into or run. Modules are those of sentence-transformers:
+``modules.json`` names folders such as ``1_Pooling``.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mergemill.engine.checkpoint.checkpoint import MODULES_NAME, Checkpoint, read_file, read_modules
+
+_MAPPING_FILES = (
+    "config.json",
+    "tokenizer_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
+_CLASS = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\.[A-Za-z_][A-Za-z0-9_]*")  # org/name--module.Class lies elsewhere
+
+
+def needed_files(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return the names of the code and the modules that an output copies."""
+    code = [name for name in checkpoint.files if name.endswith(".py") and "/" not in name]
+    below = [f"{folder}/" for folder in _list_modules(checkpoint)]
+    modules = [name for name in checkpoint.files if name == MODULES_NAME or name.startswith(tuple(below))]
+    return (*(code if list(_iter_code(checkpoint)) else ()), *(modules if below else ()))
+
+
+def missing_files(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return what the configs or ``modules.json`` name and the model's folder does not have."""
+    code = {name: None for name in _iter_code(checkpoint) if name not in checkpoint.files}
+    modules = [
+        f"{folder}/config.json"
+        for folder in _list_modules(checkpoint)
+        if not any(name.startswith(f"{folder}/") for name in checkpoint.files)
+    ]
+    return (*code, *modules)
+
+
+def _list_modules(checkpoint: Checkpoint) -> tuple[str, ...]:
+    return read_modules(checkpoint.pins[MODULES_NAME]) if MODULES_NAME in checkpoint.pins else ()
+
+
+def _iter_code(checkpoint: Checkpoint) -> Iterator[str]:
+    """Yield the file names of the modules that are named in any of the configs."""
+    for name in _MAPPING_FILES:
+        found = checkpoint.config if name == "config.json" else _read_json(checkpoint, name)
+        yield from (f"{module}.py" for module in _iter_modules(found.get("auto_map")))
+
+
+def _iter_modules(auto_map: Any) -> Iterator[str]:
+    if isinstance(auto_map, Mapping):
+        auto_map = list(auto_map.values())
+    for value in auto_map if isinstance(auto_map, list) else [auto_map]:
+        if isinstance(value, list):
+            yield from _iter_modules(value)
+        elif isinstance(value, str) and (found := _CLASS.fullmatch(value)):
+            yield found[1]
+
+
+def _read_json(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
+    """Return a config beside the model's own; empty for one that is none, which is copied as it is."""
+    try:
+        found = json.loads(read_file(checkpoint, name)) if name in checkpoint.files else {}
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, Mapping) else {}

@@ -1,0 +1,78 @@
+"""Models under several spellings: what a reference names is what is there, not how it is written.
+
+``base/``, ``./base`` and a link to it are one model; so are ``org/name`` and ``org/name@main`` at one commit. And a
+local folder whose name holds ``+`` or ``@`` is that folder, where it is there and what the text would otherwise mean is
+not (decided 2026-11-29: the language alone cannot know, and ``{path: …}`` always says it).
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mergemill.engine.checkpoint.checkpoint import Checkpoint
+from mergemill.engine.errors import PlanError
+from mergemill.engine.recipe import ModelRef, Recipe
+from mergemill.engine.storage.ranges import is_remote
+
+
+def read_paths(recipe: Recipe, refs: Mapping[str, ModelRef], *, where: str) -> Recipe:
+    """Return the recipe with folders that are there for what looks like a revision or an adapter."""
+    found = {name: path for name, ref in refs.items() if (path := _find_folder(name, ref, where)) is not None}
+    return _replace_models(recipe, lambda ref: found.get(str(ref), ref)) if found else recipe
+
+
+def join_spellings(
+    recipe: Recipe, checkpoints: Mapping[str, Checkpoint], *, where: str
+) -> tuple[Recipe, Mapping[str, Checkpoint], list[str]]:
+    """Return the recipe and its models with one spelling, the first, for each model; and a warning for each other."""
+    first: dict[Any, str] = {}
+    names = {name: first.setdefault(_identify(checkpoint), name) for name, checkpoint in checkpoints.items()}
+    others = {name: kept for name, kept in names.items() if name != kept}
+    if not others:
+        return recipe, checkpoints, []
+    refs: dict[str, ModelRef] = {}
+    _replace_models(recipe, lambda ref: refs.setdefault(str(ref), ref))
+    joined = _replace_models(recipe, lambda ref: refs[names[str(ref)]])
+    kept = {name: checkpoint for name, checkpoint in checkpoints.items() if name not in others}
+    return joined, kept, [f"{where}: {name} is the same model as {first}" for name, first in others.items()]
+
+
+def _find_folder(name: str, ref: ModelRef, where: str) -> ModelRef | None:
+    """Return the reference to the folder that is called as the whole text; None where there is none."""
+    if (ref.lora is None and ref.revision is None) or is_remote(ref.path) or not _is_there(name):
+        return None
+    if ref.lora is not None and _is_there(ref.path):
+        raise PlanError(
+            f"{where}: {name}: there is a folder of this name, and also {ref.path}, to which +{ref.lora} may be an "
+            f"adapter; write the folder as {{path: {name}}}, or the two as {{model: {ref.path}, lora: {ref.lora}}}"
+        )
+    return ModelRef.model_validate({"path": name, "override_architecture": ref.override_architecture})
+
+
+def _is_there(path: str) -> bool:
+    return os.path.exists(os.path.expanduser(path))  # noqa: PTH110, PTH111 -- pathlib's raises for a home of nobody
+
+
+def _identify(checkpoint: Checkpoint) -> Any:
+    """Return what two spellings of one model have in common: its place, and the files of its weights."""
+    place = checkpoint.path if is_remote(checkpoint.path) else str(Path(checkpoint.path).resolve())
+    return place, frozenset(stored.file for stored in checkpoint.tensors.values())
+
+
+def _replace_models(recipe: Recipe, change: Callable[[ModelRef], ModelRef]) -> Recipe:
+    """Return the recipe with each reference to a model changed."""
+    modules = recipe.modules and type(recipe.modules)({name: _change(m, change) for name, m in recipe.modules.items()})
+    return _change(recipe, change).model_copy(update={"modules": modules})
+
+
+def _change(value: Any, change: Callable[[ModelRef], ModelRef]) -> Any:
+    """Return a recipe or a part of it with its references changed, and those of its models, slices and sources."""
+    update: dict[str, Any] = {}
+    for name in ("model", "delta_base", "base_model"):
+        if (ref := getattr(value, name, None)) is not None:
+            update[name] = change(ref)
+    for name in ("models", "sources", "slices"):
+        if (items := getattr(value, name, None)) is not None:
+            update[name] = tuple(_change(item, change) for item in items)
+    return value.model_copy(update=update)
