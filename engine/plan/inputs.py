@@ -10,7 +10,7 @@ from mergemill.engine.checkpoint.family import Family, find_tie, is_vocabulary
 from mergemill.engine.checkpoint.quantized import find_quantization
 from mergemill.engine.errors import PlanError
 from mergemill.engine.plan.slots import Stack
-from mergemill.engine.recipe import Parameters, Recipe
+from mergemill.engine.recipe import Module, Parameters, Recipe
 
 
 def check_inputs(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], family: Family, *, where: str) -> None:
@@ -99,7 +99,8 @@ def _copies_all(recipe: Recipe) -> bool:
 
 
 def _iter_parameters(recipe: Recipe) -> Iterator[Parameters]:
-    for part in (recipe, *(recipe.modules or {}).values()):
+    parts: list[Recipe | Module] = [recipe, *(recipe.modules or {}).values()]
+    for part in parts:
         yield part.parameters
         yield from (entry.parameters for entry in part.models or ())
         for piece in part.slices or ():

@@ -63,7 +63,8 @@ def _identify(checkpoint: Checkpoint) -> Any:
 def _replace_models(recipe: Recipe, change: Callable[[ModelRef], ModelRef]) -> Recipe:
     """Return the recipe with each reference to a model changed."""
     modules = recipe.modules and type(recipe.modules)({name: _change(m, change) for name, m in recipe.modules.items()})
-    return _change(recipe, change).model_copy(update={"modules": modules})
+    changed: Recipe = _change(recipe, change)
+    return changed.model_copy(update={"modules": modules})
 
 
 def _change(value: Any, change: Callable[[ModelRef], ModelRef]) -> Any:
