@@ -1,7 +1,7 @@
 """Every other storage that fsspec knows, by its URL: slower than those with a client of their own, and as exact."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -9,19 +9,16 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from mergemill.engine.errors import CheckpointError, StorageError
+from mergemill.engine.errors import CheckpointError, SourceChanged, StorageError
 from mergemill.engine.storage.connections import shorten
+from mergemill.engine.storage.fetch import sample_remote
 from mergemill.engine.storage.pin import Pin, changed
 from mergemill.engine.storage.store import Unavailable
 
 # What file systems say of a file that changes when its content does; the first that one of them says is its stamp.
-_STAMPS = (
-    "etag",
-    "ETag",
-    "md5Hash",
-    "md5",
-    "content_md5",
-    "generation",
+_VERSIONS = ("etag", "ETag", "md5Hash", "md5", "content_md5", "generation")
+# Else a time, which can be set back or be of whole seconds, with a checksum of a sample of the content.
+_TIMES = (
     "last_modified",
     "LastModified",
     "mtime",
@@ -78,14 +75,14 @@ class AnyStore:
             if any(each["name"].rstrip("/") == f"{folder}/{beneath}" for each in found):
                 found += files.ls(f"{url}/{beneath}", detail=True)
             names = {each["name"].removeprefix(f"{folder}/"): each for each in found if each["type"] == "file"}
-            return {name: _make_pin(f"{url}/{name}", each) for name, each in names.items()}
+            return {name: self._make_pin(f"{url}/{name}", each) for name, each in names.items()}
 
     def pin_file(self, url: str) -> Pin:
         """Return the pin of a file."""
         with _explained(url):
             files = self.find_system(url)
             files.invalidate_cache()
-            return _make_pin(url, files.info(url))
+            return self._make_pin(url, files.info(url))
 
     def is_here(self, pin: Pin) -> bool:
         """Nothing is."""
@@ -106,6 +103,12 @@ class AnyStore:
         buffer[: len(data)] = data
         return len(data)
 
+    def _make_pin(self, url: str, found: Mapping[str, Any]) -> Pin:
+        if found.get("size") is None:
+            raise CheckpointError(f"{url}: its server does not say how long it is; copy the file first")
+        stamp, size_bytes = _find_first(_VERSIONS, found), int(found["size"])
+        return Pin(url, size_bytes, stamp or f"{_find_first(_TIMES, found)} {sample_remote(url, size_bytes)}".strip())
+
     def find_system(self, url: str) -> Any:
         """Return the file system of a URL: one for a server or bucket, and for a thread where its driver is no other's.
 
@@ -121,11 +124,8 @@ class AnyStore:
         return kept[key]
 
 
-def _make_pin(url: str, found: Mapping[str, Any]) -> Pin:
-    stamps = [f"{name}:{_plain(found[name])}" for name in _STAMPS if found.get(name) is not None]
-    if found.get("size") is None:
-        raise CheckpointError(f"{url}: its server does not say how long it is; copy the file first")
-    return Pin(url, int(found["size"]), stamps[0] if stamps else "")
+def _find_first(names: Sequence[str], found: Mapping[str, Any]) -> str:
+    return next((f"{name}:{_plain(found[name])}" for name in names if found.get(name) is not None), "")
 
 
 def _plain(value: Any) -> Any:
@@ -138,7 +138,7 @@ def _explained(url: str, pin: Pin | None = None) -> Iterator[None]:
     """Turn what any driver raises into the errors of this room: with `pin` those of reading."""
     try:
         yield
-    except CheckpointError:
+    except (CheckpointError, StorageError, SourceChanged):
         raise
     except FileNotFoundError as error:
         raise changed(pin, "gone") if pin else CheckpointError(f"{url}: no such file or folder") from error

@@ -217,10 +217,10 @@ class RangeCache:
 def can_keep(pin: Pin) -> bool:
     """Whether a pin says what the bytes are, not only where: a cache outlives the file.
 
-    >>> [can_keep(Pin("http://a/b", 1, stamp)) for stamp in ('etag:"x"', 'etag:W/"x"', "")]
-    [True, False, False]
+    >>> [can_keep(Pin("http://a/b", 1, stamp)) for stamp in ('etag:"x"', 'etag:W/"x"', "sample:00", "")]
+    [True, False, False, False]
     """
-    return bool(pin.stamp) and not pin.stamp.startswith("etag:W/")
+    return bool(pin.stamp) and not pin.stamp.startswith(("etag:W/", "sample:"))
 
 
 def _name(pin: Pin) -> str:

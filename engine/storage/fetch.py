@@ -15,6 +15,7 @@ from typing import TypeVar
 from mergemill.engine.errors import StorageError
 from mergemill.engine.storage.cache import RangeCache, can_keep
 from mergemill.engine.storage.pin import Pin
+from mergemill.engine.storage.sample import make_sample
 from mergemill.engine.storage.store import Unavailable, store_of
 from mergemill.engine.storage.tries import note_retry
 
@@ -64,6 +65,17 @@ def read_remote(pin: Pin, offset_bytes: int, buffer: memoryview, cache: RangeCac
         fetch.wait(len(buffer))
     finally:
         fetch.cancel()
+
+
+def sample_remote(url: str, size_bytes: int) -> str:
+    """Return the field of a stamp that stands for the content of a file as it is now: see `make_sample`."""
+
+    def read(start: int, stop: int) -> bytes:
+        data = bytearray(stop - start)
+        read_remote(Pin(url, size_bytes, ""), start, memoryview(data))
+        return bytes(data)
+
+    return make_sample(size_bytes, read)
 
 
 def submit(work: Callable[[], T]) -> "Future[T]":

@@ -13,6 +13,7 @@ from urllib3.response import BaseHTTPResponse
 
 from mergemill.engine.errors import CheckpointError, StorageError
 from mergemill.engine.storage.connections import Connections, patiently
+from mergemill.engine.storage.fetch import sample_remote
 from mergemill.engine.storage.pin import Pin, changed
 from mergemill.engine.storage.store import Unavailable, check_options
 
@@ -124,7 +125,7 @@ class HttpStore:
         size = whole if answer.status == 200 else answer.headers.get("content-range", "").rpartition("/")[2]
         if answer.status not in (200, 206, 416) or not size.isdecimal():
             raise CheckpointError(f"{url}: its server answers {answer.status} and not how long it is")
-        return Pin(url, int(size), _stamp(answer.headers))
+        return Pin(url, int(size), _stamp(answer.headers) or sample_remote(url, int(size)))
 
 
 def _check_url(url: str) -> None:
@@ -173,9 +174,9 @@ def _check(pin: Pin, answer: BaseHTTPResponse) -> None:
         raise changed(pin, f"{answer.headers.get('content-range', '').rpartition('/')[2] or 'fewer'} bytes")
     if answer.status in _FORBIDDEN:
         raise StorageError(f"{pin.url}: access denied ({answer.status})")
-    kind = pin.stamp.partition(":")[0]
+    kind = "" if pin.stamp.startswith("sample:") else pin.stamp.partition(":")[0]
     now = f"{kind}:{answer.headers.get(kind, 'none')}" if kind else ""
-    if answer.status == 412 or (answer.status in (200, 206) and _weaken(now) != _weaken(pin.stamp)):
+    if answer.status == 412 or (kind and answer.status in (200, 206) and _weaken(now) != _weaken(pin.stamp)):
         raise changed(pin, now)
 
 

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from mergemill.engine.errors import CheckpointError, SourceChanged, StorageError
 from mergemill.engine.storage.pin import Pin, changed
+from mergemill.engine.storage.stamps import compare_open, describe_change, make_stamp
 
 PIECE_BYTES = 8 << 20  # the longest single read
 FILE = "file://"
@@ -35,21 +36,32 @@ def list_files(folder: str, beneath: str) -> Mapping[str, Pin] | None:
 
 def pin_file(path: str | Path) -> Pin:
     """Return the pin of the file at `path`; `CheckpointError` where there is none."""
-    try:
-        found = Path(path).stat()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    return Pin(str(Path(path).resolve()), found.st_size, f"mtime_ns:{found.st_mtime_ns}")
+    return _pin(path, None)
 
 
 def check_pin(pin: Pin) -> None:
     """Raise `SourceChanged` unless the file is what it was at planning."""
     try:
-        now = pin_file(pin.url)
+        now = _pin(pin.url, pin.stamp)
     except CheckpointError as error:
         raise SourceChanged(f"{error}; it was there when the plan was made") from error
     if now != pin:
-        raise changed(pin, f"{now.size_bytes} bytes, {now.stamp}")
+        raise _explain(pin, now)
+
+
+def _pin(path: str | Path, like: str | None) -> Pin:
+    try:
+        found = Path(path).stat()
+        return Pin(str(Path(path).resolve()), found.st_size, make_stamp(str(path), found, like))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _explain(pin: Pin, now: Pin) -> SourceChanged:
+    """Return the error for a file that is not what was pinned."""
+    if (now.url, now.size_bytes) != (pin.url, pin.size_bytes):
+        return changed(pin, f"{now.size_bytes} bytes, {now.stamp}")
+    return changed(pin, f"{now.stamp}: {describe_change(pin.stamp, now.stamp)}")
 
 
 def read_into(pin: Pin, offset_bytes: int, buffer: memoryview) -> None:
@@ -76,9 +88,10 @@ def _check_open(descriptor: "_Descriptor", pin: Pin) -> None:
     others, with the output and its sources open; what it then writes is the same bytes, or nothing.
     """
     found = os.fstat(descriptor.number)
-    stamp = f"mtime_ns:{found.st_mtime_ns}"
-    if (found.st_size, stamp) != (pin.size_bytes, pin.stamp):
-        raise changed(pin, f"{found.st_size} bytes, {stamp}")
+    if found.st_size != pin.size_bytes:
+        raise changed(pin, f"{found.st_size} bytes")
+    if difference := compare_open(found, pin.stamp):
+        raise changed(pin, difference)
 
 
 def read_ahead(pin: Pin, offset_bytes: int, size_bytes: int) -> None:

@@ -14,7 +14,7 @@ class Pin:
 
     url: str  # absolute path of a local file, else its URL
     size_bytes: int
-    stamp: str  # what changes when the content does: "mtime_ns:…", "etag:…", "sha256:…"
+    stamp: str  # what changes when the content does: "mtime_ns:… ctime_ns:… inode:…", "etag:…", "sha256:…"
 
 
 def find_content(pin: Pin) -> str | None:

@@ -1,5 +1,6 @@
 """What goes wrong outside is one clear line; no loader finds a model, and nothing of the user's is gone."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -286,6 +287,38 @@ def test_a_source_that_changed_since_the_plan_stops_the_run_before_it_begins(
         run(plan, tmp_path / "out", workers=0)
     assert not list((tmp_path / "out").rglob("*.safetensors*"))
     assert not is_loadable(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("change", ["replaced", "linked"])
+def test_a_source_of_the_same_size_and_time_is_not_resumed_with(
+    change: str, name: str, own_family: Path, tmp_path: Path
+) -> None:
+    """As `cp -p` or `rsync -t` leave it; a hard link looks the same from outside, which the error says."""
+    run_until(plan_merge("linear", own_family), tmp_path / "out", 3)
+    source = own_family / "A" / name
+    found = source.stat()
+    if change == "linked":
+        (tmp_path / "link").hardlink_to(source)
+    else:
+        (tmp_path / "other").write_bytes(source.read_bytes()[:-1] + b" ")
+        (tmp_path / "other").replace(source)
+        os.utime(source, ns=(found.st_atime_ns, found.st_mtime_ns))
+    words = rf"differs in the sources \({source}: its ctime(, inode)? differ and its mtime does not, .*a hard link do"
+    with refused(OutputError, words, 2):
+        run(plan_merge("linear", own_family), tmp_path / "out", workers=0)
+    assert not is_loadable(tmp_path / "out")
+
+
+def test_a_merge_of_an_earlier_version_says_that_less_was_noted(own_family: Path, tmp_path: Path) -> None:
+    plan = plan_merge("linear", own_family)
+    run_until(plan, tmp_path / "out", 3)
+    path = tmp_path / "out" / ".mergemill" / "plan.json"
+    record = json.loads(path.read_text())
+    sources = {name: [size, stamp.partition(" ")[0]] for name, (size, stamp) in record["sources"].items()}
+    path.write_text(json.dumps(record | {"digest": "0" * 64, "sources": sources}))
+    with refused(OutputError, r"differs in the sources \(.*: an earlier version of mergemill.*noted less of it", 2):
+        run(plan, tmp_path / "out", workers=0)
 
 
 @pytest.mark.parametrize(

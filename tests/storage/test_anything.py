@@ -102,6 +102,31 @@ def test_a_file_that_changed_is_found_when_it_is_checked(memory: Any) -> None:
         assert message_of(use, pin, kind=SourceChanged).endswith("gone now; plan again")
 
 
+@pytest.mark.parametrize("said", ["created", "nothing"])
+def test_a_file_of_the_same_size_and_time_is_found_by_a_sample(
+    said: str, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a server that tells whole seconds, or of a driver that tells no time at all."""
+    kept = {"created": 7} if said == "created" else {}
+    monkeypatch.setattr(
+        MemoryFileSystem,
+        "info",
+        lambda self, path: {"name": path, "size": self.size(path), "type": "file", **kept},
+    )
+    monkeypatch.setattr(MemoryFileSystem, "size", lambda self, path: len(self.cat_file(path)))
+    content = CONTENT * 40
+    memory.pipe("/m/a", content)
+    pin = pin_file("memory://m/a")
+    check_pin(pin)
+    for at in (0, len(content) // 2, len(content) - 1):
+        changed = bytearray(content)
+        changed[at] ^= 1
+        memory.pipe("/m/a", bytes(changed))
+        assert "changed since the plan was made" in message_of(check_pin, pin, kind=SourceChanged)
+    memory.pipe("/m/a", content)
+    check_pin(pin)
+
+
 def test_what_is_not_there_is_named(memory: Any) -> None:
     assert message_of(pin_file, "memory://m/a") == "memory://m/a: no such file or folder"
     assert message_of(list_files, "memory://m", "x") == "memory://m: no such file or folder"

@@ -17,7 +17,8 @@ from mergemill.engine.checkpoint import folder, open_checkpoint
 from mergemill.engine.errors import CheckpointError, MergemillError, SourceChanged, StorageError
 from mergemill.engine.storage import connections, fetch, http
 from mergemill.engine.storage.connections import find_proxy
-from mergemill.engine.storage.ranges import Pin, close_all, list_files, pin_file, read_into, read_whole
+from mergemill.engine.storage.ranges import Pin, check_pin, close_all, list_files, pin_file, read_into, read_whole
+from mergemill.engine.storage.sample import make_sample
 from mergemill.engine.storage.store import store_of
 
 CONTENT = bytes(i * 7 % 251 for i in range(300_000))
@@ -164,7 +165,7 @@ def test_a_server_that_refuses_head_is_asked_for_one_byte() -> None:
         ({"ETag": '"a"', "Last-Modified": DATE}, 'etag:"a"', ("if-match", '"a"')),
         ({"ETag": 'W/"a"'}, 'etag:W/"a"', ("if-match", None)),
         ({"Last-Modified": DATE}, f"last-modified:{DATE}", ("if-unmodified-since", DATE)),
-        ({}, "", ("if-match", None)),
+        ({}, make_sample(len(CONTENT), lambda start, stop: CONTENT[start:stop]), ("if-match", None)),
     ],
 )
 def test_every_answer_must_be_of_the_version_that_was_pinned(
@@ -175,13 +176,24 @@ def test_every_answer_must_be_of_the_version_that_was_pinned(
         assert pin.stamp == stamp
         assert read_whole(pin) == CONTENT
         assert server.asked[-1].headers.get(condition[0]) == condition[1]
-        if stamp:
+        if fields:
             server.answer = lambda asked: Answer(200, CONTENT, {"ETag": '"b"', "Last-Modified": DATE[:-6] + "1 GMT"})
             assert "changed since the plan was made" in message_of(read_whole, pin, kind=SourceChanged)
             server.answer = lambda asked: Answer(200, CONTENT)
             assert "none now; plan again" in message_of(read_whole, pin, kind=SourceChanged)
         server.answer = lambda asked: Answer(200, CONTENT + b"x", fields)
         assert "300001 bytes now" in message_of(lambda: read_into(pin, 5, memoryview(bytearray(5))), kind=SourceChanged)
+
+
+@pytest.mark.parametrize("at", [0, len(CONTENT) // 2, len(CONTENT) - 1])
+def test_a_file_of_a_server_that_says_nothing_of_it_is_known_by_a_sample(at: int) -> None:
+    changed = bytearray(CONTENT)
+    changed[at] ^= 1
+    with scripted(lambda asked: Answer(200, CONTENT)) as server:
+        pin = pin_file(f"{server.url}/f")
+        check_pin(pin)
+        server.answer = lambda asked: Answer(200, bytes(changed))
+        assert "changed since the plan was made" in message_of(check_pin, pin, kind=SourceChanged)
 
 
 def test_an_etag_that_only_became_weak_is_the_same() -> None:
@@ -286,7 +298,7 @@ def test_a_server_is_waited_for_as_long_as_it_asks_within_reason(monkeypatch: py
         Answer(429, b"", {"Retry-After": "7"}),
         Answer(503, b"", {"Retry-After": "999999"}),
         Answer(503, b"", {"Retry-After": "soon"}),
-        Answer(200, CONTENT),
+        Answer(200, CONTENT, {"ETag": '"a"'}),
     ]
     with scripted(lambda asked: answers.pop(0)) as server:
         assert pin_file(f"{server.url}/f").size_bytes == len(CONTENT)

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mergemill.engine.errors import CheckpointError, SourceChanged, StorageError
-from mergemill.engine.storage import local
+from mergemill.engine.storage import local, stamps
 from mergemill.engine.storage.ranges import Pin, check_pin, close_all, pin_file, read_ahead, read_into
 
 CONTENT = bytes(i * 7 % 251 for i in range(10_000))
@@ -83,8 +83,79 @@ def test_a_file_that_changed_since_it_was_pinned_is_not_read(change: str, pin: P
 def test_a_change_is_found_when_the_file_is_asked_about_again(pin: Pin) -> None:
     check_pin(pin)
     os.utime(pin.url, ns=(1, 1))
-    with pytest.raises(SourceChanged, match="mtime_ns:1 now; plan again"):
+    with pytest.raises(
+        SourceChanged, match=r"mtime_ns:1 ctime_ns:\d+ inode:\d+: its mtime, ctime differ now; plan again"
+    ):
         check_pin(pin)
+
+
+def put_back_times(path: Path, found: os.stat_result) -> None:
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def replace_file(path: Path) -> None:
+    """Put another file of the same size and time there, as `cp -p` or `rsync -t` do."""
+    found, other = path.stat(), path.with_name("other")
+    other.write_bytes(bytes(len(CONTENT)))
+    other.replace(path)
+    put_back_times(path, found)
+
+
+def write_in_place(path: Path) -> None:
+    found = path.stat()
+    with open(path, "r+b") as file:
+        file.write(bytes(len(CONTENT)))
+    put_back_times(path, found)
+
+
+def link_elsewhere(path: Path) -> None:
+    path.with_name("link").hardlink_to(path)
+
+
+@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [replace_file, write_in_place, link_elsewhere, lambda path: path.chmod(0o600)],
+    ids=lambda each: each.__name__,
+)
+def test_a_file_of_the_same_size_and_time_is_not_taken_for_the_one_that_was_pinned(
+    change: Callable[[Path], None], opened: bool, pin: Pin
+) -> None:
+    """What changes no byte cannot be told from it, and says so."""
+    if opened:
+        read_into(pin, 0, memoryview(bytearray(4)))
+    change(Path(pin.url))
+    for use in (check_pin, lambda pin: read_into(pin, 0, memoryview(bytearray(4)))):
+        with pytest.raises(SourceChanged, match=r"ctime.* and its mtime does not, .* cannot be told from it now; plan"):
+            use(pin)
+
+
+def test_where_numbers_are_made_up_a_sample_of_the_content_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FUSE may number a file anew each time that it is asked."""
+    path = tmp_path / "source"
+    path.write_bytes(CONTENT * 40)
+    found = path.stat()
+    mounts = tmp_path / "mountinfo"
+    device = f"{os.major(found.st_dev)}:{os.minor(found.st_dev)}"
+    mounts.write_text(f"36 35 {device} / /mnt rw,noatime master:1 - fuse.sshfs host:/ rw\n")
+    monkeypatch.setattr(stamps, "_MOUNTS", mounts)
+    stamps._makes_up.cache_clear()
+    pin = pin_file(path)
+    stamps._makes_up.cache_clear()
+    monkeypatch.undo()  # another host may mount it differently
+    assert "inode" not in pin.stamp
+    path.with_name("link").hardlink_to(path)
+    read_into(pin, 0, memoryview(bytearray(4)))
+    check_pin(pin)
+    for at in (0, 200_000, 399_999):
+        changed = bytearray(CONTENT * 40)
+        changed[at] ^= 1
+        path.write_bytes(changed)
+        put_back_times(path, found)
+        with pytest.raises(SourceChanged, match="its sample differ now; plan again"):
+            check_pin(pin)
 
 
 def test_pinning_what_is_not_there_names_it(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from mergemill.engine.errors import OutputError
 from mergemill.engine.plan.digest import engine_version
 from mergemill.engine.plan.values import Plan, SmallFile
 from mergemill.engine.recipe import recipe_to_json
-from mergemill.engine.storage.ranges import read_whole
+from mergemill.engine.storage.ranges import Pin, is_remote, read_whole
+from mergemill.engine.storage.stamps import describe_change
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +44,30 @@ class Record:
             "code": "the methods file",
             "seed": "the seed",
             "shard_size": "the shard size",
-            "sources": "the sources' sizes or times",
+            "sources": f"the sources ({_compare_sources(self.sources, other.sources)})",
             "version": "the version of mergemill",
             "parts": "the layout",
             "files": "the small files",
         }
         different = [words for name, words in names.items() if getattr(self, name) != getattr(other, name)]
         return ", ".join(different) or "its plan"
+
+
+def _compare_sources(then: Mapping[str, Sequence[Any]], now: Mapping[str, Sequence[Any]]) -> str:
+    """Say how the first source that differs does, and how many others do."""
+    different = sorted(path for path in {**then, **now} if then.get(path) != now.get(path))
+    if not different:
+        return ""
+    path = different[0]
+    more = f"; {len(different) - 1} more" if different[1:] else ""
+    if path not in then or path not in now:
+        return f"{path}: is read {'now' if path in now else 'no more'}{more}"
+    (size_then, stamp_then), (size_now, stamp_now) = then[path], now[path]
+    if size_then != size_now:
+        return f"{path}: {size_then} bytes then, {size_now} now{more}"
+    if is_remote(path):
+        return f"{path}: {stamp_then} then, {stamp_now} now{more}"
+    return f"{path}: {describe_change(stamp_then, stamp_now)}{more}"
 
 
 def make_record(plan: Plan) -> Record:
@@ -62,7 +80,7 @@ def make_record(plan: Plan) -> Record:
         recipe_name=plan.recipe.name,
         seed=plan.seed,
         shard_size=plan.shard_size,
-        sources={pin.url: [pin.size_bytes, pin.stamp] for pin in plan.pins},
+        sources={pin.url: [pin.size_bytes, pin.stamp] for pin in (*plan.pins, *_list_copied(plan))},
         shards={
             shard.name: {"size_bytes": shard.size_bytes, "header": shard.header[8:].decode()} for shard in plan.shards
         },
@@ -70,6 +88,10 @@ def make_record(plan: Plan) -> Record:
         files={file.name: checksum(read_small(file)) for file in plan.files},
         code={file.name: file.text for file in plan.code},
     )
+
+
+def _list_copied(plan: Plan) -> list[Pin]:
+    return [file.copied for file in plan.files if file.copied is not None]
 
 
 def read_small(file: SmallFile) -> bytes:
