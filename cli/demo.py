@@ -13,7 +13,7 @@ from mergemill.cli import console
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mergemill.engine import Committed
+    from mergemill.engine import events
 
 Folder = Annotated[Path, typer.Argument(metavar="[FOLDER]", help="New or empty.")]
 
@@ -141,7 +141,7 @@ def make_config() -> dict[str, object]:
     }
 
 
-def story(folder: Path, tensors: "Mapping[str, Tensor]", committed: "Committed") -> Iterator[str]:
+def story(folder: Path, tensors: "Mapping[str, Tensor]", committed: "events.Committed") -> Iterator[str]:
     """Yield what happened and what to try next."""
     recipe, merged = shlex.quote(str(folder / "recipe.yml")), shlex.quote(str(folder / "merged"))
     if committed.redone_parts:

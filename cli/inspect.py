@@ -10,7 +10,7 @@ from mergemill.cli import console
 from mergemill.cli.options import ClusterAs, Json, StorageAs, read_storage
 
 if TYPE_CHECKING:
-    from mergemill.engine.runs.inspect import Inspection
+    from mergemill.engine import values
 
 Folder = Annotated[str, typer.Argument(metavar="PATH", help="The folder of a model or a merge.")]
 Tensors = Annotated[bool, typer.Option("--tensors", help="List every tensor.")]
@@ -35,7 +35,7 @@ def inspect(
         console.say_table(list(_tensor_rows(found)), heads=("tensor", "dtype", "shape", "size"), right=(3,))
 
 
-def as_json(found: "Inspection", *, tensors: bool) -> dict[str, Any]:
+def as_json(found: "values.Inspection", *, tensors: bool) -> dict[str, Any]:
     """Return an inspection as JSON values: the number of tensors, and with `tensors` also each of them."""
     numbers = asdict(found) | {
         "tensors": len(found.tensors),
@@ -47,7 +47,7 @@ def as_json(found: "Inspection", *, tensors: bool) -> dict[str, Any]:
     return numbers
 
 
-def _facts(found: "Inspection") -> Iterator[tuple[str, str]]:
+def _facts(found: "values.Inspection") -> Iterator[tuple[str, str]]:
     from mergemill.engine import format_size
 
     yield "path", found.path
@@ -67,7 +67,7 @@ def _facts(found: "Inspection") -> Iterator[tuple[str, str]]:
     yield "size", f"{format_size(found.nbytes)} in {found.shards} file{'s' * (found.shards != 1)}"
 
 
-def _tensor_rows(found: "Inspection") -> Iterator[tuple[str, str, str, str]]:
+def _tensor_rows(found: "values.Inspection") -> Iterator[tuple[str, str, str, str]]:
     from mergemill.engine import format_size
 
     for tensor in found.tensors:

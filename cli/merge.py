@@ -1,10 +1,9 @@
 """``mergemill merge``: from a recipe to a checkpoint, with progress, to be stopped and resumed."""
 
-import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,9 +35,7 @@ from mergemill.cli.signals import Interrupted, hold_back, let_through, raise_int
 from mergemill.cli.status import run_in
 
 if TYPE_CHECKING:
-    from mergemill.engine import Committed, PartFinished, Started, Waiting
-
-    OnEvent = Callable[[Waiting | Started | PartFinished | Committed], None]
+    from mergemill.engine import events
 
 EVENTS = {"Waiting": "waiting", "Started": "started", "PartFinished": "part", "Committed": "committed"}
 
@@ -144,32 +141,32 @@ class Watch:
             for line in plan_lines(numbers):
                 console.note(line)
 
-    def __call__(self, event: "Waiting | Started | PartFinished | Committed") -> None:
+    def __call__(self, event: "events.Event") -> None:
         """Show an event of the engine."""
-        from mergemill.engine import PartFinished, Started, Waiting
+        from mergemill.engine import events
 
-        if isinstance(event, Waiting):
+        if isinstance(event, events.Waiting):
             let_through()  # what is started here is started; the wait may be long
-        elif isinstance(event, Started):
+        elif isinstance(event, events.Started):
             self.parts = event.parts
             let_through()
-        elif isinstance(event, PartFinished):
+        elif isinstance(event, events.PartFinished):
             self.done = event.parts_done
         if self._json:
             console.say_json({"event": EVENTS[type(event).__name__], **asdict(event)}, indent=None)
         elif not self._quiet:
             self._show(event)
 
-    def _show(self, event: "Waiting | Started | PartFinished | Committed") -> None:
-        from mergemill.engine import PartFinished, Started, Waiting
+    def _show(self, event: "events.Event") -> None:
+        from mergemill.engine import events
 
-        if isinstance(event, Waiting):
+        if isinstance(event, events.Waiting):
             console.note(describe_wait(event))
-        elif isinstance(event, Started):
+        elif isinstance(event, events.Started):
             for line in start_lines(event):
                 console.note(line)
             self._advance = self._stack.enter_context(console.open_progress(event.write_bytes, event.parts))
-        elif isinstance(event, PartFinished):
+        elif isinstance(event, events.PartFinished):
             assert self._advance is not None
             self._advance(event.done_bytes, event.parts_done, kept=event.kept)
         else:
@@ -179,7 +176,7 @@ class Watch:
             console.say(describe_commit(event))
 
 
-def describe_wait(event: "Waiting") -> str:
+def describe_wait(event: "events.Waiting") -> str:
     """Return what is waited for, and where to look when it does not come."""
     if event.missing == "scheduler":
         so_far = f"it has not answered for {event.waited_s:.0f} s; " if event.waited_s else ""
@@ -192,7 +189,7 @@ def describe_wait(event: "Waiting") -> str:
     )
 
 
-def start_lines(event: "Started") -> Iterator[str]:
+def start_lines(event: "events.Started") -> Iterator[str]:
     """Yield who works, and what of the work is done already."""
     from mergemill.engine import format_size
 
@@ -204,7 +201,7 @@ def start_lines(event: "Started") -> Iterator[str]:
         yield f"resuming: {event.resumed_parts} of {event.parts} parts are done and are only checked"
 
 
-def guard_lines(event: "Committed") -> Iterator[str]:
+def guard_lines(event: "events.Committed") -> Iterator[str]:
     """Yield the tensors that changed most, and what the guard found wrong."""
     if event.guard.most_changed:
         yield "most changed, as a share of the base's norm, and beside the largest change of an input:"
@@ -218,7 +215,7 @@ def guard_lines(event: "Committed") -> Iterator[str]:
         yield f"warning: {fault.tensor} {fault.fault}{kept}"
 
 
-def describe_commit(event: "Committed") -> str:
+def describe_commit(event: "events.Committed") -> str:
     """Return the result of a merge in one line."""
     from mergemill.engine import format_size
 
@@ -235,13 +232,11 @@ def find_resume(arguments: Sequence[str], scheduler: str | None) -> tuple[str, s
 
     scheduler: which the environment may have told, and would not tell elsewhere.
     """
-    from mergemill.engine.runs.driver import RESUME, find_folder
+    from mergemill.engine import jobs
 
-    if submitted := os.environ.get(RESUME):
-        return submitted, submitted
     told = ["--scheduler", scheduler] if scheduler and "--scheduler" not in " ".join(arguments) else []
-    command = shlex.join(["mergemill", *arguments, *told])
-    return command, run_in(find_folder(), command)
+    command, folder = jobs.find_resume(shlex.join(["mergemill", *arguments, *told]))
+    return command, run_in(folder, command)
 
 
 @contextmanager

@@ -11,10 +11,8 @@ from mergemill.cli import console
 from mergemill.cli.options import Json, Methods
 
 if TYPE_CHECKING:
-    from mergemill.engine.methods.coefficients import Coefficients
-    from mergemill.engine.methods.contract import Method, Parameter
-    from mergemill.engine.methods.steps import Step
-    from mergemill.engine.plan.cost import Cost
+    from mergemill.engine import values
+    from mergemill.engine.methods import Coefficients, Method, Parameter, Step
 
     Stage = Coefficients | Step  # around a method
 
@@ -42,7 +40,7 @@ def methods(
 
     Example: mergemill methods ties --model models/base --models 3
     """
-    from mergemill.engine import find_all_methods, open_methods
+    from mergemill.engine.methods import find_all_methods, open_methods
 
     known, stages = find_all_methods(open_methods(own or ())), _find_stages()
     if name is None:
@@ -63,7 +61,7 @@ def methods(
 
 def _find_stages() -> "dict[str, tuple[str, Stage]]":
     """Return what goes around a method, by name: the recipe's key, and the stage."""
-    from mergemill.engine import find_coefficients, find_steps
+    from mergemill.engine.methods import find_coefficients, find_steps
 
     before: dict[str, tuple[str, Stage]] = {
         name: ("coefficients", found) for name, found in find_coefficients().items()
@@ -133,7 +131,7 @@ def _say_passes(passes: int) -> str:
     return f"{passes} over the inputs, at most: {passes - 1} for what must be known of the whole tensor, 1 to merge"
 
 
-def _cost_rows(cost: "Cost") -> Iterator[tuple[str, str]]:
+def _cost_rows(cost: "values.Cost") -> Iterator[tuple[str, str]]:
     from mergemill.engine import format_size
 
     yield "merging", f"{console.count(cost.models, 'model')} like it{' and a base' if cost.base else ''}"

@@ -85,10 +85,6 @@ def say_storage(recipe: str | None, cluster: str | None = None) -> str:
 
 def read_storage(recipe: str | None, cluster: str | None = None) -> Mapping[str, Mapping[str, Any]] | None:
     """Return how a merge of this recipe, on the cluster of this file, reaches storage; None where neither is named."""
-    from mergemill.engine import load_cluster, load_recipe
-    from mergemill.engine.storage.store import join_options
+    from mergemill.engine import load_storage
 
-    if recipe is None and cluster is None:
-        return None
-    weak = load_cluster(cluster).storage if cluster else {}
-    return join_options(weak, load_recipe(recipe).storage if recipe else {})
+    return load_storage(recipe, cluster)

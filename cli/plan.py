@@ -95,7 +95,10 @@ def plan_lines(numbers: Mapping[str, Any]) -> Iterator[str]:
         crew = f"those of {numbers['cluster']}, of {threads}"
     yield f"  memory  {projected:>10}  at most, of {promised} promised to each worker; {crew}"
     if numbers["device"] != "cpu":
-        need, device_promised = format_size(numbers["device_bytes"]), format_size(numbers["device_memory_bytes"])
+        need, device_promised = (
+            format_size(numbers["device_bytes"]),
+            format_size(numbers["device_memory_bytes"]),
+        )
         there = f"{numbers['device_tensors']:,} of {numbers['tensors']:,} tensors are merged there"
         yield f"  {numbers['device']:<6}  {need:>10}  at least, of {device_promised} promised to each worker; {there}"
     yield f"  digest  {numbers['digest'][:12]}"

@@ -11,8 +11,7 @@ from mergemill.cli import console
 from mergemill.cli.options import SHARD_SIZE, ClusterAs, Json, Out, StorageAs, read_storage, say_storage
 
 if TYPE_CHECKING:
-    from mergemill.engine.runs.driver import Driver
-    from mergemill.engine.runs.status import Status
+    from mergemill.engine import values
 
 MINUTE_S, HOUR_S = 60, 3600
 
@@ -32,7 +31,7 @@ def status(out: Out, storage_as: StorageAs = None, cluster: ClusterAs = None, js
     console.say_facts(list(_facts(found, say_storage(storage_as, cluster))))
 
 
-def say_progress(found: "Status") -> str:
+def say_progress(found: "values.Status") -> str:
     """Say how much of a merge is done, and how long the rest may take."""
     from mergemill.engine import format_size
 
@@ -59,7 +58,7 @@ def say_time(seconds: float) -> str:
     return f"{whole_s // HOUR_S} h {whole_s % HOUR_S // MINUTE_S} min"
 
 
-def _facts(found: "Status", reach: str) -> Iterator[tuple[str, str]]:
+def _facts(found: "values.Status", reach: str) -> Iterator[tuple[str, str]]:
     """Yield what is known, and what can be done; `reach` are the options by which commands reach storage."""
     if found.driver is not None:
         yield from _driver_facts(found, found.driver)
@@ -74,7 +73,7 @@ def _facts(found: "Status", reach: str) -> Iterator[tuple[str, str]]:
         yield "stop", f"mergemill cancel {out}"
 
 
-def _driver_facts(found: "Status", driver: "Driver") -> Iterator[tuple[str, str]]:
+def _driver_facts(found: "values.Status", driver: "values.Driver") -> Iterator[tuple[str, str]]:
     from mergemill.engine import format_size
 
     seen = f", last seen {say_time(found.seen_s)} ago" if found.seen_s is not None else ""
@@ -90,7 +89,7 @@ def _driver_facts(found: "Status", driver: "Driver") -> Iterator[tuple[str, str]
             yield "dashboard", driver.started["dashboard"]
 
 
-def say_resume(found: "Status") -> str:
+def say_resume(found: "values.Status") -> str:
     """Return the command that goes on with a merge from any directory, where its recipe still lies where it was."""
     if found.driver is not None and found.driver.resume:
         return found.driver.resume
@@ -100,9 +99,8 @@ def say_resume(found: "Status") -> str:
         words += ["--seed", str(found.seed)]
     if found.shard_size not in ("", SHARD_SIZE):
         words += ["--shard-size", found.shard_size]
-    started = found.driver.started if found.driver else None
-    if started is not None and not is_default_memory(started["memory_bytes"]):
-        words += ["--memory", str(started["memory_bytes"])]
+    if found.chosen_memory_bytes is not None:
+        words += ["--memory", str(found.chosen_memory_bytes)]
     return run_in(found.driver.folder if found.driver else "", shlex.join(words))
 
 
@@ -113,14 +111,6 @@ def run_in(folder: str, command: str) -> str:
     "cd '/my models' && mergemill merge recipe.yml merged"
     """
     return f"cd {shlex.quote(folder)} && {command}" if folder else command
-
-
-def is_default_memory(memory_bytes: int) -> bool:
-    """Whether that is what a worker is promised where nothing is said."""
-    from mergemill.engine.plan.sizes import parse_size
-    from mergemill.engine.runs.worker.workers import MEMORY
-
-    return memory_bytes == parse_size(MEMORY, what="--memory")
 
 
 def _say_date(seconds: float) -> str:

@@ -51,15 +51,14 @@ def submit(
 
     Example: mergemill submit recipe.yml /shared/merged --cluster slurm
     """
-    from mergemill.engine import load_cluster, load_recipe
-    from mergemill.engine.runs.submit import make_job, submit_job
+    from mergemill.engine import jobs, load_cluster, load_recipe
 
     options = {"--memory": memory, "--cache": cache, "--cache-folder": cache_folder}
     options |= {"--device": device, "--device-memory": device_memory if device_memory != DEVICE_MEMORY else None}
     options |= {"--shard-size": shard_size if shard_size != SHARD_SIZE else None, "--seed": str(seed) if seed else None}
     words = context.obj or sys.argv[1:]
     loaded, file = load_recipe(recipe), load_cluster(cluster)
-    job = make_job(
+    job = jobs.make_job(
         loaded,
         out,
         file,
@@ -72,7 +71,7 @@ def submit(
         console.say(job.text.rstrip("\n"))
         return
     reach = say_storage(recipe if loaded.storage else None, cluster if file.storage else None)
-    name, place = submit_job(job), f"{shlex.quote(out)}{reach}"
+    name, place = jobs.submit_job(job), f"{shlex.quote(out)}{reach}"
     console.say(f"{job.kind} job {name} merges into {out}")
     console.say(
         f"see: mergemill status {place}; watch: mergemill attach {place} --wait 3600; end: mergemill cancel {place}"

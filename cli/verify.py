@@ -18,9 +18,8 @@ def verify(
 
     Example: mergemill verify merged --replay 3
     """
-    from mergemill.engine import format_size
+    from mergemill.engine import format_size, list_code
     from mergemill.engine import verify as verify_merge
-    from mergemill.engine.runs.verify import list_code
 
     storage = read_storage(storage_as, cluster)
     for name, checksum in list_code(out, storage_options=storage) if replay else ():

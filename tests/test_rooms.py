@@ -1,16 +1,19 @@
 """The rooms of the engine: who may import whom, the public face, what an import or a merge leaves alone."""
 
 import ast
+import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from models import write_llama
 
+import mergemill.cli
 import mergemill.engine
 from mergemill.engine import merge
 from mergemill.engine.tensors import native
@@ -48,6 +51,8 @@ ONLY_IMPORTERS = {
 }
 """Libraries that only some rooms know."""
 
+FROM_FACE = re.compile(r"mergemill\.engine\.\w+")
+
 NEVER = {
     "transformers",
     "tokenizers",
@@ -60,38 +65,34 @@ NEVER = {
 }
 
 FACE = [
-    "Committed",
-    "Density",
-    "MergemillError",
-    "PartFinished",
-    "PerModel",
-    "Started",
-    "Waiting",
-    "Within",
     "abort",
     "attach",
     "cancel",
     "describe_plan",
+    "errors",
     "estimate_cost",
-    "find_all_methods",
-    "find_coefficients",
-    "find_methods",
-    "find_steps",
+    "events",
     "format_size",
     "inspect",
+    "jobs",
+    "list_code",
     "load_cluster",
     "load_recipe",
+    "load_storage",
     "make_plan",
     "merge",
-    "merge_method",
     "merge_state_dicts",
     "merge_tensors",
-    "open_methods",
+    "methods",
     "recipe_schema",
     "run",
     "status",
+    "values",
     "verify",
 ]
+
+NAMESPACES = ["errors", "events", "jobs", "methods", "values"]
+"""Names of the face that are modules, of what belongs together."""
 
 
 def list_imports(path: Path) -> Iterator[str]:
@@ -184,6 +185,51 @@ def test_the_engine_never_prints() -> None:
 def test_the_public_face_is_exactly_this() -> None:
     assert mergemill.engine.__all__ == FACE
     assert [name for name in FACE if not hasattr(mergemill.engine, name)] == []
+    assert [name for name in FACE if isinstance(getattr(mergemill.engine, name), ModuleType)] == NAMESPACES
+
+
+def test_the_command_line_imports_nothing_of_the_engine_but_its_face() -> None:
+    """In functions and for types too; of a namespace, what that says is in it."""
+    found = {
+        (path.name, name)
+        for path in sorted(Path(mergemill.cli.__file__).parent.rglob("*.py"))
+        for name in list_imports(path)
+        if name.startswith("mergemill.engine")
+    }
+    assert len({file for file, _ in found}) > 10
+    assert {(file, name) for file, name in found if not is_of_the_face(name)} == set()
+
+
+def is_of_the_face(module: str) -> bool:
+    name, *more = module.removeprefix("mergemill.engine").removeprefix(".").split(".")
+    if not name:
+        return True
+    if name not in FACE or len(more) > 1:
+        return False
+    return not more or more[0] in find_public(getattr(mergemill.engine, name))
+
+
+def find_public(namespace: ModuleType) -> Sequence[str]:
+    """Return what a namespace of the face says is in it; all classes of the tree of errors are."""
+    return getattr(namespace, "__all__", None) or [name for name in vars(namespace) if name[0].isupper()]
+
+
+def test_what_is_not_of_the_face_is_known() -> None:
+    """Or the test above finds everything right."""
+    assert is_of_the_face("mergemill.engine.make_plan")
+    assert is_of_the_face("mergemill.engine.methods.PerModel")
+    assert is_of_the_face("mergemill.engine.errors.Cancelled")
+    assert not is_of_the_face("mergemill.engine.methods.linear")
+    assert not is_of_the_face("mergemill.engine.runs.drive.run")
+    assert not is_of_the_face("mergemill.engine.plan")
+
+
+def test_tests_take_from_the_face_what_is_in_it() -> None:
+    """A name that has moved is found here, and not by the slow tests alone."""
+    tests = sorted(Path(__file__).parent.rglob("*.py"))
+    asked = {(path.name, name) for path in tests for name in list_imports(path) if FROM_FACE.fullmatch(name)}
+    rooms = {path.stem for path in ENGINE.iterdir()}
+    assert {(file, name) for file, name in asked if name.split(".")[2] not in {*FACE, *rooms}} == set()
 
 
 HEAVY = {"torch", "distributed", "transformers", "tokenizers", "peft", "accelerate", "bokeh", "huggingface_hub", "s3fs"}

@@ -5,7 +5,7 @@ Source: an example of mergemill's README.
 
 from torch import Tensor
 
-from mergemill.engine import PerModel, merge_method
+from mergemill.engine.methods import PerModel, merge_method
 
 HALF = 0.5
 

@@ -6,14 +6,16 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Protocol, TypeVar
 
-from mergemill.engine import methods
 from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.coefficients import Coefficients
 from mergemill.engine.methods.contract import Method
 from mergemill.engine.methods.steps import Step
+
+_FOLDER = [str(Path(__file__).parent)]
 
 
 class Named(Protocol):
@@ -58,7 +60,7 @@ def get_method(name: str) -> Method:
 @functools.cache
 def _find_alone(name: str) -> Method | None:
     """Return the method that is in a file of its own name, without a look into all the others."""
-    if name not in {found.name for found in pkgutil.iter_modules(methods.__path__)}:
+    if name not in {found.name for found in pkgutil.iter_modules(_FOLDER)}:
         return None
     return next((method for method in methods_of(_import(name)) if method.name == name), None)
 
@@ -74,12 +76,12 @@ def get_step(name: str) -> Step:
 
 
 def _import_all() -> Iterator[ModuleType]:
-    for found in pkgutil.iter_modules(methods.__path__):
+    for found in pkgutil.iter_modules(_FOLDER):
         yield _import(found.name)
 
 
 def _import(name: str) -> ModuleType:
-    return importlib.import_module(f"{methods.__name__}.{name}")
+    return importlib.import_module(f"{__package__}.{name}")
 
 
 def _defined(module: ModuleType, mark: str, kind: type[N]) -> Iterator[N]:

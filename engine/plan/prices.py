@@ -21,7 +21,6 @@ class Price:
     egress_per_gb: float  # of bytes that leave the region; within it they are free
     read_per_1000: float  # requests
     write_per_1000: float
-    stored_per_gb_month: float
     date: str  # of the prices: year and month
     source: str  # the URL of the price list
 
@@ -32,10 +31,6 @@ class Price:
     def of_requests(self, reads: int, writes: int) -> float:
         """Return what requests cost."""
         return (self.read_per_1000 * reads + self.write_per_1000 * writes) / 1000
-
-    def of_month(self, size_bytes: int) -> float:
-        """Return what bytes cost that lie there for a month."""
-        return self.stored_per_gb_month * size_bytes / GB
 
 
 def find_price(url: str) -> Price | None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from mergemill.engine.runs.outputs.receipts import Receipt
 from mergemill.engine.runs.tasks.guard import Report
 
+__all__ = ["Committed", "Event", "OnEvent", "PartFinished", "Started", "Waiting"]
+
 
 @dataclass(frozen=True, slots=True)
 class Waiting:

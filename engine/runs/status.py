@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergemill.engine.errors import OutputError
+from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.runs.driver import DRIVER_NAME, LOCK_NAME, Driver, find_request, is_alive, read_driver
 from mergemill.engine.runs.outputs.output import Output, find_output
 from mergemill.engine.runs.outputs.receipts import Receipt
+from mergemill.engine.runs.worker.workers import MEMORY
 from mergemill.engine.storage.store import Options, use_options
 
 RUNNING, CANCELLING, UNFINISHED, FINISHED = "running", "cancelling", "unfinished", "finished"
@@ -32,6 +34,13 @@ class Status:
     left_s: float | None  # at that rate
     seen_s: float | None  # since the driver gave a sign of life; None where it ended, or nobody can say
     driver: Driver | None  # who drives it, or did last
+
+    @property
+    def chosen_memory_bytes(self) -> int | None:
+        """What each worker is promised, where that is another than the default."""
+        started = self.driver.started if self.driver else None
+        memory_bytes = int(started["memory_bytes"]) if started else None
+        return None if memory_bytes == parse_size(MEMORY, what="memory") else memory_bytes
 
 
 def status(out: str | Path, *, storage_options: Options | None = None) -> Status:

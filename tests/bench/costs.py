@@ -12,8 +12,9 @@ from pathlib import Path
 
 from checkpoints import Data, Shapes, write_model
 
-from mergemill.engine import Committed, PartFinished, Started, load_recipe, make_plan, run
+from mergemill.engine import load_recipe, make_plan, run
 from mergemill.engine.plan.values import Plan
+from mergemill.engine.runs.events import Committed, PartFinished, Started
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 MODEL = {  # what a recipe says beside a model; methods that are not here take nothing

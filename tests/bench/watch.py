@@ -7,9 +7,9 @@ from pathlib import Path
 
 import psutil
 
-from mergemill.engine import PartFinished, Started, run
+from mergemill.engine import run
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.runs.events import Event
+from mergemill.engine.runs.events import Event, PartFinished, Started
 
 
 @dataclass

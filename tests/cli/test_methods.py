@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mergemill.engine import find_coefficients, find_methods, find_steps
+from mergemill.engine.methods import find_coefficients, find_methods, find_steps
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -103,7 +103,7 @@ Source: a test.
 
 from torch import Tensor
 
-from mergemill.engine import merge_method
+from mergemill.engine.methods import merge_method
 
 
 @merge_method(reads="element")

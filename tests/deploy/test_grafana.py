@@ -13,7 +13,8 @@ from deployments import DEPLOY, need_module, read_yaml
 from distributed import Client
 from runs.merging import plan_merge, write_family
 
-from mergemill.engine import PartFinished, run
+from mergemill.engine import run
+from mergemill.engine.runs.events import PartFinished
 
 DASHBOARD = json.loads((DEPLOY / "grafana" / "mergemill.json").read_text())
 SCRAPE: dict[str, Any] = read_yaml(DEPLOY / "grafana" / "prometheus.yml")[0]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mergemill.engine import Density, PerModel, merge_method
 from mergemill.engine.conformance import Based, Claim, Mill, Subject, Task, check_method, list_claims
 from mergemill.engine.conformance.mill import Array
+from mergemill.engine.methods import Density, PerModel, merge_method
 from mergemill.engine.methods.own import load_methods, open_methods
 
 EXAMPLE = Path(__file__).parents[2] / "configs" / "recipes" / "my_methods.py"

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from models import write_llama
 
-from mergemill.engine import estimate_cost, find_methods, make_plan, run
+from mergemill.engine import estimate_cost, make_plan, run
 from mergemill.engine.errors import CheckpointError, PlanError
+from mergemill.engine.methods import find_methods
 from mergemill.engine.methods.contract import Method
 from mergemill.engine.plan.memory import stream_bytes
 from mergemill.engine.recipe import parse_recipe

@@ -21,8 +21,8 @@ def test_the_table_is_shipped() -> None:
 def test_every_price_has_a_date_and_a_source(store: dict[str, object]) -> None:
     assert re.fullmatch(r"20\d\d-(0[1-9]|1[0-2])", str(store["date"]))
     assert str(store["source"]).startswith("https://")
-    numbers = {name: value for name, value in store.items() if name.endswith(("_gb", "_1000", "_month"))}
-    assert len(numbers) == 4
+    numbers = {name: value for name, value in store.items() if name.endswith(("_gb", "_1000"))}
+    assert len(numbers) == 3
     assert all(isinstance(value, int | float) and 0 <= value < 1 for value in numbers.values())
 
 
@@ -42,4 +42,3 @@ def test_a_terabyte_out_of_s3() -> None:
     assert price is not None
     assert price.of_egress(1024 * GB) == pytest.approx(92.16)
     assert price.of_requests(1_000_000, 10_000) == pytest.approx(0.45)
-    assert price.of_month(100 * GB) == pytest.approx(2.3)

@@ -10,7 +10,8 @@ from runs.buckets import found_by_environment
 from runs.merging import make_recipe_of, write_family
 from servers.s3 import S3
 
-from mergemill.engine import Committed, make_plan, run
+from mergemill.engine import make_plan, run
+from mergemill.engine.runs.events import Committed
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,9 @@ from typing import Any
 
 from runs.merging import plan_merge, slowed
 
-from mergemill.engine import Committed, PartFinished, Started, run
+from mergemill.engine import run
 from mergemill.engine.errors import MergemillError
+from mergemill.engine.runs.events import Committed, PartFinished, Started
 from mergemill.engine.runs.outputs import folder
 
 

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from models import read_tensors, write_llama
 
-from mergemill.engine import PartFinished, make_plan, run
+from mergemill.engine import make_plan, run
 from mergemill.engine.plan import layout
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import Recipe, parse_recipe
 from mergemill.engine.runs import drive
 from mergemill.engine.runs.clusters.cluster import Cluster
 from mergemill.engine.runs.crew import Crew, open_crew
-from mergemill.engine.runs.events import Event
+from mergemill.engine.runs.events import Event, PartFinished
 from mergemill.engine.runs.outputs.folder import STATE_NAME, FolderOutput
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.runs.worker.workplace import Workplace

@@ -15,11 +15,12 @@ from servers.hub import Hub
 from servers.proxy import Proxy, start_proxy
 from servers.s3 import S3
 
-from mergemill.engine import Committed, make_plan, run
+from mergemill.engine import make_plan, run
 from mergemill.engine.errors import InputError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import parse_recipe
 from mergemill.engine.runs import caching
+from mergemill.engine.runs.events import Committed
 from mergemill.engine.storage.cache import file_bytes
 from mergemill.engine.storage.ranges import close_all
 

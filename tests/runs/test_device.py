@@ -19,8 +19,9 @@ from methods.suite import ENTRIES, make_task
 from runs.merging import hash_output
 from simulated import SimulatedPlace, There, whole_matrices_too
 
-from mergemill.engine import MergemillError, describe_plan, find_methods, make_plan, run
-from mergemill.engine.errors import PlanError, RecipeError, RunError
+from mergemill.engine import describe_plan, make_plan, run
+from mergemill.engine.errors import MergemillError, PlanError, RecipeError, RunError
+from mergemill.engine.methods import find_methods
 from mergemill.engine.plan.memory import DEVICE_FACTORS, find_staging
 from mergemill.engine.plan.values import OutputTensor, Piece, Plan
 from mergemill.engine.recipe import parse_recipe

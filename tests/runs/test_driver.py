@@ -22,13 +22,13 @@ from runs.merging import finished_parts, hash_output, is_loadable, plan_merge, s
 from servers.s3 import S3
 
 from mergemill.cli.status import say_resume
-from mergemill.engine import Committed, PartFinished, Started, attach, cancel, run, status
+from mergemill.engine import attach, cancel, run, status
 from mergemill.engine.errors import Cancelled, MergeError, OutputError, RunError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.runs import drive
 from mergemill.engine.runs import driver as driver_module
 from mergemill.engine.runs.driver import Driving, find_request, is_alive, read_driver, request_cancel
-from mergemill.engine.runs.events import Event
+from mergemill.engine.runs.events import Committed, Event, PartFinished, Started
 from mergemill.engine.runs.outputs import checksum, folder
 from mergemill.engine.runs.outputs.lease import OLD_S
 from mergemill.engine.runs.outputs.notes import FileNotes

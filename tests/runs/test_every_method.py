@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from runs.merging import SMALL_PART, hash_output, parts_of
 
-from mergemill.engine import find_methods, make_plan, run
+from mergemill.engine import make_plan, run
+from mergemill.engine.methods import find_methods
 from mergemill.engine.methods.contract import Method
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import parse_recipe

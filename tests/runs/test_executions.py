@@ -11,10 +11,10 @@ import pytest
 from clusters import start_cluster
 from runs.merging import hash_output, plan_merge, slowed
 
-from mergemill.engine import PartFinished, run
+from mergemill.engine import run
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.runs.clusters.results import Results
-from mergemill.engine.runs.events import Event
+from mergemill.engine.runs.events import Event, PartFinished
 
 pytestmark = pytest.mark.slow
 

@@ -27,11 +27,11 @@ from runs.merging import (
     slowed,
 )
 
-from mergemill.engine import Committed, PartFinished, Started, abort, run, verify
+from mergemill.engine import abort, run, verify
 from mergemill.engine.errors import OutputError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.runs import drive
-from mergemill.engine.runs.events import Event
+from mergemill.engine.runs.events import Committed, Event, PartFinished, Started
 from mergemill.engine.runs.outputs import folder, output
 from mergemill.engine.runs.outputs.folder import FolderOutput
 from mergemill.engine.runs.outputs.receipts import Journal

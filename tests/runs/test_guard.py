@@ -25,11 +25,12 @@ from runs.merging import (
 )
 from torch import Tensor
 
-from mergemill.engine import Committed, abort, make_plan, run, verify
+from mergemill.engine import abort, make_plan, run, verify
 from mergemill.engine.errors import RunError
 from mergemill.engine.methods.catalogue import find_methods
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.runs import graph
+from mergemill.engine.runs.events import Committed
 from mergemill.engine.runs.outputs.folder import FolderOutput
 from mergemill.engine.runs.tasks.guard import Report, make_report
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES

@@ -22,10 +22,10 @@ pytest.importorskip("huggingface_hub")
 from hubs import Use, use_hub
 
 from mergemill.cli.main import execute
-from mergemill.engine import Committed, PartFinished, Started, abort, inspect, make_plan, run, verify
+from mergemill.engine import abort, inspect, make_plan, run, verify
 from mergemill.engine.errors import MergemillError, OutputError, RunError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.runs.events import Event
+from mergemill.engine.runs.events import Committed, Event, PartFinished, Started
 from mergemill.engine.runs.outputs import hub as hub_module
 from mergemill.engine.storage.hub_upload import Content, HubRepo
 from mergemill.engine.storage.store import Unavailable

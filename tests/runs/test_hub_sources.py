@@ -18,10 +18,10 @@ pytest.importorskip("huggingface_hub")
 from hubs import Use, use_hub
 from huggingface_hub import snapshot_download
 
-from mergemill.engine import Committed, PartFinished, make_plan, merge, run, verify
+from mergemill.engine import make_plan, merge, run, verify
 from mergemill.engine.errors import CheckpointError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.runs.events import Event
+from mergemill.engine.runs.events import Committed, Event, PartFinished
 
 NAMES = ("base", "A", "B")
 

@@ -12,8 +12,9 @@ import torch
 from models import read_tensors, write_llama
 from torch import Tensor
 
-from mergemill.engine import find_methods, make_plan, merge_method, merge_state_dicts, merge_tensors, run
+from mergemill.engine import make_plan, merge_state_dicts, merge_tensors, run
 from mergemill.engine.errors import MergeError, PlanError
+from mergemill.engine.methods import find_methods, merge_method
 from mergemill.engine.methods.contract import Method, Parameter
 from mergemill.engine.recipe import parse_recipe
 from mergemill.engine.tensors.slabs import BLOCK, SLAB

@@ -13,7 +13,7 @@ from mergemill.cli.main import execute
 from mergemill.engine import load_recipe
 from mergemill.engine.errors import PlanError
 from mergemill.engine.recipe import load_cluster, parse_cluster
-from mergemill.engine.runs.submit import make_job
+from mergemill.engine.runs.jobs import make_job
 
 PODS = """
 kind: kubernetes

@@ -13,11 +13,11 @@ import pytest
 from runs.large import lend_models
 from runs.memory import peak_bytes
 
-from mergemill.engine import PartFinished, Started, make_plan, run
+from mergemill.engine import make_plan, run
 from mergemill.engine.plan.memory import keep_bytes, stream_bytes, task_bytes
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import parse_recipe
-from mergemill.engine.runs.events import Event
+from mergemill.engine.runs.events import Event, PartFinished, Started
 from mergemill.engine.runs.worker.workplace import MALLOC_BYTES, Workplace
 
 VOCAB, LAYERS = 262_144, 8  # an embedding of 2 GiB

@@ -20,7 +20,8 @@ from servers import faults
 from servers.proxy import start_proxy
 from servers.s3 import S3
 
-from mergemill.engine import PartFinished, run
+from mergemill.engine import run
+from mergemill.engine.runs.events import PartFinished
 from mergemill.engine.runs.outputs.folder import FolderOutput
 from mergemill.engine.runs.outputs.receipts import Receipt
 from mergemill.engine.runs.worker import metrics

@@ -9,8 +9,9 @@ import torch
 from models import read_tensors, write_llama
 from runs.merging import flip_bit, hash_output, parts_of
 
-from mergemill.engine import load_recipe, make_plan, merge, merge_method, merge_tensors, run, verify
+from mergemill.engine import load_recipe, make_plan, merge, merge_tensors, run, verify
 from mergemill.engine.errors import MethodsError, OutputError, PlanError, RecipeError, RunError
+from mergemill.engine.methods import merge_method
 from mergemill.engine.methods.own import MethodsFile, find_all_methods, open_methods
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.runs import drive
@@ -30,7 +31,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mergemill.engine import PerModel, merge_method
+from mergemill.engine.methods import PerModel, merge_method
 from mergemill.engine.methods.gram import GRAM_BYTES, gram_matrix
 
 HALF = 0.5

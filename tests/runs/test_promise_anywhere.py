@@ -17,10 +17,10 @@ from runs.large import lend_models
 from runs.memory import look_at_process, peak_bytes
 from runs.merging import make_recipe_of
 
-from mergemill.engine import PartFinished, make_plan, run
+from mergemill.engine import make_plan, run
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.runs.clusters.preflight import PROCESS_BYTES
-from mergemill.engine.runs.events import Event
+from mergemill.engine.runs.events import Event, PartFinished
 
 VOCAB, LAYERS, THREADS = 32_768, 8, 4  # an embedding of 256 MiB, matrices of 30 MiB
 MEMORY = 96 << 20  # little for so many threads: tasks wait for each other

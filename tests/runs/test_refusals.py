@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from runs.merging import flip_bit, hash_output, is_loadable, list_files, plan_merge, slowed
 
-from mergemill.engine import PartFinished, Started, abort, inspect, run
+from mergemill.engine import abort, inspect, run
 from mergemill.engine.errors import (
     HeaderError,
     InputError,
@@ -23,7 +23,7 @@ from mergemill.engine.errors import (
     StorageError,
 )
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.runs.events import Event
+from mergemill.engine.runs.events import Event, PartFinished, Started
 from mergemill.engine.runs.outputs import folder
 from mergemill.engine.runs.outputs.folder import FolderOutput
 from mergemill.engine.runs.outputs.receipts import Journal

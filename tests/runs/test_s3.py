@@ -18,10 +18,10 @@ from servers.processes import find_free_ports
 from servers.s3 import S3
 
 from mergemill.cli.main import execute
-from mergemill.engine import Committed, PartFinished, abort, inspect, run, verify
+from mergemill.engine import abort, inspect, run, verify
 from mergemill.engine.errors import MergemillError, OutputError, RunError, VerifyError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.runs.events import Event
+from mergemill.engine.runs.events import Committed, Event, PartFinished
 from mergemill.engine.runs.outputs import lease, object_journal
 from mergemill.engine.runs.outputs.lease import Lease, hold_lease
 from mergemill.engine.storage import multipart

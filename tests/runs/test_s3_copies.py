@@ -9,9 +9,10 @@ from runs.buckets import Place, new_place, put_family
 from runs.merging import make_recipe_of, parts_of
 from servers.s3 import S3
 
-from mergemill.engine import Committed, make_plan, run, verify
+from mergemill.engine import make_plan, run, verify
 from mergemill.engine.errors import MergemillError, SourceChanged
 from mergemill.engine.plan.values import Plan
+from mergemill.engine.runs.events import Committed
 from mergemill.engine.runs.outputs.copies import Stretch, find_source, find_stretches
 from mergemill.engine.storage.ranges import Pin
 

@@ -18,9 +18,9 @@ from servers.proxy import Proxy, start_proxy
 from servers.s3 import S3
 
 from mergemill.cli.main import execute
-from mergemill.engine import PartFinished, run
+from mergemill.engine import run
 from mergemill.engine.runs import drive
-from mergemill.engine.runs.events import Event
+from mergemill.engine.runs.events import Event, PartFinished
 from mergemill.engine.storage import fetch
 
 KEY, SECRET, TOKEN = (

@@ -14,10 +14,10 @@ from servers.faults import Fault, Rule
 from servers.proxy import Proxy, start_proxy
 from servers.s3 import S3
 
-from mergemill.engine import Committed, PartFinished, abort, make_plan, run
+from mergemill.engine import abort, make_plan, run
 from mergemill.engine.errors import MergemillError, OutputError, SourceChanged, StorageError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.runs.events import Event
+from mergemill.engine.runs.events import Committed, Event, PartFinished
 from mergemill.engine.storage import fetch
 from mergemill.engine.storage.ranges import pin_file, read_into
 

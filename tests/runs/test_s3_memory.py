@@ -15,12 +15,12 @@ from runs.merging import plan_merge
 from safetensors.torch import save_file
 from servers.s3 import S3
 
-from mergemill.engine import PartFinished, run, verify
+from mergemill.engine import run, verify
 from mergemill.engine.plan.memory import task_bytes
 from mergemill.engine.runs import drive
 from mergemill.engine.runs.clusters.cluster import Cluster
 from mergemill.engine.runs.crew import Crew, open_crew
-from mergemill.engine.runs.events import Event
+from mergemill.engine.runs.events import Event, PartFinished
 from mergemill.engine.runs.outputs.upload import BESIDE_BYTES
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.runs.worker.workplace import Workplace

@@ -10,12 +10,12 @@ from runs.merging import hash_output, is_loadable, plan_merge
 from servers.slurm import PARTITION, Slurm
 
 from mergemill.cli.merge import describe_wait
-from mergemill.engine import PartFinished, Started, run
+from mergemill.engine import run
 from mergemill.engine.errors import ClusterError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import ClusterFile, parse_cluster
 from mergemill.engine.runs.clusters import connect, factories
-from mergemill.engine.runs.events import Event, Waiting
+from mergemill.engine.runs.events import Event, PartFinished, Started, Waiting
 
 MakeCluster = Callable[..., ClusterFile]
 

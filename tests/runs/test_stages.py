@@ -22,11 +22,12 @@ from oracles.element import expo
 from oracles.matrices import svc
 from runs.merging import SMALL_PART, hash_output, make_recipe_of, parts_of, run_until, write_family
 
-from mergemill.engine import Committed, PartFinished, make_plan, run, verify
+from mergemill.engine import make_plan, run, verify
 from mergemill.engine.errors import MergeError
 from mergemill.engine.plan.memory import stream_bytes
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.runs import graph
+from mergemill.engine.runs.events import Committed, PartFinished
 from mergemill.engine.tensors.slabs import BLOCK
 
 Recipe = Mapping[str, Any]

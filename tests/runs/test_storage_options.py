@@ -12,10 +12,10 @@ from runs.merging import Killed, make_recipe_of
 from servers.s3 import REGION, S3
 
 from mergemill.cli.main import execute
-from mergemill.engine import PartFinished, make_plan, run
+from mergemill.engine import make_plan, run
 from mergemill.engine.errors import CheckpointError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.runs.events import Event
+from mergemill.engine.runs.events import Event, PartFinished
 from mergemill.engine.storage.ranges import close_all
 from mergemill.engine.storage.store import use_options
 

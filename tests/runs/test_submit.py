@@ -17,7 +17,7 @@ from mergemill.cli.status import say_resume
 from mergemill.engine import attach, cancel, load_recipe, make_plan, run, status
 from mergemill.engine.errors import ClusterError, PlanError
 from mergemill.engine.recipe import parse_cluster
-from mergemill.engine.runs.submit import make_job, submit_job
+from mergemill.engine.runs.jobs import make_job, submit_job
 
 WAIT_S = 90.0
 SMALL = ("--seed", "7", "--shard-size", "tensor")  # many parts

@@ -18,12 +18,12 @@ from clusters import Foreign, start_cluster
 from distributed import Client
 from runs.merging import finished_parts, hash_output, is_loadable, plan_merge, slowed
 
-from mergemill.engine import PartFinished, load_recipe, make_plan, run, verify
+from mergemill.engine import load_recipe, make_plan, run, verify
 from mergemill.engine.errors import ClusterError, RunError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import parse_cluster
 from mergemill.engine.runs.clusters import cluster, connect, watch
-from mergemill.engine.runs.events import Event, Waiting
+from mergemill.engine.runs.events import Event, PartFinished, Waiting
 
 pytestmark = pytest.mark.slow
 
@@ -224,7 +224,7 @@ import os
 
 from torch import Tensor
 
-from mergemill.engine import merge_method
+from mergemill.engine.methods import merge_method
 
 
 @merge_method(reads="element")

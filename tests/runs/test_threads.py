@@ -13,10 +13,10 @@ import torch
 from dask.delayed import Delayed, delayed
 from runs.merging import Killed, finished_parts, plan_merge, slowed
 
-from mergemill.engine import PartFinished, run
+from mergemill.engine import run
 from mergemill.engine.errors import MergemillError, RunError
 from mergemill.engine.runs.crew import find_workplace, open_crew
-from mergemill.engine.runs.events import Event
+from mergemill.engine.runs.events import Event, PartFinished
 from mergemill.engine.runs.worker.process import set_up_process
 from mergemill.engine.runs.worker.workers import Workers
 

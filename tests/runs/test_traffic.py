@@ -14,10 +14,10 @@ from servers.proxy import Proxy, start_proxy
 from servers.s3 import S3
 
 from mergemill.cli.main import execute
-from mergemill.engine import PartFinished, describe_plan, make_plan, run
+from mergemill.engine import describe_plan, make_plan, run
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import parse_recipe
-from mergemill.engine.runs.events import Event
+from mergemill.engine.runs.events import Event, PartFinished
 
 MIB = 1 << 20
 
@@ -148,7 +148,7 @@ def end_with_a_part(event: Event) -> None:
         raise Killed
 
 
-def test_what_was_aborted_says_what_it_would_have_cost(
+def test_what_was_aborted_says_how_much_it_was(
     proxy: Proxy, moto_server: S3, family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = new_place(moto_server)
@@ -156,4 +156,4 @@ def test_what_was_aborted_says_what_it_would_have_cost(
         run(plan_from(str(family), "linear", 5 * MIB), place.url, workers=0, threads=1, on_event=end_with_a_part)
     assert execute(["abort", place.url]) == 0
     said = capsys.readouterr().out
-    assert "MiB freed; left there, less than a cent a month by the list prices of Amazon S3 Standard" in said
+    assert said.endswith("MiB freed\n")

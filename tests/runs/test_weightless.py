@@ -9,9 +9,10 @@ from models import read_tensors
 from runs.merging import SMALL_PART, hash_output, make_recipe_of, parts_of, run_until
 from safetensors.torch import save_file
 
-from mergemill.engine import Committed, make_plan, run, verify
+from mergemill.engine import make_plan, run, verify
 from mergemill.engine.plan import fill
 from mergemill.engine.plan.values import Plan
+from mergemill.engine.runs.events import Committed
 
 WEIGHTLESS = "weight 0"
 METHODS: dict[str, dict[str, Any]] = {

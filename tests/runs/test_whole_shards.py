@@ -19,10 +19,10 @@ from runs.merging import Killed, hash_output, parts_of, plan_merge
 from servers.fixtures import BUCKET
 from servers.s3 import S3
 
-from mergemill.engine import Committed, PartFinished, Started, abort, inspect, run, verify
+from mergemill.engine import abort, inspect, run, verify
 from mergemill.engine.errors import CheckpointError, OutputError, PlanError, RunError, StorageError, VerifyError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.runs.events import Event
+from mergemill.engine.runs.events import Committed, Event, PartFinished, Started
 from mergemill.engine.runs.outputs import lease, whole
 from mergemill.engine.runs.outputs.output import find_output
 from mergemill.engine.storage import streams

@@ -3,6 +3,7 @@
 What is submitted holds the recipe's text and files of methods as they are now: edits of later do not reach it.
 """
 
+import os
 import secrets
 import shlex
 import subprocess
@@ -15,9 +16,11 @@ from mergemill.engine.errors import ClusterError, PlanError
 from mergemill.engine.methods.own import read_methods
 from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.recipe import ClusterFile, Recipe
-from mergemill.engine.runs.driver import RESUME
+from mergemill.engine.runs.driver import RESUME, find_folder
 from mergemill.engine.runs.manifest import DRIVER_MEMORY, write_manifest
 from mergemill.engine.storage.ranges import is_remote
+
+__all__ = ["Job", "find_resume", "make_job", "submit_job"]
 
 KINDS = ("slurm", "kubernetes")
 NOTICE_S = 120  # before the end of a job's time, for the driver to end cleanly
@@ -85,6 +88,15 @@ def submit_job(job: Job) -> str:
     if done.returncode:
         raise ClusterError(f"{shlex.join(command)}: failed: {' '.join(done.stderr.split())}")
     return done.stdout.strip().partition(";")[0] if job.kind == "slurm" else job.name
+
+
+def find_resume(command: str) -> tuple[str, str]:
+    """Return the command that goes on with the merge of this process, and its folder: `command`, or what submitted it.
+
+    The folder is empty where the command can be given from any.
+    """
+    submitted = os.environ.get(RESUME)
+    return (submitted, "") if submitted else (command, find_folder())
 
 
 def make_script(

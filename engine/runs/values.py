@@ -1,0 +1,11 @@
+"""The values that the engine's face takes and gives, by name: for annotations."""
+
+from mergemill.engine.plan.cost import Cost
+from mergemill.engine.plan.values import Plan
+from mergemill.engine.recipe import ClusterFile, Recipe
+from mergemill.engine.runs.driver import Driver
+from mergemill.engine.runs.inspect import Inspection
+from mergemill.engine.runs.status import Status
+from mergemill.engine.runs.verify import Verified
+
+__all__ = ["ClusterFile", "Cost", "Driver", "Inspection", "Plan", "Recipe", "Status", "Verified"]
