@@ -13,8 +13,6 @@ file asks for them by an address.
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from distributed.security import Security
-
 from mergemill.engine.recipe import ClusterFile
 from mergemill.engine.runs.worker.workers import HERE
 
@@ -25,6 +23,8 @@ _TRANSPORTS = ("protocol", "security", "enable_tcp_over_ucx", "enable_infiniband
 
 def make_private(options: Collection[str] = ()) -> dict[str, Any]:
     """Return the arguments of a `LocalCluster` that nobody else can use; options choose another transport, or pages."""
+    from distributed.security import Security  # here: what makes a cluster's manifest needs no Dask
+
     given: dict[str, Any] = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
     if not any(name in options for name in _TRANSPORTS):
         given["security"] = Security.temporary()
