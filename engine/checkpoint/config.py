@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
 from mergemill.engine.checkpoint.family import Family
+from mergemill.engine.checkpoint.kinds import find_types, kind_changes
 from mergemill.engine.errors import CheckpointError
 
 KeyPath: TypeAlias = tuple[str, ...]
@@ -23,6 +24,9 @@ CONFIG_DTYPES: Mapping[str, str] = {
     "F16": "float16",
     "BF16": "bfloat16",
 }  # safetensors' names of the dtypes that a config may name, and the config's
+
+# Keys that count layers which are stored after the others, and predict later tokens; a stack of slices has none.
+LATER_LAYERS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_layers")
 
 # A list as long as a stack of fewer layers may well be something else (token ids, sections of a rope).
 _FEWEST_TELLING_LAYERS = 8
@@ -83,16 +87,48 @@ def layer_changes(
     Raises `CheckpointError` for a layer that a list does not have.
     """
     found = find_layer_count(config, family, stack)
-    if found is None or [*layers] == [(config, layer) for layer in range(found.count)]:
+    if found is None:
         return {}
-    changes: Changes = {found.path: len(layers)}
-    for key, value in _get_key(config, found.path[:-1]).items():
-        path = (*found.path[:-1], key)
+    place = found.path[:-1]
+    inner = _find_place(config, place)
+    later: Changes = {(*place, key): 0 for key in LATER_LAYERS if inner.get(key)}
+    if [*layers] == [(config, layer) for layer in range(found.count)]:
+        return later
+    changes: Changes = {found.path: len(layers), **later}
+    own = [(_find_place(giver, place), layer, _count_there(giver, found)) for giver, layer in layers]
+    changes |= {(*place, key): value for key, value in kind_changes(inner, own).items()}
+    for key, value in inner.items():
+        path = (*place, key)
         if _is_index_list(key, value, family):
             changes[path] = [new for new, (giver, old) in enumerate(layers) if old in (_get_key(giver, path) or ())]
         elif _is_layer_list(key, value, found.count, family):
             changes[path] = _pick_layers(value, layers, path)
     return changes
+
+
+def _find_place(config: Mapping[str, Any], place: KeyPath) -> Mapping[str, Any]:
+    found = _get_key(config, place)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _count_there(config: Mapping[str, Any], count: LayerCount) -> int:
+    found = _get_key(config, count.path)
+    return found if type(found) is int else count.count
+
+
+def layer_entries(config: Mapping[str, Any], family: Family, stack: str, layer: int) -> tuple[str, ...]:
+    """Return what the config says of one layer of `stack` in its lists, or could say in one that is written."""
+    found = find_layer_count(config, family, stack)
+    if found is None:
+        return ()
+    inner = _find_place(config, found.path[:-1])
+    entries = []
+    for key, value in inner.items():
+        if _is_index_list(key, value, family):
+            entries.append(f"{key}: {layer in value}")
+        elif _is_layer_list(key, value, found.count, family) and layer < len(value):
+            entries.append(f"{key}: {json.dumps(value[layer], sort_keys=True)}")
+    return (*entries, *find_types(inner, layer, found.count))
 
 
 def dtype_changes(config: Mapping[str, Any], dtype: str) -> Changes:

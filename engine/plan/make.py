@@ -24,6 +24,7 @@ from mergemill.engine.plan.spellings import join_spellings, read_paths
 from mergemill.engine.plan.stages import make_stages
 from mergemill.engine.plan.values import OutputTensor, Plan
 from mergemill.engine.plan.vectors import check_delta_bases, list_vectors
+from mergemill.engine.plan.whole import check_ranges, check_whole, warn_of_config
 from mergemill.engine.recipe import Guard, ModelEntry, ModelRef, Recipe, Slice
 from mergemill.engine.storage.ranges import Pin
 from mergemill.engine.storage.store import join_options, use_options
@@ -65,6 +66,7 @@ def make_plan(
     family = choose_family(donor.config)
     check_inputs(recipe, checkpoints, family, where=where)
     stacks = make_stacks(recipe, checkpoints)
+    check_ranges(stacks, checkpoints, family, where=where)
     check_heads(stacks, checkpoints, family, where=where)
     check_delta_bases(stacks, method, where=where)
     vectors = list_vectors(stacks)
@@ -84,6 +86,7 @@ def make_plan(
     ledger = Ledger()
     filled = (fill_slot(slot, filling, ledger) for slot in iter_slots(stacks, checkpoints, family))
     tensors = [tensor for tensor in filled if tensor is not None]
+    check_whole(tensors, stacks, checkpoints, donor, family, where=where)
     sources = ledger.close(checkpoints, stacks, family)
     shards, parts = make_layout(tensors, shard_size)
     files = make_files(recipe, method, donor, checkpoints, family, stacks, tensors, shards, code)
@@ -102,6 +105,7 @@ def make_plan(
             *warn_of_code(recipe, code, where=where),
             *spelt,
             *_warn(method, stacks, where),
+            *warn_of_config(tensors, stacks, donor, where=where),
             *warn_of_missing_files(donor, where=where),
             *warn_of_missing_head(donor, [tensor.name for tensor in tensors], family, where=where),
         ),
