@@ -46,7 +46,7 @@ ONLY_IMPORTERS = {
     "botocore": {"storage"},
     "huggingface_hub": {"storage"},
     "urllib3": {"storage"},
-    "pydantic": {"recipe"},
+    "pydantic": {"recipe", "runs"},  # what people wrote, and what lies beside an output
     "yaml": {"recipe", "checkpoint", "runs"},
 }
 """Libraries that only some rooms know."""

@@ -15,6 +15,7 @@ from typing import Any
 from mergemill.engine.checkpoint.config import parse_config
 from mergemill.engine.checkpoint.header import Header, read_header
 from mergemill.engine.checkpoint.index import INDEX_NAME, check_index, check_shards, parse_index
+from mergemill.engine.checkpoint.unfinished import check_committed, check_layers, check_names
 from mergemill.engine.errors import CheckpointError, IndexFileError, RunError
 from mergemill.engine.storage import local
 from mergemill.engine.storage.ranges import Pin, is_remote, join, list_files, pin_file, read_whole
@@ -110,13 +111,16 @@ def _open(ref: str, place: str) -> Checkpoint:
     found = list_files(place, TEMPLATES_FOLDER)
     if found is None:
         _check_suffix(PurePosixPath(place), ref)
+        check_names([PurePosixPath(place).name], ref)
         pin = pin_file(place)
         return Checkpoint(ref, place.rpartition("/")[0], _collect({place: _open_shard(pin, place)}), {}, b"", {})
+    check_committed(place, ref)
     tensors = _open_tensors(place, found)
     modules = read_modules(found[MODULES_NAME]) if MODULES_NAME in found else ()
     beneath = {name: pin for folder in modules for name, pin in _list_beneath(place, folder)}
     config_text = _read_small(found[CONFIG_NAME]) if CONFIG_NAME in found else b""
     config = parse_config(config_text, where=join(place, CONFIG_NAME)) if CONFIG_NAME in found else {}
+    check_layers(tensors, config, ref)
     return Checkpoint(ref, place, tensors, config, config_text, dict(sorted((_pick_small(found) | beneath).items())))
 
 
@@ -189,6 +193,7 @@ def _find_only(place: str, files: Iterable[str]) -> str:
             f"{place}: is a LoRA adapter, not a model; write it as <model>+{place.rpartition('/')[2]}"
         )
     found = [name for name in names if name.endswith(".safetensors")]
+    check_names(found, place)
     if len(found) == 1:
         return found[0]
     if found:

@@ -25,7 +25,8 @@ from mergemill.engine.runs.outputs.output import (
     open_output,
     start_output,
 )
-from mergemill.engine.runs.outputs.receipts import Receipt
+from mergemill.engine.runs.outputs.receipts import Receipt, keep_planned
+from mergemill.engine.runs.outputs.record import list_ranges
 from mergemill.engine.runs.tasks.failures import WorkersDied, explain_deaths
 from mergemill.engine.runs.tasks.guard import Report, check_report, make_report
 from mergemill.engine.runs.worker.workers import DEVICE_MEMORY, Workers, choose_workers, find_storage
@@ -127,7 +128,7 @@ def _finish_again(output: Output, plan: Plan, on_event: OnEvent) -> Committed:
 
 def _read_report(output: Output, plan: Plan) -> Report:
     """Sum up what the guard saw, from the last receipt of each part."""
-    return make_report(plan, {receipt.part: receipt for receipt in output.journal.read()}.values())
+    return make_report(plan, keep_planned(output.journal.read(), list_ranges(plan)).values())
 
 
 def _run_parts(

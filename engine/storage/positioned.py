@@ -13,7 +13,7 @@ from mergemill.engine.errors import OutputError, StorageError
 def create_positioned(path: Path, size_bytes: int, prefix: bytes) -> None:
     """Create `path` with `size_bytes` zero bytes that begin with `prefix`; an existing file keeps what is behind it."""
     with _explained(path, "creating"):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             os.ftruncate(descriptor, size_bytes)
             _write_all(descriptor, memoryview(prefix), 0)
@@ -27,7 +27,7 @@ class PositionedWriter:
     def __init__(self, path: Path) -> None:
         self._path = path
         with _explained(path, "opening"):
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def write(self, offset_bytes: int, data: memoryview) -> None:
         """Write `data` at `offset_bytes`."""

@@ -18,6 +18,7 @@ import torch
 from models import read_tensors, write_llama
 
 from mergemill.engine import make_plan, run
+from mergemill.engine.checkpoint.unfinished import STATE_NAME
 from mergemill.engine.plan import layout
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import Recipe, parse_recipe
@@ -25,7 +26,7 @@ from mergemill.engine.runs import drive
 from mergemill.engine.runs.clusters.cluster import Cluster
 from mergemill.engine.runs.crew import Crew, open_crew
 from mergemill.engine.runs.events import Event, PartFinished
-from mergemill.engine.runs.outputs.folder import STATE_NAME, FolderOutput
+from mergemill.engine.runs.outputs.folder import FolderOutput
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.runs.worker.workplace import Workplace
 from mergemill.engine.tensors.slabs import BLOCK

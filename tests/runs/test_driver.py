@@ -33,6 +33,7 @@ from mergemill.engine.runs.outputs import checksum, folder
 from mergemill.engine.runs.outputs.lease import OLD_S
 from mergemill.engine.runs.outputs.notes import FileNotes
 from mergemill.engine.runs.outputs.output import find_output
+from mergemill.engine.storage.beneath import Beneath
 from mergemill.engine.storage.ranges import Pin
 
 WAIT_S = 60.0
@@ -143,7 +144,7 @@ def test_a_request_that_nobody_saw_cancels_no_later_run(family: Path, tmp_path: 
         assert earlier is not None
         cancel(out, wait_s=WAIT_S)
         assert isinstance(ended.exception(), Cancelled)
-    notes = FileNotes(out / ".mergemill")
+    notes = FileNotes(Beneath(out), ".mergemill")
     with running(plan, out) as ended:
         request_cancel(notes, earlier, "somebody late")  # as if it had been written a moment before
         time.sleep(3 * driver_module.LOOK_S / 2)
@@ -290,7 +291,7 @@ def test_a_part_of_a_file_that_others_still_write_into_is_merged_again(
 
 
 def test_a_driver_that_another_has_replaced_says_nothing_more(tmp_path: Path) -> None:
-    notes = FileNotes(tmp_path)
+    notes = FileNotes(Beneath(tmp_path), ".")
     first, second = Driving(notes, ""), Driving(notes, "")
     first.begin()
     second.begin()  # as when the first slept for long
@@ -321,7 +322,7 @@ def test_a_driver_that_another_has_replaced_ends_soon(
 
 def test_a_request_that_stopped_nothing_hides_no_error(tmp_path: Path) -> None:
     """As one that comes while the output is being committed."""
-    driving, full = Driving(FileNotes(tmp_path), ""), OSError(errno.ENOSPC, "disk full")
+    driving, full = Driving(FileNotes(Beneath(tmp_path), "."), ""), OSError(errno.ENOSPC, "disk full")
     driving.begin()
     driving._end_by(Cancelled("cancelled by somebody"))
     assert driving.end(full) is full

@@ -28,13 +28,15 @@ from runs.merging import (
 )
 
 from mergemill.engine import abort, run, verify
-from mergemill.engine.errors import OutputError
+from mergemill.engine.checkpoint.checkpoint import open_checkpoint
+from mergemill.engine.errors import CheckpointError, OutputError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.runs import drive
 from mergemill.engine.runs.events import Committed, Event, PartFinished, Started
 from mergemill.engine.runs.outputs import folder, output
 from mergemill.engine.runs.outputs.folder import FolderOutput
 from mergemill.engine.runs.outputs.receipts import Journal
+from mergemill.engine.storage.beneath import Beneath
 
 TESTS = Path(__file__).parents[1]
 METHOD = "slerp"  # a round of statistics, then the merge
@@ -179,11 +181,11 @@ def dying_in_commit(monkeypatch: pytest.MonkeyPatch, step: int) -> Iterator[Coun
     def guard(place: Any, name: str) -> None:
         function = getattr(place, name)
 
-        def guarded(*args: Any) -> Any:
+        def guarded(*args: Any, **options: Any) -> Any:
             if sum(done.values()) == step:
                 raise Killed
             done[name] += 1
-            return function(*args)
+            return function(*args, **options)
 
         monkeypatch.setattr(place, name, guarded)
 
@@ -193,7 +195,7 @@ def dying_in_commit(monkeypatch: pytest.MonkeyPatch, step: int) -> Iterator[Coun
         for place, name in [
             (folder, "rename_file"),
             (folder, "sync_folder"),
-            (folder, "write_file"),
+            (Beneath, "write"),
             (Journal, "append_commit"),
         ]:
             guard(place, name)
@@ -203,7 +205,7 @@ def dying_in_commit(monkeypatch: pytest.MonkeyPatch, step: int) -> Iterator[Coun
     yield done
 
 
-def test_a_commit_may_end_before_any_of_its_steps(family: Path, tmp_path: Path) -> None:
+def test_a_commit_may_end_before_any_of_its_steps_and_is_a_whole_model_or_none(family: Path, tmp_path: Path) -> None:
     plan = plan_merge("linear", family, part_bytes=1 << 20, shard_size="1MB")
     run(plan, tmp_path / "expected", workers=0, threads=2)
     steps = len(plan.shards) + 1 + len(plan.files) + 1
@@ -214,9 +216,26 @@ def test_a_commit_may_end_before_any_of_its_steps(family: Path, tmp_path: Path) 
             run(plan, out, workers=0, threads=2)
         assert sum(done.values()) == step
         assert is_loadable(out) == (step == steps - 1), "the index is written last"
+        with pytest.raises(CheckpointError, match="holds a merge that is not finished; run the same merge again"):
+            open_checkpoint(str(out))
+        assert load_with_transformers(out) in ([plan.tensors] if step == steps - 1 else [0])
+        if (out / "config.json").exists():  # by which some loaders take whatever shards there are
+            assert all((out / shard.name).exists() for shard in plan.shards)
         committed, _ = resume(plan, out)
         assert committed.redone_parts == 0
         assert hash_output(out) == hash_output(tmp_path / "expected")
+        assert len(open_checkpoint(str(out)).tensors) == plan.tensors
+
+
+def load_with_transformers(out: Path) -> int:
+    """Return how many tensors transformers finds in a folder, all of its model's; 0 where it loads nothing."""
+    transformers = pytest.importorskip("transformers")
+    try:
+        model, told = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    except (OSError, ValueError):
+        return 0
+    assert not told["missing_keys"]
+    return len(model.state_dict())
 
 
 def test_a_torn_last_line_of_the_journal_counts_as_no_receipt(

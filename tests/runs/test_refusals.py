@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runs.merging import flip_bit, hash_output, is_loadable, list_files, plan_merge, slowed
@@ -27,6 +28,7 @@ from mergemill.engine.runs.events import Event, PartFinished, Started
 from mergemill.engine.runs.outputs import folder
 from mergemill.engine.runs.outputs.folder import FolderOutput
 from mergemill.engine.runs.outputs.receipts import Journal
+from mergemill.engine.storage.beneath import Beneath
 
 SHARD = "model-00001-of-00001.safetensors"
 
@@ -109,17 +111,20 @@ def test_a_disk_that_fills_up_stops_the_merge_which_a_larger_disk_finishes(
     assert committed.redone_parts <= len(plan.parts)
 
 
-def test_a_journal_that_cannot_be_written_stops_the_merge(plan: Plan, tmp_path: Path) -> None:
+def test_a_journal_that_cannot_be_written_stops_the_merge(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the disk full to the last byte the parts, whose blocks are there, can still be written."""
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
 
-    def fill(event: Event) -> None:
-        if isinstance(event, Started):
-            (tmp_path / "out" / ".mergemill" / "journal.jsonl").symlink_to("/dev/full")
+    def open_full(files: Beneath, name: str, flags: int) -> int:
+        return os.open("/dev/full", os.O_RDWR) if flags & os.O_APPEND else open_file(files, name, flags)
 
+    open_file = Beneath.open
+    monkeypatch.setattr(Beneath, "open", open_full)
     with refused(StorageError, r"journal\.jsonl: writing a receipt failed: No space left on device", 1):
-        run(plan, tmp_path / "out", workers=0, on_event=fill)
+        run(plan, tmp_path / "out", workers=0)
     assert not is_loadable(tmp_path / "out")
 
 
@@ -350,7 +355,7 @@ def test_a_source_that_changes_in_the_middle_of_a_run_stops_it(
     with slowed(0.03), refused(SourceChanged, "B/model.safetensors: .*(changed|ends at byte|was there)", 1):
         run(plan, out, workers=workers, threads=1, on_event=disturb)
     assert not is_loadable(out)
-    assert 3 <= len(list(Journal(out / ".mergemill" / "journal.jsonl").read())) < len(plan.parts)
+    assert 3 <= len(list(FolderOutput(out).journal.read())) < len(plan.parts)
 
 
 def test_a_tokenizer_that_changes_in_the_middle_of_a_run_is_not_copied(own_family: Path, tmp_path: Path) -> None:
@@ -395,21 +400,21 @@ def test_abort_leaves_a_merge_that_finishes_as_it_begins(
 def test_abort_lets_no_other_merge_begin_before_it_has_ended(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, unlink = tmp_path / "out", Path.unlink
+    out, remove = tmp_path / "out", Beneath.remove
     run_until(plan, out, 5)
     refused: list[str] = []
 
-    def try_first(path: Path, missing_ok: bool = False) -> None:
-        if path.parent == out / ".mergemill":
+    def try_first(files: Beneath, name: str) -> None:
+        if files.root == out and name.startswith(".mergemill/"):
             with pytest.raises(OutputError, match="another mergemill is writing here"):
                 run(plan, out, workers=0)
-            refused.append(path.name)
-        unlink(path, missing_ok)
+            refused.append(name)
+        remove(files, name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "unlink", try_first)
+        patch.setattr(Beneath, "remove", try_first)
         abort(out)
-    assert refused[-2:] == ["plan.json", "lock"]
+    assert refused[-2:] == [".mergemill/plan.json", ".mergemill/lock"]
     assert not out.exists()
 
 
@@ -429,15 +434,15 @@ def test_abort_after_an_interrupted_commit_removes_the_renamed_shards_too(
     plan = plan_merge("linear", family, shard_size="1MB")
     out = tmp_path / "out"
 
-    def fail(path: Path, data: bytes) -> None:
-        if path.name == "config.json":
-            path.with_name(f".{path.name}.tmp").write_bytes(data[:10])  # as kill -9 leaves it
+    def fail(files: Beneath, name: str, data: bytes, **options: Any) -> None:
+        if name == "config.json":
+            files.place(f".mergemill/.{name}.tmp-0123abcd").write_bytes(data[:10])  # as kill -9 leaves it
             raise StorageError("no more")
-        write_file(path, data)
+        write(files, name, data, **options)
 
-    write_file = folder.write_file
+    write = Beneath.write
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "write_file", fail)
+        patch.setattr(Beneath, "write", fail)
         with pytest.raises(StorageError, match="no more"):
             run(plan, out, workers=0)
     assert len(list(out.glob("*.safetensors"))) == len(plan.shards)
@@ -456,19 +461,19 @@ def test_an_abort_that_is_interrupted_can_be_repeated(
         with pytest.raises(StorageError, match="no more"):
             run(plan, out, workers=0)
     assert is_loadable(out)
-    unlink, left = Path.unlink, [0]
+    remove, left = Beneath.remove, [0]
     removed = 0
     while out.exists():
         left[0] = removed = removed + 1
 
-        def unlink_some(path: Path, missing_ok: bool = False) -> None:
+        def remove_some(files: Beneath, name: str) -> None:
             left[0] -= 1
             if left[0] < 0:
                 raise KeyboardInterrupt
-            unlink(path, missing_ok)
+            remove(files, name)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "unlink", unlink_some)
+            patch.setattr(Beneath, "remove", remove_some)
             try:
                 abort(out)
             except KeyboardInterrupt:

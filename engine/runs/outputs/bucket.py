@@ -7,11 +7,12 @@ shard's upload.
 import json
 from collections.abc import Mapping, Sequence
 
+from mergemill.engine.checkpoint.unfinished import STATE_NAME
 from mergemill.engine.errors import OutputError, RunError
 from mergemill.engine.plan.values import Plan, Shard
 from mergemill.engine.runs.outputs.receipts import Receipt
 from mergemill.engine.runs.outputs.record import make_record
-from mergemill.engine.runs.outputs.remote import STATE_NAME, RemoteOutput
+from mergemill.engine.runs.outputs.remote import RemoteOutput
 from mergemill.engine.runs.outputs.target import Target
 from mergemill.engine.runs.outputs.upload import BESIDE_BYTES, check_limits, make_targets
 from mergemill.engine.storage import multipart

@@ -7,33 +7,39 @@ written, the index last: only then does a loader find a model.
 
 import fcntl
 import os
+import stat
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
 
-from mergemill.engine.errors import OutputError, StorageError
+from mergemill.engine.checkpoint.unfinished import STATE_NAME
+from mergemill.engine.errors import OutputError, RunError, StorageError
 from mergemill.engine.plan.values import Plan, Shard
 from mergemill.engine.runs.outputs.lease import RENEW_S
 from mergemill.engine.runs.outputs.notes import FileNotes
-from mergemill.engine.runs.outputs.receipts import Journal, Receipt
-from mergemill.engine.runs.outputs.record import Record, checksum, make_record, parse_record, read_small
+from mergemill.engine.runs.outputs.receipts import Journal, Receipt, keep_planned
+from mergemill.engine.runs.outputs.record import (
+    Record,
+    checksum,
+    list_ranges,
+    make_record,
+    parse_record,
+    read_small,
+)
+from mergemill.engine.runs.outputs.state import JOURNAL_NAME, LOCK_NAME, RECORD_NAME, check_own, is_own
 from mergemill.engine.runs.outputs.target import FileTarget, Target
 from mergemill.engine.runs.worker.workers import Workers
+from mergemill.engine.storage.beneath import Beneath
 from mergemill.engine.storage.positioned import (
-    beside_path,
     check_space,
     create_positioned,
     make_folder,
     open_positioned,
     rename_file,
     sync_folder,
-    write_file,
 )
 from mergemill.engine.storage.ranges import Pin, pin_file
-
-STATE_NAME = ".mergemill"
 
 
 class FolderOutput:
@@ -44,10 +50,11 @@ class FolderOutput:
     def __init__(self, folder: Path, where: str | None = None) -> None:
         self.folder = folder
         self._where = where or str(folder)
+        self._files = Beneath(folder)
+        self._lock: os.stat_result | None = None  # what is held
         self.state = folder / STATE_NAME
-        self.record_path = self.state / "plan.json"
-        self.journal = Journal(self.state / "journal.jsonl")
-        self.notes = FileNotes(self.state)
+        self.journal = Journal(self._files, JOURNAL_NAME)
+        self.notes = FileNotes(self._files, STATE_NAME)
 
     def __str__(self) -> str:
         """Where it is, as the user wrote it."""
@@ -58,11 +65,18 @@ class FolderOutput:
 
     def read_record(self) -> Record | None:
         """Return what the folder is the output of."""
-        return parse_record(self.record_path.read_bytes(), str(self.record_path)) if self.record_path.exists() else None
+        data = self._files.read(RECORD_NAME)
+        return None if data is None else parse_record(data, str(self._files.place(RECORD_NAME)))
+
+    def write_record(self, plan: Plan) -> None:
+        """Note what the folder becomes the output of, unless that is noted, and begin the journal."""
+        if self._files.find(RECORD_NAME) is None:
+            self._files.write(RECORD_NAME, make_record(plan).to_json(), beside=STATE_NAME)
+        self.journal.create()
 
     def unfinished(self, shard_name: str, digest: str) -> Path:
         """Where a shard lies until the commit."""
-        return self.state / f"{shard_name}.tmp-{digest[:12]}"
+        return self._files.place(self._name_unfinished(shard_name, digest))
 
     def finished(self, shard_name: str) -> Path:
         """Where a shard lies after the commit."""
@@ -70,8 +84,8 @@ class FolderOutput:
 
     def find_shard(self, shard_name: str, digest: str) -> Path:
         """Return where a started shard lies now: unfinished, or renamed already by an interrupted commit."""
-        unfinished = self.unfinished(shard_name, digest)
-        return unfinished if unfinished.exists() else self.finished(shard_name)
+        unfinished = self._name_unfinished(shard_name, digest)
+        return self._files.place(unfinished if self._files.find_file(unfinished) else shard_name)
 
     def find(self, name: str) -> Pin | None:
         """Return the pin of a file of the finished output."""
@@ -80,39 +94,49 @@ class FolderOutput:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the output for this process; `OutputError` while another one does."""
-        with _open_lock(self.state / "lock") as file:
+        try:
+            descriptor = self._files.open(LOCK_NAME, os.O_RDWR | os.O_CREAT)
+        except StorageError as error:
+            raise OutputError(f"{error}; choose a folder that you can write") from error
+        with open(descriptor, "r+b"):
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise OutputError(f"{self}: another mergemill is writing here; wait for it or stop it") from error
-            with _renewed(file):
+            self._lock = os.fstat(descriptor)
+            with _renewed(descriptor):
                 yield
 
     def open(self, plan: Plan) -> None:
         """Make the folder the output of `plan`, new or resumed; `OutputError` where it holds anything else."""
-        if not self.record_path.exists():
+        if not self._files.find_folder(STATE_NAME) or self.read_record() is None:
             _check_free(self.folder)
+        self.make_state()
+
+    def make_state(self) -> None:
+        """Make the folder for unfinished work; `OutputError` where another's is in its place."""
+        if self._files.find_folder(STATE_NAME):
+            check_own(self._files.list_names(STATE_NAME), self.read_record(), str(self))
         make_folder(self.state)
 
     def start(self, plan: Plan) -> Mapping[int, Receipt]:
         """Create what is missing of the plan's record and shards; returns the receipts that can still be trusted."""
-        if not self.record_path.exists():
-            write_file(self.record_path, make_record(plan).to_json())
-        paths = {shard.name: self.unfinished(shard.name, plan.digest) for shard in plan.shards}
-        unfinished = [shard for shard in plan.shards if paths[shard.name].exists() or not _is_finished(self, shard)]
-        lost = {shard.name for shard in unfinished if not _has_size(paths[shard.name], shard.size_bytes)}
+        self.write_record(plan)
+        names = {shard.name: self._name_unfinished(shard.name, plan.digest) for shard in plan.shards}
+        unfinished = [
+            shard for shard in plan.shards if self._files.find(names[shard.name]) or not self._is_whole(shard)
+        ]
+        lost = {shard.name for shard in unfinished if not self._has_size(names[shard.name], shard.size_bytes)}
         for shard in unfinished:
-            _check_absent(self.finished(shard.name))
-        check_space(self.state, sum(_lacking_bytes(paths[shard.name], shard.size_bytes) for shard in unfinished))
+            self._check_absent(shard.name)
+        lacking_bytes = [self._count_lacking(names[shard.name], shard.size_bytes) for shard in unfinished]
+        check_space(self.state, sum(lacking_bytes))
         for shard in unfinished:
             # Also where the file is there: parts have receipts, but a header lost in a power cut has none.
-            create_positioned(paths[shard.name], shard.size_bytes, shard.header)
-        numbers = {(part.start_bytes, plan.shards[part.shard].name): part for part in plan.parts}
-        return {
-            receipt.part: receipt
-            for receipt in self.journal.read()
-            if receipt.shard not in lost and (receipt.start_bytes, receipt.shard) in numbers
-        }
+            os.close(self._files.open(names[shard.name], os.O_WRONLY | os.O_CREAT))
+            create_positioned(self._files.place(names[shard.name]), shard.size_bytes, shard.header)
+        known = keep_planned(self.journal.read(), list_ranges(plan))
+        return {number: receipt for number, receipt in known.items() if receipt.shard not in lost}
 
     def targets(self, plan: Plan) -> Sequence[Target]:
         """Return where each part of the started plan is written."""
@@ -121,42 +145,148 @@ class FolderOutput:
 
     def files_seen(self) -> Mapping[str, int]:
         """Return files that every worker must see, sizes in bytes by path."""
-        record = self.record_path.absolute()  # there now; so is the folder, if workers share it
+        record = self._files.place(RECORD_NAME).absolute()  # there now; so is the folder, if workers share it
         return {str(record): record.stat().st_size}
 
     def commit(self, plan: Plan) -> None:
-        """Turn finished parts into a checkpoint: sync and rename the shards, write the files, the index last."""
+        """Turn finished parts into a checkpoint: sync and rename the shards, write the files, the index last.
+
+        No loader takes any step of it for a model: those that go by an index find none, those that take whatever
+        shards there are need config.json, which comes after the last of them, and mergemill asks the journal.
+        """
+        self.check_recorded(plan)
         for shard in plan.shards:
-            unfinished = self.unfinished(shard.name, plan.digest)
-            if unfinished.exists():
+            name = self._name_unfinished(shard.name, plan.digest)
+            if self._has_size(name, shard.size_bytes):
+                unfinished = self._files.place(name)
                 with open_positioned(unfinished) as writer:
                     writer.sync()
-                _check_absent(self.finished(shard.name))
+                self._check_absent(shard.name)
                 rename_file(unfinished, self.finished(shard.name))
+            elif not self._is_whole(shard):
+                raise _gone(self._files.place(name))
         sync_folder(self.folder)
         for file in plan.files:
-            _write_small(self.folder / file.name, read_small(file))
+            self._write_small(file.name, read_small(file))
         self.journal.append_commit()
+
+    def check_recorded(self, plan: Plan) -> None:
+        """Raise `RunError` where what was noted of this merge is not there any more: nobody could verify its output."""
+        held, found = self._lock, self._files.find(LOCK_NAME)
+        if held is not None and (found is None or not os.path.samestat(held, found)):
+            raise _gone(self._files.place(LOCK_NAME))
+        record = self.read_record()
+        if record is None or record.digest != plan.digest:
+            raise _gone(self._files.place(RECORD_NAME))
+        lacking = len(plan.parts) - len(keep_planned(self.journal.read(), list_ranges(plan)))
+        if lacking:
+            journal = self._files.place(JOURNAL_NAME)
+            raise RunError(
+                f"{journal}: has lost the receipts of {lacking} of {len(plan.parts)} parts while the merge ran; "
+                "nothing was committed: run the same merge again"
+            )
+
+    def list_state(self) -> list[str]:
+        """Return the names of mergemill's own files in its folder, relative to that."""
+        names, record = self._files.list_names(STATE_NAME), self._read_sound_record()
+        return [name for name in names if is_own(name, record)]
+
+    def discard(self) -> None:
+        """Remove mergemill's own files and the folders that are empty then; the lock last: it is held."""
+        late = [f"{STATE_NAME}/{name}" for name in self.list_state()]
+        for name in sorted(late, key=lambda name: _LATE.index(name) if name in _LATE else -1):
+            self._files.remove(name)
+        for name in (STATE_NAME, "."):
+            self._remove_empty(name)
 
     def abort(self) -> int:
         """Remove what an unfinished merge left; returns the bytes freed. Nothing else is touched."""
         self._check_unfinished()
         with self.locked():
             self._check_unfinished()  # again: a driver may just have finished it
-            left = _list_left(self, self.read_record())
-            freed_bytes = sum(path.stat().st_blocks * 512 for path in left)
-            for path in left:
-                path.unlink()
-            for place in (self.state, self.folder):
-                _remove_empty(place)
+            record = self._read_sound_record()
+            left = self._list_committed(record) if record else []
+            state = [f"{STATE_NAME}/{name}" for name in self.list_state()]
+            freed_bytes = sum(_blocks(self._files.find_file(name)) for name in [*left, *state])
+            for name in left:
+                self._files.remove(name)
+            for folder in sorted({name.rpartition("/")[0] for name in record.files} - {""} if record else ()):
+                self._files.remove_folder(folder)
+            self.discard()
         return freed_bytes
 
     def _check_unfinished(self) -> None:
         """Raise `OutputError` unless there is an unfinished merge."""
-        if not self.state.is_dir():
+        if not self._files.find_folder(STATE_NAME):
             raise OutputError(f"{self}: holds no unfinished merge; there is nothing to abort")
+        check_own(self._files.list_names(STATE_NAME), self._read_sound_record(), str(self))
         if self.journal.is_committed():
             raise OutputError(f"{self}: is a finished merge; remove the folder yourself if you do not want it")
+
+    def _read_sound_record(self) -> Record | None:
+        """Return what the folder is the output of; None where that is damaged, too."""
+        data = self._files.read(RECORD_NAME)
+        with suppress(OutputError):
+            return None if data is None else parse_record(data, "")
+        return None
+
+    def _list_committed(self, record: Record) -> list[str]:
+        """List what an interrupted commit has put into the output: the index first, so that no loader finds it."""
+        files = [name for name, sum_ in record.files.items() if self._holds(name, sum_)]
+        shards = [
+            name
+            for name, shard in record.shards.items()
+            if self._has_size(name, shard["size_bytes"]) and self._begins_with(name, _make_header(shard["header"]))
+        ]
+        return [*files[::-1], *shards]
+
+    def _name_unfinished(self, shard_name: str, digest: str) -> str:
+        return f"{STATE_NAME}/{shard_name}.tmp-{digest[:12]}"
+
+    def _is_whole(self, shard: Shard) -> bool:
+        """Whether an interrupted commit has renamed the shard already; a file of the user's has another header."""
+        return self._has_size(shard.name, shard.size_bytes) and self._begins_with(shard.name, shard.header)
+
+    def _has_size(self, name: str, size_bytes: int) -> bool:
+        found = self._files.find_file(name)
+        return found is not None and found.st_size == size_bytes
+
+    def _begins_with(self, name: str, header: bytes) -> bool:
+        with open(self._files.open(name, os.O_RDONLY), "rb") as file:
+            return file.read(len(header)) == header
+
+    def _holds(self, name: str, expected: str) -> bool:
+        data = self._files.read(name) if self._files.find_file(name) else None
+        return data is not None and checksum(data) == expected
+
+    def _count_lacking(self, name: str, size_bytes: int) -> int:
+        """Return what the disk must still give for a file of `size_bytes`, which may be there with holes."""
+        return max(0, size_bytes - _blocks(self._files.find_file(name)))
+
+    def _check_absent(self, name: str) -> None:
+        """A file, or a link, that somebody else put where a shard belongs is not overwritten."""
+        if self._files.find(name) is not None:
+            raise _appeared(self._files.place(name))
+
+    def _write_small(self, name: str, data: bytes) -> None:
+        """Write a small file; what somebody else put there in the meantime is not overwritten."""
+        found = self._files.find(name)
+        if found is None:
+            self._files.write(name, data, beside=STATE_NAME)
+        elif not stat.S_ISREG(found.st_mode) or self._files.read(name) != data:
+            raise _appeared(self._files.place(name))
+
+    def _remove_empty(self, name: str) -> None:
+        if name != ".":
+            self._files.remove_folder(name)
+        elif self.folder.is_dir() and not self.folder.is_symlink() and not any(self.folder.iterdir()):
+            try:
+                self.folder.rmdir()
+            except OSError as error:
+                raise StorageError(f"{self.folder}: removing it failed: {error.strerror}") from error
+
+
+_LATE = (RECORD_NAME, LOCK_NAME)  # the record late: an abort that is interrupted can be repeated
 
 
 def _check_free(folder: Path) -> None:
@@ -171,22 +301,15 @@ def _more(names: list[str]) -> str:
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
-def _open_lock(path: Path) -> TextIO:
-    try:
-        return open(path, "w")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}; choose a folder that you can write") from error
-
-
 @contextmanager
-def _renewed(file: TextIO) -> Iterator[None]:
+def _renewed(descriptor: int) -> Iterator[None]:
     """Give the lock a new time now and then: other machines may not see that it is held, but that it is old."""
     ended = threading.Event()
 
     def renew() -> None:
         while not ended.wait(RENEW_S):
             with suppress(OSError):  # the merge itself will say what is wrong with the disk
-                os.utime(file.fileno())
+                os.utime(descriptor)
 
     keeper = threading.Thread(target=renew, name="mergemill-lock", daemon=True)
     keeper.start()
@@ -197,73 +320,20 @@ def _renewed(file: TextIO) -> Iterator[None]:
         keeper.join()
 
 
-def _is_finished(output: FolderOutput, shard: Shard) -> bool:
-    """Whether an interrupted commit has renamed the shard already; a file of the user's has another header."""
-    path = output.finished(shard.name)
-    return _has_size(path, shard.size_bytes) and _begins_with(path, shard.header)
-
-
-def _has_size(path: Path, size_bytes: int) -> bool:
-    return path.is_file() and path.stat().st_size == size_bytes
-
-
-def _begins_with(path: Path, header: bytes) -> bool:
-    with open(path, "rb") as file:
-        return file.read(len(header)) == header
-
-
-def _lacking_bytes(path: Path, size_bytes: int) -> int:
-    """What the disk must still give for a file of `size_bytes`, which may be there with holes."""
-    held_bytes = path.stat().st_blocks * 512 if path.exists() else 0
-    return max(0, size_bytes - held_bytes)
-
-
-def _check_absent(path: Path) -> None:
-    """A file that somebody else put where a shard belongs is not overwritten."""
-    if path.exists():
-        raise _appeared(path)
-
-
 def _appeared(path: Path) -> OutputError:
     return OutputError(f"{path}: appeared while the merge ran; move it away and run the merge again to finish")
 
 
-def _write_small(path: Path, data: bytes) -> None:
-    """Write a small file; one that somebody else put there in the meantime is not overwritten."""
-    if path.exists():
-        if path.read_bytes() == data:
-            return
-        raise _appeared(path)
-    make_folder(path.parent)  # of a file of methods in a folder below the recipe's
-    write_file(path, data)
+def _gone(path: Path) -> RunError:
+    return RunError(
+        f"{path}: was removed or replaced while the merge ran; nothing was committed: run the same merge again"
+    )
 
 
-def _list_left(output: FolderOutput, record: Record | None) -> list[Path]:
-    """List what is ours, the record late: an abort that is interrupted can be repeated. The lock last: it is held."""
-    left: list[Path] = []
-    if record is not None:
-        # An interrupted commit has put some of these into the output: the index first, so that no loader finds it.
-        for name, sum_ in reversed(list(record.files.items())):
-            path = output.folder / name
-            left += [path] if _holds(path, sum_) else []
-            left += [beside] if (beside := beside_path(path)).is_file() else []
-        for name, shard in record.shards.items():
-            path, text = output.folder / name, shard["header"].encode()
-            header = len(text).to_bytes(8, "little") + text
-            left += [path] if _has_size(path, shard["size_bytes"]) and _begins_with(path, header) else []
-    late = [output.record_path, output.state / "lock"]
-    state = sorted(path for path in output.state.iterdir() if path.is_file())
-    return left + sorted(state, key=lambda path: late.index(path) + 1 if path in late else 0)
+def _blocks(found: os.stat_result | None) -> int:
+    """Return the bytes that a file takes on the disk."""
+    return 0 if found is None else found.st_blocks * 512
 
 
-def _holds(path: Path, expected: str) -> bool:
-    return path.is_file() and checksum(path.read_bytes()) == expected
-
-
-def _remove_empty(folder: Path) -> None:
-    try:
-        folder.rmdir()
-    except OSError as error:
-        if not folder.exists() or any(folder.iterdir()):
-            return
-        raise StorageError(f"{folder}: removing it failed: {error.strerror}") from error
+def _make_header(text: str) -> bytes:
+    return len(text.encode()).to_bytes(8, "little") + text.encode()

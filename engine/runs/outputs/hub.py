@@ -17,17 +17,17 @@ from mergemill.engine.errors import CheckpointError, OutputError, RunError
 from mergemill.engine.plan.sizes import format_size
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.runs.outputs.folder import FolderOutput
-from mergemill.engine.runs.outputs.published import RECORD_NAME, Published, make_state
-from mergemill.engine.runs.outputs.receipts import Receipt
-from mergemill.engine.runs.outputs.record import Record, make_record, read_small
+from mergemill.engine.runs.outputs.published import Published, make_state
+from mergemill.engine.runs.outputs.receipts import Receipt, keep_planned
+from mergemill.engine.runs.outputs.record import Record, list_ranges, read_small
 from mergemill.engine.runs.outputs.staged import BESIDE_BYTES, StagedTarget
+from mergemill.engine.runs.outputs.state import RECORD_NAME
 from mergemill.engine.runs.outputs.target import Target
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.storage.cache import default_folder
 from mergemill.engine.storage.fetch import try_again
 from mergemill.engine.storage.hub_place import parse_url
 from mergemill.engine.storage.hub_upload import Content, Head, HubRepo, find_endpoint
-from mergemill.engine.storage.positioned import make_folder, write_file
 from mergemill.engine.storage.ranges import Pin
 from mergemill.engine.storage.store import Unavailable
 
@@ -79,7 +79,7 @@ class HubOutput:
         """Raise `OutputError` where the repository cannot be seen with the token used here, or holds anything else."""
         if head := self._repo.look():
             self._check_free(head)
-        make_folder(self._local.state)
+        self._local.make_state()
 
     def locked(self) -> AbstractContextManager[None]:
         """Hold the output for this process; `OutputError` while another one of this machine does."""
@@ -89,11 +89,10 @@ class HubOutput:
         """Make the repository if there is none; returns the receipts of shards that the Hub still has."""
         if self._repo.look() is None:
             self._repo.create(private=not self._public)
-        if self._local.read_record() is None:
-            write_file(self._local.record_path, make_record(plan).to_json())
+        self._local.write_record(plan)
         for path in self._list_unfinished():
             path.unlink()
-        receipts = {receipt.part: receipt for receipt in self._local.journal.read()}
+        receipts = keep_planned(self._local.journal.read(), list_ranges(plan))
         contents = _find_uploaded(plan, receipts)
         missing = self._repo.find_missing(list(contents.values()))
         there = contents.keys() - {content.name for content in missing}
@@ -113,7 +112,8 @@ class HubOutput:
 
     def commit(self, plan: Plan) -> None:
         """Commit the uploaded shards and all small files at once."""
-        receipts = {receipt.part: receipt for receipt in self._local.journal.read()}
+        self._local.check_recorded(plan)
+        receipts = keep_planned(self._local.journal.read(), list_ranges(plan))
         contents = _find_uploaded(plan, receipts)
         missing = [content.name for content in self._repo.find_missing(list(contents.values()))]
         missing += [plan.shards[part.shard].name for part in plan.parts if plan.shards[part.shard].name not in contents]
@@ -123,7 +123,7 @@ class HubOutput:
         files = {file.name: read_small(file) for file in plan.files}
         state = make_state(plan, (receipts[part.number] for part in plan.parts))
         self._commit(plan, list(contents.values()), {**empty, **files, **state})
-        shutil.rmtree(self._local.folder, ignore_errors=True)  # what is left of it counts no more
+        self._local.discard()  # what is left of it counts no more
 
     def find(self, name: str) -> Pin | None:
         """Return the pin of a file of the finished output."""

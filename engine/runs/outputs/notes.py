@@ -2,13 +2,11 @@
 
 import math
 import time
-from contextlib import suppress
-from pathlib import Path
 from typing import Protocol
 
 from mergemill.engine.errors import OutputError, StorageError
+from mergemill.engine.storage.beneath import Beneath
 from mergemill.engine.storage.objects import Objects
-from mergemill.engine.storage.positioned import beside_path
 from mergemill.engine.storage.ranges import join
 
 
@@ -31,46 +29,29 @@ class Notes(Protocol):
 class FileNotes:
     """Notes in a folder, which is there."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, files: Beneath, folder: str) -> None:
+        self._files = files
         self._folder = folder
 
     def read(self, name: str) -> bytes | None:
         """Return a note; None where there is none."""
-        try:
-            return (self._folder / name).read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StorageError(f"{self._folder / name}: reading failed: {error.strerror}") from error
+        return self._files.read(join(self._folder, name))
 
     def write(self, name: str, data: bytes) -> None:
         """Write a note beside its place, then rename it."""
-        path = self._folder / name
-        beside = beside_path(path)
-        try:
-            beside.write_bytes(data)
-            beside.replace(path)
-        except OSError as error:
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
-            raise StorageError(f"{path}: writing failed: {error.strerror}") from error
+        self._files.write(join(self._folder, name), data, beside=self._folder, synced=False)
 
     def remove(self, name: str) -> None:
         """Remove a note; none is no error."""
-        path = self._folder / name
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise StorageError(f"{path}: removing it failed: {error.strerror}") from error
+        self._files.remove(join(self._folder, name))
 
     def get_age(self, name: str) -> float | None:
         """Return how many seconds ago a note was written, by this machine's clock."""
         try:
-            return max(0.0, time.time() - (self._folder / name).stat().st_mtime)
-        except FileNotFoundError:
-            return math.inf
-        except OSError:
+            found = self._files.find(join(self._folder, name))
+        except (StorageError, OutputError):
             return None
+        return math.inf if found is None else max(0.0, time.time() - found.st_mtime)
 
 
 class ObjectNotes:

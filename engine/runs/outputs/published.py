@@ -5,17 +5,18 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import TypeVar
 
+from mergemill.engine.checkpoint.unfinished import STATE_NAME
 from mergemill.engine.errors import CheckpointError, OutputError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.runs.outputs.folder import STATE_NAME
 from mergemill.engine.runs.outputs.receipts import Receipt
 from mergemill.engine.runs.outputs.record import Record, make_record, parse_record
+from mergemill.engine.runs.outputs.state import RECORD_NAME
 from mergemill.engine.storage.ranges import Pin, is_remote, join, pin_file, read_whole
 from mergemill.engine.storage.store import store_of
 
 T = TypeVar("T")
 
-RECORD_NAME, JOURNAL_NAME = f"{STATE_NAME}/plan.json", f"{STATE_NAME}/journal.json"
+JOURNAL_NAME = f"{STATE_NAME}/journal.json"
 
 
 class Published:

@@ -12,6 +12,7 @@ from mergemill.engine.errors import OutputError
 from mergemill.engine.plan.digest import engine_version
 from mergemill.engine.plan.values import Plan, SmallFile
 from mergemill.engine.recipe import recipe_to_json
+from mergemill.engine.runs.outputs.receipts import Range
 from mergemill.engine.storage.ranges import Pin, is_remote, read_whole
 from mergemill.engine.storage.stamps import describe_change
 
@@ -29,7 +30,7 @@ class Record:
     shard_size: str
     sources: Mapping[str, Sequence[Any]]  # path -> [bytes, stamp]
     shards: Mapping[str, Mapping[str, Any]]  # name -> header (as text), size_bytes
-    parts: Sequence[Sequence[Any]]  # [shard name, start byte, stop byte]
+    parts: Sequence[Range]  # shard name, start byte, stop byte
     files: Mapping[str, str]  # small files, the index last: name -> xxh3_128
     code: Mapping[str, str] = field(default_factory=dict)  # files of the user's own methods: name -> text
 
@@ -84,10 +85,15 @@ def make_record(plan: Plan) -> Record:
         shards={
             shard.name: {"size_bytes": shard.size_bytes, "header": shard.header[8:].decode()} for shard in plan.shards
         },
-        parts=[[plan.shards[part.shard].name, part.start_bytes, part.stop_bytes] for part in plan.parts],
+        parts=list_ranges(plan),
         files={file.name: checksum(read_small(file)) for file in plan.files},
         code={file.name: file.text for file in plan.code},
     )
+
+
+def list_ranges(plan: Plan) -> list[Range]:
+    """Return shard, first byte and byte after the last of each part."""
+    return [(plan.shards[part.shard].name, part.start_bytes, part.stop_bytes) for part in plan.parts]
 
 
 def _list_copied(plan: Plan) -> list[Pin]:

@@ -8,18 +8,17 @@ machine.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
+from mergemill.engine.checkpoint.unfinished import STATE_NAME
 from mergemill.engine.errors import CheckpointError, OutputError, StorageError
 from mergemill.engine.plan.values import Plan, Shard
 from mergemill.engine.runs.outputs.lease import Lease, hold_lease
 from mergemill.engine.runs.outputs.notes import ObjectNotes
 from mergemill.engine.runs.outputs.object_journal import ObjectJournal
 from mergemill.engine.runs.outputs.record import Record, checksum, parse_record, read_small
+from mergemill.engine.runs.outputs.state import RECORD_NAME
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.storage.objects import Objects
 from mergemill.engine.storage.ranges import Pin, join, pin_file, read_whole
-
-STATE_NAME = ".mergemill"
-RECORD_NAME = f"{STATE_NAME}/plan.json"
 
 
 class RemoteOutput:

@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
+from mergemill.engine.checkpoint.unfinished import STATE_NAME
 from mergemill.engine.errors import OutputError, RunError
 from mergemill.engine.plan.values import Part, Plan
 from mergemill.engine.runs.outputs.receipts import Receipt, Upload
 from mergemill.engine.runs.outputs.record import Record, make_record
-from mergemill.engine.runs.outputs.remote import RECORD_NAME, STATE_NAME, RemoteOutput, begins_with
+from mergemill.engine.runs.outputs.remote import RemoteOutput, begins_with
+from mergemill.engine.runs.outputs.state import RECORD_NAME
 from mergemill.engine.runs.outputs.target import Target
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.runs.worker.workplace import Workplace
