@@ -279,7 +279,7 @@ def test_a_merge_that_is_killed_after_its_commit_is_finished(
     hub: Hub, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(hub_module.shutil, "rmtree", _die)
+        patch.setattr(hub_module.FolderOutput, "discard", _die)
         with pytest.raises(Killed):
             run_here(plan)
     assert inspect(URL).state == "finished"
