@@ -233,7 +233,7 @@ def test_a_record_that_is_damaged_is_refused(plan: Plan, tmp_path: Path) -> None
     out = tmp_path / "out"
     run_until(plan, out, 4)
     (out / ".mergemill" / "plan.json").write_bytes(b'{"digest": ')
-    with refused(OutputError, r"plan\.json: is not a plan that this version of mergemill wrote", 2):
+    with refused(OutputError, r"plan\.json: is damaged, or not of this version of mergemill", 2):
         run(plan, out, workers=0)
 
 

@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import xxhash
+from pydantic import TypeAdapter, ValidationError
 
 from mergemill.engine.errors import OutputError
 from mergemill.engine.plan.digest import engine_version
@@ -28,7 +29,7 @@ class Record:
     recipe_name: str
     seed: int
     shard_size: str
-    sources: Mapping[str, Sequence[Any]]  # path -> [bytes, stamp]
+    sources: Mapping[str, tuple[int, str]]  # path -> bytes, stamp
     shards: Mapping[str, Mapping[str, Any]]  # name -> header (as text), size_bytes
     parts: Sequence[Range]  # shard name, start byte, stop byte
     files: Mapping[str, str]  # small files, the index last: name -> xxh3_128
@@ -54,7 +55,7 @@ class Record:
         return ", ".join(different) or "its plan"
 
 
-def _compare_sources(then: Mapping[str, Sequence[Any]], now: Mapping[str, Sequence[Any]]) -> str:
+def _compare_sources(then: Mapping[str, tuple[int, str]], now: Mapping[str, tuple[int, str]]) -> str:
     """Say how the first source that differs does, and how many others do."""
     different = sorted(path for path in {**then, **now} if then.get(path) != now.get(path))
     if not different:
@@ -81,7 +82,7 @@ def make_record(plan: Plan) -> Record:
         recipe_name=plan.recipe.name,
         seed=plan.seed,
         shard_size=plan.shard_size,
-        sources={pin.url: [pin.size_bytes, pin.stamp] for pin in (*plan.pins, *_list_copied(plan))},
+        sources={pin.url: (pin.size_bytes, pin.stamp) for pin in (*plan.pins, *_list_copied(plan))},
         shards={
             shard.name: {"size_bytes": shard.size_bytes, "header": shard.header[8:].decode()} for shard in plan.shards
         },
@@ -114,13 +115,33 @@ def checksum(data: bytes) -> str:
 
 
 def parse_record(text: bytes, where: str) -> Record:
-    """Parse a ``plan.json``; `OutputError` where it is none."""
+    """Parse a ``plan.json``; `OutputError` where it is none, or is damaged."""
     try:
-        record = Record(**json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise OutputError(f"{where}: is not a plan that this version of mergemill wrote: {error}") from error
+        record = _RECORD.validate_json(text, strict=True)
+    except ValidationError as error:
+        raise _unreadable(where, error.errors()[0]["msg"]) from error
+    if why := _find_fault(record):
+        raise _unreadable(where, why)
     check_names([*record.shards, *record.files], where)
     return record
+
+
+def _find_fault(record: Record) -> str:
+    """Say what does not fit in a record; empty where all does."""
+    for name, shard in record.shards.items():
+        if type(shard.get("size_bytes")) is not int or type(shard.get("header")) is not str:
+            return f"the shard {name!r} has no size_bytes and header"
+    for number, (name, start_bytes, stop_bytes) in enumerate(record.parts):
+        if name not in record.shards or not 0 <= start_bytes <= stop_bytes <= record.shards[name]["size_bytes"]:
+            return f"part {number} is no range of a shard"
+    return ""
+
+
+def _unreadable(where: str, why: str) -> OutputError:
+    return OutputError(
+        f"{where}: is damaged, or not of this version of mergemill: {why}; where the merge is unfinished, give it up "
+        "with mergemill abort and merge again"
+    )
 
 
 def check_names(names: Iterable[str], where: str) -> None:
@@ -135,3 +156,6 @@ def check_names(names: Iterable[str], where: str) -> None:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or not path.name:
             raise OutputError(f"{where}: {name!r} would be written outside of the output")
+
+
+_RECORD = TypeAdapter(Record)
