@@ -25,7 +25,7 @@ from mergemill.engine.plan.stages import make_stages
 from mergemill.engine.plan.values import OutputTensor, Plan
 from mergemill.engine.plan.vectors import check_delta_bases, list_vectors
 from mergemill.engine.plan.whole import check_ranges, check_whole, warn_of_config
-from mergemill.engine.recipe import Guard, ModelEntry, ModelRef, Recipe, Slice
+from mergemill.engine.recipe import GivenRecipe, Guard, ModelEntry, ModelRef, Recipe, Slice, load_recipe
 from mergemill.engine.storage.ranges import Pin
 from mergemill.engine.storage.store import join_options, use_options
 from mergemill.engine.tensors.dtypes import RECIPE_DTYPES
@@ -37,20 +37,21 @@ MODELS_AT_ONCE = 8  # that are opened
 
 
 def make_plan(
-    recipe: Recipe,
+    recipe: GivenRecipe,
     *,
     seed: int = 0,
     shard_size: str | int = SHARD_SIZE,
     methods: Sequence[GivenMethods] = (),
     storage: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Plan:
-    """Plan the merge that `recipe` describes, from the headers of its models.
+    """Plan the merge that `recipe` (a value, a path, a mapping or YAML text) describes, from its models' headers.
 
     seed: of the random methods' masks. shard_size: the most bytes of an output file, or ``"tensor"`` for one file a
     tensor. methods: files of your own methods, beside those that the recipe names; a path, or a decorated function for
     the file that it stands in. storage: options of storage by scheme, such as a cluster file's; the recipe's are
     stronger. Raises `InputError` for everything that is wrong with the recipe or its inputs.
     """
+    recipe = load_recipe(recipe)
     where = recipe.name or "recipe"
     use_options(join_options(storage or {}, recipe.storage))
     recipe = read_paths(recipe, list_models(recipe), where=where)

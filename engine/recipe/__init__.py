@@ -2,7 +2,7 @@
 
 from mergemill.engine.recipe.clusters import Adaptive, ClusterFile, list_clusters, load_cluster, parse_cluster
 from mergemill.engine.recipe.leaves import CHAT_TEMPLATES, DtypeName
-from mergemill.engine.recipe.parsing import load_recipe, parse_recipe
+from mergemill.engine.recipe.parsing import GivenRecipe, load_recipe, parse_recipe
 from mergemill.engine.recipe.references import ModelRef
 from mergemill.engine.recipe.schema import recipe_schema
 from mergemill.engine.recipe.settings import Condition, Parameters, Scalar, Setting
@@ -32,6 +32,7 @@ __all__ = [
     "ClusterFile",
     "Condition",
     "DtypeName",
+    "GivenRecipe",
     "Guard",
     "ModelEntry",
     "ModelRef",

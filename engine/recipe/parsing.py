@@ -3,14 +3,17 @@
 Of several faults the message gives the first by line, and says how many more there are: ``(and 2 more)``.
 """
 
-from pathlib import Path
-from typing import TypeVar
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path, PurePath
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from mergemill.engine.errors import RecipeError
 from mergemill.engine.recipe.document import Document, Form, read_document
-from mergemill.engine.recipe.faults import Loc, describe, say
+from mergemill.engine.recipe.faults import Loc, describe, say, shorten
 from mergemill.engine.recipe.shapes import Value
 from mergemill.engine.recipe.values import Recipe
 
@@ -22,9 +25,28 @@ FORM = Form("a recipe", "merge_method and one of models, slices, modules")
 _WRITTEN_AS = {"tokenizer": "tokenizer_source"}
 
 
-def load_recipe(path: str | Path) -> Recipe:
-    """Return the recipe in the file at `path`; `RecipeError` where it is not readable or not valid."""
-    return parse_recipe(read_text(Path(path)), name=str(path))
+GivenRecipe = Recipe | Mapping[str, Any] | str | Path
+"""A recipe; a mapping of what would stand in its file; the file's path; or YAML text, known by its lines or its brace.
+
+A path that has a line break, or begins with a brace, is given as a `Path` (2026-11-29).
+"""
+
+
+def load_recipe(given: GivenRecipe) -> Recipe:
+    """Return the recipe that is given: a path, a mapping or YAML text; `RecipeError` where it is not valid.
+
+    >>> load_recipe({"merge_method": "linear", "models": [{"model": "a"}]}).merge_method
+    'linear'
+    """
+    if isinstance(given, Recipe):
+        return given
+    if isinstance(given, Mapping):
+        return _read_mapping(given)
+    if isinstance(given, str) and (len(given.splitlines()) > 1 or given.lstrip().startswith("{")):
+        return parse_recipe(given, name="recipe").model_copy(update={"name": ""})
+    if not isinstance(given, str | Path):
+        raise RecipeError(f"a recipe is a path, a mapping or YAML text, not {describe(given)}")
+    return parse_recipe(read_text(Path(given)), name=str(given))
 
 
 def parse_recipe(text: str, *, name: str = "recipe.yml") -> Recipe:
@@ -39,7 +61,30 @@ def parse_recipe(text: str, *, name: str = "recipe.yml") -> Recipe:
 
 def parse_value(model: type[V], form: Form, text: str, *, name: str) -> V:
     """Return the value of a file of ours; `RecipeError`, one line that begins with ``name:line:``."""
-    document = read_document(text, form, name=name)
+    return _check(model, form, read_document(text, form, name=name), name=name)
+
+
+def _read_mapping(given: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that a mapping says, as if it had been written into a file; faults are told with their keys."""
+    try:
+        text = json.dumps(given, indent=2, ensure_ascii=False, default=_write_plainly) + "\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RecipeError(f"recipe: cannot be written as YAML: {error}") from None
+    document = read_document(text, FORM, name="recipe")
+    recipe = _check(Recipe, FORM, replace(document, lines={}), name="recipe")
+    return recipe.model_copy(update={"text": text})
+
+
+def _write_plainly(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, PurePath):
+        return str(value)
+    raise TypeError(f"{shorten(repr(value))} is no text, number, boolean, list or mapping")
+
+
+def _check(model: type[V], form: Form, document: Document, *, name: str) -> V:
+    """Return the value that a document says; one without lines is known by its keys."""
     if not isinstance(document.data, dict):
         words = f"{form.called} must be a mapping of keys to values, not {describe(document.data)}"
         raise RecipeError(f"{name}:{document.lines[()]}: {words}")
@@ -62,10 +107,23 @@ def read_text(path: Path) -> str:
 
 
 def _say_first(document: Document, error: ValidationError) -> str:
-    found = [(_find_line(document, fault["loc"]), fault) for fault in error.errors(include_url=False)]
-    line, first = min(found, key=lambda item: item[0])
-    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    faults = error.errors(include_url=False)
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    if not document.lines:
+        first, where = faults[0], _say_place(faults[0]["loc"][:-1])
+        return f"{where} {say(first['type'], first['loc'], first['msg'])}{more}"
+    line, first = min(((_find_line(document, fault["loc"]), fault) for fault in faults), key=lambda item: item[0])
     return f"{line}: {say(first['type'], first['loc'], first['msg'])}{more}"
+
+
+def _say_place(loc: Loc) -> str:
+    """Return where in a mapping something is, between a space and a colon.
+
+    >>> _say_place(("models", 1, "parameters")), _say_place(())
+    (' models[1].parameters:', '')
+    """
+    steps = "".join(f"[{part}]" if isinstance(part, int) else f".{shorten(part)}" for part in loc)
+    return f" {steps.removeprefix('.')}:" if steps else ""
 
 
 def _find_line(document: Document, loc: Loc) -> int:

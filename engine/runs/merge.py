@@ -5,14 +5,14 @@ from pathlib import Path
 
 from mergemill.engine.methods.own import GivenMethods
 from mergemill.engine.plan.make import SHARD_SIZE, make_plan
-from mergemill.engine.recipe import ClusterFile, Recipe, load_cluster, load_recipe
+from mergemill.engine.recipe import ClusterFile, GivenRecipe, load_cluster
 from mergemill.engine.runs.drive import run
 from mergemill.engine.runs.events import Committed, OnEvent, ignore
 from mergemill.engine.runs.worker.workers import DEVICE_MEMORY
 
 
 def merge(
-    recipe: Recipe | str | Path,
+    recipe: GivenRecipe,
     out: str | Path,
     *,
     seed: int = 0,
@@ -30,13 +30,12 @@ def merge(
     public: bool = False,
     on_event: OnEvent = ignore,
 ) -> Committed:
-    """Merge what `recipe` (a value, or the path of a YAML file) describes into the folder `out`.
+    """Merge what `recipe` (a value, a path, a mapping or YAML text) describes into the folder `out`.
 
     The parameters are those of `make_plan` and `run`, and so are the errors.
     """
-    value = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     file = cluster if cluster is None or isinstance(cluster, ClusterFile) else load_cluster(cluster)
-    plan = make_plan(value, seed=seed, shard_size=shard_size, methods=methods, storage=file.storage if file else {})
+    plan = make_plan(recipe, seed=seed, shard_size=shard_size, methods=methods, storage=file.storage if file else {})
     return run(
         plan,
         out,
