@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mergemill.engine.methods.own import MethodsFile
+from mergemill.engine.plan.show import Facts, list_names, show_html, show_text
+from mergemill.engine.plan.sizes import format_size
 from mergemill.engine.plan.stages import Scaling
 from mergemill.engine.recipe import Guard, Recipe
 from mergemill.engine.storage.ranges import Pin
@@ -81,7 +83,7 @@ class SourceUse:
     read_bytes: int  # when every input is read once
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Plan:
     """A merge that is ready to run."""
 
@@ -117,3 +119,22 @@ class Plan:
     def tensors(self) -> int:
         """The number of output tensors."""
         return sum(len(shard.tensors) for shard in self.shards)
+
+    def __repr__(self) -> str:
+        return show_text(*self._show())
+
+    def _repr_html_(self) -> str:
+        return show_html(*self._show())
+
+    def _show(self) -> tuple[str, Facts]:
+        warnings = f"{len(self.warnings)}: {self.warnings[0]}" if self.warnings else "none"
+        shards = f"{len(self.shards):,} of at most {self.shard_size}"
+        return f"Plan: {self.recipe.merge_method}", (
+            ("models", f"{len(self.sources)}: {list_names([source.model for source in self.sources])}"),
+            ("read", format_size(self.read_bytes)),
+            ("write", f"{format_size(self.write_bytes)}: {self.tensors:,} tensors in {len(self.parts):,} parts"),
+            ("shards", shards),
+            ("seed", str(self.seed)),
+            ("warnings", warnings),
+            ("digest", self.digest[:12]),
+        )

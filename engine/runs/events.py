@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mergemill.engine.plan.show import Facts, list_names, show_html, show_text
+from mergemill.engine.plan.sizes import format_size
 from mergemill.engine.runs.outputs.receipts import Receipt
 from mergemill.engine.runs.tasks.guard import Report
 
@@ -45,7 +47,7 @@ class PartFinished:
     read_bytes: int  # read from the sources so far
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Committed:
     """The output is a checkpoint now."""
 
@@ -57,6 +59,27 @@ class Committed:
     read_bytes: int  # from the sources in this run
     seconds: float  # of this run
     guard: Report  # which tensors came out broken, and which changed most
+
+    def __repr__(self) -> str:
+        return show_text(*self._show())
+
+    def _repr_html_(self) -> str:
+        return show_html(*self._show())
+
+    def _show(self) -> tuple[str, Facts]:
+        faults = [f"{found.tensor} {found.fault}" for found in self.guard.faults]
+        most = [
+            f"{found.tensor} {'not finite' if found.change is None else f'{found.change:.3%}'}"
+            for found in self.guard.most_changed
+        ]
+        return f"Committed: {self.out}", (
+            ("wrote", f"{format_size(self.write_bytes)} in {self.parts:,} parts, {self.redone_parts:,} in this run"),
+            ("read", format_size(self.read_bytes)),
+            ("took", f"{self.seconds:.1f} s"),
+            ("guard", f"{len(faults)}: {list_names(faults)}" if faults else "nothing found"),
+            ("changed", list_names(most) or "not compared"),
+            ("digest", self.digest[:12]),
+        )
 
 
 Event = Waiting | Started | PartFinished | Committed
