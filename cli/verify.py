@@ -22,9 +22,11 @@ def verify(
     from mergemill.engine import verify as verify_merge
 
     storage = read_storage(storage_as, cluster)
-    for name, checksum in list_code(out, storage_options=storage) if replay else ():
-        console.note(f"merging again runs the code of {name} (sha256 {checksum}), as {out} keeps it")
-    verified = verify_merge(out, replay=replay, storage_options=storage)
+    code = list_code(out, storage_options=storage) if replay else ()
+    for name, sha256 in code:
+        console.note(f"merging again runs the code of {name} (sha256 {sha256}), as {out} keeps it")
+    told = [sha256 for _, sha256 in code]
+    verified = verify_merge(out, replay=replay, run_code=told, storage_options=storage)
     if json:
         console.say_json(asdict(verified))
         return

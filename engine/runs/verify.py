@@ -1,6 +1,6 @@
 """Verifying a finished merge: shards against receipts, headers and files against the plan, parts merged anew."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,15 +37,19 @@ class Verified:
     replayed: int  # parts merged again from the sources
 
 
-def verify(out: str | Path, *, replay: int = 0, storage_options: Options | None = None) -> Verified:
+def verify(
+    out: str | Path, *, replay: int = 0, run_code: Collection[str] = (), storage_options: Options | None = None
+) -> Verified:
     """Check the finished merge in `out`; with `replay`, also merge that many parts again and compare.
 
     Raises `VerifyError` for the first thing that is not as it was written, and `OutputError` where `out` holds no
-    merge. Replaying needs the sources as they were. `storage_options` are those of `abort`.
+    merge. Replaying needs the sources as they were. A merge with methods of somebody's own keeps the text of their
+    files, which alone is run, and only where `run_code` holds its sha256. `storage_options` are those of `abort`.
     """
     use_options(storage_options)
     output = find_output(out)
     record = _open_record(output)
+    code = _open_code(output, record, run_code) if replay else ()
     receipts = {(receipt.shard, receipt.start_bytes): receipt for receipt in output.journal.read()}
     workplace = Workplace(MEMORY_BYTES, 1)
     shards = {name: _check_shard(output, record, name) for name in record.shards}
@@ -53,7 +57,7 @@ def verify(out: str | Path, *, replay: int = 0, storage_options: Options | None 
         _check_part(shards[shard], receipts.get((shard, start_bytes)), stop_bytes, workplace)
     for name, expected in record.files.items():
         _check_file(output, name, expected)
-    replayed = _replay(record, receipts, replay, workplace) if replay else 0
+    replayed = _replay(record, code, receipts, replay, workplace) if replay else 0
     return Verified(
         out=str(out),
         digest=record.digest,
@@ -74,6 +78,23 @@ def list_code(out: str | Path, *, storage_options: Options | None = None) -> tup
 
 def _list_code(record: Record) -> list[MethodsFile]:
     return [MethodsFile(name, name, text) for name, text in record.code.items()]
+
+
+def _open_code(output: Output, record: Record, run_code: Collection[str]) -> Sequence[MethodsFile]:
+    """Return the files of methods that the output keeps; `VerifyError` unless they are all it needs, and may run."""
+    kept = _list_code(record)
+    for name in _read_recipe(record).methods or ():
+        if name not in record.code:
+            raise VerifyError(f"{output}: its plan keeps no text of {name!r}, which its recipe runs; merge it again")
+    for file in kept:
+        where, beside = join(str(output), file.name), output.find(file.name)
+        if beside is None or read_whole(beside) != file.text.encode():
+            raise VerifyError(f"{where}: is not the code that the plan keeps of it")
+        if file.sha256 not in run_code:
+            raise VerifyError(
+                f"{where}: merging again runs its code; read it, and if it may run say so: run_code=[{file.sha256!r}]"
+            )
+    return kept
 
 
 def _open_record(output: Output) -> Record:
@@ -128,8 +149,14 @@ def _check_file(output: Output, name: str, expected: str) -> None:
         raise VerifyError(f"{where}: changed since it was written")
 
 
-def _replay(record: Record, receipts: Mapping[tuple[str, int], Receipt], count: int, workplace: Workplace) -> int:
-    plan = make_plan(_read_recipe(record), seed=record.seed, shard_size=record.shard_size, methods=_list_code(record))
+def _replay(
+    record: Record,
+    code: Sequence[MethodsFile],
+    receipts: Mapping[tuple[str, int], Receipt],
+    count: int,
+    workplace: Workplace,
+) -> int:
+    plan = make_plan(_read_recipe(record), seed=record.seed, shard_size=record.shard_size, methods=code)
     if plan.digest != record.digest:
         raise VerifyError(
             f"{record.recipe_name or 'recipe'}: gives another plan now; the sources or the version changed"

@@ -1,5 +1,6 @@
 """A user's own methods: from a file, on workers that do not see it, resumed, verified and published."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -9,8 +10,9 @@ import torch
 from models import read_tensors, write_llama
 from runs.merging import flip_bit, hash_output, parts_of
 
+from mergemill.cli.main import execute
 from mergemill.engine import load_recipe, make_plan, merge, merge_tensors, run, verify
-from mergemill.engine.errors import MethodsError, OutputError, PlanError, RecipeError, RunError
+from mergemill.engine.errors import MethodsError, OutputError, PlanError, RecipeError, RunError, VerifyError
 from mergemill.engine.methods import merge_method
 from mergemill.engine.methods.own import MethodsFile, find_all_methods, open_methods
 from mergemill.engine.plan.values import Plan
@@ -89,6 +91,10 @@ def here(zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def sha256_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def plan_merge(here: Path, method: str = "middle") -> Plan:
     with parts_of(2 * BLOCK):  # tensors are cut, so that their rounds are tasks of their own
         return make_plan(load_recipe(here / f"{method}.yml"))
@@ -120,6 +126,8 @@ def test_threads_and_processes_write_the_same_bytes(here: Path, tmp_path: Path) 
 
 
 # ------------------------------------------------------------------------------------------ what the digest covers
+
+
 def stop_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a run end before its commit."""
     monkeypatch.setattr(drive, "commit_output", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -155,12 +163,43 @@ def test_a_merge_is_replayed_without_the_file(method: str, here: Path, tmp_path:
     run(plan_merge(here, method), tmp_path / "out", workers=0, threads=1)
     (here / "own.py").unlink()
     with parts_of(2 * BLOCK):
-        assert verify(tmp_path / "out", replay=3).replayed == 3
+        assert verify(tmp_path / "out", replay=3, run_code=[sha256_of(CODE)]).replayed == 3
     output = FolderOutput(tmp_path / "out")
     (receipt, *_) = output.journal.read()
     flip_bit(tmp_path / "out" / receipt.shard, receipt.start_bytes)
     with pytest.raises(Exception, match="changed since they were written"):
         verify(tmp_path / "out")
+
+
+def test_a_replay_runs_only_what_was_allowed_by_its_checksum(here: Path, tmp_path: Path) -> None:
+    run(plan_merge(here), tmp_path / "out", workers=0, threads=1)
+    for allowed in ([], [sha256_of(CODE + "\n")]):
+        with pytest.raises(
+            VerifyError, match=rf"out/own\.py: merging again runs its code; read it.*run_code=\['{sha256_of(CODE)}'\]"
+        ):
+            verify(tmp_path / "out", replay=1, run_code=allowed)
+    assert verify(tmp_path / "out").replayed == 0
+
+
+def test_a_replay_runs_no_file_but_what_the_output_keeps(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its plan names a recipe beside which a file of that name may lie, of whomever."""
+    run(plan_merge(here), tmp_path / "out", workers=0, threads=1)
+    path, ran = tmp_path / "out" / ".mergemill" / "plan.json", tmp_path / "ran"
+    record = json.loads(path.read_text())
+    (here / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\n{CODE}")
+    path.write_text(json.dumps(record | {"code": {}, "recipe_name": str(here / "middle.yml")}))
+    with pytest.raises(VerifyError, match=r"its plan keeps no text of 'own\.py', which its recipe runs"):
+        verify(tmp_path / "out", replay=1, run_code=[sha256_of(CODE)])
+    path.write_text(json.dumps(record | {"code": {"own.py": f"open({str(ran)!r}, 'w').close()"}}))
+    with pytest.raises(VerifyError, match=r"out/own\.py: is not the code that the plan keeps of it"):
+        verify(tmp_path / "out", replay=1, run_code=[sha256_of(CODE)])
+    assert not ran.exists()
+    path.write_text(json.dumps(record))
+    with parts_of(2 * BLOCK):
+        assert execute(["verify", str(tmp_path / "out"), "--replay", "1"]) == 0
+    assert f"merging again runs the code of own.py (sha256 {sha256_of(CODE)})" in capsys.readouterr().err
 
 
 def test_the_output_holds_the_file_so_that_its_recipe_works(here: Path, tmp_path: Path) -> None:
@@ -198,7 +237,7 @@ def test_a_file_can_be_given_beside_the_recipe(here: Path, tmp_path: Path) -> No
         assert [file.name for file in plan.code] == ["own.py"]
         assert not plan.warnings, "who gives a file knows of it"
     merge(here / "plain.yml", tmp_path / "out", methods=[here / "own.py"], workers=0)
-    assert verify(tmp_path / "out", replay=1).replayed == 1
+    assert verify(tmp_path / "out", replay=1, run_code=[sha256_of(CODE)]).replayed == 1
 
 
 def test_a_decorated_function_stands_for_its_file(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
