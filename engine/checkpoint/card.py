@@ -12,11 +12,15 @@ from typing import Any
 
 import yaml
 
-from mergemill.engine.checkpoint.checkpoint import HUB_NAME, Checkpoint, read_file
+from mergemill.engine.checkpoint.checkpoint import HUB_NAME, Checkpoint, read_beginning_of
+from mergemill.engine.storage.bounds import CARD_BYTES
 
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 _HUB = "hf://"
 _LICENSE_KEYS = ("license", "license_name", "license_link")
+_MOST_LICENSE = 1000  # characters of one of them
+_TEXT = "tag:yaml.org,2002:str"
+_FRONT = re.compile(r"\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 
 
 def make_card(
@@ -75,22 +79,31 @@ def common_license(checkpoints: Sequence[Checkpoint]) -> Mapping[str, str]:
     return found[0] if found and all(fields == found[0] for fields in found) else {}
 
 
-def parse_front_matter(text: str) -> Mapping[str, Any]:
-    """Return the front matter of a card; empty where there is none, or where it is not YAML."""
-    match = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", text, re.DOTALL | re.MULTILINE)
+def parse_front_matter(text: str) -> Mapping[str, str]:
+    """Return the texts that the front matter of a card gives for its keys; empty where it has none, or is not YAML.
+
+    It is another author's, and read no further than that: neither are its values made, which tags can make of anything,
+    nor its merge keys followed. Of one that is cut off nothing is believed.
+    """
+    match = _FRONT.match(text)
     try:
-        found = yaml.safe_load(match[1]) if match else {}
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date of no calendar
-        return {}  # another author's card: all it could have given is a licence to repeat
-    return found if isinstance(found, dict) else {}
+        root = yaml.compose(match[1], Loader=yaml.SafeLoader) if match else None
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):  # ValueError: an escape of no character
+        return {}
+    pairs = root.value if isinstance(root, yaml.MappingNode) else ()
+    return {key.value: value.value for key, value in pairs if value.tag == _TEXT and key.tag == _TEXT}
 
 
 def _read_license(checkpoint: Checkpoint) -> Mapping[str, str]:
     if "README.md" not in checkpoint.files:
         return {}
-    front = parse_front_matter(read_file(checkpoint, "README.md").decode(errors="replace"))
-    fields = {key: front[key] for key in _LICENSE_KEYS if isinstance(front.get(key), str)}
+    front = parse_front_matter(read_beginning_of(checkpoint, "README.md", CARD_BYTES).decode(errors="replace"))
+    fields = {key: front[key] for key in _LICENSE_KEYS if _is_plain(front.get(key, ""))}
     return fields if "license" in fields else {}
+
+
+def _is_plain(text: str) -> bool:
+    return text.isprintable() and 0 < len(text) <= _MOST_LICENSE
 
 
 def _make_front(models: Sequence[str], license_fields: Mapping[str, str]) -> dict[str, Any]:

@@ -4,10 +4,12 @@ Layouts, in this order: one ``model.safetensors``; shards with ``model.safetenso
 safetensors file of a folder, whatever its name; such a file itself.
 """
 
+import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -18,7 +20,18 @@ from mergemill.engine.checkpoint.index import INDEX_NAME, check_index, check_sha
 from mergemill.engine.checkpoint.unfinished import check_committed, check_layers, check_names
 from mergemill.engine.errors import CheckpointError, IndexFileError, RunError
 from mergemill.engine.storage import local
-from mergemill.engine.storage.ranges import Pin, is_remote, join, list_files, pin_file, read_whole
+from mergemill.engine.storage.bounds import find_bound
+from mergemill.engine.storage.ranges import (
+    Pin,
+    check_size,
+    is_remote,
+    join,
+    list_files,
+    pin_file,
+    read_beginning,
+    read_pieces,
+    read_whole,
+)
 from mergemill.engine.storage.store import store_of
 
 SINGLE_NAME = "model.safetensors"
@@ -77,10 +90,37 @@ def open_checkpoint(ref: str, revision: str | None = None) -> Checkpoint:
 
 
 def read_file(checkpoint: Checkpoint, name: str) -> bytes:
-    """Return the bytes of one of the checkpoint's `files`."""
+    """Return the bytes of one of the checkpoint's `files`; `CheckpointError` for more than one of its name has."""
+    with _explained():
+        return read_whole(_find_file(checkpoint, name), find_bound(name))
+
+
+def read_beginning_of(checkpoint: Checkpoint, name: str, size_bytes: int) -> bytes:
+    """Return the first bytes of one of the checkpoint's `files`, which may have any size."""
+    with _explained():
+        return read_beginning(_find_file(checkpoint, name), size_bytes)
+
+
+def check_file(checkpoint: Checkpoint, name: str) -> Pin:
+    """Return the pin of one of the checkpoint's `files`; `CheckpointError` for one that is larger than such files."""
+    with _explained():
+        check_size(pin := _find_file(checkpoint, name), find_bound(name))
+    return pin
+
+
+def digest_file(checkpoint: Checkpoint, name: str) -> str:
+    """Return what is equal for `files` of equal content alone, of which little is in memory at a time."""
+    digest = hashlib.sha256()
+    with _explained():
+        for piece in read_pieces(_find_file(checkpoint, name), find_bound(name)):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _find_file(checkpoint: Checkpoint, name: str) -> Pin:
     if name not in checkpoint.pins:
         raise CheckpointError(f"{checkpoint.path}: has no file {name!r}")
-    return _read_small(checkpoint.pins[name])
+    return checkpoint.pins[name]
 
 
 def resolve(ref: str, revision: str | None = None) -> str:
@@ -118,7 +158,7 @@ def _open(ref: str, place: str) -> Checkpoint:
     tensors = _open_tensors(place, found)
     modules = read_modules(found[MODULES_NAME]) if MODULES_NAME in found else ()
     beneath = {name: pin for folder in modules for name, pin in _list_beneath(place, folder)}
-    config_text = _read_small(found[CONFIG_NAME]) if CONFIG_NAME in found else b""
+    config_text = _read_small(found[CONFIG_NAME], CONFIG_NAME) if CONFIG_NAME in found else b""
     config = parse_config(config_text, where=join(place, CONFIG_NAME)) if CONFIG_NAME in found else {}
     check_layers(tensors, config, ref)
     return Checkpoint(ref, place, tensors, config, config_text, dict(sorted((_pick_small(found) | beneath).items())))
@@ -140,7 +180,7 @@ def _open_tensors(place: str, found: Mapping[str, Pin]) -> Mapping[str, StoredTe
 
 def _open_sharded(place: str, found: Mapping[str, Pin]) -> Mapping[str, StoredTensor]:
     where = join(place, INDEX_NAME)
-    weight_map = parse_index(_read_small(found[INDEX_NAME]), where=where)
+    weight_map = parse_index(_read_small(found[INDEX_NAME], INDEX_NAME), where=where)
     files = _find_shards(place, set(weight_map.values()), found)
     if SINGLE_NAME in found and SINGLE_NAME not in files:
         # Loaders disagree on which of the two is the model.
@@ -211,7 +251,7 @@ def _explain_none(names: Sequence[str]) -> str:
 def read_modules(pin: Pin) -> tuple[str, ...]:
     """Return the folders that a ``modules.json`` names, as far as it is one, and they lie in the model's own."""
     try:
-        found = json.loads(_read_small(pin))
+        found = json.loads(_read_small(pin, MODULES_NAME))
     except (ValueError, RecursionError):
         return ()
     named = [each.get("path") for each in found if isinstance(each, dict)] if isinstance(found, list) else []
@@ -236,8 +276,15 @@ def _is_small(path: PurePosixPath) -> bool:
     return not weights and not path.name.startswith(".")
 
 
-def _read_small(pin: Pin) -> bytes:
+def _read_small(pin: Pin, name: str) -> bytes:
+    with _explained():
+        return read_whole(pin, find_bound(name))
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what reading raises into what is wrong with a model."""
     try:
-        return read_whole(pin)
+        yield
     except RunError as error:
         raise CheckpointError(str(error)) from error

@@ -61,7 +61,10 @@ def make_config(config_text: bytes, changes: Mapping[KeyPath, Any]) -> bytes:
     for path, value in changes.items():
         _set_key(config, path, value)
     text = json.dumps(config, indent=2, ensure_ascii=config_text.isascii())
-    return text.encode() + b"\n" * config_text.endswith(b"\n")
+    try:
+        return text.encode() + b"\n" * config_text.endswith(b"\n")
+    except UnicodeEncodeError:  # half a surrogate pair, which only an escape can say
+        return json.dumps(config, indent=2).encode() + b"\n" * config_text.endswith(b"\n")
 
 
 def find_layer_count(config: Mapping[str, Any], family: Family, stack: str) -> LayerCount | None:
@@ -92,7 +95,7 @@ def layer_changes(
     place = found.path[:-1]
     inner = _find_place(config, place)
     later: Changes = {(*place, key): 0 for key in LATER_LAYERS if inner.get(key)}
-    if [*layers] == [(config, layer) for layer in range(found.count)]:
+    if _are_all(layers, config, found.count):
         return later
     changes: Changes = {found.path: len(layers), **later}
     own = [(_find_place(giver, place), layer, _count_there(giver, found)) for giver, layer in layers]
@@ -100,7 +103,8 @@ def layer_changes(
     for key, value in inner.items():
         path = (*place, key)
         if _is_index_list(key, value, family):
-            changes[path] = [new for new, (giver, old) in enumerate(layers) if old in (_get_key(giver, path) or ())]
+            listed = {id(giver): _list_layers(giver, path) for giver, _ in layers}
+            changes[path] = [new for new, (giver, old) in enumerate(layers) if old in listed[id(giver)]]
         elif _is_layer_list(key, value, found.count, family):
             changes[path] = _pick_layers(value, layers, path)
     return changes
@@ -129,6 +133,11 @@ def layer_entries(config: Mapping[str, Any], family: Family, stack: str, layer: 
         elif _is_layer_list(key, value, found.count, family) and layer < len(value):
             entries.append(f"{key}: {json.dumps(value[layer], sort_keys=True)}")
     return (*entries, *find_types(inner, layer, found.count))
+
+
+def _are_all(layers: Sequence[tuple[Mapping[str, Any], int]], config: Mapping[str, Any], count: int) -> bool:
+    """Whether `layers` are all of the config's own, in order; `count` is a config's word, and may be any number."""
+    return len(layers) == count and [*layers] == [(config, layer) for layer in range(count)]
 
 
 def dtype_changes(config: Mapping[str, Any], dtype: str) -> Changes:
@@ -194,6 +203,11 @@ def _set_key(config: dict[str, Any], path: KeyPath, value: Any) -> None:
 
 def _is_index_list(key: str, value: Any, family: Family) -> bool:
     return key in family.layer_index_lists and isinstance(value, list)
+
+
+def _list_layers(config: Mapping[str, Any], path: KeyPath) -> frozenset[int]:
+    found = _get_key(config, path)
+    return frozenset(layer for layer in found if isinstance(layer, int)) if isinstance(found, list) else frozenset()
 
 
 def _is_layer_list(key: str, value: Any, count: int, family: Family) -> bool:

@@ -7,6 +7,7 @@ Names are matched by shell patterns (`fnmatch`), since checkpoints of one family
 
 import functools
 import json
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -15,6 +16,8 @@ from importlib import resources
 from typing import Any, Literal
 
 Section = Literal["before", "layer", "after"]
+
+_LAYER = re.compile("0|[1-9][0-9]{0,8}")  # a longer number counts no layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ def split_layer(name: str) -> tuple[str, int, str] | None:
     """
     parts = name.split(".")
     for at, part in enumerate(parts):
-        if part.isascii() and part.isdigit() and str(int(part)) == part:
+        if _LAYER.fullmatch(part):
             return ".".join(parts[:at]), int(part), ".".join(parts[at + 1 :])
     return None
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from mergemill.engine.checkpoint.checkpoint import TEMPLATES_FOLDER, Checkpoint, read_file
+from mergemill.engine.checkpoint.checkpoint import TEMPLATES_FOLDER, Checkpoint, digest_file, read_file
 from mergemill.engine.errors import CheckpointError
 
 TOKENIZER_FILES = (
@@ -116,14 +116,16 @@ def _read_json(checkpoint: Checkpoint, name: str) -> Any:
 
 
 def _same_file(a: Checkpoint, b: Checkpoint, name: str) -> bool:
-    return name in a.files and name in b.files and read_file(a, name) == read_file(b, name)
+    if name not in a.files or name not in b.files or a.pins[name].size_bytes != b.pins[name].size_bytes:
+        return False
+    return digest_file(a, name) == digest_file(b, name)
 
 
-def _read_opaque(checkpoint: Checkpoint) -> tuple[Mapping[str, bytes], Mapping[str, Any]] | None:
+def _read_opaque(checkpoint: Checkpoint) -> tuple[Mapping[str, str], Mapping[str, Any]] | None:
     names = [name for name in checkpoint.files if _matches(name, _OPAQUE_VOCABULARIES)]
     if not names:
         return None
-    return {name: read_file(checkpoint, name) for name in names}, _read_added(checkpoint)
+    return {name: digest_file(checkpoint, name) for name in names}, _read_added(checkpoint)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

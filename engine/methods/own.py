@@ -19,6 +19,8 @@ from typing import Any
 from mergemill.engine.errors import MethodsError
 from mergemill.engine.methods.catalogue import find_methods, get_method, get_named, methods_of
 from mergemill.engine.methods.contract import Method
+from mergemill.engine.storage.bounds import METHODS_BYTES
+from mergemill.engine.storage.regular import read_regular
 
 _LOADING = threading.RLock()
 _MODULE = "mergemill_methods_"
@@ -75,7 +77,7 @@ def open_methods(given: Sequence[GivenMethods]) -> tuple[MethodsFile, ...]:
 def read_methods(path: Path, *, name: str) -> MethodsFile:
     """Read the file at `path`, a local one; `MethodsError` where that cannot be done."""
     try:
-        return MethodsFile(name, str(path), path.read_bytes().decode())
+        return MethodsFile(name, str(path), read_regular(path, METHODS_BYTES).decode())
     except OSError as error:
         raise MethodsError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

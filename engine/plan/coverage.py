@@ -1,7 +1,7 @@
 """The ledger: every tensor of every input is merged, copied, or dropped by a named rule; anything else is an error."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,6 +12,7 @@ from mergemill.engine.plan.slots import Stack, models_of
 from mergemill.engine.plan.values import SourceUse
 
 Use = Literal["merged", "copied"]
+Wanted = Mapping[tuple[str, str], Collection[range]]  # by model and stack
 
 LAYER_UNUSED = "layer outside every slice"
 BEFORE_UNUSED = "before the layers, which come from the first slice"
@@ -64,23 +65,20 @@ class Ledger:
         return SourceUse(model, checkpoint.path, len(fates), merged, copied, dict(sorted(counts.items())), read)
 
 
-def _wanted_layers(stacks: Sequence[Stack]) -> set[tuple[str, str, int]]:
-    return {
-        (model, stack.name, layer)
-        for stack in stacks
-        for stretch in stack.stretches
-        for source in stretch.sources
-        for model in models_of(source)
-        for layer in range(*source.layer_range)
-    }
+def _wanted_layers(stacks: Sequence[Stack]) -> Wanted:
+    wanted: dict[tuple[str, str], set[range]] = defaultdict(set)
+    for stack in stacks:
+        for source in (source for stretch in stack.stretches for source in stretch.sources):
+            for model in models_of(source):
+                wanted[model, stack.name].add(range(*source.layer_range))
+    return wanted
 
 
-def _rule(
-    model: str, name: str, wanted: set[tuple[str, str, int]], ends: set[str], tails: set[str], family: Family
-) -> str | None:
+def _rule(model: str, name: str, wanted: Wanted, ends: set[str], tails: set[str], family: Family) -> str | None:
     split = split_layer(name)
     if split is not None:
-        return None if (model, split[0], split[1]) in wanted else LAYER_UNUSED
+        ranges = wanted.get((model, split[0]), ())
+        return None if any(split[1] in layers for layers in ranges) else LAYER_UNUSED
     if section(name, family) == "before":
         return None if model in ends else BEFORE_UNUSED
     return None if model in tails else AFTER_UNUSED

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from mergemill.engine.checkpoint.card import common_license, make_card
-from mergemill.engine.checkpoint.checkpoint import CONFIG_NAME, Checkpoint
+from mergemill.engine.checkpoint.checkpoint import CONFIG_NAME, Checkpoint, check_file
 from mergemill.engine.checkpoint.config import (
     CONFIG_DTYPES,
     Changes,
@@ -51,9 +51,8 @@ def make_files(
     made[CARD_NAME] = _card(recipe, method, checkpoints, tensors, code).encode()
     if donor.config_text:
         made[CONFIG_NAME] = make_config(donor.config_text, _config_changes(donor, checkpoints, family, stacks, tensors))
-    copied = [
-        SmallFile(name, None, donor.pins[name]) for name in sorted({*copied_files(donor.files), *needed_files(donor)})
-    ]
+    names = sorted({*copied_files(donor.files), *needed_files(donor)})
+    copied = [SmallFile(name, None, check_file(donor, name)) for name in names]
     files = [SmallFile(name, data, None) for name, data in sorted(made.items())]
     return (*copied, *files, SmallFile(INDEX_NAME, make_index(shards, tensors).encode(), None))
 

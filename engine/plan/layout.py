@@ -19,16 +19,26 @@ LEAST_PART_BYTES = 5 << 20  # and S3 takes no smaller ones, but for an object's 
 WHOLE_BYTES = 64 << 20  # up to here no tensor is cut that must be known whole first: its pieces read for every pass
 PARTS = 64  # parts of a merge too small for full ones, so that a few cores are busy to the end
 METADATA = {"format": "pt"}
-_NUMBER = re.compile(r"(\d+)")
+_NUMBER = re.compile("([0-9]+)")
+
+Order = tuple[tuple[int, str, str], ...]
 
 
-def natural_order(name: str) -> tuple[tuple[int, int, str], ...]:
+def natural_order(name: str) -> Order:
     """Return a key that sorts ``layers.2`` before ``layers.10``.
 
-    >>> sorted(["h.10.a", "h.9.b", "e"], key=natural_order)
-    ['e', 'h.9.b', 'h.10.a']
+    A number is compared by its digits, since those in the name of a tensor may be more than fit an integer.
+
+    >>> sorted(["h.10.a", "h.9.b", "h.09.b", "e"], key=natural_order)
+    ['e', 'h.09.b', 'h.9.b', 'h.10.a']
     """
-    return tuple((1, int(word), word) if word.isdigit() else (0, 0, word) for word in _NUMBER.split(name))
+    words = _NUMBER.split(name)  # text and numbers in turn
+    return tuple(_order_number(word) if place % 2 else (0, "", word) for place, word in enumerate(words))
+
+
+def _order_number(word: str) -> tuple[int, str, str]:
+    digits = word.lstrip("0")
+    return 1 + len(digits), digits, word
 
 
 def make_layout(tensors: Sequence[OutputTensor], shard_size: str | int) -> tuple[tuple[Shard, ...], tuple[Part, ...]]:

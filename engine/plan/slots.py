@@ -15,6 +15,7 @@ from mergemill.engine.plan.settings import Site
 from mergemill.engine.recipe import ModelEntry, ModelRef, Parameters, Recipe, Slice, Source
 
 Checkpoints = Mapping[str, Checkpoint]  # by the model's reference as text, in the recipe's order
+Layers = Mapping[int, Sequence[str]]  # of a stack of a model: what its tensors are called after the layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +103,10 @@ def iter_slots(stacks: Sequence[Stack], checkpoints: Checkpoints, family: Family
         for model, checkpoint in checkpoints.items()
     }
     first, last = _ends(stacks, checkpoints)
+    rests = _sort_into_layers(checkpoints)
     yield from _outside_slots(first, outside, "before")
     for stack in stacks:
-        yield from _layer_slots(stack, checkpoints)
+        yield from _layer_slots(stack, {model: found.get(stack.name, {}) for model, found in rests.items()})
     yield from _outside_slots(last, outside, "after")
 
 
@@ -198,11 +200,12 @@ def _only_stack(stacks: Mapping[str, Mapping[str, tuple[int, ...]]], recipe: Rec
     )
 
 
-def _layer_slots(stack: Stack, checkpoints: Checkpoints) -> Iterator[Slot]:
-    rests = _rests_by_layer(stack.name, checkpoints)
+def _layer_slots(stack: Stack, rests: Mapping[str, Layers]) -> Iterator[Slot]:
     offset, count = 0, stack.layers
     for stretch in stack.stretches:
-        for i in range(stretch.layers):
+        # Of a whole stack only the layers that are there: a number in a name may be far beyond them.
+        there = sorted({layer for found in rests.values() for layer in found}) if stack.whole else range(stretch.layers)
+        for i in there:
             t = i / (stretch.layers - 1) if stretch.layers > 1 else 1.0
             depth = (offset + i) / (count - 1) if count > 1 else 0.0
             layers = [(source, source.layer_range[0] + i) for source in stretch.sources]
@@ -224,13 +227,14 @@ def _make_candidate(source: Source, tensor: str, place: int) -> Candidate:
     return Candidate(str(source.model), tensor, source.parameters, place, delta_base)
 
 
-def _rests_by_layer(stack: str, checkpoints: Checkpoints) -> Mapping[str, Mapping[int, list[str]]]:
-    found: dict[str, dict[int, list[str]]] = {model: {} for model in checkpoints}
+def _sort_into_layers(checkpoints: Checkpoints) -> Mapping[str, Mapping[str, Layers]]:
+    """Return what each layer of each stack of each model holds."""
+    found: dict[str, dict[str, dict[int, list[str]]]] = {model: {} for model in checkpoints}
     for model, checkpoint in checkpoints.items():
         for name in checkpoint.tensors:
-            split = split_layer(name)
-            if split is not None and split[0] == stack:
-                found[model].setdefault(split[1], []).append(split[2])
+            if split := split_layer(name):
+                stack, layer, rest = split
+                found[model].setdefault(stack, {}).setdefault(layer, []).append(rest)
     return found
 
 

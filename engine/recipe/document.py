@@ -15,9 +15,12 @@ import yaml
 from mergemill.engine.errors import RecipeError
 from mergemill.engine.recipe.faults import Loc, shorten
 
-MOST_VALUES = 200_000  # aliases of aliases can unfold a few lines into billions
+MOST_VALUES = 200_000  # aliases of aliases, and merges of merges, can unfold a few lines into billions
+MOST_DIGITS = 400  # of a number: PyYAML's reading of some forms is quadratic
 
 _CORE = "tag:yaml.org,2002:"
+_TEXT = f"{_CORE}str"
+_SCALARS = frozenset({_TEXT, *(f"{_CORE}{name}" for name in ("null", "bool", "int", "float"))})
 _FLOAT = re.compile(r"[-+]?(?:[0-9]+|[0-9]*\.[0-9]+|[0-9]+\.)[eE][-+]?[0-9]+$")
 
 
@@ -41,12 +44,14 @@ class Document:
     """The line of every key and item, counted from 1; the path ``()`` is the document's own."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Reader:
     loader: yaml.SafeLoader
     name: str
     form: Form
     lines: dict[Loc, int] = field(default_factory=dict)
+    pairs: dict[int, "Pairs"] = field(default_factory=dict)  # of each mapping node, by its id: aliases come again
+    merged: int = 0  # keys that merge keys have brought
 
 
 class _Loader(yaml.SafeLoader):
@@ -86,7 +91,10 @@ def _make_loader(text: str, *, name: str) -> yaml.SafeLoader:
 
 
 def _compose_only(loader: yaml.SafeLoader, form: Form, *, name: str) -> yaml.Node:
-    root = _compose_next(loader)
+    try:
+        root = _compose_next(loader)
+    except (ValueError, OverflowError):  # of PyYAML's scanner, for an escape of no character, or a version of no number
+        raise _error(name, loader.line, "not valid YAML: an escape or a directive has a number too large") from None
     if root is None or (root.tag == f"{_CORE}null" and not root.value):
         raise _error(name, 0, f"{_the(form)} is empty; it needs {form.needs}")
     if second := _compose_next(loader):
@@ -99,15 +107,19 @@ def _compose_next(loader: yaml.SafeLoader) -> yaml.Node | None:
 
 
 def _read_node(reader: _Reader, node: yaml.Node, path: Loc) -> Any:
-    if len(reader.lines) > MOST_VALUES:
-        raise _error(reader.name, node.start_mark.line, f"{_the(reader.form)} holds more than {MOST_VALUES} values")
+    _check_count(reader, len(reader.lines), node)
     if isinstance(node, yaml.MappingNode) and node.tag == f"{_CORE}map":
         return _read_mapping(reader, node, path)
     if isinstance(node, yaml.SequenceNode) and node.tag == f"{_CORE}seq":
         return _read_sequence(reader, node, path)
-    if isinstance(node, yaml.ScalarNode):
+    if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
         return _read_scalar(reader, node)
     raise _error(reader.name, node.start_mark.line, f"the YAML tag '{shorten(node.tag)}' has no meaning here")
+
+
+def _check_count(reader: _Reader, count: int, node: yaml.Node) -> None:
+    if count > MOST_VALUES:
+        raise _error(reader.name, node.start_mark.line, f"{_the(reader.form)} holds more than {MOST_VALUES} values")
 
 
 def _read_mapping(reader: _Reader, node: yaml.MappingNode, path: Loc) -> dict[str, Any]:
@@ -127,10 +139,14 @@ def _read_sequence(reader: _Reader, node: yaml.SequenceNode, path: Loc) -> list[
 
 
 def _read_scalar(reader: _Reader, node: yaml.ScalarNode) -> Any:
+    """Return a scalar; with an explicit tag it may be anything, which PyYAML answers with any of these errors."""
     try:
-        value = reader.loader.construct_object(node)
-        return _join_surrogates(value) if isinstance(value, str) else value
-    except ValueError:
+        if node.tag == _TEXT:
+            return _join_surrogates(node.value)
+        if len(node.value) > MOST_DIGITS:
+            raise ValueError
+        return reader.loader.construct_object(node)
+    except (ValueError, KeyError, IndexError, OverflowError):
         words = f"'{shorten(node.value)}' cannot be read as {node.tag.removeprefix(_CORE)}"
         raise _error(reader.name, node.start_mark.line, words) from None
 
@@ -145,6 +161,12 @@ Pairs = dict[str, tuple[yaml.Node, yaml.Node]]
 
 def _find_pairs(reader: _Reader, node: yaml.MappingNode) -> Pairs:
     """Return the mapping's key and value nodes: merged ones first, its own over them."""
+    if id(node) not in reader.pairs:
+        reader.pairs[id(node)] = _collect_pairs(reader, node)
+    return reader.pairs[id(node)]
+
+
+def _collect_pairs(reader: _Reader, node: yaml.MappingNode) -> Pairs:
     own: Pairs = {}
     merged: Pairs = {}
     for key_node, value_node in node.value:
@@ -179,7 +201,10 @@ def _find_merged(reader: _Reader, node: yaml.Node) -> Pairs:
     for part in _list_merged(node):
         if not isinstance(part, yaml.MappingNode):
             raise _error(reader.name, part.start_mark.line, "'<<' takes a mapping, or a list of mappings")
-        merged = _find_pairs(reader, part) | merged
+        pairs = _find_pairs(reader, part)
+        reader.merged += len(pairs) + 1
+        _check_count(reader, reader.merged, node)
+        merged = pairs | merged
     return merged
 
 

@@ -16,6 +16,8 @@ from mergemill.engine.recipe.document import Document, Form, read_document
 from mergemill.engine.recipe.faults import Loc, describe, say, shorten
 from mergemill.engine.recipe.shapes import Value
 from mergemill.engine.recipe.values import Recipe
+from mergemill.engine.storage.bounds import RECIPE_BYTES
+from mergemill.engine.storage.regular import read_regular
 
 V = TypeVar("V", bound=Value)
 
@@ -97,7 +99,7 @@ def _check(model: type[V], form: Form, document: Document, *, name: str) -> V:
 def read_text(path: Path) -> str:
     """Return what a file of ours says; `RecipeError` where it cannot be read."""
     try:
-        stored = path.read_bytes()
+        stored = read_regular(path, RECIPE_BYTES)
         return stored.decode()
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None

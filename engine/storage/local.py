@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from mergemill.engine.errors import CheckpointError, SourceChanged, StorageError
 from mergemill.engine.storage.pin import Pin, changed
+from mergemill.engine.storage.regular import check_regular, open_regular
 from mergemill.engine.storage.stamps import compare_open, describe_change, make_stamp
 
 PIECE_BYTES = 8 << 20  # the longest single read
@@ -26,12 +27,15 @@ def resolve(ref: str) -> str | None:
 
 
 def list_files(folder: str, beneath: str) -> Mapping[str, Pin] | None:
-    """Return the files of a folder, and of the one called `beneath` in it; None where `folder` is a file."""
+    """Return the files of a folder, and of the one called `beneath` in it; None where `folder` is none.
+
+    `CheckpointError` for a pipe or device among them: without its file a model might be merged as another one.
+    """
     path = Path(folder)
-    if path.is_file():
+    if not path.is_dir():
         return None
-    found = [*path.iterdir(), *(path / beneath).glob("*")]
-    return {each.relative_to(path).as_posix(): pin_file(each) for each in sorted(found) if each.is_file()}
+    found = [each for each in (*path.iterdir(), *(path / beneath).glob("*")) if each.exists() and not each.is_dir()]
+    return {each.relative_to(path).as_posix(): pin_file(each) for each in sorted(found)}
 
 
 def pin_file(path: str | Path) -> Pin:
@@ -52,6 +56,7 @@ def check_pin(pin: Pin) -> None:
 def _pin(path: str | Path, like: str | None) -> Pin:
     try:
         found = Path(path).stat()
+        check_regular(found)
         return Pin(str(Path(path).resolve()), found.st_size, make_stamp(str(path), found, like))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
@@ -111,7 +116,7 @@ class _Descriptor:
     """An open file that is closed when nobody holds it."""
 
     def __init__(self, path: str) -> None:
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.number = open_regular(path)
 
     def __del__(self) -> None:
         os.close(self.number)

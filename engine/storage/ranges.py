@@ -1,10 +1,11 @@
 """Pinned files wherever they are stored, and ranges of them read into a caller's buffer."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from mergemill.engine.errors import CheckpointError
+from mergemill.engine.errors import CheckpointError, StorageError
 from mergemill.engine.storage import fetch, local
+from mergemill.engine.storage.bounds import COPIED_BYTES
 from mergemill.engine.storage.cache import RangeCache
 from mergemill.engine.storage.pin import Pin, changed
 from mergemill.engine.storage.sample import is_sampled
@@ -13,15 +14,20 @@ from mergemill.engine.storage.store import close_stores, is_remote, store_of
 __all__ = [
     "Pin",
     "check_pin",
+    "check_size",
     "close_all",
     "is_remote",
     "join",
     "list_files",
     "pin_file",
     "read_ahead",
+    "read_beginning",
     "read_into",
+    "read_pieces",
     "read_whole",
 ]
+
+PIECE_BYTES = 4 << 20  # of a small file
 
 
 def join(folder: str, name: str) -> str:
@@ -72,11 +78,34 @@ def read_into(pin: Pin, offset_bytes: int, buffer: memoryview, cache: RangeCache
         local.read_into(pin, offset_bytes, buffer)
 
 
-def read_whole(pin: Pin, most_bytes: int | None = None) -> bytes:
-    """Return a small file as it was pinned, or its first `most_bytes`."""
-    data = bytearray(pin.size_bytes if most_bytes is None else min(most_bytes, pin.size_bytes))
+def check_size(pin: Pin, most_bytes: int) -> None:
+    """Raise `StorageError` for a small file that is larger than it may be."""
+    if pin.size_bytes > most_bytes:
+        raise StorageError(f"{pin.url}: has {pin.size_bytes} bytes; such a file has at most {most_bytes}")
+
+
+def read_whole(pin: Pin, most_bytes: int = COPIED_BYTES) -> bytes:
+    """Return a small file as it was pinned; `StorageError` for one that is larger than it may be: see `bounds`."""
+    return b"".join(read_pieces(pin, most_bytes))
+
+
+def read_beginning(pin: Pin, size_bytes: int) -> bytes:
+    """Return the first bytes of a file as it was pinned; all of one that is shorter."""
     check_pin(pin)
-    read_into(pin, 0, memoryview(data))
+    return _read(pin, 0, min(size_bytes, pin.size_bytes))
+
+
+def read_pieces(pin: Pin, most_bytes: int = COPIED_BYTES) -> Iterator[bytes]:
+    """Yield a small file as it was pinned, a few megabytes at a time; errors as of `read_whole`."""
+    check_size(pin, most_bytes)
+    check_pin(pin)
+    for start in range(0, pin.size_bytes, PIECE_BYTES):
+        yield _read(pin, start, min(PIECE_BYTES, pin.size_bytes - start))
+
+
+def _read(pin: Pin, offset_bytes: int, size_bytes: int) -> bytes:
+    data = bytearray(size_bytes)
+    read_into(pin, offset_bytes, memoryview(data))
     return bytes(data)
 
 

@@ -1,5 +1,6 @@
 """The model card: front matter that the Hub reads, and a recipe that can be copied out of it."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def write_readme(folder: Path, text: str | None):
 
 
 def test_front_matter_is_what_the_hub_reads():
-    assert parse_front_matter(make()) == {
+    assert yaml.safe_load(make().split("---\n")[1]) == {
         "base_model": ["org/base", "org/tuned"],
         "base_model_relation": "merge",
         "library_name": "transformers",
@@ -47,7 +48,7 @@ def test_front_matter_is_what_the_hub_reads():
 
 
 def test_without_hub_models_or_licence_the_keys_are_absent():
-    front = parse_front_matter(make(models=["/a", "s3://b/c"], license_fields={}))
+    front = yaml.safe_load(make(models=["/a", "s3://b/c"], license_fields={}).split("---\n")[1])
     assert list(front) == ["base_model_relation", "library_name", "tags"]
 
 
@@ -82,7 +83,9 @@ MIT = "---\nlicense: mit\n---\n# x\n"
         ([MIT, "# no front matter\n"], {}),
         ([MIT, "---\nlicense: [\n---\n"], {}),
         ([MIT, "---\n- license\n---\n"], {}),
-        ([MIT, "---\ndate: 2026-99-99\n---\n"], {}),
+        ([MIT, "---\nlicense: mit\ndate: 2026-99-99\n---\n"], {"license": "mit"}),
+        ([MIT, "---\nlicense: no\n---\n"], {}),
+        ([MIT, '---\nlicense: "mit\\x1b[0m"\n---\n'], {}),
         ([MIT, "---\r\nlicense: mit\r\n---\r\ntext"], {"license": "mit"}),
         (
             ["---\nlicense: other\nlicense_name: llama3\n---\n"] * 2,
@@ -101,3 +104,32 @@ def test_front_matter_of_a_card_is_safe_yaml():
     card = make(license_fields={"license": "other", "license_name": "a: b # c"})
     front = card.split("---\n")[1]
     assert yaml.safe_load(front)["license_name"] == "a: b # c"
+
+
+@pytest.mark.parametrize(
+    "value", ["!!bool maybe", '!!float ""', "!!int x", "!!timestamp x", "!!binary é", "!!python/x y"]
+)
+def test_odd_values_of_a_card_are_not_looked_at(value):
+    assert parse_front_matter(f"---\na: {value}\nlicense: mit\n---\n")["license"] == "mit"
+
+
+@pytest.mark.parametrize(
+    "front", ['a: "\\UFFFFFFFF"', "%YAML 1." + "9" * 5000, "[" * 5000, "a: *b", "- license: mit", "a: b\n---\nc: d"]
+)
+def test_front_matter_that_cannot_be_read_is_none(front):
+    assert parse_front_matter(f"---\n{front}\n---\n") in ({}, {"a": "b"})
+
+
+def test_merge_keys_of_merge_keys_are_not_followed():
+    names = "abcdefghijklmnop"
+    lines = [f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 9)}]}}" for a, b in itertools.pairwise(names)]
+    text = "\n".join(["---", "a: &a {k: v}", *lines, "license: mit", "---", ""])
+    assert parse_front_matter(text) == {"license": "mit"}
+
+
+def test_of_a_card_of_any_size_only_the_beginning_is_read(tmp_path):
+    checkpoint = write_readme(tmp_path / "a", MIT)
+    with open(tmp_path / "a" / "README.md", "ab") as file:
+        file.truncate(1 << 40)
+    assert common_license([open_checkpoint(str(tmp_path / "a"))]) == {"license": "mit"}
+    assert checkpoint.files == ("README.md",)

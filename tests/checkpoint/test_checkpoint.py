@@ -274,3 +274,21 @@ def test_index_of_one_file_is_no_conflict(tmp_path):
     (write_single(tmp_path) / INDEX_NAME).write_text(json.dumps({"weight_map": weight_map}))
     assert_holds_tensors(open_checkpoint(str(tmp_path)))
     assert load_file(tmp_path / "model.safetensors").keys() == TENSORS.keys()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "model.safetensors", "README.md"])
+def test_a_pipe_in_the_place_of_a_file_is_no_model(tmp_path, name):
+    save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointError, match=f"{name}: cannot be read: it is a pipe, not a file"):
+        open_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_a_small_file_is_no_larger_than_such_files_are(tmp_path, name):
+    save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with open(tmp_path / name, "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(CheckpointError, match=f"{name}: has 1099511627776 bytes; such a file has at most"):
+        open_checkpoint(str(tmp_path))

@@ -226,3 +226,14 @@ def test_two_factors_of_falcon_h1_are_no_list_of_layers():
     config = {"num_hidden_layers": 4, "mlp_multipliers": [0.9, 0.6]}
     changes = layer_changes(config, DEFAULT, "model.layers", [(config, i) for i in (0, 1, 2, 1, 2, 3)])
     assert changes == {("num_hidden_layers",): 6}
+
+
+def test_half_a_surrogate_pair_stays_as_it_was_written():
+    text = '{"é": "\\ud800", "dtype": "float32"}'.encode()
+    assert json.loads(make_config(text, {("dtype",): "bfloat16"})) == {"é": "\ud800", "dtype": "bfloat16"}
+
+
+def test_layers_that_a_config_counts_and_nobody_has_cost_nothing():
+    config = {"num_hidden_layers": 10**11, "mlp_only_layers": 3, "moe_layers": [1]}
+    found = layer_changes(config, DEFAULT, "model.layers", [(config, 1), (config, 0)])
+    assert found == {("num_hidden_layers",): 2, ("moe_layers",): [0]}

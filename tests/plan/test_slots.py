@@ -174,3 +174,18 @@ def test_a_model_without_layers_is_refused(tmp_path: Path) -> None:
     write_sketch(tmp_path / "flat", {"weight": ("F32", (2,))})
     with pytest.raises(PlanError, match="no layers found in flat"):
         plan_of({"merge_method": "passthrough", "models": [{"model": "flat"}]})
+
+
+def test_a_number_in_a_name_may_be_any(tmp_path: Path) -> None:
+    names = [
+        "l.0.w",
+        "l.20000000.w",
+        "l.999999999.w",
+        f"l.{'9' * 5000}.w",
+        "a.1²",
+        "a.٣",
+        *(f"s{i}.9.w" for i in range(2000)),
+    ]
+    write_sketch(tmp_path / "far", dict.fromkeys(names, ("F32", (1,))))
+    found = name_inputs(plan_of({"merge_method": "linear", "models": [{"model": "far"}], "parameters": {"weight": 1}}))
+    assert found == {name: (f"far:{name}",) for name in names}

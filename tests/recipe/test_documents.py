@@ -1,5 +1,8 @@
 """YAML as it is read: anchors, merge keys, names, files."""
 
+import itertools
+import os
+
 import pytest
 
 from mergemill.engine.errors import RecipeError
@@ -79,3 +82,54 @@ def test_aliases_do_not_unfold_without_end(monkeypatch):
     bomb += "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abc", "bcd", strict=True))
     with pytest.raises(RecipeError, match="the recipe holds more than 1000 values"):
         parse_recipe(bomb)
+
+
+def test_merge_keys_do_not_unfold_without_end():
+    names = "abcdefghijklmnop"
+    bomb = "a: &a {k: v}\n"
+    bomb += "".join(f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 9)}]}}\n" for a, b in itertools.pairwise(names))
+    with pytest.raises(RecipeError, match="unknown key 'a'"):
+        parse_recipe(bomb)
+
+
+def test_keys_that_are_merged_again_and_again_are_counted(monkeypatch):
+    monkeypatch.setattr(document, "MOST_VALUES", 1000)
+    bomb = "a: &a {b: 1, c: 2, d: 3}\nb: {<<: [" + ", ".join(["*a"] * 500) + "]}\n"
+    with pytest.raises(RecipeError, match="the recipe holds more than 1000 values"):
+        parse_recipe(bomb)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("!!bool maybe", "'maybe' cannot be read as bool"),
+        ('!!float ""', "'' cannot be read as float"),
+        ('!!int ""', "'' cannot be read as int"),
+        ("!!int x", "'x' cannot be read as int"),
+        (":".join(["1"] * 300), None),
+        ("!!float " + ":".join(["1.5"] * 300), f"'{'1.5:' * 15}…' cannot be read as float"),
+        ("9" * 5000, f"'{'9' * 60}…' cannot be read as int"),
+        ("!!timestamp x", "the YAML tag 'tag:yaml.org,2002:timestamp' has no meaning here"),
+        ("!!binary aGk=", "the YAML tag 'tag:yaml.org,2002:binary' has no meaning here"),
+        ('"\\UFFFFFFFF"', "not valid YAML: an escape or a directive has a number too large"),
+        ('"\\U00110000"', "not valid YAML: an escape or a directive has a number too large"),
+    ],
+)
+def test_an_odd_scalar_is_told_with_its_line(value, words):
+    with pytest.raises(RecipeError, match=r"^recipe.yml:2: ") as caught:
+        parse_recipe(f"merge_method: linear\ndtype: {value}\n")
+    assert words is None or str(caught.value) == f"recipe.yml:2: {words}"
+
+
+def test_what_is_no_file_or_too_large_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yml")
+    (tmp_path / "large.yml").write_bytes(b"#" * ((1 << 20) + 1))
+    (tmp_path / "device.yml").symlink_to("/dev/zero")
+    wrong = {
+        "pipe": "it is a pipe, not a file",
+        "device": "it is a device, not a file",
+        "large": "it has more than the",
+    }
+    for name, words in wrong.items():
+        with pytest.raises(RecipeError, match=f"{name}.yml: cannot be read: {words}"):
+            load_recipe(tmp_path / f"{name}.yml")

@@ -18,7 +18,7 @@ from mergemill.engine.runs.outputs.record import Record, checksum, parse_record,
 from mergemill.engine.runs.outputs.state import RECORD_NAME
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.storage.objects import Objects
-from mergemill.engine.storage.ranges import Pin, join, pin_file, read_whole
+from mergemill.engine.storage.ranges import Pin, join, pin_file, read_beginning
 
 
 class RemoteOutput:
@@ -151,4 +151,4 @@ class RemoteOutput:
 
 def begins_with(pin: Pin, header: bytes) -> bool:
     """Whether a file begins so."""
-    return read_whole(pin, len(header)) == header
+    return read_beginning(pin, len(header)) == header

@@ -1,0 +1,33 @@
+"""How large a small file may be: the one table of it.
+
+A file of a model, a recipe or an output may be anybody's. It is asked for its size before a byte of it is read, so
+that a plan takes a few megabytes whatever lies in the place of a config. Each bound is some ten times the largest that
+was seen (2026-11-29). What is only copied passes through in pieces, and may be larger.
+"""
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
+
+CARD_BYTES = 128 << 10  # of a model card, which is read no further: its front matter ends there
+RECIPE_BYTES = 1 << 20  # of a recipe, or a cluster file
+METHODS_BYTES = 4 << 20  # of a file of methods
+NOTE_BYTES = 1 << 20  # of a note of a driver beside an output
+COPIED_BYTES = 2 << 30  # of any other file beside a model's weights
+
+_PARSED: Mapping[str, int] = {
+    "config.json": 16 << 20,
+    "*.index.json": 256 << 20,
+    "tokenizer.json": 256 << 20,
+    "*.json": 64 << 20,
+}
+
+
+def find_bound(name: str) -> int:
+    """Return the most bytes that a small file of a model has.
+
+    >>> find_bound("a/config.json") >> 20, find_bound("vocab.json") >> 20, find_bound("tokenizer.model") >> 20
+    (16, 64, 2048)
+    """
+    name = PurePosixPath(name).name
+    return next((size for pattern, size in _PARSED.items() if fnmatchcase(name, pattern)), COPIED_BYTES)
