@@ -3,7 +3,9 @@
 #ifndef MERGEMILL_NATIVE_H
 #define MERGEMILL_NATIVE_H
 
+#include <float.h>
 #include <math.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -21,7 +23,16 @@
 #define LAST 32
 #define SAMPLE 1024
 
+#define VERSION 1 /* of structures and signatures, as structures.py has it */
+
+_Static_assert(CHUNK == SAMPLE && SAMPLE == LANES, "a chunk is a sample, and a row of lanes");
+_Static_assert(BLOCK % CHUNK == 0 && LANES % LAST == 0, "a block is whole chunks, and lanes are whole rows of the last");
+_Static_assert(CHUNK <= UINT16_MAX && BLOCK <= INT32_MAX, "what is counted of them fits");
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "checkpoints are little-endian, and are not turned");
+_Static_assert(FLT_EVAL_METHOD == 0, "floats are not computed with more bits than they have");
+
 #define TILE 16 /* elements that are worked on at once where the compiler needs to be told; any machine can do it */
+_Static_assert(CHUNK % TILE == 0 && TILE % 8 == 0, "a chunk is whole tiles, and a tile's marks are whole bytes");
 typedef float Floats __attribute__((vector_size(4 * TILE)));
 typedef int32_t Flags __attribute__((vector_size(4 * TILE))); /* -1 or 0 */
 typedef uint32_t Words __attribute__((vector_size(4 * TILE)));

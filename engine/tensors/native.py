@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mergemill.engine.tensors.lazy import Dtype, Tensor, torch
+from mergemill.engine.tensors.structures import find_layout
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Sums = np.ndarray[Any, np.dtype[np.float64]]
@@ -25,7 +26,7 @@ LANES = 32  # sums of a block that are left to add
 
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 _FLOAT, _FLAG, _WORD = ctypes.c_float, ctypes.c_int32, ctypes.c_uint32
-_SIGNATURES: dict[str, tuple[list[Any], Any]] = {
+SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "combine": ([_POINTER, _POINTER, _SIZE, _SIZE, _FLOAT], None),
     "add_deltas": ([_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _FLOAT, _FLOAT], None),
     "add_agreeing": ([_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _FLAG, _FLOAT], None),
@@ -62,18 +63,29 @@ def load() -> ctypes.CDLL | None:
     for ending in importlib.machinery.EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_native{ending}")
         if path.exists():
-            return _declare(ctypes.CDLL(str(path)), path)
+            return declare(ctypes.CDLL(str(path)), path)
     return None
 
 
-def _declare(library: ctypes.CDLL, path: Path) -> ctypes.CDLL:
-    for name, (arguments, result) in _SIGNATURES.items():
+def declare(library: ctypes.CDLL, path: str | Path) -> ctypes.CDLL:
+    """Return the library once it agrees with what is handed to it; else raise ImportError."""
+    expected = find_layout()
+    found = (ctypes.c_int64 * len(expected))()
+    if not hasattr(library, "mergemill_layout") or not _lays_out(library, found) or tuple(found) != expected:
+        raise ImportError(f"{path}: was built from other sources (its structures differ); install mergemill again")
+    for name, (arguments, result) in SIGNATURES.items():
         function = getattr(library, f"mergemill_{name}", None)
         if function is None:
             raise ImportError(f"{path}: was built from other sources (it has no {name}); install mergemill again")
         function.argtypes, function.restype = arguments, result
     library.mergemill_fill_counters()
     return library
+
+
+def _lays_out(library: ctypes.CDLL, out: Any) -> bool:
+    """Whether as much is said of the library's structures as `out` has room for, and fill it in."""
+    library.mergemill_layout.argtypes, library.mergemill_layout.restype = [_POINTER, _SIZE], _SIZE
+    return int(library.mergemill_layout(out, len(out))) == len(out)
 
 
 def suits(*slabs: Tensor) -> bool:

@@ -57,8 +57,11 @@ static void count_upper_of_two(const float *x, const float *y, int64_t size, int
 
 /* Add the histogram of the upper 15 bits of each of `many` ranked values to its counts. */
 int32_t mergemill_stored_upper(const Slab *slab, const int64_t *which, int64_t *const *counts, int64_t many) {
+    if (!is_sound(slab)) return REFUSED;
+    for (int64_t i = 0; i < many; i++)
+        if (!is_ranked(slab, which[i])) return REFUSED;
     Room room;
-    if (!make_room(&room, slab->count)) return drop_room(&room), -1;
+    if (!make_room(&room, slab->count)) return drop_room(&room), NO_MEMORY;
     for (Chunk chunk = {0}; next_chunk(slab, &chunk); ) {
         load_base(slab, chunk.start, chunk.here, room.base);
         int64_t i = 0;
@@ -79,8 +82,9 @@ WIDTHS static void mark_prefix(const float *restrict x, int64_t size, uint32_t p
 
 /* Add the histogram of the lower 16 bits of those whose upper 15 are `prefix` to `counts`. */
 int32_t mergemill_stored_lower(const Slab *slab, int64_t which, uint32_t prefix, int64_t *counts) {
+    if (!is_sound(slab) || !is_ranked(slab, which)) return REFUSED;
     Room room;
-    if (!make_room(&room, slab->count)) return drop_room(&room), -1;
+    if (!make_room(&room, slab->count)) return drop_room(&room), NO_MEMORY;
     for (Chunk chunk = {0}; next_chunk(slab, &chunk); ) {
         load_base(slab, chunk.start, chunk.here, room.base);
         const float *x = load_ranked(slab, which, &chunk, &room);
@@ -102,8 +106,9 @@ int32_t mergemill_stored_lower(const Slab *slab, int64_t which, uint32_t prefix,
 /* Write the bits of `run` magnitudes from `first` on, and from every `stride` after it as long as all lie in the slab. */
 int32_t mergemill_stored_sample(const Slab *slab, int64_t which, int64_t first, int64_t stride, int64_t run,
                                 uint32_t *out) {
+    if (!is_sound(slab) || !is_ranked(slab, which) || first < 0 || stride < 1 || run < 1 || run > CHUNK) return REFUSED;
     Room room;
-    if (!make_room(&room, slab->count)) return drop_room(&room), -1;
+    if (!make_room(&room, slab->count)) return drop_room(&room), NO_MEMORY;
     for (Chunk chunk = {.start = first, .here = run}; chunk.start + run <= slab->size; chunk.start += stride, out += run) {
         load_base(slab, chunk.start, run, room.base);
         find_magnitudes(load_ranked(slab, which, &chunk, &room), run, out);
@@ -111,17 +116,6 @@ int32_t mergemill_stored_sample(const Slab *slab, int64_t which, int64_t first, 
     drop_room(&room);
     return 0;
 }
-
-/* What is seen of the magnitudes' bits from `low` to `high`. */
-typedef struct {
-    int64_t which;
-    uint32_t low, high;
-    int64_t above, inside;
-    int64_t *low_counts, *high_counts; /* what equals the ends, in each block from the slab's first */
-    int64_t *counts;                   /* what lies between them, in each block of the slab */
-    uint32_t *keys;                    /* that itself, as far as there is room */
-    int64_t room;
-} Window;
 
 typedef struct {
     int32_t above, low, high;
@@ -160,8 +154,11 @@ static void collect(Window *window, const float *x, const uint8_t *inside, int64
 
 /* Look at windows of ranked values; what `above` and `inside` begin with is added to. */
 int32_t mergemill_stored_windows(const Slab *slab, Window *windows, int64_t many) {
+    if (!is_sound(slab)) return REFUSED;
+    for (const Window *window = windows; window < windows + many; window++)
+        if (!is_ranked(slab, window->which) || window->inside < 0) return REFUSED;
     Room room;
-    if (!make_room(&room, slab->count)) return drop_room(&room), -1;
+    if (!make_room(&room, slab->count)) return drop_room(&room), NO_MEMORY;
     uint8_t inside[CHUNK];
     float *x = 0;
     for (Chunk chunk = {0}; next_chunk(slab, &chunk); ) {
@@ -185,8 +182,9 @@ int32_t mergemill_stored_windows(const Slab *slab, Window *windows, int64_t many
 
 /* Count in each block what equals `value`; `counts` begins with the slab's first block. */
 int32_t mergemill_stored_equal(const Slab *slab, int64_t which, float value, int64_t *counts) {
+    if (!is_sound(slab) || !is_ranked(slab, which)) return REFUSED;
     Room room;
-    if (!make_room(&room, slab->count)) return drop_room(&room), -1;
+    if (!make_room(&room, slab->count)) return drop_room(&room), NO_MEMORY;
     for (Chunk chunk = {0}; next_chunk(slab, &chunk); ) {
         load_base(slab, chunk.start, chunk.here, room.base);
         counts[chunk.block - slab->start / slab->block] +=
@@ -198,9 +196,10 @@ int32_t mergemill_stored_equal(const Slab *slab, int64_t which, float value, int
 
 /* Mark in `bits` the elements whose ranked value belongs to the cut; `mask` has room for a byte each. */
 int32_t mergemill_stored_marks(const Slab *slab, int64_t which, const Cut *cut, uint8_t *mask, uint8_t *bits) {
+    if (!is_sound(slab) || !is_ranked(slab, which)) return REFUSED;
     Room room;
     int64_t seen = 0;
-    if (!make_room(&room, slab->count)) return drop_room(&room), -1;
+    if (!make_room(&room, slab->count)) return drop_room(&room), NO_MEMORY;
     for (Chunk chunk = {0}; next_chunk(slab, &chunk); ) {
         load_base(slab, chunk.start, chunk.here, room.base);
         mark_cut(load_ranked(slab, which, &chunk, &room), &chunk, cut, &seen, mask + chunk.start);

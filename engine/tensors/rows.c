@@ -18,6 +18,9 @@ typedef struct {
     uint8_t ordered[ROW_BINS];
 } Bins;
 
+_Static_assert(ROW_BINS % 16 == 0, "bins are whole vectors");
+_Static_assert(sizeof(Bins) % _Alignof(double) == 0, "sums may follow bins in memory");
+
 enum { KEPT = 1, OPEN = 2 };
 
 /* How many of a row are less than the element j, or equal and before it. */
@@ -254,9 +257,11 @@ static void sum_row(Norms *norms, const Slab *slab, int64_t start, const float *
  * 32 sums of |x| for each cut, of all and of what stays. */
 int32_t mergemill_stored_rows(const Slab *slab, int64_t which, int64_t columns, const int32_t *limits,
                               const uint32_t *random, uint8_t *mask, uint8_t *kept_bits, double *whole, double *kept) {
+    if (!is_sound(slab) || !is_ranked(slab, which) || which < 0) return REFUSED;
+    if (columns < 1 || columns > INT32_MAX || slab->size % columns) return REFUSED; /* ranks are 31 bits */
     Bins *bins = malloc(sizeof(Bins) + sizeof(Norms));
     uint64_t *keys = malloc((size_t)(columns + 2) * (sizeof *keys + 4 * sizeof(float) + 2 * sizeof(uint16_t)));
-    if (!bins || !keys) return free(bins), free(keys), -1;
+    if (!bins || !keys) return free(bins), free(keys), NO_MEMORY;
     Norms *norms = (Norms *)(bins + 1);
     norms->whole = whole, norms->kept = kept;
     float *base = (float *)(keys + columns), *x = base + columns;

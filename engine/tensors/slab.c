@@ -134,6 +134,61 @@ void load(const Slab *slab, int64_t i, int64_t start, int64_t size, const float 
     scale(slab, i, size, out);
 }
 
+/* ---------------------------------------------------------------------------------------------------------- checks */
+
+#define OF(kind, field) (int64_t)offsetof(kind, field)
+
+/* Write the version, and of each structure its size and where its fields begin, as far as there is room; returns how
+ * many numbers these are. structures.py has the same. */
+int64_t mergemill_layout(int64_t *out, int64_t room) {
+    const int64_t layout[] = {
+        VERSION,
+        sizeof(Slab), OF(Slab, data), OF(Slab, dtypes), OF(Slab, scales), OF(Slab, count), OF(Slab, has_base),
+        OF(Slab, size), OF(Slab, start), OF(Slab, block),
+        sizeof(Cut), OF(Cut, threshold), OF(Cut, block), OF(Cut, ties),
+        sizeof(Keep), OF(Keep, kind), OF(Keep, factor), OF(Keep, cut), OF(Keep, outliers), OF(Keep, has_outliers),
+        OF(Keep, limit), OF(Keep, keys), OF(Keep, mask),
+        sizeof(Join), OF(Join, kind), OF(Join, normalize), OF(Join, weight), OF(Join, divisor), OF(Join, lambda),
+        sizeof(Window), OF(Window, which), OF(Window, low), OF(Window, high), OF(Window, above), OF(Window, inside),
+        OF(Window, low_counts), OF(Window, high_counts), OF(Window, counts), OF(Window, keys), OF(Window, room),
+    };
+    const int64_t count = sizeof layout / sizeof *layout;
+    memcpy(out, layout, (size_t)least(count, room > 0 ? room : 0) * sizeof *out);
+    return count;
+}
+
+int is_sound(const Slab *slab) {
+    if (slab->count < 1 || slab->has_base < 0 || slab->has_base > 1 || slab->size < 0 || slab->block < 1) return 0;
+    if (slab->start < 0 || slab->start % slab->block || slab->size > INT64_MAX / 8 - slab->start) return 0;
+    for (int64_t i = 0; i < slab->count + slab->has_base; i++) {
+        const uintptr_t at = (uintptr_t)slab->data[i];
+        if (slab->dtypes[i] < F32 || slab->dtypes[i] > F16 || (slab->size && !at)) return 0;
+        if (at % (slab->dtypes[i] == F32 ? sizeof(float) : sizeof(uint16_t))) return 0;
+    }
+    return 1;
+}
+
+int is_ranked(const Slab *slab, int64_t which) { return which >= -1 && which < slab->count; }
+
+/* Whether all that belongs to `inner` belongs to `outer`, too. */
+static int lies_within(const Cut *inner, const Cut *outer) {
+    const uint32_t a = float_to_bits(inner->threshold), b = float_to_bits(outer->threshold);
+    if (a != b) return a > b;
+    return inner->block < outer->block || (inner->block == outer->block && inner->ties <= outer->ties);
+}
+
+int is_kept(const Slab *slab, const Keep *keep) {
+    if (keep->kind < KEEP_ALL || keep->kind > KEEP_MASK) return 0;
+    if (keep->kind == KEEP_CUT && keep->has_outliers && !lies_within(&keep->outliers, &keep->cut)) return 0;
+    return !slab->size || ((keep->kind != KEEP_RANDOM || keep->keys) && (keep->kind != KEEP_MASK || keep->mask));
+}
+
+int is_joined(const Slab *slab, const Join *join) {
+    return join->kind >= JOIN_SUM && join->kind <= JOIN_SHARE && (slab->has_base || join->kind == JOIN_SUM);
+}
+
+/* ------------------------------------------------------------------------------------------------------------ room */
+
 int make_room(Room *room, int64_t count) {
     const size_t floats = (size_t)(count + 2) * CHUNK * sizeof(float);
     room->base = aligned_alloc(64, floats + ((size_t)count * sizeof(float *) + 63) / 64 * 64);

@@ -46,6 +46,17 @@ typedef struct {
     float divisor, lambda;
 } Join;
 
+/* What is seen of the magnitudes' bits from `low` to `high`. */
+typedef struct {
+    int64_t which;
+    uint32_t low, high;
+    int64_t above, inside;
+    int64_t *low_counts, *high_counts; /* what equals the ends, in each block from the slab's first */
+    int64_t *counts;                   /* what lies between them, in each block of the slab */
+    uint32_t *keys;                    /* that itself, as far as there is room */
+    int64_t room;
+} Window;
+
 /* Room for a chunk of the base, of what is made of it, and of every tensor. */
 typedef struct {
     float *base, *total, **x;
@@ -69,6 +80,16 @@ static inline uint32_t float_to_bits(float value) {
     const union { float value; uint32_t bits; } word = {value};
     return word.bits;
 }
+
+/* What loops return instead of what they are asked for. */
+enum { NO_MEMORY = -1, REFUSED = -2 };
+
+/* Whether what Python says of a slab, a tensor's number (or the spread's, -1), a cut, what is kept and a join holds
+ * together: looked at once a call, so that nothing is read or written beyond what it points to. */
+INSIDE int is_sound(const Slab *slab);
+INSIDE int is_ranked(const Slab *slab, int64_t which);
+INSIDE int is_kept(const Slab *slab, const Keep *keep);
+INSIDE int is_joined(const Slab *slab, const Join *join);
 
 INSIDE void load_base(const Slab *slab, int64_t start, int64_t size, float *base);
 /* The tensor i as it is, or less the base. */

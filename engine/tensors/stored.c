@@ -41,15 +41,18 @@ static const float *join_chunk(const Join *join, const Room *room, int64_t count
     return room->base;
 }
 
-/* Merge a slab into `out`, encoded as `dtype`; returns how many values of that are not finite, -1 without memory.
+/* Merge a slab into `out`, encoded as `dtype`; returns how many values of that are not finite.
  *
  * Of each sampled chunk `squares`, unless NULL, gets a column: the squares of the first tensor (the base, where there is
  * one), of the others (less the base; without one, less the first) and of the result less the first.
  */
 int64_t mergemill_merge_stored(const Slab *slab, const Keep *keeps, const Join *join, void *out, int32_t dtype,
                                double *squares, int64_t chunks) {
+    if (!is_sound(slab) || !is_joined(slab, join) || dtype < F32 || dtype > F16) return REFUSED;
+    for (int64_t i = 0; keeps && i < slab->count; i++)
+        if (!is_kept(slab, keeps + i)) return REFUSED;
     Room room;
-    if (!make_room(&room, slab->count)) return drop_room(&room), -1;
+    if (!make_room(&room, slab->count)) return drop_room(&room), NO_MEMORY;
     float first[SAMPLE];
     int64_t broken = 0, column = 0;
     for (Chunk chunk = {0}; next_chunk(slab, &chunk); ) {
@@ -107,10 +110,11 @@ static int sums_end(const Slab *slab, const Chunk *chunk) {
 
 /* For each tensor i and each j <= i, and each cut, 32 sums of products in float64. */
 int32_t mergemill_stored_products(const Slab *slab, double *sums, int64_t cuts) {
+    if (!is_sound(slab)) return REFUSED;
     const int64_t pairs = slab->count * (slab->count + 1) / 2;
     double *lanes = malloc((size_t)pairs * LANES * sizeof(double));
     Room room;
-    if (!make_room(&room, slab->count) || !lanes) return drop_room(&room), free(lanes), -1;
+    if (!make_room(&room, slab->count) || !lanes) return drop_room(&room), free(lanes), NO_MEMORY;
     int64_t cut = 0;
     for (Chunk chunk = {0}; next_chunk(slab, &chunk); ) {
         if (chunk.sampled) memset(lanes, 0, (size_t)pairs * LANES * sizeof(double));
@@ -133,6 +137,7 @@ int32_t mergemill_stored_products(const Slab *slab, double *sums, int64_t cuts) 
 
 /* Of one tensor, 32 sums of |x| for each cut, before and after it is thinned. */
 int32_t mergemill_stored_norms(const Slab *slab, int64_t which, const Keep *keep, double *whole, double *kept) {
+    if (!is_sound(slab) || !is_ranked(slab, which) || which < 0 || !is_kept(slab, keep)) return REFUSED;
     float base[CHUNK], x[CHUNK];
     double before[LANES], after[LANES];
     int64_t seen[2] = {0};
@@ -154,9 +159,10 @@ int32_t mergemill_stored_norms(const Slab *slab, int64_t which, const Keep *keep
  * all, and marks none. `mask` has room for a byte each. */
 int32_t mergemill_stored_marked_squares(const Slab *slab, const Cut *cut, uint8_t *mask, uint8_t *bits, double *sums,
                                         int64_t cuts) {
+    if (!is_sound(slab)) return REFUSED;
     double *lanes = malloc((size_t)slab->count * LANES * sizeof(double));
     Room room;
-    if (!make_room(&room, slab->count) || !lanes) return drop_room(&room), free(lanes), -1;
+    if (!make_room(&room, slab->count) || !lanes) return drop_room(&room), free(lanes), NO_MEMORY;
     int64_t seen = 0, at = 0;
     for (Chunk chunk = {0}; next_chunk(slab, &chunk); ) {
         if (chunk.sampled) memset(lanes, 0, (size_t)slab->count * LANES * sizeof(double));

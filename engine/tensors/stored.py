@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mergemill.engine.tensors import native
+from mergemill.engine.tensors import native, structures
 from mergemill.engine.tensors.cut import Cut
 from mergemill.engine.tensors.exact import ExactSum, count_cuts, sum_lanes
 from mergemill.engine.tensors.fusion import SPREAD, Fusion, Join, Keep, Limits
@@ -23,64 +23,10 @@ STORED_DTYPES = {"F32": 0, "BF16": 1, "F16": 2}
 _KINDS = {"all": 0, "nothing": 1, "cut": 2, "random": 3, "mask": 4}
 _JOINS = {"sum": 0, "add": 1, "agree": 2, "share": 3}
 MOST_NEAR = 1 << 18  # keys that a window of a slab has room for
+_NO_MEMORY = -1  # what loops return; less, where they refuse what they were given
 _NO_CUT = Cut(0.0, 0, 0, 0, 0)
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]
-
-
-class _Slab(ctypes.Structure):
-    _fields_ = [
-        ("data", ctypes.c_void_p),
-        ("dtypes", ctypes.c_void_p),
-        ("scales", ctypes.c_void_p),
-        ("count", ctypes.c_int64),
-        ("has_base", ctypes.c_int32),
-        ("size", ctypes.c_int64),
-        ("start", ctypes.c_int64),
-        ("block", ctypes.c_int64),
-    ]
-
-
-class _Cut(ctypes.Structure):
-    _fields_ = [("threshold", ctypes.c_float), ("block", ctypes.c_int64), ("ties", ctypes.c_int64)]
-
-
-class _Keep(ctypes.Structure):
-    _fields_ = [
-        ("kind", ctypes.c_int32),
-        ("factor", ctypes.c_float),
-        ("cut", _Cut),
-        ("outliers", _Cut),
-        ("has_outliers", ctypes.c_int32),
-        ("limit", ctypes.c_int32),
-        ("keys", ctypes.c_void_p),
-        ("mask", ctypes.c_void_p),
-    ]
-
-
-class _Join(ctypes.Structure):
-    _fields_ = [
-        ("kind", ctypes.c_int32),
-        ("normalize", ctypes.c_int32),
-        ("weight", ctypes.c_void_p),
-        ("divisor", ctypes.c_float),
-        ("lambda_", ctypes.c_float),
-    ]
-
-
-class _Window(ctypes.Structure):
-    _fields_ = [
-        ("which", ctypes.c_int64),
-        ("low", ctypes.c_uint32),
-        ("high", ctypes.c_uint32),
-        ("above", ctypes.c_int64),
-        ("inside", ctypes.c_int64),
-        ("low_counts", ctypes.c_void_p),
-        ("high_counts", ctypes.c_void_p),
-        ("counts", ctypes.c_void_p),
-        ("keys", ctypes.c_void_p),
-        ("room", ctypes.c_int64),
-    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +125,7 @@ class StoredSlab:
         room = min(self.size, MOST_NEAR)
         counts = np.zeros((len(windows), blocks), np.int64)
         keys = self.work.take_bytes(4 * room * len(windows)).view(np.uint32).reshape(-1, room)
-        lowered = (_Window * len(windows))()
+        lowered = (structures.Window * len(windows))()
         for each, window, end, count, near in zip(lowered, windows, ends, counts, keys, strict=True):
             each.which, each.low, each.high = window
             each.low_counts, each.high_counts = (side[first:].ctypes.data for side in end)
@@ -229,7 +175,7 @@ class StoredSlab:
         data = (ctypes.c_void_p * len(self.arrays))(*(array.ctypes.data for array in self.arrays))
         dtypes, scales = _lower_dtypes(self.dtypes), _lower_floats(self.scales or (1.0,) * self.count)
         pointers = [ctypes.addressof(array) for array in (data, dtypes, scales)]
-        slab = _Slab(*pointers, self.count, self.has_base, self.size, self.place.start, self.place.block)
+        slab = structures.Slab(*pointers, self.count, self.has_base, self.size, self.place.start, self.place.block)
         slab.alive = (data, dtypes, scales)
         return ctypes.byref(slab)
 
@@ -237,16 +183,16 @@ class StoredSlab:
         """Return the keeps as an array, None where all is kept, and what it points into."""
         if fusion.marked is not None:
             bits = self.mark(fusion.marked)
-            marked = _Keep(kind=_KINDS["mask"], factor=1.0, mask=bits.ctypes.data)
-            return (_Keep * self.count)(*(marked,) * self.count), [bits]
+            marked = structures.Keep(kind=_KINDS["mask"], factor=1.0, mask=bits.ctypes.data)
+            return (structures.Keep * self.count)(*(marked,) * self.count), [bits]
         if not fusion.keeps:
             return None, []
         lowered, alive = zip(*(self._lower_keep(which, keep) for which, keep in enumerate(fusion.keeps)), strict=True)
-        return (_Keep * self.count)(*lowered), list(alive)
+        return (structures.Keep * self.count)(*lowered), list(alive)
 
-    def _lower_keep(self, which: int, keep: Keep) -> tuple[_Keep, Any]:
+    def _lower_keep(self, which: int, keep: Keep) -> tuple[structures.Keep, Any]:
         """Return one tensor's keep, and what it points into."""
-        lowered = _Keep(kind=_KINDS["all"], factor=keep.factor)
+        lowered = structures.Keep(kind=_KINDS["all"], factor=keep.factor)
         alive: Keys | Arena | None = None
         if keep.nothing:
             lowered.kind = _KINDS["nothing"]
@@ -285,8 +231,8 @@ class StoredSlab:
         return find_keys(self.place, self.place.models[which], self.size)
 
 
-def _lower_cut(cut: Cut) -> _Cut:
-    return _Cut(cut.threshold, cut.block, cut.block_ties)
+def _lower_cut(cut: Cut) -> structures.Cut:
+    return structures.Cut(cut.threshold, cut.block, cut.block_ties)
 
 
 @functools.lru_cache(64)
@@ -298,13 +244,17 @@ def _lower_floats(values: tuple[float, ...]) -> Any:  # not cached: 0.0 and -0.0
     return (ctypes.c_float * len(values))(*values)
 
 
-def _lower_join(join: Join) -> tuple[_Join, Any]:
+def _lower_join(join: Join) -> tuple[structures.Join, Any]:
     weight = _lower_floats(join.weight)
-    return _Join(_JOINS[join.kind], join.normalize, ctypes.addressof(weight), join.divisor, join.lambda_), weight
+    return structures.Join(
+        _JOINS[join.kind], join.normalize, ctypes.addressof(weight), join.divisor, join.lambda_
+    ), weight
 
 
 def _checked(name: str, *arguments: Any) -> int:
     result = int(native.call(name, *arguments))
-    if result < 0:
+    if result == _NO_MEMORY:
         raise MemoryError("a native loop could not be given its scratch memory")
+    if result < 0:
+        raise ValueError(f"{name}: what it was given points out of its slab (a fault of mergemill)")
     return result

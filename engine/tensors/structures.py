@@ -1,0 +1,77 @@
+"""The structures that Python hands to native loops, as slab.h has them, and the check that the library agrees.
+
+A library that was built from other sources would read and write where it should not: it says its version, and the size
+and the offsets of every structure, and is refused where any of them differs. A test holds that another signature or
+structure has another version.
+"""
+
+import ctypes
+import itertools
+from collections.abc import Iterator
+
+VERSION = 1  # as native.h has it
+
+
+class Slab(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("dtypes", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        ("has_base", ctypes.c_int32),
+        ("size", ctypes.c_int64),
+        ("start", ctypes.c_int64),
+        ("block", ctypes.c_int64),
+    ]
+
+
+class Cut(ctypes.Structure):
+    _fields_ = [("threshold", ctypes.c_float), ("block", ctypes.c_int64), ("ties", ctypes.c_int64)]
+
+
+class Keep(ctypes.Structure):
+    _fields_ = [
+        ("kind", ctypes.c_int32),
+        ("factor", ctypes.c_float),
+        ("cut", Cut),
+        ("outliers", Cut),
+        ("has_outliers", ctypes.c_int32),
+        ("limit", ctypes.c_int32),
+        ("keys", ctypes.c_void_p),
+        ("mask", ctypes.c_void_p),
+    ]
+
+
+class Join(ctypes.Structure):
+    _fields_ = [
+        ("kind", ctypes.c_int32),
+        ("normalize", ctypes.c_int32),
+        ("weight", ctypes.c_void_p),
+        ("divisor", ctypes.c_float),
+        ("lambda_", ctypes.c_float),
+    ]
+
+
+class Window(ctypes.Structure):
+    _fields_ = [
+        ("which", ctypes.c_int64),
+        ("low", ctypes.c_uint32),
+        ("high", ctypes.c_uint32),
+        ("above", ctypes.c_int64),
+        ("inside", ctypes.c_int64),
+        ("low_counts", ctypes.c_void_p),
+        ("high_counts", ctypes.c_void_p),
+        ("counts", ctypes.c_void_p),
+        ("keys", ctypes.c_void_p),
+        ("room", ctypes.c_int64),
+    ]
+
+
+def find_layout() -> tuple[int, ...]:
+    """Return the version, and for each structure its size and where its fields begin, as the library should have it."""
+    return (VERSION, *itertools.chain.from_iterable(map(_iterate_offsets, (Slab, Cut, Keep, Join, Window))))
+
+
+def _iterate_offsets(kind: type[ctypes.Structure]) -> Iterator[int]:
+    yield ctypes.sizeof(kind)
+    yield from (getattr(kind, field[0]).offset for field in kind._fields_)

@@ -1,0 +1,299 @@
+"""Call every native loop with random bits, sizes and blocks: `python native_fuzz.py LIBRARY SECONDS SEED`.
+
+To be run with a library that was built with sanitizers, which end the process at the first fault; every array is of the
+size that the loop may touch, and no larger. The seed is printed, so that what was found can be found again.
+"""
+
+import ctypes
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mergemill.engine.tensors import native
+from mergemill.engine.tensors.structures import Cut, Join, Keep, Slab, Window
+
+BLOCK, CHUNK, LAST = 65536, 1024, 32
+ODD = np.array([0, 1, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0x7FC00000, 0x7FFFFFFF, 0x3F800000], np.uint32)
+REFUSED = -2
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Fuzz:
+    """One call after another of what a seed makes."""
+
+    def __init__(self, library: ctypes.CDLL, seed: int) -> None:
+        self.library, self.random = library, np.random.default_rng(seed)
+        self.alive: list[Any] = []
+
+    def call(self, name: str, *arguments: Any) -> int:
+        given = [pointer(each) if isinstance(each, np.ndarray) else each for each in arguments]
+        return int(getattr(self.library, f"mergemill_{name}")(*given) or 0)
+
+    def choose(self, *values: Any) -> Any:
+        return values[self.random.integers(len(values))]
+
+    def integer(self, low: int, high: int) -> int:
+        """Return one of low…high."""
+        return int(self.random.integers(low, high, endpoint=True))
+
+    def size(self) -> int:
+        near = self.choose(0, 1, 8, 16, 64, CHUNK, 2 * CHUNK, 5000)
+        size = max(0, near + self.integer(-3, 3))
+        return size if self.integer(0, 30) else BLOCK * self.integer(1, 2) + self.integer(-20, 20)
+
+    def bits(self, size: int) -> Array:
+        """Return words of some kind: of any value, of few values, NaN and infinity of both signs, of one exponent."""
+        kind = self.integer(0, 4)
+        words = self.random.integers(0, 1 << 32, size, dtype=np.uint32)
+        if kind == 1:
+            words = self.random.choice(ODD, size) | words & 0x80000000
+        if kind == 2:
+            words = words & 0x807FFFFF | 0x3F000000
+        if kind == 3:
+            words = words & 0x8000FFFF  # denormals
+        if kind == 4:
+            words[:] = words[:1].copy() if size else 0
+        return words.astype(np.uint32)
+
+    def floats(self, size: int) -> Array:
+        return self.bits(size).view(np.float32)
+
+    def number(self) -> float:
+        return float(self.floats(1)[0])
+
+    def slabs(self, size: int, least: int = 1) -> tuple[Any, int]:
+        arrays = [self.floats(size) for _ in range(self.integer(least, 4))]
+        return self.pointers(arrays), len(arrays)
+
+    def pointers(self, arrays: list[Array]) -> Any:
+        self.alive.append(arrays)
+        return (ctypes.c_void_p * max(1, len(arrays)))(*map(pointer, arrays))
+
+    def block(self) -> int:
+        return self.choose(1, 7, 100, CHUNK, 3000, BLOCK, BLOCK + 5, 3 * BLOCK)
+
+    def slab(self, *, many: int = 4) -> Slab:
+        """Return a slab of random tensors as they are stored."""
+        size, block, has_base = self.size(), self.block(), self.integer(0, 1)
+        count = self.integer(1, many)
+        dtypes = self.random.integers(0, 3, count + has_base).astype(np.int32)
+        data = [self.bits(size) if dtype == 0 else self.bits(size).astype(np.uint16) for dtype in dtypes]
+        scales = self.choose(np.ones(count, np.float32), self.floats(count))
+        self.alive += [dtypes, scales, pointers := self.pointers(data)]
+        start = block * self.integer(0, 3)
+        address = ctypes.addressof(pointers)
+        return Slab(address, pointer(dtypes), pointer(scales), count, has_base, size, start, block)
+
+    def cut(self, slab: Slab) -> Cut:
+        blocks = slab.size // slab.block + 4
+        return Cut(abs(self.number()), self.integer(0, blocks), self.integer(0, 5))
+
+    def keys(self, slab: Slab) -> Array:
+        blocks = (slab.start + max(slab.size, 1) - 1) // BLOCK - slab.start // BLOCK + 1
+        self.alive.append(keys := self.bits(2 * blocks))
+        return keys
+
+    def keep(self, slab: Slab) -> Keep:
+        keep = Keep(kind=self.integer(0, 4), factor=self.number(), cut=self.cut(slab), outliers=self.cut(slab))
+        keep.has_outliers, keep.limit = self.integer(0, 1), self.integer(-(2**31), 2**31 - 1)
+        self.alive.append(mask := self.bits(-(-slab.size // 8)).astype(np.uint8))
+        keep.keys, keep.mask = pointer(self.keys(slab)), pointer(mask)
+        return keep
+
+    def which(self, slab: Slab, least: int = -1) -> int:
+        """Return a tensor's number; now and then one that there is not."""
+        return self.choose(-2, slab.count, 2**40) if self.integer(0, 50) == 0 else self.integer(least, slab.count - 1)
+
+    # ----------------------------------------------------------------------------------------------- over flat slabs
+    def combine(self) -> None:
+        slabs, count = self.slabs(size := self.size())
+        self.call("combine", slabs, self.floats(count), count, size, self.number())
+
+    def add_deltas(self) -> None:
+        slabs, count = self.slabs(size := self.size(), 0)
+        self.call("add_deltas", self.floats(size), slabs, self.floats(count), count, size, *self.two())
+
+    def add_agreeing(self) -> None:
+        slabs, count = self.slabs(size := self.size())
+        normalize = self.integer(0, 1)
+        self.call("add_agreeing", self.floats(size), slabs, self.floats(count), count, size, normalize, self.number())
+
+    def two(self) -> tuple[float, float]:
+        return self.number(), self.number()
+
+    def keep_large(self) -> None:
+        self.call("keep_large", self.floats(size := self.size()), size, self.number(), self.integer(0, 1))
+
+    def keep_random(self) -> None:
+        size, words = self.size(), [int(word) for word in self.bits(2)]
+        self.call("keep_random", self.floats(size), self.bits(size), size, *words, self.integer(-(2**31), 2**31 - 1))
+
+    def count_first(self) -> None:
+        bins = self.choose(1, 2, 1000, 1 << 15, 1 << 16)
+        bias, shift = self.choose(0, 1 << 31, 77), self.integer(0, 31)
+        counts = np.zeros(bins, np.int64)
+        self.call("count_first", self.bits(size := self.size()), size, bias, shift, counts, bins)
+        assert counts.sum() == size
+
+    def count_within(self) -> None:
+        bins = self.choose(1, 2, 1000, 1 << 16)
+        counts = np.zeros(bins, np.int64)
+        low = int(self.bits(1)[0])
+        self.call("count_within", self.bits(size := self.size()), size, low, self.integer(0, 31), counts, bins)
+        assert counts.sum() <= size
+
+    def count_equal(self) -> None:
+        self.call("count_equal", self.floats(size := self.size()), size, self.number())
+
+    def count_broken(self) -> None:
+        self.call("count_broken", self.bits(size := self.size()).astype(np.uint16), size, self.choose(0x7F80, 0x7C00))
+
+    def sum_absolute(self) -> None:
+        size, block = self.size(), self.block()
+        self.call("sum_absolute", self.floats(size), size, block, np.zeros((count_cuts(size, block), LAST)))
+
+    def sum_products(self) -> None:
+        size, block = self.size(), self.block()
+        sums = np.zeros((count_cuts(size, block), LAST))
+        self.call("sum_products", self.floats(size), self.floats(size), size, block, sums)
+
+    def look(self) -> None:
+        size, block = self.size(), self.block()
+        slabs, count = self.slabs(size)
+        chunks = count_cuts(size, block)
+        samples, sums = np.zeros((chunks, CHUNK), np.float32), np.zeros((count, chunks))
+        self.call("look", slabs, count, size, block, self.integer(0, 1), chunks, samples, sums)
+
+    def compare(self) -> None:
+        size, block = self.size(), self.block()
+        chunks = count_cuts(size, block)
+        self.call("compare", self.floats(size), size, block, self.floats(chunks * CHUNK), np.zeros(chunks))
+
+    def fill_counters(self) -> None:
+        self.call("fill_counters")
+
+    # ------------------------------------------------------------------------------------ over slabs as they are stored
+    def merge_stored(self) -> None:
+        slab = self.slab()
+        keeps = (Keep * slab.count)(*(self.keep(slab) for _ in range(slab.count))) if self.integer(0, 3) else None
+        join = Join(self.integer(0, 3), self.integer(0, 1), pointer(weight := self.floats(slab.count)), *self.two())
+        self.alive.append(weight)
+        dtype = self.integer(0, 2)
+        out = np.zeros(slab.size, np.float32 if dtype == 0 else np.uint16)
+        chunks = count_cuts(slab.size, slab.block)
+        squares = self.choose(None, np.zeros((slab.count + slab.has_base + 1, chunks)))
+        self.call("merge_stored", ref(slab), keeps, ref(join), out, dtype, squares, chunks)
+
+    def stored_products(self) -> None:
+        slab = self.slab()
+        cuts = count_cuts(slab.size, slab.block)
+        sums = np.zeros((slab.count * (slab.count + 1) // 2, cuts, LAST))
+        self.call("stored_products", ref(slab), sums, cuts)
+
+    def stored_norms(self) -> None:
+        slab = self.slab()
+        sums = np.zeros((2, cuts := count_cuts(slab.size, slab.block), LAST))
+        whole, kept = sums[0].copy(), sums[1].copy()
+        assert len(whole) == cuts
+        self.call("stored_norms", ref(slab), self.which(slab, 0), ref(self.keep(slab)), whole, kept)
+
+    def stored_marked_squares(self) -> None:
+        slab = self.slab()
+        cuts = count_cuts(slab.size, slab.block)
+        mask, bits = np.zeros(slab.size, np.uint8), np.zeros(-(-slab.size // 8), np.uint8)
+        cut = self.choose(None, ref(self.cut(slab)))
+        self.call("stored_marked_squares", ref(slab), cut, mask, bits, np.zeros((slab.count, cuts, LAST)), cuts)
+
+    def stored_sample(self) -> None:
+        slab = self.slab()
+        run, first, stride = self.choose(1, 64, CHUNK, CHUNK + 1), self.integer(0, 200), self.integer(0, 3000)
+        runs = max(0, (slab.size - first - run) // max(stride, 1) + 1)
+        out = np.zeros((runs, run), np.uint32)
+        refused = self.call("stored_sample", ref(slab), self.which(slab), first, stride, run, out) == REFUSED
+        assert refused or (run <= CHUNK and stride)
+
+    def stored_windows(self) -> None:
+        slab, many = self.slab(), self.integer(0, 3)
+        blocks = -(-slab.size // slab.block)
+        windows = (Window * many)()
+        for window in windows:
+            low, high = sorted(int(word) & 0x7FFFFFFF for word in self.bits(2))
+            window.which, window.low, window.high = self.which(slab), low, high
+            room = self.choose(0, 3, slab.size)
+            arrays = [np.zeros(blocks, np.int64) for _ in range(3)]
+            self.alive += [*arrays, keys := np.zeros(room, np.uint32)]
+            window.low_counts, window.high_counts, window.counts = map(pointer, arrays)
+            window.keys, window.room = pointer(keys), room
+        self.call("stored_windows", ref(slab), windows, many)
+        assert all(0 <= window.above + window.inside <= slab.size for window in windows)
+
+    def stored_upper(self) -> None:
+        slab, many = self.slab(), self.integer(0, 3)
+        which = np.array([self.which(slab) for _ in range(many)], np.int64)
+        self.call("stored_upper", ref(slab), which, self.pointers([np.zeros(1 << 15, np.int64) for _ in which]), many)
+
+    def stored_lower(self) -> None:
+        slab = self.slab()
+        prefix = int(self.bits(1)[0]) >> self.choose(0, 16, 17)
+        self.call("stored_lower", ref(slab), self.which(slab), prefix, np.zeros(1 << 16, np.int64))
+
+    def stored_equal(self) -> None:
+        slab = self.slab()
+        counts = np.zeros(-(-slab.size // slab.block), np.int64)
+        self.call("stored_equal", ref(slab), self.which(slab), self.number(), counts)
+
+    def stored_rows(self) -> None:
+        slab = self.slab()
+        columns = self.choose(0, 1, 2, 7, 16, 31, 600, 3000, 1 << 31)
+        if 0 < columns <= 3000:
+            slab.size -= slab.size % columns
+        limits = np.sort(self.random.integers(-(2**31), 2**31, min(columns, 3000)).astype(np.int32))
+        if self.integer(0, 1):
+            limits = limits[::-1].copy()
+        norms = [np.zeros((count_cuts(slab.size, slab.block), LAST)) for _ in range(2)]
+        mask, bits = np.zeros(slab.size, np.uint8), np.zeros(-(-slab.size // 8), np.uint8)
+        which, given = self.which(slab, 0), norms if self.integer(0, 1) else [None, None]
+        done = self.call("stored_rows", ref(slab), which, columns, limits, self.keys(slab), mask, bits, *given)
+        assert done == REFUSED or 0 < columns <= 3000
+
+    def stored_marks(self) -> None:
+        slab = self.slab()
+        mask, bits = np.zeros(slab.size, np.uint8), np.zeros(-(-slab.size // 8), np.uint8)
+        self.call("stored_marks", ref(slab), self.which(slab), ref(self.cut(slab)), mask, bits)
+
+
+def pointer(array: Array) -> int:
+    return int(array.ctypes.data)
+
+
+def ref(structure: ctypes.Structure) -> Any:
+    return ctypes.byref(structure)
+
+
+def count_cuts(size: int, block: int) -> int:
+    """Return how many sums there are: of each block, and of each BLOCK of it."""
+    whole, rest = divmod(size, block)
+    return whole * -(-block // BLOCK) + -(-rest // BLOCK)
+
+
+def main(path: str, seconds: float, seed: int) -> None:
+    library = native.declare(ctypes.CDLL(path), path)
+    names = sorted(native.SIGNATURES)
+    loops: dict[str, Callable[[Fuzz], None]] = {name: getattr(Fuzz, name) for name in names}
+    called, stop = dict.fromkeys(names, 0), time.monotonic() + seconds
+    sys.stdout.write(f"seed {seed}\n")
+    sys.stdout.flush()
+    while time.monotonic() < stop or not all(called.values()):
+        fuzz = Fuzz(library, seed)
+        for name in names:
+            loops[name](fuzz)
+            called[name] += 1
+        seed += 1
+    sys.stdout.write(f"calls {sum(called.values())}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]))
