@@ -47,6 +47,8 @@ ONLY_IMPORTERS = {
     "huggingface_hub": {"storage"},
     "urllib3": {"storage"},
     "pydantic": {"recipe", "runs"},  # what people wrote, and what lies beside an output
+    "rich": {"runs"},
+    "IPython": {"runs"},
     "yaml": {"recipe", "checkpoint", "runs"},
 }
 """Libraries that only some rooms know."""
@@ -60,7 +62,6 @@ NEVER = {
     "accelerate",
     "bokeh",
     "mergemill.cli",
-    "rich",
     "typer",
 }
 
@@ -170,6 +171,13 @@ def test_no_room_imports_what_the_engine_does_not_need() -> None:
 
 def is_unwanted(name: str) -> bool:
     return any(name == other or name.startswith(f"{other}.") for other in NEVER)
+
+
+def test_the_bar_alone_draws() -> None:
+    drawing = {"rich", "IPython"}
+    assert {path.name for path in FILES if drawing & {name.split(".")[0] for name in list_imports(path)}} == {
+        "progress.py"
+    }
 
 
 def test_the_engine_never_prints() -> None:

@@ -11,6 +11,7 @@ from dask.delayed import Delayed
 
 from mergemill.engine.runs import threads
 from mergemill.engine.runs.clusters.preflight import Needs
+from mergemill.engine.runs.guardless import check_main
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.runs.worker.workplace import Workplace
 
@@ -62,12 +63,15 @@ def open_crew(
 def check_crew(workers: Workers, needs: Needs, tell_waiting: Callable[..., None], wait_s: float = 0.0) -> None:
     """Raise `ClusterError` unless the workers of a cluster that is there already have what the merge needs.
 
-    wait_s: for a scheduler that does not answer yet.
+    Raises `PlanError` where worker processes of this machine would run the caller's file again. wait_s: for a scheduler
+    that does not answer yet.
     """
     if workers.scheduler:
         from mergemill.engine.runs.clusters import cluster
 
         cluster.check_cluster(workers, needs, tell_waiting, wait_s)
+    elif workers.processes or (workers.cluster and workers.cluster.kind == "local"):
+        check_main()
 
 
 def find_workplace() -> Workplace:

@@ -27,6 +27,7 @@ from mergemill.engine.runs.outputs.output import (
 )
 from mergemill.engine.runs.outputs.receipts import Receipt, keep_planned
 from mergemill.engine.runs.outputs.record import list_ranges
+from mergemill.engine.runs.progress import show_progress
 from mergemill.engine.runs.tasks.failures import WorkersDied, explain_deaths
 from mergemill.engine.runs.tasks.guard import Report, check_report, make_report
 from mergemill.engine.runs.worker.workers import DEVICE_MEMORY, Workers, choose_workers, find_storage
@@ -52,6 +53,7 @@ def run(
     public: bool = False,
     storage: Options | None = None,
     resume: str = "",
+    progress: bool = False,
     on_event: OnEvent = ignore,
     slab: int = SLAB,
 ) -> Committed:
@@ -63,7 +65,8 @@ def run(
     long a scheduler is waited for that does not answer yet. `cache` is the most bytes of remote sources that each host
     keeps on a local disk for later merges, such as ``"50GB"``, in `cache_folder`, by default ``~/.cache/mergemill``;
     None keeps none. A repository that is made on the Hub is private unless `public`. `storage` is that of `make_plan`;
-    None is the cluster file's. `resume` is the command that repeats this from any directory, for `status`. Raises
+    None is the cluster file's. `resume` is the command that repeats this from any directory, for `status`.
+    `progress` shows a bar, in a terminal or a notebook, and lines elsewhere. Raises
     `OutputError` before anything is written where `out` holds something else, `ClusterError` where workers cannot do
     it, `RunError` for what goes wrong later, and `Cancelled` where `cancel` asked it to end; the run can then be
     repeated.
@@ -96,7 +99,8 @@ def run(
         with drive(output.notes, resume) as driving:
             for pin in plan.pins:
                 check_pin(pin)
-            redone, read_bytes = _run_parts(plan, output, chosen, on_event, driving, slab)
+            with show_progress(on_event, wanted=progress) as tell:
+                redone, read_bytes = _run_parts(plan, output, chosen, tell, driving, slab)
             report = _read_report(output, plan)
             check_report(report, plan.guard.policy, str(out))
             commit_output(output, plan)

@@ -28,6 +28,7 @@ def merge(
     cache: str | int | None = None,
     cache_folder: str | Path | None = None,
     public: bool = False,
+    progress: bool = False,
     on_event: OnEvent = ignore,
 ) -> Committed:
     """Merge what `recipe` (a value, a path, a mapping or YAML text) describes into the folder `out`.
@@ -49,5 +50,6 @@ def merge(
         cache=cache,
         cache_folder=cache_folder,
         public=public,
+        progress=progress,
         on_event=on_event,
     )
