@@ -10,6 +10,7 @@ from mergemill.cli import (
     cancel,
     console,
     demo,
+    env,
     inspect,
     merge,
     methods,
@@ -39,6 +40,7 @@ for command in (
     cancel.cancel,
     abort.abort,
     demo.demo,
+    env.env,
 ):
     app.command()(command)
 
@@ -55,7 +57,7 @@ def _show_version(wanted: bool) -> None:
 def mergemill(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version.")
+        bool, typer.Option("--version", "-V", is_eager=True, callback=_show_version, help="Show the version.")
     ] = False,
 ) -> None:
     """Merge models that outgrow one machine: out of core, on Dask, exact to the byte.

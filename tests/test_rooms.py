@@ -69,6 +69,7 @@ FACE = [
     "abort",
     "attach",
     "cancel",
+    "describe_environment",
     "describe_plan",
     "errors",
     "estimate_cost",

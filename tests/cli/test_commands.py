@@ -22,6 +22,7 @@ COMMANDS = (
     "cancel",
     "abort",
     "demo",
+    "env",
 )
 
 
@@ -58,8 +59,9 @@ def test_no_command_shows_the_help_as_an_error(mergemill: Run) -> None:
     assert err.startswith("Usage: mergemill")
 
 
-def test_version(mergemill: Run) -> None:
-    code, out, _ = mergemill("--version")
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_version(mergemill: Run, option: str) -> None:
+    code, out, _ = mergemill(option)
     assert code == 0
     assert out.startswith("mergemill ")
 
