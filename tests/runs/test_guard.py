@@ -530,3 +530,52 @@ def test_a_journal_of_a_version_without_a_guard_is_taken_as_it_is(policy: str, l
         assert committed.guard.faults == ()
         assert bool(committed.guard.most_changed) == bool(committed.redone_parts)
         assert verify(out).parts == len(plan.parts)
+
+
+def cast_of(folder: Path, value: float, **more: Any) -> Recipe:
+    """Return the recipe of a copy as float16 of a model that holds `value`."""
+
+    def edit(tensors: dict[str, Tensor]) -> None:
+        tensors[DOWN][1, 1] = value
+        tensors[DOWN][-1, -1] = -value
+
+    change(folder / "A", edit)
+    return {"merge_method": "passthrough", "models": [{"model": str(folder / "A")}], "dtype": "float16", **more}
+
+
+@pytest.mark.parametrize("part_bytes", [SMALL_PART, 1 << 20])
+def test_a_cast_that_makes_infinities_is_told_with_the_tensor(zoo: Path, part_bytes: int) -> None:
+    report = merge_report(cast_of(zoo, 1e5), zoo / "out", part_bytes)
+    assert [(fault.tensor, fault.broken, fault.fault) for fault in report.faults] == [
+        (DOWN, 2, "has 2 values that are not finite, cast from F32 to F16")
+    ]
+    assert report.most_changed == ()  # nothing was merged
+
+
+def test_a_cast_within_the_range_is_no_fault(zoo: Path) -> None:
+    assert merge_report(cast_of(zoo, 6e4), zoo / "out", SMALL_PART) == Report((), ())
+
+
+def test_a_slice_that_is_scaled_is_watched_as_one_that_is_cast(zoo: Path) -> None:
+    recipe = cast_of(zoo, 6e4, parameters={"scale": [{"filter": "mlp", "value": 2}, {"value": 1}]})
+    (fault,) = merge_report(recipe, zoo / "out", SMALL_PART).faults
+    assert (fault.tensor, fault.broken) == (DOWN, 2)
+
+
+def test_a_cast_that_makes_infinities_is_not_committed_where_the_policy_is_to_fail(zoo: Path) -> None:
+    with pytest.raises(RunError, match=rf"{re.escape(DOWN)} has 2 values that are not finite, cast from F32 to F16"):
+        merge_report(cast_of(zoo, 1e5, guard={"policy": "fail"}), zoo / "out", SMALL_PART)
+    assert not is_loadable(zoo / "out")
+
+
+def merge_report(recipe: Recipe, out: Path, part_bytes: int) -> Report:
+    """Merge and return what the guard saw."""
+    found: list[Report] = []
+    run(
+        plan_of(recipe, part_bytes),
+        out,
+        workers=0,
+        on_event=lambda event: found.append(event.guard) if isinstance(event, Committed) else None,
+    )
+    (report,) = found
+    return report

@@ -29,7 +29,7 @@ class Receipt:
     checksum: str  # xxh3_128 of the range, 32 hexadecimal digits; empty where the bytes never came here
     read_bytes: int  # read from the sources, second reads included
     seconds: float  # of the task, waiting for memory excluded
-    drifts: Sequence[Sequence[float | None]] = ()  # what the guard saw of each merged piece: `guard.Row`
+    drifts: Sequence[Sequence[float | None]] = ()  # what the guard saw of each merged or cast piece: `guard.Row`
     uploads: Sequence[Upload] = ()  # what the part consists of where it was uploaded
     copied: Sequence[Copied] = ()  # what the part was copied from, in order, where the server did that
 

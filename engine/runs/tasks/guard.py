@@ -1,11 +1,15 @@
-"""The guard: which tensors came out broken or changed far more than their inputs, and what changed most."""
+"""The guard: which tensors came out broken or changed far more than their inputs, and what changed most.
+
+It watches what is calculated: merged tensors, and those that are only cast, which may make infinities. A tensor that is
+copied holds what its source held.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mergemill.engine.errors import RunError
-from mergemill.engine.plan.values import Plan
+from mergemill.engine.plan.values import OutputTensor, Plan
 from mergemill.engine.runs.outputs.receipts import Receipt
 from mergemill.engine.tensors.drift import Drift
 from mergemill.engine.tensors.merged import Merged
@@ -63,16 +67,29 @@ def find_growth(drift: Drift) -> float:
 def make_report(plan: Plan, receipts: Iterable[Receipt]) -> Report:
     """Sum up what the receipts of all parts say of the tensors, whatever the order in which the parts ended."""
     rows: dict[str, list[Row]] = {}
+    casts: dict[str, str] = {}  # of tensors that are only cast: what to what
     for receipt in sorted(receipts, key=lambda receipt: receipt.part):
         if not receipt.drifts:
             continue  # nothing was merged, or the journal is of a version without a guard
-        pieces = [piece for piece in plan.parts[receipt.part].pieces if isinstance(piece.tensor.expression, Merged)]
+        pieces = [piece for piece in plan.parts[receipt.part].pieces if _is_watched(piece.tensor)]
         for piece, row in zip(pieces, receipt.drifts, strict=True):
             if row:
                 rows.setdefault(piece.tensor.name, []).append(row)
-    changes = [_make_change(name, found, plan.guard.growth) for name, found in rows.items()]
+            if is_cast(piece.tensor):
+                casts[piece.tensor.name] = f", cast from {piece.tensor.expression.dtype} to {piece.tensor.dtype}"
+    changes = [_make_change(name, found, plan.guard.growth, casts.get(name, "")) for name, found in rows.items()]
     ranked = sorted(changes, key=lambda change: (-_rank(change), change.tensor))
-    return Report(tuple(change for change in ranked if change.fault), tuple(ranked[:MOST_CHANGED]))
+    merged = [change for change in ranked if change.tensor not in casts]
+    return Report(tuple(change for change in ranked if change.fault), tuple(merged[:MOST_CHANGED]))
+
+
+def is_cast(tensor: OutputTensor) -> bool:
+    """Whether a tensor is one input's, written in another dtype."""
+    return not isinstance(tensor.expression, Merged) and tensor.expression.dtype != tensor.dtype
+
+
+def _is_watched(tensor: OutputTensor) -> bool:
+    return isinstance(tensor.expression, Merged) or is_cast(tensor)
 
 
 def check_report(report: Report, policy: str, out: str) -> None:
@@ -92,16 +109,17 @@ def to_row(drift: Drift, *, kept_base: bool) -> Row:
     return [int(kept_base), drift.broken, *map(_finite, [drift.base, *drift.inputs, drift.moved])]
 
 
-def _make_change(tensor: str, rows: Sequence[Row], most_growth: float) -> TensorChange:
+def _make_change(tensor: str, rows: Sequence[Row], most_growth: float, cast: str) -> TensorChange:
     kept, broken, base, *inputs, moved = map(_add_up, zip(*rows, strict=True))
     drift = Drift(int(broken), moved, base, tuple(inputs))
+    fault = find_fault(drift, most_growth)
     return TensorChange(
         tensor=tensor,
         change=_finite(math.sqrt(moved / base)) if base > 0 else None if moved else 0.0,
         growth=_finite(find_growth(drift)),
         broken=drift.broken,
         kept_base=kept > 0,
-        fault=find_fault(drift, most_growth),
+        fault=fault and fault + cast,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from mergemill.engine.plan.memory import gather_bytes, slab_bytes
 from mergemill.engine.plan.stages import Scaling
 from mergemill.engine.plan.values import Part, Piece
-from mergemill.engine.runs.tasks.guard import Row, find_fault, to_row
+from mergemill.engine.runs.tasks.guard import Row, find_fault, is_cast, to_row
 from mergemill.engine.runs.worker.aboard import combine_there, find_device_staging, merge_there, open_work
 from mergemill.engine.runs.worker.workplace import Counts, Workplace
 from mergemill.engine.storage.ranges import read_ahead
@@ -41,7 +41,7 @@ def merge_piece(
 ) -> Iterator[tuple[Span, Arena]]:
     """Yield the piece's slabs, each with its output bytes, which are gone with the next.
 
-    With `drifts`, what the guard saw of a merged piece is added to them at the end.
+    With `drifts`, what the guard saw of a merged or cast piece is added to them at the end.
     """
     on_cpu = slab
     slab = slab if work.lanes is None else work.lanes.staging.slab
@@ -171,7 +171,7 @@ def _find_drift(
 def _make_watch(piece: Piece) -> Watch | None:
     expression = piece.tensor.expression
     if not isinstance(expression, Merged):
-        return None
+        return Watch(expression.block, deltas=False) if is_cast(piece.tensor) else None
     return Watch(expression.block, deltas=expression.has_base and expression.kernel.takes_deltas)
 
 
@@ -213,14 +213,17 @@ def _fuse(piece: Piece, statistics: Any) -> Fusion | None:
 def _make_bytes(
     piece: Piece, span: Span, statistics: Any, fusion: Fusion | None, work: Workspace, watch: Watch | None
 ) -> Arena:
-    """Return the slab's output bytes; `watch` sees a merged slab on its way."""
+    """Return the slab's output bytes; `watch` sees a merged or cast slab on its way."""
     expression, dtype = piece.tensor.expression, piece.tensor.dtype
     if isinstance(expression, Stored) and expression.dtype == dtype:
         return expression.read_array(span, work)
     if isinstance(expression, Held | Agreed) and expression.dtype == dtype:
         return _bytes(expression.read(span, work))
     if not isinstance(expression, Merged):
-        return _bytes(expression.evaluate(span, work, dtype))
+        cast = expression.evaluate(span, work, dtype)
+        if watch is not None:
+            watch.check(cast)
+        return _bytes(cast)
     if fusion is not None:
         return expression.merge_stored(fusion, span, work, dtype, watch)
     merged = expression.combine(statistics, span, work, watch)
