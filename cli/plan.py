@@ -79,6 +79,8 @@ def plan_lines(numbers: Mapping[str, Any]) -> Iterator[str]:
 
     models, tensors = count(len(numbers["sources"]), "model"), count(numbers["tensors"], "tensor")
     yield f"{numbers['method']}: {models} into {tensors}"
+    yield f"  dtype   {numbers['dtype']}"
+    yield f"  config  and tokenizer of {numbers['donor']}"
     yield f"  read    {format_size(numbers['read_bytes']):>10}"
     for source in numbers["sources"]:
         yield f"          {format_size(source['read_bytes']):>10}  {source['model']}: {_uses(source)}"

@@ -150,7 +150,7 @@ def _merge(
     settings = resolve_settings(
         filling.method,
         slot.site,
-        [(candidate.model, candidate.parameters) for candidate, _ in inputs],
+        [(candidate.model, candidate.tensor, candidate.parameters) for candidate, _ in inputs],
         where=filling.where,
     )
     if copies_input(filling.method, settings):

@@ -13,15 +13,19 @@ from mergemill.engine.methods.own import GivenMethods, get_any_method
 from mergemill.engine.plan.code import find_code, warn_of_code
 from mergemill.engine.plan.coverage import Ledger
 from mergemill.engine.plan.digest import make_digest
+from mergemill.engine.plan.disagreement import warn_of_disagreement
 from mergemill.engine.plan.fill import Filling, fill_slot
+from mergemill.engine.plan.filters import warn_of_filters
 from mergemill.engine.plan.folder import make_files, warn_of_missing_files
 from mergemill.engine.plan.inputs import check_heads, check_inputs, warn_of_missing_head
 from mergemill.engine.plan.layout import make_layout
-from mergemill.engine.plan.settings import warn_of_unused
+from mergemill.engine.plan.settings import warn_of_residuals, warn_of_unused
 from mergemill.engine.plan.share import share_reads
+from mergemill.engine.plan.sizes import read_shard_size
 from mergemill.engine.plan.slots import Stack, iter_slots, make_stacks
 from mergemill.engine.plan.spellings import join_spellings, read_paths
 from mergemill.engine.plan.stages import make_stages
+from mergemill.engine.plan.summary import warn_of_dtypes
 from mergemill.engine.plan.values import OutputTensor, Plan
 from mergemill.engine.plan.vectors import check_delta_bases, list_vectors
 from mergemill.engine.plan.whole import check_ranges, check_whole, warn_of_config
@@ -89,13 +93,14 @@ def make_plan(
     tensors = [tensor for tensor in filled if tensor is not None]
     check_whole(tensors, stacks, checkpoints, donor, family, where=where)
     sources = ledger.close(checkpoints, stacks, family)
-    shards, parts = make_layout(tensors, shard_size)
+    size, read_as = read_shard_size(shard_size)
+    shards, parts = make_layout(tensors, size)
     files = make_files(recipe, method, donor, checkpoints, family, stacks, tensors, shards, code)
     return Plan(
         digest=make_digest(recipe, seed, tensors, shards, parts, files),
         recipe=recipe,
         seed=seed,
-        shard_size=str(shard_size),
+        shard_size=str(size),
         shards=shards,
         parts=parts,
         files=files,
@@ -104,8 +109,13 @@ def make_plan(
         scaling=stages.make_scaling([model for model, *_ in vectors], where=where),
         warnings=(
             *warn_of_code(recipe, code, where=where),
+            *([read_as] if read_as else ()),
             *spelt,
+            *warn_of_dtypes(recipe, checkpoints, tensors, where=where),
+            *warn_of_disagreement(donor, checkpoints, where=where),
+            *warn_of_residuals(recipe, where=where),
             *_warn(method, stacks, where),
+            *warn_of_filters(method, stacks, checkpoints, where=where),
             *warn_of_config(tensors, stacks, donor, where=where),
             *warn_of_missing_files(donor, where=where),
             *warn_of_missing_head(donor, [tensor.name for tensor in tensors], family, where=where),

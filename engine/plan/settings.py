@@ -6,12 +6,12 @@ recipe, the method's default. A list of conditions of which none matches gives n
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.contract import Method, Parameter
-from mergemill.engine.recipe import Condition, Parameters, Setting
+from mergemill.engine.recipe import Condition, Parameters, Recipe, Setting
 
 _SET_IT = "set it beside the model, or under 'parameters'"
 _HARMLESS = {"int8_mask"}  # published recipes of sparse methods carry it; masks are never stored here
@@ -21,24 +21,26 @@ _HARMLESS = {"int8_mask"}  # published recipes of sparse methods carry it; masks
 class Site:
     """Where settings are looked up for one output tensor."""
 
-    tensor: str  # the output's name, which filters match
+    tensor: str  # the name that filters match: the output's, or beside a model that model's
     t: float  # place in the slice's layers: 0 the first, 1 the last; 0 outside the layers
     scopes: tuple[Parameters, ...]  # slice, module, recipe: the nearest first
     depth: float = 0.0  # place in all the output's layers: 0 before and in the first, 1 in the last and after them
 
 
 def resolve_settings(
-    method: Method, site: Site, models: Sequence[tuple[str, Parameters]], *, where: str
+    method: Method, site: Site, models: Sequence[tuple[str, str, Parameters]], *, where: str
 ) -> Mapping[str, Any]:
-    """Return the method's settings for one tensor; `models` are the inputs' names and own parameters.
+    """Return the method's settings for one tensor; `models` are the inputs' names, their tensors' and own parameters.
 
-    A parameter per model is a tuple with one value for each of `models`. Raises `PlanError` for a missing value or
-    one out of its range.
+    A filter beside a model matches the name of that model's tensor, one in shared settings that of the output's: they
+    differ where slices move layers, and so mergekit reads them. A parameter per model is a tuple with one value for
+    each of `models`. Raises `PlanError` for a missing value or one out of its range.
     """
     shared = [parameter for parameter in method.parameters if not parameter.per_model]
     settings: dict[str, Any] = {
         parameter.name: tuple(
-            _resolve(parameter, site, (own, *site.scopes), f" of model {model}", where) for model, own in models
+            _resolve(parameter, site, site.scopes, f" of model {model}", where, own=(tensor, own))
+            for model, tensor, own in models
         )
         for parameter in method.parameters
         if parameter.per_model
@@ -63,10 +65,17 @@ def _check_together(method: Method, site: Site, arguments: Mapping[str, Any], wh
 
 
 def _resolve(
-    parameter: Parameter, site: Site, scopes: Sequence[Parameters], of: str, where: str, hint: str = _SET_IT
+    parameter: Parameter,
+    site: Site,
+    scopes: Sequence[Parameters],
+    of: str,
+    where: str,
+    hint: str = _SET_IT,
+    own: tuple[str, Parameters] | None = None,
 ) -> Any:
-    for scope in scopes:
-        value = evaluate(scope.get(parameter.name), site)
+    named = [] if own is None else [(replace(site, tensor=own[0]), own[1])]
+    for place, scope in (*named, *((site, scope) for scope in scopes)):
+        value = evaluate(scope.get(parameter.name), place)
         if value is not None:
             return _check(parameter, value, f"{where}: parameter {parameter.name!r}{of} for tensor {site.tensor}")
     if parameter.required:
@@ -100,8 +109,8 @@ def _interpolate(gradient: Sequence[Any], t: float) -> Any:
 
 def _check(parameter: Parameter, value: Any, where: str) -> Any:
     if parameter.kind is bool:
-        if isinstance(value, bool):
-            return value
+        if isinstance(value, bool) or value in (0, 1):
+            return bool(value)
         raise PlanError(f"{where} is {value!r}; it must be true or false")
     if isinstance(value, bool) or (number := _parse_number(value)) is None:
         raise PlanError(f"{where} is {value!r}; it must be a number")
@@ -120,6 +129,15 @@ def _parse_number(value: float | str) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
+
+
+def warn_of_residuals(recipe: Recipe, *, where: str) -> list[str]:
+    """Return a warning where a slice has a `residual_weight`, which mergekit takes and ignores."""
+    modules = [module.slices for module in (recipe.modules or {}).values()]
+    slices = [part for parts in (recipe.slices, *modules) for part in parts or ()]
+    if all(part.residual_weight is None for part in slices):
+        return []
+    return [f"{where}: residual_weight of a slice does nothing, here as in mergekit"]
 
 
 def warn_of_unused(method: Method, shared: Sequence[Parameters], own: Sequence[Parameters], *, where: str) -> list[str]:

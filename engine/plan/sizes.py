@@ -4,6 +4,8 @@ import re
 
 from mergemill.engine.errors import InputError
 
+LEAST_SHARD_BYTES = 10**6  # that a text without a unit may ask for
+_BILLIONS = re.compile(r"\s*(\d+|\d*\.\d+)\s*B\s*", re.ASCII)
 _SIZE = re.compile(r"\s*(\d+|\d*\.\d+)\s*(?:([kmgtpe])(i?))?b?\s*", re.ASCII | re.IGNORECASE)
 
 
@@ -17,6 +19,28 @@ def parse_size(text: str | int, *, what: str) -> int:
     if size_bytes <= 0:
         raise InputError(f"{what}: {text!r} is not a size; write bytes, or a number with MB, GB, MiB or GiB")
     return size_bytes
+
+
+def read_shard_size(given: str | int) -> tuple[str | int, str]:
+    """Return the size that a shard may have, and a note where it is read otherwise than bytes are.
+
+    A number is bytes. As text, ``5B`` is five billion, as in mergekit; and a few bytes without a unit are refused with
+    what was probably meant, since they would be a file for each tensor (decided 2026-11-29: who writes KB means it).
+
+    >>> read_shard_size("5GB"), read_shard_size("tensor"), read_shard_size(70_000)
+    (('5GB', ''), ('tensor', ''), (70000, ''))
+    """
+    if isinstance(given, int) or given == "tensor":
+        return given, ""
+    if billions := _BILLIONS.fullmatch(given):
+        size = f"{billions[1]}GB"
+        return size, f"--shard-size {given} is read as {size}, as in mergekit: a B is a billion bytes"
+    if (number := given.strip()).isdecimal() and 0 < int(number) < LEAST_SHARD_BYTES:
+        raise InputError(
+            f"--shard-size: {number} is {int(number):,} bytes, too few for a file; did you mean "
+            f"{number}GB or {number}MB? One file a tensor is 'tensor'"
+        )
+    return given, ""
 
 
 def _parse(text: str) -> int:

@@ -3,6 +3,9 @@
 A key given twice is an error (PyYAML keeps the last), keys are always text (``no:`` is the token "no"),
 ``1e-5`` is a number as in YAML 1.2 and JSON (PyYAML takes it for text), and dates stay text. Anchors, aliases
 and merge keys work.
+
+A key of one's own at the top that defines an anchor which later keys use (``const_tag: &MODEL org/name``) is a place
+for it and nothing else, as mergekit's users write it (decided 2026-11-29): `Document.holders` names such keys.
 """
 
 import re
@@ -42,6 +45,8 @@ class Document:
     """Mappings, lists and scalars."""
     lines: dict[Loc, int]
     """The line of every key and item, counted from 1; the path ``()`` is the document's own."""
+    holders: frozenset[str] = frozenset()
+    """The keys at the top that define what a later key uses by its anchor."""
 
 
 @dataclass(slots=True)
@@ -72,7 +77,7 @@ def read_document(text: str, form: Form, *, name: str) -> Document:
         root = _compose_only(loader, form, name=name)
         reader = _Reader(loader, name, form)
         reader.lines[()] = root.start_mark.line + 1
-        return Document(_read_node(reader, root, ()), reader.lines)
+        return Document(_read_node(reader, root, ()), reader.lines, _find_holders(root))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise _error(name, mark.line if mark else 0, f"not valid YAML: {shorten(error.problem)}") from None
@@ -120,6 +125,27 @@ def _read_node(reader: _Reader, node: yaml.Node, path: Loc) -> Any:
 def _check_count(reader: _Reader, count: int, node: yaml.Node) -> None:
     if count > MOST_VALUES:
         raise _error(reader.name, node.start_mark.line, f"{_the(reader.form)} holds more than {MOST_VALUES} values")
+
+
+def _find_holders(root: yaml.Node) -> frozenset[str]:
+    """Return the top keys below which a node stands that also stands below a later one, as an alias does."""
+    owners: dict[int, str] = {}
+    holders: set[str] = set()
+    for key_node, value_node in root.value if isinstance(root, yaml.MappingNode) else ():
+        waiting, seen = [value_node], set[int]()
+        while waiting:
+            node = waiting.pop()
+            if id(node) in seen:
+                continue
+            seen.add(id(node))
+            owner = owners.setdefault(id(node), str(key_node.value))
+            if owner != str(key_node.value):
+                holders.add(owner)
+            elif isinstance(node, yaml.MappingNode):
+                waiting.extend(each for pair in node.value for each in pair)
+            elif isinstance(node, yaml.SequenceNode):
+                waiting.extend(node.value)
+    return frozenset(holders)
 
 
 def _read_mapping(reader: _Reader, node: yaml.MappingNode, path: Loc) -> dict[str, Any]:

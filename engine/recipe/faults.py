@@ -64,6 +64,11 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
 
 
+def is_near(word: str, known: Iterable[str]) -> bool:
+    """Whether an unknown `word` is probably a known one misspelt."""
+    return bool(difflib.get_close_matches(word.lower(), list(known), n=1))
+
+
 def describe(value: object) -> str:
     """Return what a YAML value is, in a user's words.
 

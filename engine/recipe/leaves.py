@@ -58,6 +58,13 @@ def check_count(value: object, *, least: int) -> object:
     return value
 
 
+def check_number(value: object) -> object:
+    """Return a number, or the null that stands for an absent key."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise make_predicate(f"must be a number, not {describe(value)}")
+    return value
+
+
 def _check_dtype(value: object) -> object:
     """Return a dtype's one name for any of its spellings; case and a leading ``torch.`` do not matter."""
     if value is None:

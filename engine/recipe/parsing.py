@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from mergemill.engine.errors import RecipeError
 from mergemill.engine.recipe.document import Document, Form, read_document
-from mergemill.engine.recipe.faults import Loc, describe, say, shorten
+from mergemill.engine.recipe.faults import Loc, describe, is_near, say, shorten
 from mergemill.engine.recipe.shapes import Value
 from mergemill.engine.recipe.values import Recipe
 from mergemill.engine.storage.bounds import RECIPE_BYTES
@@ -91,9 +91,18 @@ def _check(model: type[V], form: Form, document: Document, *, name: str) -> V:
         words = f"{form.called} must be a mapping of keys to values, not {describe(document.data)}"
         raise RecipeError(f"{name}:{document.lines[()]}: {words}")
     try:
-        return model.model_validate(document.data)
+        return model.model_validate(_leave_holders(document, model.known_keys()))
     except ValidationError as error:
         raise RecipeError(f"{name}:{_say_first(document, error)}") from None
+
+
+def _leave_holders(document: Document, known: list[str]) -> dict[str, Any]:
+    """Return the data without keys of the user's own that hold anchors; one that is nearly a known key is no such."""
+    return {
+        key: value
+        for key, value in document.data.items()
+        if key in known or key not in document.holders or is_near(key, known)
+    }
 
 
 def read_text(path: Path) -> str:

@@ -15,6 +15,7 @@ from mergemill.engine.recipe.leaves import (
     OptionalMethods,
     Text,
     check_items,
+    check_number,
 )
 from mergemill.engine.recipe.references import ModelRef
 from mergemill.engine.recipe.settings import Parameters
@@ -65,6 +66,8 @@ class Slice(Value):
     """The inputs that are merged; all have the same number of layers."""
     base_model: ModelRef | None = None
     """The base of this slice, instead of the recipe's."""
+    residual_weight: Annotated[float | None, BeforeValidator(check_number)] = None
+    """Does nothing, as in mergekit, whose recipes may hold it; the plan says so."""
     parameters: Parameters = Parameters()
     """Settings of this slice."""
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mergemill.engine.plan.memory import check_memory, count_device_tensors, device_need, task_bytes
+from mergemill.engine.plan.summary import find_donor, find_dtypes
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import ClusterFile
 from mergemill.engine.runs.outputs.output import find_output
@@ -47,6 +48,8 @@ def describe_plan(
     return {
         "digest": plan.digest,
         "method": plan.recipe.merge_method,
+        "dtype": find_dtypes(plan),
+        "donor": find_donor(plan),
         "tensors": plan.tensors,
         "shards": [{"name": shard.name, "size_bytes": shard.size_bytes} for shard in plan.shards],
         "parts": len(plan.parts),

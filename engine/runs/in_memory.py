@@ -156,7 +156,7 @@ def _make_expression(name: str, held: tuple[Held, ...], request: Request[Any]) -
             )
         return Agreed(name, held, request.names), dtypes[0]
     method, shape, models = request.method, held[0].shape, request.names[request.has_base :]
-    own = [(model.removeprefix("model "), own) for model, own in zip(models, request.own, strict=True)]
+    own = [(model.removeprefix("model "), name, own) for model, own in zip(models, request.own, strict=True)]
     settings = resolve_settings(method, Site(name, 0.0, (request.shared,)), own, where=request.where)
     dtype = request.dtype or promote(dtypes)
     if copies_input(method, settings):

@@ -156,7 +156,8 @@ def _replay(
     count: int,
     workplace: Workplace,
 ) -> int:
-    plan = make_plan(_read_recipe(record), seed=record.seed, shard_size=record.shard_size, methods=code)
+    size = int(record.shard_size) if record.shard_size.isdecimal() else record.shard_size
+    plan = make_plan(_read_recipe(record), seed=record.seed, shard_size=size, methods=code)
     if plan.digest != record.digest:
         raise VerifyError(
             f"{record.recipe_name or 'recipe'}: gives another plan now; the sources or the version changed"

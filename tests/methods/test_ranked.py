@@ -193,7 +193,7 @@ def test_an_epsilon_that_leaves_the_range_is_refused(density: float, epsilon: fl
 @pytest.mark.parametrize("name", ["della", "della_linear"])
 def test_the_plan_says_which_epsilon_is_too_large(name: str) -> None:
     site = Site("x", 0.0, (Parameters({"weight": 1.0, "density": 0.9}),))
-    models = [("a", Parameters({"density": 0.5})), ("b", Parameters())]
+    models = [("a", "x", Parameters({"density": 0.5})), ("b", "x", Parameters())]
     with pytest.raises(PlanError, match=r"tensor x: density 0\.9 ± epsilon 0\.15 must lie between 0 and 1"):
         resolve_settings(get_method(name), site, models, where="r.yml")
 

@@ -101,9 +101,10 @@ def test_the_first_condition_that_matches_holds() -> None:
     assert (found[Q0], found[Q0.replace("q_", "k_")], found[NORM]) == (2, 3, 4)
 
 
-def test_filters_see_the_name_in_the_output() -> None:
-    sources = [{"model": "a", "layer_range": [3, 5], "parameters": {"scale": [{"filter": "layers.0", "value": 7}]}}]
-    plan = plan_of({"merge_method": "passthrough", "slices": [{"sources": sources}]})
+def test_filters_of_a_slice_see_the_name_in_the_output() -> None:
+    part = {"sources": [{"model": "a", "layer_range": [3, 5]}]}
+    part |= {"parameters": {"scale": [{"filter": "layers.0", "value": 7}]}}
+    plan = plan_of({"merge_method": "passthrough", "slices": [part]})
     assert find_settings(plan, Q0)["scale"] == (7.0,)
 
 
@@ -196,7 +197,12 @@ def test_what_is_no_number_is_refused(bad: Any) -> None:
     assert f"is {bad!r}; it must be a number" in fails(linear(bad))
 
 
-@pytest.mark.parametrize("bad", [1, 0.5, "yes"])
+@pytest.mark.parametrize(("number", "flag"), [(0, False), (1, True), (0.0, False), (1.0, True)])
+def test_nought_and_one_are_booleans_as_well(number: float, flag: bool) -> None:
+    assert find_settings(plan_of(linear(1, parameters={"normalize": number})), Q0)["normalize"] is flag
+
+
+@pytest.mark.parametrize("bad", [2, 0.5, "yes", "1"])
 def test_what_is_no_boolean_is_refused(bad: Any) -> None:
     assert f"is {bad!r}; it must be true or false" in fails(linear(1, parameters={"normalize": bad}))
 
@@ -237,7 +243,7 @@ def test_int8_mask_is_no_warning_where_methods_of_mergekit_take_it() -> None:
 
 def test_a_name_in_python_with_an_underscore_is_a_word_in_the_recipe() -> None:
     site = Site("x", 0.0, (Parameters({"lambda": 3.0, "weight": 1.0}),))
-    assert resolve_settings(get_method("ties"), site, [("a", Parameters())], where="r")["lambda"] == 3.0
+    assert resolve_settings(get_method("ties"), site, [("a", "x", Parameters())], where="r")["lambda"] == 3.0
 
 
 def test_an_unknown_method_names_the_nearest() -> None:
@@ -251,3 +257,38 @@ def test_a_setting_for_all_models_beside_one_of_them_is_a_warning() -> None:
     assert plan_of(recipe).warnings == (
         "recipe.yml: linear has one 'normalize' for all models; beside a model it does nothing",
     )
+
+
+def shifted(**parameters: Any) -> dict[str, Any]:
+    """Slices that make layers 0, 1 of the output of layers 2, 3 of `a`, merged with those of `b`."""
+    sources = [
+        {"model": "a", "layer_range": [2, 4], **parameters},
+        {"model": "b", "layer_range": [0, 2], "parameters": {"weight": 1}},
+    ]
+    return {"merge_method": "linear", "slices": [{"sources": sources}]}
+
+
+CONDITIONS = [{"filter": "layers.2.", "value": 3}, {"value": 5}]
+
+
+def test_a_filter_beside_a_model_matches_the_names_of_its_own_tensors_as_in_mergekit() -> None:
+    found = weights(shifted(parameters={"weight": CONDITIONS}))
+    assert (found[Q0], found[Q0.replace("0", "1")]) == (3, 5)
+
+
+def test_a_shared_filter_matches_the_names_of_the_output() -> None:
+    conditions = [{"filter": "layers.1.", "value": 3}, {"value": 5}]
+    found = weights(shifted() | {"parameters": {"weight": conditions}})
+    assert (found[Q0], found[Q0.replace("0", "1")]) == (5, 3)
+
+
+def test_the_plan_tells_where_the_two_names_decide_differently() -> None:
+    (warning,) = plan_of(shifted(parameters={"weight": CONDITIONS})).warnings
+    assert "the filters of 'weight' beside a are matched with its own tensors: model.layers.2." in warning
+    assert "in the output model.layers.0." in warning
+
+
+@pytest.mark.parametrize("name", ["q_proj", "re:q_proj|k_proj", "layers.7.", "*"])
+def test_the_plan_tells_nothing_where_they_decide_alike(name: str) -> None:
+    weight = [{"filter": name, "value": 3}, {"value": 5}]
+    assert plan_of(shifted(parameters={"weight": weight})).warnings == ()

@@ -1,0 +1,55 @@
+"""What a plan says first: the dtype that is written and why, and whose config and tokenizer the output has."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from math import prod
+
+from mergemill.engine.checkpoint.checkpoint import Checkpoint
+from mergemill.engine.plan.values import OutputTensor, Plan
+from mergemill.engine.recipe import Recipe
+from mergemill.engine.tensors.dtypes import is_mergeable, item_bytes
+
+
+def find_donor(plan: Plan) -> str:
+    """Return the model whose config and tokenizer the output has, and the recipe's word for why."""
+    base = plan.recipe.base_model
+    return f"{base}, the base model" if base is not None else f"{plan.sources[0].model}, the first model"
+
+
+def find_dtypes(plan: Plan) -> str:
+    """Return the dtypes that are written, those of most bytes first, and why."""
+    sizes: Counter[str] = Counter()
+    for part in plan.parts:
+        for piece in part.pieces:
+            sizes[piece.tensor.dtype] += piece.span.size * item_bytes(piece.tensor.dtype)
+    written = ", ".join(sorted(sizes, key=lambda dtype: (-sizes[dtype], dtype))) or "none"
+    chosen = next((key for key in ("out_dtype", "dtype") if getattr(plan.recipe, key) is not None), "")
+    return f"{written}, as {chosen} says" if chosen else f"{written}, as the models are stored"
+
+
+def warn_of_dtypes(
+    recipe: Recipe, checkpoints: Mapping[str, Checkpoint], tensors: Sequence[OutputTensor], *, where: str
+) -> list[str]:
+    """Return a warning where no dtype is given and the models are stored in several."""
+    if recipe.dtype is not None or recipe.out_dtype is not None:
+        return []
+    stored = {name: dtype for name, each in checkpoints.items() if (dtype := _find_main(each))}
+    if len(set(stored.values())) < 2:
+        return []
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        sizes[tensor.dtype] += prod(tensor.expression.shape)
+    written = max(sizes, key=lambda dtype: (sizes[dtype], dtype), default="")
+    named = ", ".join(f"{name} in {dtype}" for name, dtype in stored.items())
+    return [
+        f"{where}: the models are stored in several dtypes ({named}); most is written in {written}; 'dtype' chooses"
+    ]
+
+
+def _find_main(checkpoint: Checkpoint) -> str:
+    """Return the floating dtype of most of a model's bytes."""
+    sizes: Counter[str] = Counter()
+    for stored in checkpoint.tensors.values():
+        if is_mergeable(stored.dtype):
+            sizes[stored.dtype] += stored.nbytes
+    return max(sizes, key=lambda dtype: (sizes[dtype], dtype), default="")
