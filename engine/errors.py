@@ -6,6 +6,7 @@
     ├── InputError                    2  what the user gave; found before anything is written
     │   ├── RecipeError                  the YAML of a recipe or cluster: where, what, what would be right
     │   ├── CheckpointError              a stored model
+    │   │   ├── Absent                   its storage was asked, and says that nothing is there
     │   │   ├── HeaderError              a safetensors file that breaks the format
     │   │   └── IndexFileError           a model.safetensors.index.json that does not fit its shards
     │   ├── MethodsError                 a file of methods: it cannot be read or run, or holds none
@@ -41,6 +42,10 @@ class RecipeError(InputError):
 
 class CheckpointError(InputError):
     """A model cannot be opened or is not whole."""
+
+
+class Absent(CheckpointError):
+    """Nothing is there: its storage was asked, and said so. One that cannot be reached or read is no such error."""
 
 
 class HeaderError(CheckpointError):

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from mergemill.engine.errors import CheckpointError, SourceChanged, StorageError
+from mergemill.engine.errors import Absent, CheckpointError, SourceChanged, StorageError
 from mergemill.engine.storage.connections import shorten
 from mergemill.engine.storage.fetch import sample_remote
 from mergemill.engine.storage.pin import Pin, changed
@@ -141,7 +141,7 @@ def _explained(url: str, pin: Pin | None = None) -> Iterator[None]:
     except (CheckpointError, StorageError, SourceChanged):
         raise
     except FileNotFoundError as error:
-        raise changed(pin, "gone") if pin else CheckpointError(f"{url}: no such file or folder") from error
+        raise changed(pin, "gone") if pin else Absent(f"{url}: no such file or folder") from error
     except PermissionError as error:
         kind = StorageError if pin else CheckpointError
         raise kind(f"{url}: access denied; check the credentials for it") from error

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from urllib3.response import BaseHTTPResponse
 
-from mergemill.engine.errors import CheckpointError, StorageError
+from mergemill.engine.errors import Absent, CheckpointError, StorageError
 from mergemill.engine.storage.connections import Connections, patiently
 from mergemill.engine.storage.fetch import sample_remote
 from mergemill.engine.storage.pin import Pin, changed
@@ -94,7 +94,9 @@ class HttpStore:
         found = self._find_pin(url)
         if isinstance(found, Pin):
             return found
-        raise CheckpointError(f"{url}: {'access denied' if found in _FORBIDDEN else 'no such file'} ({found})")
+        if found in _FORBIDDEN:
+            raise CheckpointError(f"{url}: access denied ({found})")
+        raise Absent(f"{url}: no such file ({found})")
 
     def is_here(self, pin: Pin) -> bool:
         """Nothing is."""

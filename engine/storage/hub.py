@@ -59,7 +59,8 @@ class HubStore:
         start = f"{place.path}/" if place.path else ""
         below = {path.removeprefix(start): pin for path, pin in files.items() if path.startswith(start)}
         if place.path and not below:
-            raise CheckpointError(f"{url}: {place.repo} has no file or folder {place.path!r} at this commit")
+            message = f"{url}: {place.repo} has no file or folder {place.path!r} at this commit"
+            raise self._listing.explain_missing(place, message)
         self._listing.check_whole(place, below)
         return {name: pin for name, pin in below.items() if name.rpartition("/")[0] in ("", beneath)}
 
@@ -68,7 +69,7 @@ class HubStore:
         place = parse_url(url)
         files = self._listing.list_files(place)
         if place.path not in files:
-            raise CheckpointError(f"{url}: no such file at this commit")
+            raise self._listing.explain_missing(place, f"{url}: no such file at this commit")
         return files[place.path]
 
     def is_here(self, pin: Pin) -> bool:

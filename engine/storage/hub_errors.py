@@ -9,26 +9,23 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
+    HTTPError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import build_hf_headers
 
-from mergemill.engine.errors import CheckpointError
+from mergemill.engine.errors import Absent, CheckpointError
 from mergemill.engine.storage.connections import is_transient, shorten, wait_as_told
 from mergemill.engine.storage.hub_place import Place
 from mergemill.engine.storage.store import Unavailable
 
-LOST: tuple[type[Exception], ...] = HfHubHTTPError.__bases__  # the error of its HTTP library, and OSError
+LOST: tuple[type[Exception], ...] = (HTTPError, OSError)  # of its HTTP library, whichever that is, and of the system
 
 
 class Offline(Exception):
     """HF_HUB_OFFLINE forbids to ask the Hub."""
-
-
-class Absent(CheckpointError):
-    """A repository has no such revision or file."""
 
 
 @contextmanager
@@ -67,7 +64,9 @@ def _explain(error: HfHubHTTPError, place: Place, endpoint: str) -> CheckpointEr
         return CheckpointError(f"{place}: is gated; accept its terms at {page} {rest}")
     if isinstance(error, RepositoryNotFoundError):
         may = "that the token used here may not read" if has_token() else "that needs a token; log in: hf auth login"
-        return CheckpointError(f"{place}: no such model on {name_hub(endpoint)}, or a private one {may}")
+        # Who shows no token, or a wrong one, is told 401 of whatever there is.
+        kind = Absent if error.response.status_code == 404 else CheckpointError
+        return kind(f"{place}: no such model on {name_hub(endpoint)}, or a private one {may}")
     if isinstance(error, RevisionNotFoundError):
         return Absent(f"{place}: has no revision {place.revision!r}; its branches and tags are at {page}/tree/main")
     if isinstance(error, EntryNotFoundError):

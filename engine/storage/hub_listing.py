@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
-from mergemill.engine.errors import CheckpointError
+from mergemill.engine.errors import Absent, CheckpointError
 from mergemill.engine.storage import hub_cache
 from mergemill.engine.storage.connections import patiently
 from mergemill.engine.storage.hub_errors import Offline, explained
@@ -55,6 +55,13 @@ class Listing:
             folder, why = found
             if lacks := hub_cache.find_missing(folder / place.path, files):
                 raise CheckpointError(f"{place}: {why}, and its cache lacks {lacks}; when it can: {place.download}")
+
+    def explain_missing(self, place: Place, message: str) -> CheckpointError:
+        """Return the error for a file that is not listed: `Absent`, unless the cache alone was asked."""
+        assert place.revision
+        if found := self._snapshots.get((place.repo, place.revision)):
+            return CheckpointError(f"{place}: {found[1]}, and its cache lacks it; when it can: {place.download}")
+        return Absent(message)
 
     def _ask(self, place: Place) -> str:
         with explained(place, self._api.endpoint):

@@ -10,10 +10,10 @@ from huggingface_hub.file_download import HfFileMetadata
 from huggingface_hub.utils import build_hf_headers
 from urllib3.response import BaseHTTPResponse
 
-from mergemill.engine.errors import CheckpointError, StorageError
+from mergemill.engine.errors import Absent, CheckpointError, StorageError
 from mergemill.engine.storage.connections import patiently
 from mergemill.engine.storage.hub_cache import is_hash
-from mergemill.engine.storage.hub_errors import Absent, Offline, explained
+from mergemill.engine.storage.hub_errors import Offline, explained
 from mergemill.engine.storage.hub_listing import ANSWER_S
 from mergemill.engine.storage.hub_place import Place, parse_url
 from mergemill.engine.storage.pin import Pin, changed

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from mergemill.engine.errors import CheckpointError, SourceChanged, StorageError
+from mergemill.engine.errors import Absent, CheckpointError, SourceChanged, StorageError
 from mergemill.engine.storage.pin import Pin, changed
 from mergemill.engine.storage.regular import check_regular, open_regular
 from mergemill.engine.storage.stamps import compare_open, describe_change, make_stamp
@@ -58,6 +58,8 @@ def _pin(path: str | Path, like: str | None) -> Pin:
         found = Path(path).stat()
         check_regular(found)
         return Pin(str(Path(path).resolve()), found.st_size, make_stamp(str(path), found, like))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Absent(f"{path}: cannot be read: {error.strerror}") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from mergemill.engine.errors import CheckpointError, StorageError
+from mergemill.engine.errors import Absent, CheckpointError, StorageError
 from mergemill.engine.storage import fetch, local
 from mergemill.engine.storage.bounds import COPIED_BYTES
 from mergemill.engine.storage.cache import RangeCache
@@ -64,8 +64,10 @@ def check_pin(pin: Pin) -> None:
 def _check_remote(pin: Pin) -> None:
     try:
         now = pin_file(pin.url)
-    except CheckpointError as error:
+    except Absent as error:
         raise changed(pin, "gone") from error
+    except CheckpointError as error:
+        raise StorageError(str(error)) from error
     if now != pin:
         raise changed(pin, f"{now.size_bytes} bytes, {now.stamp}")
 

@@ -29,7 +29,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 from urllib3.response import BaseHTTPResponse
 
-from mergemill.engine.errors import CheckpointError, MergemillError, StorageError
+from mergemill.engine.errors import Absent, CheckpointError, MergemillError, StorageError
 from mergemill.engine.storage.body import LOST
 from mergemill.engine.storage.connections import CONNECT_S, READ_S, Connections
 from mergemill.engine.storage.fetch import CONNECTIONS
@@ -247,6 +247,7 @@ def explained(
             raise changed(pin, "gone" if code in _GONE else "another ETag") from found
         kind = StorageError if pin is not None else error
         if code in _GONE:
+            kind = Absent if kind is CheckpointError else kind
             raise kind(f"{url}: no such object, prefix or bucket") from found
         if code in _DENIED:
             raise kind(f"{url}: access denied ({code}); check the credentials that the AWS tools use here") from found

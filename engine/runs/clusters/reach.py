@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mergemill.engine.errors import MergemillError
+from mergemill.engine.errors import Absent, MergemillError
 from mergemill.engine.storage.pin import Pin
 from mergemill.engine.storage.ranges import is_remote
 from mergemill.engine.storage.store import Unavailable, store_of, use_options
@@ -29,9 +29,11 @@ def find_unreached(samples: Sequence[Pin], out: str, storage: Mapping[str, Mappi
                 store_of(url).read_some(pin, 0, memoryview(bytearray(1)))
         except Unavailable:
             continue
-        except MergemillError as error:
-            if pin is not None or "no such" not in str(error):
+        except Absent as error:
+            if pin is not None:  # an output may be new
                 faults[url] = str(error)
+        except MergemillError as error:
+            faults[url] = str(error)
     return faults
 
 

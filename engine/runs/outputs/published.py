@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import TypeVar
 
 from mergemill.engine.checkpoint.unfinished import STATE_NAME
-from mergemill.engine.errors import CheckpointError, OutputError
+from mergemill.engine.errors import Absent, OutputError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.runs.outputs.receipts import Receipt
 from mergemill.engine.runs.outputs.record import Record, make_record, parse_record
@@ -65,7 +65,5 @@ def _find(look: Callable[[], T]) -> T | None:
     """Return what is found; None where nothing is there."""
     try:
         return look()
-    except CheckpointError as error:
-        if "no such" in str(error):
-            return None
-        raise
+    except Absent:
+        return None

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from mergemill.engine.checkpoint.unfinished import STATE_NAME
-from mergemill.engine.errors import CheckpointError, OutputError, StorageError
+from mergemill.engine.errors import Absent, OutputError, StorageError
 from mergemill.engine.plan.values import Plan, Shard
 from mergemill.engine.runs.outputs.lease import Lease, hold_lease
 from mergemill.engine.runs.outputs.notes import ObjectNotes
@@ -71,10 +71,8 @@ class RemoteOutput:
         """Return the pin of an object of the output."""
         try:
             return pin_file(self._place(name))
-        except CheckpointError as error:
-            if "no such" in str(error):
-                return None
-            raise
+        except Absent:
+            return None
 
     def _begin_commit(self) -> None:
         """Raise unless the output is still held, and write all receipts: nothing else tells of a finished shard."""
