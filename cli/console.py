@@ -4,6 +4,7 @@ Results go to stdout; progress, warnings and errors to stderr. Colours and bars 
 NO_COLOR is respected); elsewhere the same words come as plain lines.
 """
 
+import errno
 import json
 import logging
 import os
@@ -13,11 +14,24 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 DEBUG = "MERGEMILL_DEBUG"
 QUIET_S, SILENCE_S = 2.0, 30.0  # between two plain lines of progress: at least, at most
 STEP = 0.1  # of the whole: reason enough for a line
+# What the system refuses and no code mends, and what helps where its own words do not say that.
+_SURROUNDINGS = {
+    errno.EACCES: "",
+    errno.EDQUOT: "",
+    errno.EIO: "",
+    errno.EMFILE: "allow more of them with: ulimit -n 4096",
+    errno.ENAMETOOLONG: "",
+    errno.ENFILE: "",
+    errno.ENOSPC: "",
+    errno.EPERM: "",
+    errno.EROFS: "",
+    errno.ESTALE: "",
+}
 WIDE = 10_000  # columns: where nobody watches, no line is cut
 
 
@@ -30,7 +44,8 @@ class Advance(Protocol):
 
 def say(text: str = "") -> None:
     """Write a line of the result."""
-    sys.stdout.write(text + "\n")
+    with _naming_stdout():
+        sys.stdout.write(text + "\n")
 
 
 def count(number: int, noun: str) -> str:
@@ -44,14 +59,17 @@ def count(number: int, noun: str) -> str:
 
 def say_json(value: object, *, indent: int | None = 2) -> None:
     """Write a result, or with ``indent=None`` an event of one line, as JSON."""
-    sys.stdout.write(json.dumps(value, indent=indent, ensure_ascii=False, default=str) + "\n")
-    sys.stdout.flush()
+    say(json.dumps(value, indent=indent, ensure_ascii=False, default=str))
+    flush()
 
 
 def note(text: str) -> None:
     """Write a line about the work to stderr."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    try:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+    except OSError:  # full, or nobody reads it: the work goes on, and the exit code tells of it
+        _drop(sys.stderr)
 
 
 def say_table(rows: Sequence[Sequence[str]], *, heads: Sequence[str] = (), right: Sequence[int] = ()) -> None:
@@ -69,7 +87,8 @@ def say_table(rows: Sequence[Sequence[str]], *, heads: Sequence[str] = (), right
         table.add_row(*(Text(cell) for cell in row))
     with console.capture() as captured:
         console.print(table)
-    sys.stdout.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
+    for line in captured.get().splitlines():
+        say(line.rstrip())
 
 
 def say_facts(facts: Sequence[tuple[str, str]]) -> None:
@@ -149,6 +168,9 @@ def show_stop(message: str) -> None:
 
 def explain(error: BaseException) -> str:
     """Return one line that says what went wrong; what nobody foresaw asks to be reported."""
+    if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
+        hint = f"; {_SURROUNDINGS[error.errno]}" if _SURROUNDINGS[error.errno] else ""
+        return _one_line(f"{error.filename or 'this process'}: {error.strerror}{hint}")
     if not is_expected(error):
         unforeseen = f"{type(error).__name__}: {error}"
         return f"{_one_line(unforeseen)}; this is a fault of mergemill: please report what {DEBUG}=1 shows"
@@ -183,13 +205,52 @@ def silence_libraries() -> None:
 
 def flush() -> None:
     """Write out what is held back, so that a closed pipe is found here and not at the interpreter's end."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with _naming_stdout():
+        sys.stdout.flush()
 
 
-def close_broken_pipe() -> None:
-    """Nobody reads stdout any more: let the rest go nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+@contextmanager
+def _naming_stdout() -> Iterator[None]:
+    """Have an error of writing, but that of a closed pipe, say what could not be written."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "stdout") from error
+
+
+def drop_stdout() -> None:
+    """Nobody can read stdout any more: let the rest go nowhere."""
+    _drop(sys.stdout)
+
+
+@contextmanager
+def even_unheard() -> Iterator[None]:
+    """Go on where what the block says cannot be written, to a stream that is full or that nobody reads any more."""
+    try:
+        yield
+        flush()
+    except OSError:
+        drop_stdout()
+
+
+def open_streams() -> None:
+    """Give the process the standard streams that it was started without; else files of a merge would be those."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest that is free is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - for as long as the process lives
+
+
+def _drop(stream: TextIO) -> None:
+    """Have all that is still written to a stream go nowhere, what it holds back too."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def restore_terminal() -> None:

@@ -16,6 +16,7 @@ def main() -> NoReturn:
     """Run the command line of this process."""
     gc.set_threshold(200_000)  # objects of imports and plans stay: looking for garbage among them is a tenth of a start
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's, of which nothing is asked; they spin when they start
+    console.open_streams()
     signals.leave_on_signals()
     console.silence_libraries()
     sys.exit(execute(sys.argv[1:]))
@@ -32,9 +33,11 @@ def execute(arguments: Sequence[str]) -> int:
         console.show_stop(str(stop))
         return stop.exit_code
     except BrokenPipeError:
-        console.close_broken_pipe()
+        console.drop_stdout()
         return 1
     except Exception as error:  # noqa: BLE001 - the last line of defence, and it says what it caught
         console.show_error(error)
+        with console.even_unheard():
+            pass  # what stdout holds back may be what it does not take
         return int(getattr(error, "exit_code", 1))
     return int(code or 0)

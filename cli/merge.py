@@ -135,11 +135,12 @@ class Watch:
 
     def show_plan(self, numbers: Mapping[str, Any]) -> None:
         """Show the plan, before anything is written."""
-        if self._json:
-            console.say_json({"event": "plan", **numbers}, indent=None)
-        elif not self._quiet:
-            for line in plan_lines(numbers):
-                console.note(line)
+        with console.even_unheard():
+            if self._json:
+                console.say_json({"event": "plan", **numbers}, indent=None)
+            elif not self._quiet:
+                for line in plan_lines(numbers):
+                    console.note(line)
 
     def __call__(self, event: "events.Event") -> None:
         """Show an event of the engine."""
@@ -152,6 +153,10 @@ class Watch:
             let_through()
         elif isinstance(event, events.PartFinished):
             self.done = event.parts_done
+        with console.even_unheard():  # a merge is its files; who waits for it has the exit code
+            self._tell(event)
+
+    def _tell(self, event: "events.Event") -> None:
         if self._json:
             console.say_json({"event": EVENTS[type(event).__name__], **asdict(event)}, indent=None)
         elif not self._quiet:
@@ -258,5 +263,6 @@ def errors_as_events() -> Iterator[None]:
         yield
     except (Exception, Interrupted) as error:
         if not isinstance(error, BrokenPipeError):
-            console.say_json(console.error_event(error), indent=None)
+            with console.even_unheard():
+                console.say_json(console.error_event(error), indent=None)
         raise

@@ -117,8 +117,8 @@ def close_all() -> None:
 class _Descriptor:
     """An open file that is closed when nobody holds it."""
 
-    def __init__(self, path: str) -> None:
-        self.number = open_regular(path)
+    def __init__(self, number: int) -> None:
+        self.number = number
 
     def __del__(self) -> None:
         os.close(self.number)
@@ -128,6 +128,6 @@ class _Descriptor:
 def _open_pinned(pin: Pin) -> _Descriptor:
     check_pin(pin)
     try:
-        return _Descriptor(pin.url)
+        return _Descriptor(open_regular(pin.url))  # there is one only where that worked
     except OSError as error:
         raise StorageError(f"{pin.url}: cannot be opened: {error.strerror}") from error
