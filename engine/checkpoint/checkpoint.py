@@ -33,6 +33,7 @@ from mergemill.engine.storage.ranges import (
     read_whole,
 )
 from mergemill.engine.storage.store import store_of
+from mergemill.engine.storage.urls import find_secret
 
 SINGLE_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -128,6 +129,8 @@ def resolve(ref: str, revision: str | None = None) -> str:
 
     A folder that is there comes before a model of the same name on the Hub.
     """
+    if secret := find_secret(ref):
+        raise CheckpointError(secret)
     if is_remote(ref):
         return store_of(ref).resolve(ref, revision)
     path = local.resolve(ref)

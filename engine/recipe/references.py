@@ -4,7 +4,7 @@ This room touches no storage, so what is a path and what a revision is decided b
 
 * A ``+`` after the scheme of a URL separates the LoRA; a second one is an error.
 * What follows the last ``@`` is the revision if it holds no ``/``, or begins with ``refs/`` as on the Hub.
-  The user part of a URL (``s3://key@bucket``) is none.
+  The user part of a URL (``sftp://me@host``) is none.
 * Local paths that show themselves to be local (they begin with ``/``, ``.``, ``~`` or ``file://``) have no
   revisions: their ``@`` is part of the name.
 * In the mapping form ``{path: …, revision: …}`` a path is literal, so any path can be written there.
@@ -21,6 +21,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from mergemill.engine.recipe.faults import describe, make_faults, make_sentence, shorten
 from mergemill.engine.recipe.leaves import OptionalText, Text
 from mergemill.engine.recipe.shapes import Value
+from mergemill.engine.storage.urls import find_secret
 
 _LOCAL = ("/", ".", "~", "file://")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -53,7 +54,9 @@ class ModelRef(Value):
         raise make_sentence(f"a model is written path[@revision][+lora] or as a mapping, not {describe(data)}")
 
     @model_validator(mode="after")
-    def _check_lora(self) -> "ModelRef":
+    def _check(self) -> "ModelRef":
+        if secret := find_secret(self.path):
+            raise make_sentence(secret)
         if self.lora and (self.lora.lora or self.lora.override_architecture):
             raise make_faults([(("lora",), make_sentence("a LoRA has only a path and a revision"))])
         return self
@@ -127,6 +130,8 @@ def _join_model(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _split_reference(text: str) -> dict[str, Any]:
+    if secret := find_secret(text):
+        raise make_sentence(secret)
     model, plus, lora = _split_plus(text)
     if "+" in _split_scheme(lora)[1]:
         raise _bad(text, "it has more than one '+'; a path with '+' is written as a mapping {model: {path: …}}")

@@ -16,6 +16,7 @@ from mergemill.engine.storage.fetch import CONNECTIONS
 from mergemill.engine.storage.pin import Pin
 from mergemill.engine.storage.store import Unavailable
 from mergemill.engine.storage.tries import note_retry
+from mergemill.engine.storage.urls import hide_secrets
 
 T = TypeVar("T")
 
@@ -146,10 +147,10 @@ def wait_as_told(headers: Mapping[str, str]) -> None:
 
 
 def shorten(error: Exception) -> str:
-    """Return kind and first line of an error, without the query of a URL, which may hold a signature.
+    """Return kind and first line of an error, without the secrets of URLs in it.
 
-    >>> shorten(ValueError("no /a?Signature=x"))
-    'ValueError: no /a'
+    >>> shorten(ValueError("no //me:hush@host/a?Signature=x"))
+    'ValueError: no //host/a'
     """
-    text = (str(error).splitlines() or [""])[0].split("?", 1)[0]
+    text = hide_secrets((str(error).splitlines() or [""])[0])
     return f"{type(error).__name__}: {text}".rstrip(": ")

@@ -36,6 +36,7 @@ from mergemill.engine.storage.fetch import CONNECTIONS
 from mergemill.engine.storage.pin import Pin, changed
 from mergemill.engine.storage.store import Unavailable, check_options
 from mergemill.engine.storage.tries import note_retry
+from mergemill.engine.storage.urls import hide_secrets
 
 OPTIONS = ("profile", "region", "endpoint_url", "addressing_style", "anonymous")  # that a recipe may give
 SIGNED_S = 300  # that an address is used for; it is good for twice as long
@@ -268,4 +269,4 @@ def explained(
 
 def _shorten(error: Exception) -> str:
     """Return the first line, without the query of a URL, which may hold a signature."""
-    return (str(error) or type(error).__name__).splitlines()[0].split("?", 1)[0]
+    return hide_secrets((str(error) or type(error).__name__).splitlines()[0])

@@ -81,7 +81,7 @@ def test_a_bad_cluster_file_is_told_in_one_line(text: str, message: str) -> None
 
 def test_a_secret_is_refused_without_being_said() -> None:
     fault = say_fault("kind: local\nstorage_options: {s3: {secret: hunter2}}\n")
-    assert "2: 'secret' is a secret, and a cluster file is passed on, and sent to every worker" in fault
+    assert "2: 'secret' may be a secret, and a cluster file is passed on, and sent to every worker" in fault
     assert "hunter2" not in fault
 
 

@@ -15,6 +15,7 @@ from mergemill.engine.runs.outputs.target import Target
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.storage.ranges import Pin, is_remote
 from mergemill.engine.storage.store import Options, use_options
+from mergemill.engine.storage.urls import find_secret
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hub"}  # scheme -> what installs the client of that storage
 
@@ -87,6 +88,8 @@ def find_output(out: str | Path, *, public: bool = False) -> Output:
     public: whether a repository of the Hub is to be seen by everybody.
     """
     place = str(out)
+    if secret := find_secret(place):
+        raise OutputError(secret)
     if public and not place.startswith("hf://"):
         raise OutputError(f"{place}: --public is for repositories of the Hub: hf://org/name")
     if not is_remote(place):
