@@ -428,10 +428,10 @@ def test_abort_leaves_what_is_not_ours_and_what_is_finished(near: Place, family:
     ("url", "message"),
     [
         ("http://host/out", "http://host/out: can be read and not written; the output is a folder, s3://"),
-        ("simplecache::memory://out", "simplecache::memory://out: can be read and not written"),
+        ("simplecache::memory://out", "simplecache::…: a URL inside of another is not followed"),
         ("no-such://out", "no-such://out: no-such:// is no kind of storage; the output is a folder"),
-        ("sftp://user:secret@host/out", "sftp://host/out: its URL holds a password or a query"),
-        ("memory://out?key=secret", "memory://out: its URL holds a password or a query"),
+        ("sftp://user:secret@host/out", "sftp://host/out: its URL holds a user or a password"),
+        ("memory://out?key=secret", "memory://out: its URL holds a query"),
         ("webdav://host/out", "webdav://host/out: needs a package that is not installed: "),
     ],
 )
