@@ -191,6 +191,65 @@ def test_the_engine_never_prints() -> None:
     assert calls == []
 
 
+REACHING = {
+    "AnyObjects",
+    "Fetch",
+    "S3Objects",
+    "Workplace",
+    "Workspace",
+    "check_pin",
+    "find_output",
+    "find_store",
+    "list_files",
+    "open_checkpoint",
+    "open_output",
+    "open_stream",
+    "pin_file",
+    "read_header",
+    "read_beginning",
+    "read_into",
+    "read_pieces",
+    "read_remote",
+    "read_small",
+    "read_whole",
+    "store_of",
+}
+"""What reaches storage, and so must be told how; without that it would go by the environment alone."""
+
+LOCAL = {
+    "storage/local.py",
+    "conformance/bits.py",
+    "conformance/mill.py",
+    "runs/in_memory.py",
+    "runs/describe.py",
+    "plan/cost.py",
+}
+"""Files of the engine that reach none, or go by the environment since they have no recipe."""
+
+
+def test_whatever_reaches_storage_is_told_how() -> None:
+    """A call that forgets it would read from wherever the environment leads, and be seen by no type."""
+    calls = [
+        (path.relative_to(ENGINE).as_posix(), node)
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and find_name(node.func) in REACHING
+    ]
+    untold = [f"{path}:{call.lineno}" for path, call in calls if path not in LOCAL and not is_told_storage(call)]
+    assert len(calls) > 50
+    assert untold == []
+
+
+def find_name(called: ast.expr) -> str:
+    """Return the name of a function that is called; those of `local` files, and methods, are others."""
+    return called.id if isinstance(called, ast.Name) else ""
+
+
+def is_told_storage(call: ast.Call) -> bool:
+    """Whether an argument of a call is the value that says how storage is reached."""
+    return any("storage" in ast.unparse(each).lower() for each in [*call.args, *call.keywords])
+
+
 def test_the_public_face_is_exactly_this() -> None:
     assert mergemill.engine.__all__ == FACE
     assert [name for name in FACE if not hasattr(mergemill.engine, name)] == []

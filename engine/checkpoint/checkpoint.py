@@ -32,7 +32,7 @@ from mergemill.engine.storage.ranges import (
     read_pieces,
     read_whole,
 )
-from mergemill.engine.storage.store import store_of
+from mergemill.engine.storage.store import ENVIRONMENT, Storage, store_of
 from mergemill.engine.storage.urls import find_secret
 
 SINGLE_NAME = "model.safetensors"
@@ -69,6 +69,7 @@ class Checkpoint:
     config: Mapping[str, Any]  # of config.json; empty where there is none
     config_text: bytes  # config.json as stored; empty where there is none
     pins: Mapping[str, Pin]  # the files beside the weights, by name, in its order
+    storage: Storage = ENVIRONMENT  # how it is reached
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -76,14 +77,14 @@ class Checkpoint:
         return tuple(self.pins)
 
 
-def open_checkpoint(ref: str, revision: str | None = None) -> Checkpoint:
+def open_checkpoint(ref: str, revision: str | None = None, storage: Storage = ENVIRONMENT) -> Checkpoint:
     """Open the model at `ref`: a folder, a URL, ``org/name`` on the Hub, or one safetensors file; ``~`` is home.
 
     revision: a branch, tag or commit on the Hub. Raises `CheckpointError` (`HeaderError`, `IndexFileError`) for what is
     not a whole, sound checkpoint.
     """
     try:
-        return _open(f"{ref}@{revision}" if revision else ref, resolve(ref, revision))
+        return _open(f"{ref}@{revision}" if revision else ref, resolve(ref, revision, storage), storage)
     except OSError as error:
         raise CheckpointError(f"{ref}: cannot be read: {error.strerror}") from error
     except RunError as error:  # of a header that its storage refuses
@@ -93,13 +94,13 @@ def open_checkpoint(ref: str, revision: str | None = None) -> Checkpoint:
 def read_file(checkpoint: Checkpoint, name: str) -> bytes:
     """Return the bytes of one of the checkpoint's `files`; `CheckpointError` for more than one of its name has."""
     with _explained():
-        return read_whole(_find_file(checkpoint, name), find_bound(name))
+        return read_whole(_find_file(checkpoint, name), find_bound(name), checkpoint.storage)
 
 
 def read_beginning_of(checkpoint: Checkpoint, name: str, size_bytes: int) -> bytes:
     """Return the first bytes of one of the checkpoint's `files`, which may have any size."""
     with _explained():
-        return read_beginning(_find_file(checkpoint, name), size_bytes)
+        return read_beginning(_find_file(checkpoint, name), size_bytes, checkpoint.storage)
 
 
 def check_file(checkpoint: Checkpoint, name: str) -> Pin:
@@ -113,7 +114,7 @@ def digest_file(checkpoint: Checkpoint, name: str) -> str:
     """Return what is equal for `files` of equal content alone, of which little is in memory at a time."""
     digest = hashlib.sha256()
     with _explained():
-        for piece in read_pieces(_find_file(checkpoint, name), find_bound(name)):
+        for piece in read_pieces(_find_file(checkpoint, name), find_bound(name), checkpoint.storage):
             digest.update(piece)
     return digest.hexdigest()
 
@@ -124,7 +125,7 @@ def _find_file(checkpoint: Checkpoint, name: str) -> Pin:
     return checkpoint.pins[name]
 
 
-def resolve(ref: str, revision: str | None = None) -> str:
+def resolve(ref: str, revision: str | None = None, storage: Storage = ENVIRONMENT) -> str:
     """Return the absolute path or the URL that `ref` names; `CheckpointError` unless something is there.
 
     A folder that is there comes before a model of the same name on the Hub.
@@ -132,10 +133,10 @@ def resolve(ref: str, revision: str | None = None) -> str:
     if secret := find_secret(ref):
         raise CheckpointError(secret)
     if is_remote(ref):
-        return store_of(ref).resolve(ref, revision)
+        return store_of(ref, storage).resolve(ref, revision)
     path = local.resolve(ref)
     if path is None and HUB_NAME.fullmatch(ref):
-        return _resolve_on_hub(ref, revision)
+        return _resolve_on_hub(ref, revision, storage)
     if path is None:
         raise CheckpointError(f"{ref}: no such file or folder")
     if revision is not None:
@@ -143,28 +144,30 @@ def resolve(ref: str, revision: str | None = None) -> str:
     return path
 
 
-def _resolve_on_hub(ref: str, revision: str | None) -> str:
+def _resolve_on_hub(ref: str, revision: str | None, storage: Storage) -> str:
     try:
-        return store_of("hf://").resolve(f"hf://{ref}", revision)
+        return store_of("hf://", storage).resolve(f"hf://{ref}", revision)
     except CheckpointError as error:
         raise CheckpointError(f"{ref}: no such folder; {error}") from error
 
 
-def _open(ref: str, place: str) -> Checkpoint:
-    found = list_files(place, TEMPLATES_FOLDER)
+def _open(ref: str, place: str, storage: Storage) -> Checkpoint:
+    found = list_files(place, TEMPLATES_FOLDER, storage)
     if found is None:
         _check_suffix(PurePosixPath(place), ref)
         check_names([PurePosixPath(place).name], ref)
-        pin = pin_file(place)
-        return Checkpoint(ref, place.rpartition("/")[0], _collect({place: _open_shard(pin, place)}), {}, b"", {})
-    check_committed(place, ref)
-    tensors = _open_tensors(place, found)
-    modules = read_modules(found[MODULES_NAME]) if MODULES_NAME in found else ()
-    beneath = {name: pin for folder in modules for name, pin in _list_beneath(place, folder)}
-    config_text = _read_small(found[CONFIG_NAME], CONFIG_NAME) if CONFIG_NAME in found else b""
+        pin = pin_file(place, storage)
+        tensors = _collect({place: _open_shard(pin, place, storage)})
+        return Checkpoint(ref, place.rpartition("/")[0], tensors, {}, b"", {}, storage)
+    check_committed(place, ref, storage)
+    tensors = _open_tensors(place, found, storage)
+    modules = read_modules(found[MODULES_NAME], storage) if MODULES_NAME in found else ()
+    beneath = {name: pin for folder in modules for name, pin in _list_beneath(place, folder, storage)}
+    config_text = _read_small(found[CONFIG_NAME], CONFIG_NAME, storage) if CONFIG_NAME in found else b""
     config = parse_config(config_text, where=join(place, CONFIG_NAME)) if CONFIG_NAME in found else {}
     check_layers(tensors, config, ref)
-    return Checkpoint(ref, place, tensors, config, config_text, dict(sorted((_pick_small(found) | beneath).items())))
+    pins = dict(sorted((_pick_small(found) | beneath).items()))
+    return Checkpoint(ref, place, tensors, config, config_text, pins, storage)
 
 
 def _check_suffix(path: PurePosixPath, ref: str) -> None:
@@ -174,49 +177,50 @@ def _check_suffix(path: PurePosixPath, ref: str) -> None:
         raise CheckpointError(f"{ref}: is neither a folder nor a safetensors file")
 
 
-def _open_tensors(place: str, found: Mapping[str, Pin]) -> Mapping[str, StoredTensor]:
+def _open_tensors(place: str, found: Mapping[str, Pin], storage: Storage) -> Mapping[str, StoredTensor]:
     if INDEX_NAME in found:
-        return _open_sharded(place, found)
+        return _open_sharded(place, found, storage)
     name = SINGLE_NAME if SINGLE_NAME in found else _find_only(place, found)
-    return _collect({name: _open_shard(found[name], join(place, name))})
+    return _collect({name: _open_shard(found[name], join(place, name), storage)})
 
 
-def _open_sharded(place: str, found: Mapping[str, Pin]) -> Mapping[str, StoredTensor]:
+def _open_sharded(place: str, found: Mapping[str, Pin], storage: Storage) -> Mapping[str, StoredTensor]:
     where = join(place, INDEX_NAME)
-    weight_map = parse_index(_read_small(found[INDEX_NAME], INDEX_NAME), where=where)
-    files = _find_shards(place, set(weight_map.values()), found)
+    weight_map = parse_index(_read_small(found[INDEX_NAME], INDEX_NAME, storage), where=where)
+    files = _find_shards(place, set(weight_map.values()), found, storage)
     if SINGLE_NAME in found and SINGLE_NAME not in files:
         # Loaders disagree on which of the two is the model.
         raise IndexFileError(f"{where}: does not name {SINGLE_NAME}, which is beside it; remove one of them")
     names = check_shards(weight_map, files.keys(), where=where)
     with ThreadPoolExecutor(HEADER_THREADS) as pool:
-        opened = pool.map(lambda name: _open_shard(files[name], join(place, name)), names)
+        opened = pool.map(lambda name: _open_shard(files[name], join(place, name), storage), names)
         shards = dict(zip(names, opened, strict=True))
     held = {name: frozenset(tensor.name for tensor in header.tensors) for name, (_, header) in shards.items()}
     check_index(weight_map, held, where=where)
     return _collect(shards)
 
 
-def _find_shards(place: str, names: Collection[str], found: Mapping[str, Pin]) -> Mapping[str, Pin]:
+def _find_shards(place: str, names: Collection[str], found: Mapping[str, Pin], storage: Storage) -> Mapping[str, Pin]:
     """Return those of the named shards that are there: some lie in folders below, and web servers list nothing."""
     unlisted = sorted(set(names) - found.keys())
     with ThreadPoolExecutor(HEADER_THREADS) as pool:
-        pins = dict(zip(unlisted, pool.map(lambda name: _find_shard(join(place, name)), unlisted), strict=True))
+        looked = pool.map(lambda name: _find_shard(join(place, name), storage), unlisted)
+        pins = dict(zip(unlisted, looked, strict=True))
     return {name: pin for name in names if (pin := found.get(name) or pins[name])}
 
 
-def _find_shard(url: str) -> Pin | None:
+def _find_shard(url: str, storage: Storage) -> Pin | None:
     """Return the pin of an unlisted file; None where it is not there, which on this machine alone has one reason."""
     try:
-        return pin_file(url)
+        return pin_file(url, storage)
     except CheckpointError:
         if is_remote(url):
             raise
         return None
 
 
-def _open_shard(pin: Pin, where: str) -> tuple[Pin, Header]:
-    return pin, read_header(pin, where=where)
+def _open_shard(pin: Pin, where: str, storage: Storage) -> tuple[Pin, Header]:
+    return pin, read_header(pin, storage, where=where)
 
 
 def _collect(shards: Mapping[str, tuple[Pin, Header]]) -> Mapping[str, StoredTensor]:
@@ -251,10 +255,10 @@ def _explain_none(names: Sequence[str]) -> str:
     return "has no safetensors file"
 
 
-def read_modules(pin: Pin) -> tuple[str, ...]:
+def read_modules(pin: Pin, storage: Storage) -> tuple[str, ...]:
     """Return the folders that a ``modules.json`` names, as far as it is one, and they lie in the model's own."""
     try:
-        found = json.loads(_read_small(pin, MODULES_NAME))
+        found = json.loads(_read_small(pin, MODULES_NAME, storage))
     except (ValueError, RecursionError):
         return ()
     named = [each.get("path") for each in found if isinstance(each, dict)] if isinstance(found, list) else []
@@ -262,8 +266,8 @@ def read_modules(pin: Pin) -> tuple[str, ...]:
     return tuple(dict.fromkeys(folders))[:MOST_MODULES]
 
 
-def _list_beneath(place: str, folder: str) -> Iterable[tuple[str, Pin]]:
-    found = list_files(place, folder) or {}
+def _list_beneath(place: str, folder: str, storage: Storage) -> Iterable[tuple[str, Pin]]:
+    found = list_files(place, folder, storage) or {}
     return sorted((name, pin) for name, pin in found.items() if name.startswith(f"{folder}/"))
 
 
@@ -279,9 +283,9 @@ def _is_small(path: PurePosixPath) -> bool:
     return not weights and not path.name.startswith(".")
 
 
-def _read_small(pin: Pin, name: str) -> bytes:
+def _read_small(pin: Pin, name: str, storage: Storage) -> bytes:
     with _explained():
-        return read_whole(pin, find_bound(name))
+        return read_whole(pin, find_bound(name), storage)
 
 
 @contextmanager

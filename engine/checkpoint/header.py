@@ -20,6 +20,7 @@ from mergemill.engine.checkpoint.layout import (
 )
 from mergemill.engine.errors import HeaderError
 from mergemill.engine.storage.ranges import Pin, read_into
+from mergemill.engine.storage.store import ENVIRONMENT, Storage
 
 FIRST_BYTES = 64 << 10  # read at once, which is the whole header of most files
 _FIELDS = ("dtype", "shape", "data_offsets")
@@ -36,13 +37,13 @@ class Header:
     size_bytes: int  # of length, JSON and padding together: where the data begins
 
 
-def read_header(pin: Pin, *, where: str | None = None) -> Header:
+def read_header(pin: Pin, storage: Storage = ENVIRONMENT, *, where: str | None = None) -> Header:
     """Read and check the header of a stored file; `where` is what messages call it, else its path."""
     where = pin.url if where is None else where
-    blob = _read(pin, 0, min(FIRST_BYTES, pin.size_bytes))
+    blob = _read(pin, 0, min(FIRST_BYTES, pin.size_bytes), storage)
     size_bytes = _measure(blob[:LENGTH_BYTES], pin.size_bytes, where)
     if size_bytes > len(blob):
-        blob += _read(pin, len(blob), size_bytes)
+        blob += _read(pin, len(blob), size_bytes, storage)
     return parse_header(blob, file_bytes=pin.size_bytes, where=where)
 
 
@@ -61,9 +62,9 @@ def parse_header(blob: bytes, *, file_bytes: int, where: str) -> Header:
     return Header(tensors, tuple(size_bytes + begin for begin, _, _ in entries), metadata, size_bytes)
 
 
-def _read(pin: Pin, start_bytes: int, stop_bytes: int) -> bytes:
+def _read(pin: Pin, start_bytes: int, stop_bytes: int, storage: Storage) -> bytes:
     buffer = bytearray(stop_bytes - start_bytes)
-    read_into(pin, start_bytes, memoryview(buffer))
+    read_into(pin, start_bytes, memoryview(buffer), storage)
     return bytes(buffer)
 
 

@@ -42,7 +42,7 @@ def missing_files(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def _list_modules(checkpoint: Checkpoint) -> tuple[str, ...]:
-    return read_modules(checkpoint.pins[MODULES_NAME]) if MODULES_NAME in checkpoint.pins else ()
+    return read_modules(checkpoint.pins[MODULES_NAME], checkpoint.storage) if MODULES_NAME in checkpoint.pins else ()
 
 
 def _iter_code(checkpoint: Checkpoint) -> Iterator[str]:

@@ -12,6 +12,7 @@ from mergemill.engine.checkpoint.config import find_layer_count
 from mergemill.engine.checkpoint.family import choose_family, layer_stacks
 from mergemill.engine.errors import CheckpointError
 from mergemill.engine.storage.ranges import Pin, join, pin_file, read_into
+from mergemill.engine.storage.store import Storage
 
 STATE_NAME = ".mergemill"
 COMMITTED = b'{"committed": true}'  # the last line of a journal
@@ -21,13 +22,15 @@ _COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers")  # that count the lay
 _SHARING_KEYS = ("num_hidden_groups", "num_hidden_group")  # layers that are used several times, as ALBERT's
 
 
-def check_committed(place: str, ref: str) -> None:
+def check_committed(place: str, ref: str, storage: Storage) -> None:
     """Raise `CheckpointError` for a folder or URL where a merge is unfinished."""
     state = join(place, STATE_NAME)
-    if _find(join(state, "plan.json")) is None or any(_find(join(state, name)) for name in _WHOLE_NAMES):
+    if _find(join(state, "plan.json"), storage) is None or any(
+        _find(join(state, name), storage) for name in _WHOLE_NAMES
+    ):
         return
-    journal = _find(join(state, "journal.jsonl"))
-    if journal is None or not _ends_committed(journal):
+    journal = _find(join(state, "journal.jsonl"), storage)
+    if journal is None or not _ends_committed(journal, storage):
         raise CheckpointError(
             f"{ref}: holds a merge that is not finished; run the same merge again to finish it, or give it up with: "
             f"mergemill abort {ref}"
@@ -80,15 +83,15 @@ def _is_kin(name: str, shard: "re.Match[str]") -> bool:
     return found is not None and (found["model"], found["count"]) == (shard["model"], shard["count"])
 
 
-def _find(url: str) -> Pin | None:
+def _find(url: str, storage: Storage) -> Pin | None:
     """Return the pin of a file; None where it cannot be seen: some servers deny what begins with a dot."""
     try:
-        return pin_file(url)
+        return pin_file(url, storage)
     except CheckpointError:
         return None
 
 
-def _ends_committed(journal: Pin) -> bool:
+def _ends_committed(journal: Pin, storage: Storage) -> bool:
     tail = bytearray(min(journal.size_bytes, len(COMMITTED) + 2))
-    read_into(journal, journal.size_bytes - len(tail), memoryview(tail))
+    read_into(journal, journal.size_bytes - len(tail), memoryview(tail), storage)
     return bytes(tail).strip() == COMMITTED

@@ -31,7 +31,7 @@ from mergemill.engine.plan.vectors import check_delta_bases, list_vectors
 from mergemill.engine.plan.whole import check_ranges, check_whole, warn_of_config
 from mergemill.engine.recipe import GivenRecipe, Guard, ModelEntry, ModelRef, Recipe, Slice, load_recipe
 from mergemill.engine.storage.ranges import Pin
-from mergemill.engine.storage.store import join_options, use_options
+from mergemill.engine.storage.store import Storage, join_options, make_storage
 from mergemill.engine.tensors.dtypes import RECIPE_DTYPES
 from mergemill.engine.tensors.expressions import Expression
 from mergemill.engine.tensors.slabs import Span
@@ -57,14 +57,14 @@ def make_plan(
     """
     recipe = load_recipe(recipe)
     where = recipe.name or "recipe"
-    use_options(join_options(storage or {}, recipe.storage))
     recipe = read_paths(recipe, list_models(recipe), where=where)
     refs = list_models(recipe)
     _check_runnable(recipe, refs, where)
     code = find_code(recipe, methods)
     method = get_any_method(recipe.merge_method, code)
     stages = make_stages(recipe, method, where=where)
-    recipe, opened, spelt = join_spellings(recipe, _open_all(refs), where=where)
+    given = _open_all(refs, make_storage(join_options(storage or {}, recipe.storage)))
+    recipe, opened, spelt = join_spellings(recipe, given, where=where)
     checkpoints = share_reads(opened)
     donor = checkpoints[str(recipe.base_model) if recipe.base_model else next(iter(checkpoints))]
     _check_vocabularies(recipe, donor, checkpoints, where)
@@ -134,10 +134,10 @@ def list_models(recipe: Recipe) -> Mapping[str, ModelRef]:
     return {str(ref): ref for ref in refs}
 
 
-def _open_all(refs: Mapping[str, ModelRef]) -> Mapping[str, Checkpoint]:
+def _open_all(refs: Mapping[str, ModelRef], storage: Storage) -> Mapping[str, Checkpoint]:
     """Open all models at once: each waits for its storage several times."""
     with ThreadPoolExecutor(min(len(refs), MODELS_AT_ONCE)) as pool:
-        opened = pool.map(lambda ref: open_checkpoint(ref.path, ref.revision), refs.values())
+        opened = pool.map(lambda ref: open_checkpoint(ref.path, ref.revision, storage), refs.values())
         return dict(zip(refs, opened, strict=True))
 
 

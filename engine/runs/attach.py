@@ -12,7 +12,7 @@ from mergemill.engine.runs.outputs.lease import RENEW_S
 from mergemill.engine.runs.outputs.output import Output, find_output
 from mergemill.engine.runs.status import count_bytes, explain_none, find_live_driver
 from mergemill.engine.runs.tasks.guard import Report, TensorChange
-from mergemill.engine.storage.store import Options, use_options
+from mergemill.engine.storage.store import Options, make_storage
 
 LOOK_S = 1.0  # between two looks at the journal
 END_S = 5.0  # for a driver to say how it ended, once the output is whole
@@ -27,8 +27,7 @@ def attach(
     merge, and `RunError` where nobody drives it, or no more, with the reason as far as that is known. `storage_options`
     are those of `abort`.
     """
-    use_options(storage_options)
-    output = find_output(out)
+    output = find_output(out, make_storage(storage_options))
     end_s = time.monotonic() + wait_s
     while True:
         if output.journal.is_committed():

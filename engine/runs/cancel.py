@@ -10,7 +10,7 @@ from mergemill.engine.errors import OutputError, RunError
 from mergemill.engine.runs.driver import CANCEL_NAME, Driver, read_driver, request_cancel
 from mergemill.engine.runs.outputs.output import Output, find_output
 from mergemill.engine.runs.status import CANCELLING, FINISHED, RUNNING, Status, find_live_driver, find_status
-from mergemill.engine.storage.store import Options, use_options
+from mergemill.engine.storage.store import Options, make_storage
 
 WAIT_S = 120.0  # for a driver to end: a few seconds until it looks, and what its tasks take for a slab
 _LOOK_S = 0.5
@@ -23,15 +23,15 @@ def cancel(out: str | Path, *, wait_s: float = WAIT_S, storage_options: Options 
     no merge, or none that somebody drives; `RunError` where it has not ended in that time, but may still.
     `storage_options` are those of `abort`.
     """
-    use_options(storage_options)
-    output = find_output(out)
+    storage = make_storage(storage_options)
+    output = find_output(out, storage)
     before = find_status(output)
     if before.state not in (RUNNING, CANCELLING) or before.driver is None:
         raise OutputError(f"{output}: {_say_idle(before)}, so there is nothing to cancel")
     request_cancel(output.notes, before.driver, _say_who())
     if wait_s > 0:
         _wait(output, before.driver, wait_s)
-    return find_status(find_output(out))
+    return find_status(find_output(out, storage))
 
 
 def _wait(output: Output, driver: Driver, wait_s: float) -> None:

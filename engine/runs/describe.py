@@ -10,7 +10,7 @@ from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import ClusterFile
 from mergemill.engine.runs.outputs.output import find_output
 from mergemill.engine.runs.traffic import describe_traffic, find_traffic
-from mergemill.engine.runs.worker.workers import DEVICE_MEMORY, choose_workers
+from mergemill.engine.runs.worker.workers import DEVICE_MEMORY, choose_workers, find_storage
 from mergemill.engine.runs.worker.workplace import Workplace
 
 
@@ -42,7 +42,11 @@ def describe_plan(
         device=device,
         device_memory=device_memory,
     )
-    check_memory(plan.parts, chosen.memory_bytes, find_output(out).beside_bytes if out is not None else 0)
+    check_memory(
+        plan.parts,
+        chosen.memory_bytes,
+        find_output(out, find_storage(plan, chosen)).beside_bytes if out is not None else 0,
+    )
     share_bytes = Workplace(chosen.memory_bytes, chosen.threads).share_bytes
     most_bytes = max((task_bytes(part, share_bytes) for part in plan.parts), default=0)
     return {

@@ -32,7 +32,7 @@ from mergemill.engine.runs.tasks.failures import WorkersDied, explain_deaths
 from mergemill.engine.runs.tasks.guard import Report, check_report, make_report
 from mergemill.engine.runs.worker.workers import DEVICE_MEMORY, Workers, choose_workers, find_storage
 from mergemill.engine.storage.ranges import check_pin, is_remote
-from mergemill.engine.storage.store import Options, use_options
+from mergemill.engine.storage.store import Options
 from mergemill.engine.tensors.slabs import SLAB
 
 
@@ -86,19 +86,18 @@ def run(
         raise PlanError("--wait: is for a scheduler that is there already, or will be; give --scheduler")
     kept = choose_cache(cache, cache_folder, out, plan.write_bytes, here=chosen.is_here)
     chosen = replace(chosen, cache=kept, storage=find_storage(plan, chosen, storage))
-    use_options(chosen.storage)
-    place = find_output(out, public=public)
+    place = find_output(out, chosen.storage, public=public)
     place.check_workers(chosen, plan)
     check_memory(plan.parts, chosen.memory_bytes, place.beside_bytes)
     check_crew(chosen, _list_needs(plan, str(out)), _make_teller(chosen, on_event), wait_s)
-    output = open_output(out, plan, public=public)
+    output = open_output(out, plan, chosen.storage, public=public)
     with output.locked():
         check_same(output, plan)  # again: another driver may just have been here
         if output.journal.is_committed():
             return _finish_again(output, plan, on_event)
         with drive(output.notes, resume) as driving:
             for pin in plan.pins:
-                check_pin(pin)
+                check_pin(pin, chosen.storage)
             with show_progress(on_event, wanted=progress) as tell:
                 redone, read_bytes = _run_parts(plan, output, chosen, tell, driving, slab)
             report = _read_report(output, plan)

@@ -10,7 +10,8 @@ from mergemill.engine.checkpoint.family import layer_stacks
 from mergemill.engine.checkpoint.layout import TensorInfo
 from mergemill.engine.errors import OutputError
 from mergemill.engine.runs.outputs.output import Output, find_output
-from mergemill.engine.storage.store import Options, use_options
+from mergemill.engine.runs.outputs.record import Record
+from mergemill.engine.storage.store import Options, Storage, make_storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,36 +44,37 @@ def inspect(path: str | Path, *, storage_options: Options | None = None) -> Insp
 
     `storage_options` are those of `abort`.
     """
-    use_options(storage_options)
-    output = _find_output(path)
+    storage = make_storage(storage_options)
+    output = _find_output(path, storage)
     record = output.read_record() if output else None
     if output is None or record is None:
-        return _inspect_checkpoint(str(path), "checkpoint", "", "")
+        return _inspect_checkpoint(str(path), storage)
     if output.journal.is_committed():
-        return _inspect_checkpoint(str(path), "merge", "finished", record.digest)
+        return _inspect_checkpoint(str(path), storage, record)
     done = len({receipt.part for receipt in output.journal.read()})
     state = f"unfinished: {done} of {len(record.parts)} parts"
     return Inspection(str(path), "merge", state, record.digest, "", (), {}, {}, len(record.shards))
 
 
-def _find_output(path: str | Path) -> Output | None:
+def _find_output(path: str | Path, storage: Storage) -> Output | None:
     """Return the output that a path or URL may be; None where no merge can be written to such."""
     try:
-        return find_output(path)
+        return find_output(path, storage)
     except OutputError:
         return None
 
 
-def _inspect_checkpoint(path: str, kind: str, state: str, digest: str) -> Inspection:
-    checkpoint = open_checkpoint(path)
+def _inspect_checkpoint(path: str, storage: Storage, record: Record | None = None) -> Inspection:
+    """Look at a checkpoint; `record` where it is a finished merge."""
+    checkpoint = open_checkpoint(path, storage=storage)
     dtypes: Counter[str] = Counter()
     for tensor in checkpoint.tensors.values():
         dtypes[tensor.dtype] += tensor.nbytes
     return Inspection(
         path=path,
-        kind=kind,
-        state=state,
-        digest=digest,
+        kind="merge" if record else "checkpoint",
+        state="finished" if record else "",
+        digest=record.digest if record else "",
         model_type=str(checkpoint.config.get("model_type", "")),
         tensors=tuple(TensorInfo(t.name, t.dtype, t.shape) for t in checkpoint.tensors.values()),
         dtypes=dict(sorted(dtypes.items())),

@@ -11,7 +11,7 @@ from mergemill.engine.runs.driver import DRIVER_NAME, LOCK_NAME, Driver, find_re
 from mergemill.engine.runs.outputs.output import Output, find_output
 from mergemill.engine.runs.outputs.receipts import Receipt
 from mergemill.engine.runs.worker.workers import MEMORY
-from mergemill.engine.storage.store import Options, use_options
+from mergemill.engine.storage.store import Options, make_storage
 
 RUNNING, CANCELLING, UNFINISHED, FINISHED = "running", "cancelling", "unfinished", "finished"
 
@@ -48,8 +48,7 @@ def status(out: str | Path, *, storage_options: Options | None = None) -> Status
 
     `storage_options` are those of `abort`.
     """
-    use_options(storage_options)
-    return find_status(find_output(out))
+    return find_status(find_output(out, make_storage(storage_options)))
 
 
 def find_status(output: Output) -> Status:

@@ -57,7 +57,9 @@ class Threads:
 def open_threads(workers: Workers) -> Iterator[Threads]:
     """Start threads of this process; when the block ends, so do tasks that still run, at their next slab."""
     device = open_device(workers.device, workers.device_memory_bytes, workers.threads)
-    workplace = Workplace(workers.memory_bytes, workers.threads, open_cache(workers.cache), device=device)
+    workplace = Workplace(
+        workers.memory_bytes, workers.threads, open_cache(workers.cache), storage=workers.storage, device=device
+    )
     limited = device.limited() if device else nullcontext()
     with limited, set_up_process(), ThreadPoolExecutor(workers.threads, "mergemill", _enter, (workplace,)) as pool:
         try:

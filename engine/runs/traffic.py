@@ -107,7 +107,7 @@ def _count_writes(plan: Plan, scheme: str) -> int:
     if scheme == "hf":
         return 2 * len(plan.shards) + 1  # the last is the commit
     if f"{scheme}://" in _S3:
-        from mergemill.engine.runs.outputs.upload import count_chunks
+        from mergemill.engine.runs.outputs.chunks import count_chunks
 
         chunks = sum(count_chunks(part.size_bytes) for part in plan.parts)
     else:

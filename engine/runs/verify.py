@@ -18,7 +18,7 @@ from mergemill.engine.runs.tasks.rounds import count_rounds, iter_cut_tensors
 from mergemill.engine.runs.tasks.task import merge_part
 from mergemill.engine.runs.worker.workplace import Workplace
 from mergemill.engine.storage.ranges import Pin, join, read_into, read_whole
-from mergemill.engine.storage.store import Options, use_options
+from mergemill.engine.storage.store import Options, Storage, join_options, make_storage
 from mergemill.engine.tensors.kernels import Partial, add_partials
 
 MEMORY_BYTES = 1 << 30  # for verifying
@@ -46,18 +46,18 @@ def verify(
     merge. Replaying needs the sources as they were. A merge with methods of somebody's own keeps the text of their
     files, which alone is run, and only where `run_code` holds its sha256. `storage_options` are those of `abort`.
     """
-    use_options(storage_options)
-    output = find_output(out)
+    storage = make_storage(storage_options)
+    output = find_output(out, storage)
     record = _open_record(output)
     code = _open_code(output, record, run_code) if replay else ()
     receipts = {(receipt.shard, receipt.start_bytes): receipt for receipt in output.journal.read()}
-    workplace = Workplace(MEMORY_BYTES, 1)
+    workplace = _open_workplace(storage)
     shards = {name: _check_shard(output, record, name) for name in record.shards}
     for shard, start_bytes, stop_bytes in record.parts:
         _check_part(shards[shard], receipts.get((shard, start_bytes)), stop_bytes, workplace)
     for name, expected in record.files.items():
         _check_file(output, name, expected)
-    replayed = _replay(record, code, receipts, replay, workplace) if replay else 0
+    replayed = _replay(record, code, receipts, replay, storage_options) if replay else 0
     return Verified(
         out=str(out),
         digest=record.digest,
@@ -71,9 +71,12 @@ def verify(
 
 def list_code(out: str | Path, *, storage_options: Options | None = None) -> tuple[tuple[str, str], ...]:
     """Return name and sha256 of each file of methods that replaying the merge in `out` runs."""
-    use_options(storage_options)
-    record = find_output(out).read_record()
+    record = find_output(out, make_storage(storage_options)).read_record()
     return tuple((file.name, file.sha256) for file in _list_code(record)) if record else ()
+
+
+def _open_workplace(storage: Storage) -> Workplace:
+    return Workplace(MEMORY_BYTES, 1, storage=storage)
 
 
 def _list_code(record: Record) -> list[MethodsFile]:
@@ -88,7 +91,7 @@ def _open_code(output: Output, record: Record, run_code: Collection[str]) -> Seq
             raise VerifyError(f"{output}: its plan keeps no text of {name!r}, which its recipe runs; merge it again")
     for file in kept:
         where, beside = join(str(output), file.name), output.find(file.name)
-        if beside is None or read_whole(beside) != file.text.encode():
+        if beside is None or read_whole(beside, storage=output.storage) != file.text.encode():
             raise VerifyError(f"{where}: is not the code that the plan keeps of it")
         if file.sha256 not in run_code:
             raise VerifyError(
@@ -118,7 +121,7 @@ def _check_shard(output: Output, record: Record, name: str) -> Pin:
         raise VerifyError(f"{where}: has {pin.size_bytes} bytes; {expected['size_bytes']} were written")
     header = expected["header"].encode()
     found = bytearray(8 + len(header))
-    read_into(pin, 0, memoryview(found))
+    read_into(pin, 0, memoryview(found), output.storage)
     if found != len(header).to_bytes(8, "little") + header:
         raise VerifyError(f"{where}: its header is not the one that was planned")
     return pin
@@ -145,7 +148,7 @@ def _check_file(output: Output, name: str, expected: str) -> None:
     where, pin = join(str(output), name), output.find(name)
     if pin is None:
         raise VerifyError(f"{where}: is gone; it was written with the merge")
-    if checksum(read_whole(pin)) != expected:
+    if checksum(read_whole(pin, storage=output.storage)) != expected:
         raise VerifyError(f"{where}: changed since it was written")
 
 
@@ -154,10 +157,12 @@ def _replay(
     code: Sequence[MethodsFile],
     receipts: Mapping[tuple[str, int], Receipt],
     count: int,
-    workplace: Workplace,
+    storage: Options | None,
 ) -> int:
     size = int(record.shard_size) if record.shard_size.isdecimal() else record.shard_size
-    plan = make_plan(_read_recipe(record), seed=record.seed, shard_size=size, methods=code)
+    recipe = _read_recipe(record)
+    plan = make_plan(recipe, seed=record.seed, shard_size=size, methods=code, storage=storage)
+    workplace = _open_workplace(make_storage(join_options(storage or {}, recipe.storage)))
     if plan.digest != record.digest:
         raise VerifyError(
             f"{record.recipe_name or 'recipe'}: gives another plan now; the sources or the version changed"

@@ -12,14 +12,16 @@ from typing import Any
 
 from mergemill.engine.errors import MergemillError, OutputError, StorageError
 from mergemill.engine.storage import fetch
+from mergemill.engine.storage.store import Storage
 from mergemill.engine.storage.streams import UNFINISHED, explained, in_folder, is_folder_like, locate
 
 
 class AnyObjects:
     """Objects by their URLs; in a store with folders they lie in `beside`, an URL, until they are whole."""
 
-    def __init__(self, beside: str) -> None:
+    def __init__(self, beside: str, storage: Storage) -> None:
         self._beside = beside
+        self._storage = storage
 
     def put(self, url: str, data: bytes, *, absent: bool = False, error: type[MergemillError] = StorageError) -> bool:
         """Write an object; with `absent` only where there is none, and return whether `data` is there now."""
@@ -27,7 +29,7 @@ class AnyObjects:
             return there == data
         if is_folder_like(url):
             return self._put_whole(url, data, error)
-        system, path = locate(url)
+        system, path = locate(url, self._storage)
         with explained(url, error):
             try:
                 system.pipe_file(path, data, **(_find_option(system) if absent else {}))
@@ -37,7 +39,7 @@ class AnyObjects:
 
     def get(self, url: str, *, error: type[MergemillError] = StorageError) -> bytes | None:
         """Return an object; None where there is none."""
-        system, path = locate(url)
+        system, path = locate(url, self._storage)
         with explained(url, error, "read"):
             try:
                 return bytes(system.cat_file(path))
@@ -56,7 +58,7 @@ class AnyObjects:
         """
         now = f"{url}.{secrets.token_hex(4)}"
         self.put(now, b"now")
-        (system, path), (_, new) = locate(url), locate(now)
+        (system, path), (_, new) = locate(url, self._storage), locate(now, self._storage)
         try:
             with explained(url, doing="looked at"):
                 system.invalidate_cache()
@@ -77,7 +79,7 @@ class AnyObjects:
     def delete(self, urls: Sequence[str]) -> None:
         """Remove objects, in their order; what is not there is no error."""
         for url in urls:
-            system, path = locate(url)
+            system, path = locate(url, self._storage)
             with explained(url, doing="removed"):
                 try:
                     system.rm_file(path)
@@ -86,7 +88,7 @@ class AnyObjects:
 
     def list_objects(self, url: str, *, error: type[MergemillError] = StorageError) -> Mapping[str, int]:
         """Return the sizes in bytes of all objects below a prefix, by their names after it."""
-        system, folder = locate(url.rstrip("/"))
+        system, folder = locate(url.rstrip("/"), self._storage)
         with explained(url, error, "listed"):
             system.invalidate_cache()
             try:
@@ -98,8 +100,9 @@ class AnyObjects:
     def _put_whole(self, url: str, data: bytes, error: type[MergemillError]) -> bool:
         """Write an object where one that is being written can be seen."""
         beside = f"{self._beside}/object{UNFINISHED}{secrets.token_hex(4)}"
-        in_folder(beside, lambda system, path: system.pipe_file(path, data), error)
-        in_folder(url, lambda system, path: system.mv(locate(beside)[1], path), error)
+        in_folder(beside, self._storage, lambda system, path: system.pipe_file(path, data), error)
+        _, new = locate(beside, self._storage)
+        in_folder(url, self._storage, lambda system, path: system.mv(new, path), error)
         return True
 
 

@@ -107,7 +107,9 @@ class AnyStore:
         if found.get("size") is None:
             raise CheckpointError(f"{url}: its server does not say how long it is; copy the file first")
         stamp, size_bytes = _find_first(_VERSIONS, found), int(found["size"])
-        return Pin(url, size_bytes, stamp or f"{_find_first(_TIMES, found)} {sample_remote(url, size_bytes)}".strip())
+        if not stamp:
+            stamp = f"{_find_first(_TIMES, found)} {sample_remote(self, url, size_bytes)}".strip()
+        return Pin(url, size_bytes, stamp)
 
     def find_system(self, url: str) -> Any:
         """Return the file system of a URL: one for a server or bucket, and for a thread where its driver is no other's.

@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 from mergemill.engine.errors import StorageError
 from mergemill.engine.storage.cache import RangeCache, can_keep
 from mergemill.engine.storage.pin import Pin
 from mergemill.engine.storage.sample import make_sample
-from mergemill.engine.storage.store import Unavailable, store_of
+from mergemill.engine.storage.store import ENVIRONMENT, Storage, Store, Unavailable, store_of
 from mergemill.engine.storage.tries import note_retry
 
 T = TypeVar("T")
@@ -27,17 +28,32 @@ ATTEMPTS = 8  # in a row without a byte
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0  # before trying again: at random up to this, which doubles
 
 
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How pieces come here, and what stops them."""
+
+    storage: Storage
+    cache: RangeCache | None
+    stop: threading.Event
+
+
 class Fetch:
     """A range on its way into memory that the caller lends until `wait` has returned, or `cancel`."""
 
-    def __init__(self, pin: Pin, offset_bytes: int, buffer: memoryview, cache: RangeCache | None = None) -> None:
+    def __init__(
+        self,
+        pin: Pin,
+        offset_bytes: int,
+        buffer: memoryview,
+        storage: Storage = ENVIRONMENT,
+        cache: RangeCache | None = None,
+    ) -> None:
         starts = range(0, len(buffer), PIECE_BYTES)
         self._done_bytes = 0  # waited for
         self._stop = threading.Event()
+        way = _Way(storage, cache, self._stop)
         self._pieces = [
-            _pool().submit(
-                _read_piece, pin, offset_bytes + start, buffer[start : start + PIECE_BYTES], self._stop, cache
-            )
+            _pool().submit(_read_piece, pin, offset_bytes + start, buffer[start : start + PIECE_BYTES], way)
             for start in starts
         ]
 
@@ -55,24 +71,26 @@ class Fetch:
                 _outcome(piece)
 
 
-def read_remote(pin: Pin, offset_bytes: int, buffer: memoryview, cache: RangeCache | None = None) -> None:
+def read_remote(
+    pin: Pin, offset_bytes: int, buffer: memoryview, storage: Storage = ENVIRONMENT, cache: RangeCache | None = None
+) -> None:
     """Fill `buffer` with the bytes of the pinned file that begin at `offset_bytes`."""
     if len(buffer) <= PIECE_BYTES:
-        _read_piece(pin, offset_bytes, buffer, threading.Event(), cache)
+        _read_piece(pin, offset_bytes, buffer, _Way(storage, cache, threading.Event()))
         return
-    fetch = Fetch(pin, offset_bytes, buffer, cache)
+    fetch = Fetch(pin, offset_bytes, buffer, storage, cache)
     try:
         fetch.wait(len(buffer))
     finally:
         fetch.cancel()
 
 
-def sample_remote(url: str, size_bytes: int) -> str:
-    """Return the field of a stamp that stands for the content of a file as it is now: see `make_sample`."""
+def sample_remote(store: Store, url: str, size_bytes: int) -> str:
+    """Return the field of a stamp that stands for the content of a store's file as it is now: see `make_sample`."""
 
     def read(start: int, stop: int) -> bytes:
         data = bytearray(stop - start)
-        read_remote(Pin(url, size_bytes, ""), start, memoryview(data))
+        _fill(store, Pin(url, size_bytes, ""), start, memoryview(data), threading.Event())
         return bytes(data)
 
     return make_sample(size_bytes, read)
@@ -91,19 +109,21 @@ def try_again(attempt: int, error: Unavailable, doing: str) -> None:
     time.sleep(random.uniform(0, min(FIRST_WAIT_S * 2**attempt, LONGEST_WAIT_S)))
 
 
-def _read_piece(
-    pin: Pin, offset_bytes: int, buffer: memoryview, stop: threading.Event, cache: RangeCache | None
-) -> None:
+def _read_piece(pin: Pin, offset_bytes: int, buffer: memoryview, way: _Way) -> None:
     """Fill `buffer`, unless stopped, from the cache and from afar."""
-    if cache is None or not can_keep(pin) or store_of(pin.url).is_here(pin):
-        _download(pin, offset_bytes, buffer, stop)
+    if way.cache is None or not can_keep(pin) or store_of(pin.url, way.storage).is_here(pin):
+        _download(pin, offset_bytes, buffer, way)
     else:
-        cache.read(pin, offset_bytes, buffer, lambda at, into: _download(pin, at, into, stop))
+        way.cache.read(pin, offset_bytes, buffer, lambda at, into: _download(pin, at, into, way))
 
 
-def _download(pin: Pin, offset_bytes: int, buffer: memoryview, stop: threading.Event) -> bool:
+def _download(pin: Pin, offset_bytes: int, buffer: memoryview, way: _Way) -> bool:
     """Fill `buffer` from the store; False where that was stopped."""
-    store, done, failed = store_of(pin.url), 0, 0
+    return _fill(store_of(pin.url, way.storage), pin, offset_bytes, buffer, way.stop)
+
+
+def _fill(store: Store, pin: Pin, offset_bytes: int, buffer: memoryview, stop: threading.Event) -> bool:
+    done, failed = 0, 0
     while done < len(buffer) and not stop.is_set():
         try:
             got = store.read_some(pin, offset_bytes + done, buffer[done:])

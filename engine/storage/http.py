@@ -127,7 +127,7 @@ class HttpStore:
         size = whole if answer.status == 200 else answer.headers.get("content-range", "").rpartition("/")[2]
         if answer.status not in (200, 206, 416) or not size.isdecimal():
             raise CheckpointError(f"{url}: its server answers {answer.status} and not how long it is")
-        return Pin(url, int(size), _stamp(answer.headers) or sample_remote(url, int(size)))
+        return Pin(url, int(size), _stamp(answer.headers) or sample_remote(self, url, int(size)))
 
 
 def _check_url(url: str) -> None:

@@ -13,7 +13,7 @@ from mergemill.engine.storage import fetch
 from mergemill.engine.storage.body import make_range
 from mergemill.engine.storage.pin import Pin, changed
 from mergemill.engine.storage.s3 import S3Store, explained, split_url
-from mergemill.engine.storage.store import Unavailable, find_store
+from mergemill.engine.storage.store import ENVIRONMENT, Storage, Unavailable, find_store
 
 T = TypeVar("T")
 
@@ -32,155 +32,178 @@ class StoredPart:
     etag: str
 
 
-def put(url: str, data: bytes, *, absent: bool = False, error: type[MergemillError] = StorageError) -> bool:
-    """Write a small object; with `absent` only where there is none, and return whether `data` is there now."""
-    condition = {"IfNoneMatch": "*"} if absent else {}
-    bucket, key = split_url(url)
-    try:
-        _ask(url, lambda client: client.put_object(Bucket=bucket, Key=key, Body=data, **condition), error)
-    except error as found:
-        if absent and _code(found) in ("PreconditionFailed", "412"):
-            return get(url) == data  # as after an attempt whose answer was lost
-        raise
-    return True
+@dataclass(frozen=True, slots=True)
+class S3Objects:
+    """Objects of S3, reached as `storage` says: see `Objects`; and their multipart uploads. It travels to workers."""
 
+    storage: Storage = ENVIRONMENT
 
-def get(url: str, *, error: type[MergemillError] = StorageError) -> bytes | None:
-    """Return a small object; None where there is none."""
-    bucket, key = split_url(url)
-    try:
-        data: bytes = _ask(url, lambda client: client.get_object(Bucket=bucket, Key=key)["Body"].read(), error)
-    except error as found:
-        if is_missing(found):
-            return None
-        raise
-    return data
-
-
-def get_all(urls: Sequence[str]) -> list[bytes | None]:
-    """Return small objects, fetched at the same time."""
-    return [coming.result() for coming in [fetch.submit(functools.partial(get, url)) for url in urls]]
-
-
-def get_age(url: str) -> float | None:
-    """Return how many seconds ago an object was written, by the clock of the server; None where there is none."""
-    bucket, key = split_url(url)
-    try:
-        found = _ask(url, lambda client: client.head_object(Bucket=bucket, Key=key))
-    except StorageError as error:
-        if is_missing(error):
-            return None
-        raise
-    now = parsedate_to_datetime(found["ResponseMetadata"]["HTTPHeaders"]["date"])
-    return float((now - found["LastModified"]).total_seconds())
-
-
-def delete(urls: Sequence[str]) -> None:
-    """Remove objects, in their order; what is not there is no error."""
-    for url in urls:
+    def put(self, url: str, data: bytes, *, absent: bool = False, error: type[MergemillError] = StorageError) -> bool:
+        """Write a small object; with `absent` only where there is none, and return whether `data` is there now."""
+        condition = {"IfNoneMatch": "*"} if absent else {}
         bucket, key = split_url(url)
-        where = {"Bucket": bucket, "Key": key}
-        _ask(url, functools.partial(_delete, where=where))
-
-
-def list_objects(url: str, *, error: type[MergemillError] = StorageError) -> Mapping[str, int]:
-    """Return the sizes in bytes of all objects below a prefix, by their names after it."""
-    bucket, prefix = _split_prefix(url)
-    found = _ask(url, lambda client: _list(client, "list_objects_v2", "Contents", Bucket=bucket, Prefix=prefix), error)
-    return {each["Key"].removeprefix(prefix): each["Size"] for each in found if each["Key"] != prefix}
-
-
-def start_upload(url: str) -> str:
-    """Begin a multipart upload and return its id."""
-    bucket, key = split_url(url)
-    return str(_ask(url, lambda client: client.create_multipart_upload(Bucket=bucket, Key=key))["UploadId"])
-
-
-def list_uploads(url: str) -> Iterator[tuple[str, str]]:
-    """Yield the uploads below a prefix that are not completed: the object's URL, and the id."""
-    bucket, prefix = _split_prefix(url)
-    found = _ask(url, lambda client: _list(client, "list_multipart_uploads", "Uploads", Bucket=bucket, Prefix=prefix))
-    for each in found:
-        if each["Key"].startswith(prefix):
-            yield f"s3://{bucket}/{each['Key']}", each["UploadId"]
-
-
-def list_parts(url: str, upload: str) -> Mapping[tuple[int, str], StoredPart] | None:
-    """Return the parts of an upload by number and ETag; None where there is no such upload.
-
-    Of a part that was uploaded twice, with other bytes, some servers list both.
-    """
-    bucket, key = split_url(url)
-    try:
-        found = _ask(url, lambda client: _list(client, "list_parts", "Parts", Bucket=bucket, Key=key, UploadId=upload))
-    except StorageError as error:
-        if is_missing(error):
-            return None
-        raise
-    parts = [StoredPart(each["PartNumber"], each["Size"], _unquote(each["ETag"])) for each in found]
-    return {(part.number, part.etag): part for part in parts}
-
-
-def complete_upload(url: str, upload: str, parts: Sequence[tuple[int, str]]) -> bool:
-    """Make an object of the parts, (number, ETag) in order; False where there is no such upload (any more)."""
-    bucket, key = split_url(url)
-    listed = {"Parts": [{"PartNumber": number, "ETag": etag} for number, etag in parts]}
-    where = {"Bucket": bucket, "Key": key, "UploadId": upload}
-    try:
-        _ask(url, lambda client: client.complete_multipart_upload(**where, MultipartUpload=listed))
-    except StorageError as error:
-        if _code(error) == MISSING_UPLOAD:
-            return False
-        raise
-    return True
-
-
-def abort_upload(url: str, upload: str) -> None:
-    """End an upload and drop its parts; one that is gone already is no error."""
-    bucket, key = split_url(url)
-    try:
-        _ask(url, lambda client: client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload))
-    except StorageError as error:
-        if not is_missing(error):
-            raise
-
-
-def upload_part(url: str, upload: str, number: int, data: memoryview) -> "Future[str]":
-    """Begin to upload a part, from memory that the caller leaves alone until its ETag is there."""
-    bucket, key = split_url(url)
-    where = {"Bucket": bucket, "Key": key, "UploadId": upload, "PartNumber": number, "ContentLength": len(data)}
-
-    def work() -> str:
-        found = _ask(f"{url}, part {number}", lambda client: client.upload_part(**where, Body=_Body(data)))
-        return _unquote(found["ETag"])
-
-    return fetch.submit(work)
-
-
-def copy_part(url: str, upload: str, number: int, source: Pin, offset_bytes: int, size_bytes: int) -> "Future[str]":
-    """Begin to have the server copy a range of another object into a part; gives its ETag."""
-    bucket, key = split_url(url)
-    given_bucket, given_key = split_url(source.url)
-    where = {
-        "Bucket": bucket,
-        "Key": key,
-        "UploadId": upload,
-        "PartNumber": number,
-        "CopySource": {"Bucket": given_bucket, "Key": given_key},
-        "CopySourceRange": make_range(offset_bytes, size_bytes),
-        "CopySourceIfMatch": source.stamp.removeprefix("etag:"),
-    }
-
-    def work() -> str:
         try:
-            found = _ask(f"{url}, part {number}", lambda client: client.upload_part_copy(**where))
-        except StorageError as error:
-            if _code(error) in ("PreconditionFailed", "412"):
-                raise changed(source, "another ETag") from error
+            self._ask(url, lambda client: client.put_object(Bucket=bucket, Key=key, Body=data, **condition), error)
+        except error as found:
+            if absent and _code(found) in ("PreconditionFailed", "412"):
+                return self.get(url) == data  # as after an attempt whose answer was lost
             raise
-        return _unquote(found["CopyPartResult"]["ETag"])
+        return True
 
-    return fetch.submit(work)
+    def get(self, url: str, *, error: type[MergemillError] = StorageError) -> bytes | None:
+        """Return a small object; None where there is none."""
+        bucket, key = split_url(url)
+        try:
+            data: bytes = self._ask(url, lambda client: client.get_object(Bucket=bucket, Key=key)["Body"].read(), error)
+        except error as found:
+            if is_missing(found):
+                return None
+            raise
+        return data
+
+    def get_all(self, urls: Sequence[str]) -> list[bytes | None]:
+        """Return small objects, fetched at the same time."""
+        return [coming.result() for coming in [fetch.submit(functools.partial(self.get, url)) for url in urls]]
+
+    def get_age(self, url: str) -> float | None:
+        """Return how many seconds ago an object was written, by the clock of the server; None where there is none."""
+        bucket, key = split_url(url)
+        try:
+            found = self._ask(url, lambda client: client.head_object(Bucket=bucket, Key=key))
+        except StorageError as error:
+            if is_missing(error):
+                return None
+            raise
+        now = parsedate_to_datetime(found["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return float((now - found["LastModified"]).total_seconds())
+
+    def delete(self, urls: Sequence[str]) -> None:
+        """Remove objects, in their order; what is not there is no error."""
+        for url in urls:
+            bucket, key = split_url(url)
+            where = {"Bucket": bucket, "Key": key}
+            self._ask(url, functools.partial(_delete, where=where))
+
+    def list_objects(self, url: str, *, error: type[MergemillError] = StorageError) -> Mapping[str, int]:
+        """Return the sizes in bytes of all objects below a prefix, by their names after it."""
+        bucket, prefix = _split_prefix(url)
+        found = self._ask(
+            url, lambda client: _list(client, "list_objects_v2", "Contents", Bucket=bucket, Prefix=prefix), error
+        )
+        return {each["Key"].removeprefix(prefix): each["Size"] for each in found if each["Key"] != prefix}
+
+    def start_upload(self, url: str) -> str:
+        """Begin a multipart upload and return its id."""
+        bucket, key = split_url(url)
+        return str(self._ask(url, lambda client: client.create_multipart_upload(Bucket=bucket, Key=key))["UploadId"])
+
+    def list_uploads(self, url: str) -> Iterator[tuple[str, str]]:
+        """Yield the uploads below a prefix that are not completed: the object's URL, and the id."""
+        bucket, prefix = _split_prefix(url)
+        found = self._ask(
+            url, lambda client: _list(client, "list_multipart_uploads", "Uploads", Bucket=bucket, Prefix=prefix)
+        )
+        for each in found:
+            if each["Key"].startswith(prefix):
+                yield f"s3://{bucket}/{each['Key']}", each["UploadId"]
+
+    def list_parts(self, url: str, upload: str) -> Mapping[tuple[int, str], StoredPart] | None:
+        """Return the parts of an upload by number and ETag; None where there is no such upload.
+
+        Of a part that was uploaded twice, with other bytes, some servers list both.
+        """
+        bucket, key = split_url(url)
+        try:
+            found = self._ask(
+                url, lambda client: _list(client, "list_parts", "Parts", Bucket=bucket, Key=key, UploadId=upload)
+            )
+        except StorageError as error:
+            if is_missing(error):
+                return None
+            raise
+        parts = [StoredPart(each["PartNumber"], each["Size"], _unquote(each["ETag"])) for each in found]
+        return {(part.number, part.etag): part for part in parts}
+
+    def complete_upload(self, url: str, upload: str, parts: Sequence[tuple[int, str]]) -> bool:
+        """Make an object of the parts, (number, ETag) in order; False where there is no such upload (any more)."""
+        bucket, key = split_url(url)
+        listed = {"Parts": [{"PartNumber": number, "ETag": etag} for number, etag in parts]}
+        where = {"Bucket": bucket, "Key": key, "UploadId": upload}
+        try:
+            self._ask(url, lambda client: client.complete_multipart_upload(**where, MultipartUpload=listed))
+        except StorageError as error:
+            if _code(error) == MISSING_UPLOAD:
+                return False
+            raise
+        return True
+
+    def abort_upload(self, url: str, upload: str) -> None:
+        """End an upload and drop its parts; one that is gone already is no error."""
+        bucket, key = split_url(url)
+        try:
+            self._ask(url, lambda client: client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload))
+        except StorageError as error:
+            if not is_missing(error):
+                raise
+
+    def upload_part(self, url: str, upload: str, number: int, data: memoryview) -> "Future[str]":
+        """Begin to upload a part, from memory that the caller leaves alone until its ETag is there."""
+        bucket, key = split_url(url)
+        where = {"Bucket": bucket, "Key": key, "UploadId": upload, "PartNumber": number, "ContentLength": len(data)}
+
+        def work() -> str:
+            found = self._ask(f"{url}, part {number}", lambda client: client.upload_part(**where, Body=_Body(data)))
+            return _unquote(found["ETag"])
+
+        return fetch.submit(work)
+
+    def copy_part(
+        self, url: str, upload: str, number: int, source: Pin, offset_bytes: int, size_bytes: int
+    ) -> "Future[str]":
+        """Begin to have the server copy a range of another object into a part; gives its ETag."""
+        bucket, key = split_url(url)
+        given_bucket, given_key = split_url(source.url)
+        where = {
+            "Bucket": bucket,
+            "Key": key,
+            "UploadId": upload,
+            "PartNumber": number,
+            "CopySource": {"Bucket": given_bucket, "Key": given_key},
+            "CopySourceRange": make_range(offset_bytes, size_bytes),
+            "CopySourceIfMatch": source.stamp.removeprefix("etag:"),
+        }
+
+        def work() -> str:
+            try:
+                found = self._ask(f"{url}, part {number}", lambda client: client.upload_part_copy(**where))
+            except StorageError as error:
+                if _code(error) in ("PreconditionFailed", "412"):
+                    raise changed(source, "another ETag") from error
+                raise
+            return _unquote(found["CopyPartResult"]["ETag"])
+
+        return fetch.submit(work)
+
+    def _ask(self, url: str, work: Callable[[Any], T], error: type[MergemillError] = StorageError) -> T:
+        """Return what `work` returns of a client; what may pass is tried again, also after boto3 has given it up.
+
+        All of them may be asked twice. A second answer may differ, as that of an upload that was completed at the
+        first. Before anything is written (`error` is another one) boto3's patience is enough: most likely the place is
+        wrong.
+        """
+        failed = 0
+        while True:
+            try:
+                with explained(url, error=error, again=error is StorageError):
+                    return work(self._find_client())
+            except Unavailable as unavailable:
+                failed += 1
+                fetch.try_again(failed, unavailable, url)
+
+    def _find_client(self) -> Any:
+        store = find_store("s3", self.storage)
+        assert isinstance(store, S3Store)
+        return store.client
 
 
 def is_missing(error: MergemillError) -> bool:
@@ -217,34 +240,12 @@ class _Body(io.RawIOBase):
         return left
 
 
-def _ask(url: str, work: Callable[[Any], T], error: type[MergemillError] = StorageError) -> T:
-    """Return what `work` returns of a client; what may pass is tried again, also after boto3 has given it up.
-
-    All of them may be asked twice. A second answer may differ, as that of an upload that was completed at the first.
-    Before anything is written (`error` is another one) boto3's patience is enough: most likely the place is wrong.
-    """
-    failed = 0
-    while True:
-        try:
-            with explained(url, error=error, again=error is StorageError):
-                return work(_client())
-        except Unavailable as unavailable:
-            failed += 1
-            fetch.try_again(failed, unavailable, url)
-
-
 def _delete(client: Any, where: Mapping[str, str]) -> None:
     client.delete_object(**where)
 
 
 def _list(client: Any, name: str, key: str, **where: str) -> list[Any]:
     return [each for page in client.get_paginator(name).paginate(**where) for each in page.get(key, ())]
-
-
-def _client() -> Any:
-    store = find_store("s3")
-    assert isinstance(store, S3Store)
-    return store.client
 
 
 def _unquote(etag: str) -> str:

@@ -7,7 +7,7 @@ from mergemill.engine.errors import MergemillError, StorageError
 
 
 class Objects(Protocol):
-    """Objects by their URLs; the functions of `multipart` for S3, `AnyObjects` for what fsspec knows."""
+    """Objects by their URLs; `S3Objects` for S3, `AnyObjects` for what fsspec knows."""
 
     def put(self, url: str, data: bytes, *, absent: bool = False, error: type[MergemillError] = StorageError) -> bool:
         """Write an object; with `absent` only where there is none, and return whether `data` is there now."""

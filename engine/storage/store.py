@@ -4,6 +4,7 @@ import functools
 import importlib
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mergemill.engine.errors import CheckpointError
@@ -16,8 +17,30 @@ _EXTRAS = {"s3": "s3", "hub": "hub"}  # module -> the extra that installs what i
 Options = Mapping[str, Mapping[str, Any]]
 """How storage is reached where the environment does not say it: by scheme, then by name."""
 
-_options: dict[str, Mapping[str, Any]] = {}  # of this process, by scheme
+_STORES_KEPT = 64  # with their connections; one that is dropped is opened again
 _opening = threading.RLock()
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Storage:
+    """How a merge reaches storage: its options by scheme; where it has none, the environment says it.
+
+    A value that goes with everything that opens a store (2026-11-29): merges that share a process, as on the workers of
+    a cluster, may reach storage in different ways. Stores are kept by the options that they were opened with.
+    """
+
+    options: tuple[tuple[str, tuple[tuple[str, str | int | bool], ...]], ...] = ()  # sorted, so that equals are equal
+
+    def __repr__(self) -> str:
+        """Name the schemes alone: a program may have given secrets."""
+        return f"Storage({', '.join(scheme for scheme, _ in self.options)})"
+
+    def find(self, scheme: str) -> tuple[tuple[str, str | int | bool], ...]:
+        """Return the options of one scheme, names and values."""
+        return dict(self.options).get(scheme, ())
+
+
+ENVIRONMENT = Storage()  # nothing but what the environment says
 
 
 class Unavailable(Exception):
@@ -54,12 +77,13 @@ def is_remote(url: str) -> bool:
     return "://" in url and not url.startswith("file://")
 
 
-def use_options(options: Options | None) -> None:
-    """Have this process open its stores with these options from now on; None: as it did before."""
-    if options is not None and options != _options:
-        _options.clear()
-        _options.update(options)
-        close_stores()
+def make_storage(options: Options | None) -> Storage:
+    """Return options as a value; `CheckpointError` for one that is not text, a number or true."""
+    for scheme, named in (options or {}).items():
+        for name, value in named.items():
+            if not isinstance(value, str | int | float):
+                raise CheckpointError(f"storage_options: {scheme}: {name}: must be text, a number or true")
+    return Storage(tuple((scheme, tuple(sorted(named.items()))) for scheme, named in sorted((options or {}).items())))
 
 
 def join_options(
@@ -78,18 +102,18 @@ def close_stores() -> None:
     _open_store.cache_clear()
 
 
-def find_store(scheme: str) -> Store:
+def find_store(scheme: str, storage: Storage = ENVIRONMENT) -> Store:
     """Return the store for URLs of `scheme`; `CheckpointError` names the extra that it lacks."""
     with _opening:  # or models that are opened at once would each have a store of their own
-        return _open_store(scheme)
+        return _open_store(scheme, storage.find(scheme))
 
 
-@functools.cache
-def _open_store(scheme: str) -> Store:
+@functools.lru_cache(_STORES_KEPT)
+def _open_store(scheme: str, options: tuple[tuple[str, str | int | bool], ...]) -> Store:
     name = _STORES.get(scheme, "anything")
     try:
         module = importlib.import_module(f"mergemill.engine.storage.{name}")
-        store: Store = module.open_store(scheme, _options.get(scheme, {}))
+        store: Store = module.open_store(scheme, dict(options))
     except ImportError as error:
         extra = _EXTRAS.get(name)
         needed = f"mergemill[{extra}]" if extra else f"the fsspec package for {scheme}://"
@@ -105,6 +129,6 @@ def check_options(scheme: str, options: Mapping[str, Any], known: Sequence[str])
             raise CheckpointError(f"storage_options: {scheme}: unknown option {name!r}; {hint}")
 
 
-def store_of(url: str) -> Store:
+def store_of(url: str, storage: Storage = ENVIRONMENT) -> Store:
     """Return the store that a URL belongs to."""
-    return find_store(url.split("://", 1)[0])
+    return find_store(url.split("://", 1)[0], storage)

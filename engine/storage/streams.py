@@ -15,7 +15,7 @@ from fsspec.spec import AbstractBufferedFile
 from mergemill.engine.errors import MergemillError, OutputError, StorageError
 from mergemill.engine.storage.anything import AnyStore
 from mergemill.engine.storage.connections import shorten
-from mergemill.engine.storage.store import find_store
+from mergemill.engine.storage.store import Storage, find_store
 
 T = TypeVar("T")
 
@@ -56,17 +56,17 @@ def is_of_process(url: str) -> bool:
     return urlsplit(url).scheme == "memory"
 
 
-def find_local(url: str) -> str | None:
+def find_local(url: str, storage: Storage) -> str | None:
     """Return the path that a URL means on this machine's disks; None where it means none."""
-    return locate(url)[1] if urlsplit(url).scheme == "local" else None
+    return locate(url, storage)[1] if urlsplit(url).scheme == "local" else None
 
 
-def locate(url: str) -> tuple[Any, str]:
+def locate(url: str, storage: Storage) -> tuple[Any, str]:
     """Return the file system of a URL, the one that reads use as well, and what it calls the file.
 
     Not all that drivers can do takes the URL itself.
     """
-    store = find_store(urlsplit(url).scheme)
+    store = find_store(urlsplit(url).scheme, storage)
     assert isinstance(store, AnyStore)
     system = store.find_system(url)
     return system, str(system._strip_protocol(url))
@@ -75,9 +75,9 @@ def locate(url: str) -> tuple[Any, str]:
 class Stream:
     """A file that is being written."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, storage: Storage) -> None:
         self._url = url
-        self._file = in_folder(url, lambda system, path: system.open(path, "wb", block_size=BLOCK_BYTES))
+        self._file = in_folder(url, storage, lambda system, path: system.open(path, "wb", block_size=BLOCK_BYTES))
 
     def write(self, data: memoryview) -> None:
         """Add what follows."""
@@ -103,9 +103,9 @@ class Stream:
 
 
 @contextmanager
-def open_stream(url: str) -> Iterator[Stream]:
+def open_stream(url: str, storage: Storage) -> Iterator[Stream]:
     """Create a file, or replace it; unless it is finished in the block it is given up."""
-    stream = Stream(url)
+    stream = Stream(url, storage)
     try:
         yield stream
     except BaseException:
@@ -113,24 +113,26 @@ def open_stream(url: str) -> Iterator[Stream]:
         raise
 
 
-def rename(url: str, to: str) -> None:
+def rename(url: str, to: str, storage: Storage) -> None:
     """Rename a file where that is cheap."""
-    (system, path), (_, new) = locate(url), locate(to)
+    (system, path), (_, new) = locate(url, storage), locate(to, storage)
     with explained(to):
         system.mv(path, new)
 
 
-def remove_empty(url: str) -> None:
+def remove_empty(url: str, storage: Storage) -> None:
     """Remove a folder where there are folders, if nothing is in it."""
-    system, path = locate(url)
+    system, path = locate(url, storage)
     with explained(url), suppress(FileNotFoundError):
         if is_folder_like(url) and not system.ls(path, detail=False):
             system.rmdir(path)
 
 
-def in_folder(url: str, write: Callable[[Any, str], T], error: type[MergemillError] = StorageError) -> T:
+def in_folder(
+    url: str, storage: Storage, write: Callable[[Any, str], T], error: type[MergemillError] = StorageError
+) -> T:
     """Return what `write` returns for a file; its folder is made where there are folders and it is missing."""
-    system, path = locate(url)
+    system, path = locate(url, storage)
     with explained(url, error):
         try:
             return write(system, path)

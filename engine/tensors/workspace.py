@@ -12,6 +12,7 @@ import numpy as np
 from mergemill.engine.storage.cache import RangeCache
 from mergemill.engine.storage.fetch import Fetch
 from mergemill.engine.storage.ranges import Pin, is_remote, read_into
+from mergemill.engine.storage.store import ENVIRONMENT, Storage
 from mergemill.engine.tensors.device import Lanes
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES
 from mergemill.engine.tensors.lazy import Tensor, torch
@@ -57,18 +58,25 @@ class Workspace:
     beside the arena. Ranges that are held lie in one piece, so that a pass may take all slabs at once.
 
     Remote ranges come into the arena while others are worked on: those that are held, and those that were asked for by
-    `fetch`; all by way of `cache`, where there is one. Nothing writes into the arena any more once the workspace is
-    closed.
+    `fetch`; all as `storage` says, by way of `cache`, where there is one. Nothing writes into the arena any more once
+    the workspace is closed.
 
     With `lanes`, slabs lie on a device: what is read goes there as it is stored, and slabs take turns here as well.
     """
 
     def __init__(
-        self, arena: Arena, *, keep: bool = False, cache: RangeCache | None = None, lanes: Lanes | None = None
+        self,
+        arena: Arena,
+        *,
+        keep: bool = False,
+        storage: Storage = ENVIRONMENT,
+        cache: RangeCache | None = None,
+        lanes: Lanes | None = None,
     ) -> None:
         self._arena = arena
         self._raw = arena.data
         self._keep = keep
+        self._storage = storage
         self._cache = cache
         self.lanes = lanes
         self._found: dict[tuple[str, int], tuple[int, int]] = {}  # what was read: where in the arena, and how much
@@ -119,7 +127,8 @@ class Workspace:
             held = _Held(offset_bytes, size_bytes, self._take_kept(size_bytes))
             ranges.append(held)
             if is_remote(pin.url):
-                held.fetch = Fetch(pin, offset_bytes, self._raw[held.start : held.start + size_bytes], self._cache)
+                into = self._raw[held.start : held.start + size_bytes]
+                held.fetch = Fetch(pin, offset_bytes, into, self._storage, self._cache)
 
     def reserve(self, size_bytes: int, most: int, beside_bytes: int) -> list[int]:
         """At the start of a pass, take up to `most` slots of `size_bytes` for `fetch`, and leave `beside_bytes`.
@@ -139,7 +148,7 @@ class Workspace:
         """Begin to fetch ranges (pin, offset and size in bytes) of remote files into a slot that is free."""
         self._coming[slot], start = [], slot
         for pin, offset_bytes, size_bytes in ranges:
-            fetch = Fetch(pin, offset_bytes, self._raw[start : start + size_bytes], self._cache)
+            fetch = Fetch(pin, offset_bytes, self._raw[start : start + size_bytes], self._storage, self._cache)
             self._coming[slot].append(_Coming(pin.url, offset_bytes, size_bytes, start, fetch))
             self.read_bytes += size_bytes
             start += aligned(size_bytes)
@@ -215,7 +224,7 @@ class Workspace:
         if found_bytes == size_bytes:
             return start
         start = self._take_kept(size_bytes) if self._keep else self._take_low(size_bytes)
-        read_into(pin, offset_bytes, self._raw[start : start + size_bytes], self._cache)
+        read_into(pin, offset_bytes, self._raw[start : start + size_bytes], self._storage, self._cache)
         self.read_bytes += size_bytes
         self._found[key] = (start, size_bytes)
         return start
@@ -228,7 +237,7 @@ class Workspace:
             if held.fetch is not None:
                 held.fetch.wait(stop)
             else:
-                read_into(pin, held.offset_bytes + held.read_bytes, into)
+                read_into(pin, held.offset_bytes + held.read_bytes, into, self._storage)
             self.read_bytes += len(into)
             held.read_bytes = stop
         return held.start + start

@@ -153,7 +153,7 @@ class DropOutput(FolderOutput):
     def start(self, plan: Plan) -> Mapping[int, Receipt]:
         """Write the record and the headers; the disk need not have room for more."""
         make_folder(self.state)
-        write_file(self.state / "plan.json", make_record(plan).to_json())
+        write_file(self.state / "plan.json", make_record(plan, self.storage).to_json())
         for shard in plan.shards:
             with self.unfinished(shard.name, plan.digest).open("wb") as file:
                 file.write(shard.header)

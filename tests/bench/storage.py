@@ -35,9 +35,11 @@ from servers.s3 import REGION, S3
 from servers.seaweed import start_seaweed
 
 from mergemill.engine.plan.values import Part
+from mergemill.engine.runs.outputs.chunks import PartUpload
 from mergemill.engine.runs.outputs.upload import UploadTarget
 from mergemill.engine.storage import multipart
 from mergemill.engine.storage.fetch import CONNECTIONS, PIECE_BYTES, read_remote
+from mergemill.engine.storage.multipart import S3Objects
 from mergemill.engine.storage.ranges import close_all, pin_file
 
 BUCKET, KEY = "bench", "object"
@@ -231,24 +233,25 @@ def write_parts(client: Any, buffer: memoryview) -> None:
 def write_ours(buffer: memoryview) -> None:
     """Upload as tasks do: two of them at a time, each its part of the plan."""
     url = f"s3://{BUCKET}/ours"
-    upload = multipart.start_upload(url)
+    upload = S3Objects().start_upload(url)
     targets, first, start = [], 1, 0
     for size in [128 << 20] * (len(buffer) >> 27) or [len(buffer)]:
-        targets.append((UploadTarget(url, upload, first, b"", size), start))
+        targets.append((UploadTarget(PartUpload(S3Objects(), url, upload, first, b"", size)), start))
         first, start = first + targets[-1][0].chunks, start + size
     with ThreadPoolExecutor(2) as pool:
         uploads = list(pool.map(lambda each: write_part(*each, buffer), targets))
-    multipart.complete_upload(url, upload, [(int(n), str(etag)) for each in uploads for n, etag in each])
+    S3Objects().complete_upload(url, upload, [(int(n), str(etag)) for each in uploads for n, etag in each])
 
 
 def write_part(target: UploadTarget, start: int, buffer: memoryview) -> Sequence[Any]:
     """Give one part to its writer, a slab at a time."""
     import numpy as np
 
-    part = Part(0, 0, 0, target.size_bytes, ())
+    size_bytes = target.to.size_bytes
+    part = Part(0, 0, 0, size_bytes, ())
     with target.open_part(part, np.empty(target.beside_bytes, np.uint8)) as writer:
-        for at in range(start, start + target.size_bytes, 2 << 20):
-            writer.write(at - start, buffer[at : min(at + (2 << 20), start + target.size_bytes)])
+        for at in range(start, start + size_bytes, 2 << 20):
+            writer.write(at - start, buffer[at : min(at + (2 << 20), start + size_bytes)])
         return writer.finish()
 
 

@@ -24,7 +24,7 @@ from mergemill.engine.plan.values import Plan
 from mergemill.engine.runs.events import Committed, Event, PartFinished
 from mergemill.engine.runs.outputs import lease, object_journal
 from mergemill.engine.runs.outputs.lease import Lease, hold_lease
-from mergemill.engine.storage import multipart
+from mergemill.engine.storage.multipart import S3Objects
 
 PART = 5 << 20  # what S3 takes at least
 SEVERAL = "700KB"  # shards of the small family, each of one part, which may be smaller
@@ -324,11 +324,11 @@ def test_a_commit_may_end_at_any_of_its_steps(
 ) -> None:
     out = new_place(seaweed)
     with monkeypatch.context() as patch:
-        place: Any = object_journal.ObjectJournal if step == "append_commit" else multipart
+        place: Any = object_journal.ObjectJournal if step == "append_commit" else S3Objects
         function, done = getattr(place, step), [0]
 
         def end(*args: Any, **options: Any) -> Any:
-            if step == "put" and ".mergemill" in args[0]:
+            if step == "put" and ".mergemill" in args[1]:
                 return function(*args, **options)
             done[0] += 1
             if done[0] == 3 or step == "append_commit":
@@ -440,7 +440,7 @@ def test_a_second_driver_is_refused_while_one_writes(seaweed: S3, plan: Plan, fa
 
 def write_lock(out: Place, **changes: Any) -> None:
     """Leave the lock of another driver."""
-    with hold_lease(multipart, f"{out.url}/{STATE}lock", out.url):
+    with hold_lease(S3Objects(), f"{out.url}/{STATE}lock", out.url):
         own = json.loads(out.read()[f"{STATE}lock"])
     out.put(f"{STATE}lock", json.dumps(own | changes).encode())
 
@@ -482,9 +482,14 @@ def test_a_driver_of_another_host_blocks_until_its_lease_is_old(
 def test_a_lease_is_renewed_while_it_is_held(seaweed: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "RENEW_S", 0.01)
     out, written = new_place(seaweed), []
-    put = multipart.put
-    monkeypatch.setattr(multipart, "put", lambda *args, **options: written.append(args[0]) or put(*args, **options))
-    with hold_lease(multipart, f"{out.url}/{STATE}lock", out.url):
+    put = S3Objects.put
+
+    def note(self: S3Objects, url: str, *args: Any, **options: Any) -> bool:
+        written.append(url)
+        return put(self, url, *args, **options)
+
+    monkeypatch.setattr(S3Objects, "put", note)
+    with hold_lease(S3Objects(), f"{out.url}/{STATE}lock", out.url):
         while len(written) < 4:
             pass
     assert out.sizes() == {}
@@ -495,7 +500,7 @@ def test_a_lease_that_another_one_has_taken_is_neither_renewed_nor_removed(
 ) -> None:
     monkeypatch.setattr(lease, "RENEW_S", 0.01)
     out = new_place(seaweed)
-    mine = Lease(multipart, f"{out.url}/{STATE}lock", out.url)
+    mine = Lease(S3Objects(), f"{out.url}/{STATE}lock", out.url)
     mine.take()
     out.put(f"{STATE}lock", b"{}")
     mine.renew(threading.Event())

@@ -21,7 +21,7 @@ from mergemill.engine.runs import drive
 from mergemill.engine.runs.clusters.cluster import Cluster
 from mergemill.engine.runs.crew import Crew, open_crew
 from mergemill.engine.runs.events import Event, PartFinished
-from mergemill.engine.runs.outputs.upload import BESIDE_BYTES
+from mergemill.engine.runs.outputs.chunks import BESIDE_BYTES
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.runs.worker.workplace import Workplace
 from mergemill.engine.storage.ranges import list_files

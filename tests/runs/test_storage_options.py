@@ -3,10 +3,16 @@
 import hashlib
 import json
 import shlex
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
+from clusters import WAIT_S, start_cluster
+from models import write_llama
 from runs.buckets import Place, new_place, put_family
 from runs.merging import Killed, make_recipe_of
 from servers.s3 import REGION, S3
@@ -15,9 +21,8 @@ from mergemill.cli.main import execute
 from mergemill.engine import make_plan, run
 from mergemill.engine.errors import InputError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.runs.events import Event, PartFinished
+from mergemill.engine.runs.events import Event, PartFinished, Started
 from mergemill.engine.storage.ranges import close_all
-from mergemill.engine.storage.store import use_options
 
 SHARD = "model-00001-of-00001.safetensors"
 
@@ -34,7 +39,6 @@ def profile(seaweed_server: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     close_all()
     yield "mill"
-    use_options({})
     close_all()
 
 
@@ -73,7 +77,6 @@ def test_so_do_the_commands_on_an_output(
     for_recipe, for_cluster = ("--storage-as", str(recipe)), ("--cluster", str(cluster))
 
     def execute_anew(*arguments: str) -> tuple[int, str]:
-        use_options({})
         code = execute([*arguments, out.url])
         return code, capsys.readouterr().out
 
@@ -107,7 +110,6 @@ def test_a_cluster_file_alone_leads_there_from_the_command_line(
     cluster.write_text(json.dumps(file))
 
     def execute_anew(*arguments: object) -> tuple[int, str]:
-        use_options({})
         code = execute([*map(str, arguments), "--cluster", str(cluster)])
         printed = capsys.readouterr()
         assert printed.err == ""
@@ -126,6 +128,59 @@ def test_a_cluster_file_alone_leads_there_from_the_command_line(
     run(make_plan(here), tmp_path / "out", workers=0)
     assert out.hash()[SHARD] == hashlib.sha256((tmp_path / "out" / SHARD).read_bytes()).hexdigest()
     assert all(seaweed_server.secret_key.encode() not in data for data in out.read().values())
+
+
+@pytest.mark.parametrize("place", ["threads", "worker"])
+def test_two_merges_at_once_in_one_process_read_and_write_each_its_own_storage(
+    place: str,
+    seaweed_server: S3,
+    moto_server: S3,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What they read and write has the same names on both servers, and other bytes; neither begins before both can.
+
+    moto takes any key, so that both go by the same environment.
+    """
+    for name in seaweed_server.make_environ():
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", seaweed_server.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", seaweed_server.secret_key)
+    name, servers = f"twice-{place}", [seaweed_server, moto_server]
+    both = threading.Barrier(2, timeout=WAIT_S)
+    expected = []
+    for number, server in enumerate(servers):
+        folder = tmp_path / str(number)
+        for seed, model in enumerate("AB"):
+            write_llama(folder / model, seed=10 * number + seed, layers=2)
+        Place(server, name).fill(folder)
+        recipe = {"merge_method": "linear", "models": [{"model": f"{folder}/{model}"} for model in "AB"]}
+        run(make_plan(make_recipe_of(recipe | {"parameters": {"weight": 1}})), folder / "out", workers=0)
+        expected.append(hashlib.sha256((folder / "out" / SHARD).read_bytes()).hexdigest())
+
+    def merge(server: S3, where: Mapping[str, Any]) -> str:
+        plan = plan_with(
+            Place(server, name), {"endpoint_url": server.url, "region": REGION, "addressing_style": "path"}
+        )
+        run(plan, f"s3://models/{name}-out", on_event=lambda event: wait_at(event, both), **where)
+        return Place(server, f"{name}-out").hash()[SHARD]
+
+    with ExitStack() as stack:
+        where: dict[str, Any] = {"workers": 0, "threads": 1}
+        if place == "worker":
+            cluster = stack.enter_context(start_cluster(tmp_path_factory.mktemp("cluster"), count=1))
+            where = {"scheduler": cluster.address, "memory": "256MiB"}
+        pool = stack.enter_context(ThreadPoolExecutor(2))
+        found = [coming.result(WAIT_S) for coming in [pool.submit(merge, server, where) for server in servers]]
+    assert expected[0] != expected[1]
+    assert found == expected
+
+
+def wait_at(event: Event, both: threading.Barrier) -> None:
+    """Have a merge that is set up wait for the other one."""
+    if isinstance(event, Started):
+        both.wait()
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,9 @@ from plan.sketches import plan_of, write_sketch
 
 from mergemill.engine.errors import OutputError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.runs.outputs.upload import (
-    BESIDE_BYTES,
-    CHUNK_BYTES,
-    UploadTarget,
-    check_limits,
-    count_chunks,
-    cut_chunks,
-    make_targets,
-)
-from mergemill.engine.storage.multipart import LEAST_BYTES, MOST_BYTES, MOST_PARTS
+from mergemill.engine.runs.outputs.chunks import BESIDE_BYTES, CHUNK_BYTES, PartUpload, count_chunks, cut_chunks
+from mergemill.engine.runs.outputs.upload import UploadTarget, check_limits, make_targets
+from mergemill.engine.storage.multipart import LEAST_BYTES, MOST_BYTES, MOST_PARTS, S3Objects
 
 MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
 
@@ -40,9 +33,9 @@ def test_chunks_are_as_large_as_s3_asks_and_fit_the_memory_that_is_set_aside(siz
     assert sum(chunks) == size_bytes
     assert len(chunks) == 1 or min(chunks) >= CHUNK_BYTES >= LEAST_BYTES
     assert max(chunks) < 2 * CHUNK_BYTES
-    target = UploadTarget("s3://bucket/shard", "upload", 1, b"", size_bytes)
-    assert max(chunks) <= target.slot_bytes
-    assert target.beside_bytes <= BESIDE_BYTES
+    to = PartUpload(S3Objects(), "s3://bucket/shard", "upload", 1, b"", size_bytes)
+    assert max(chunks) <= to.slot_bytes
+    assert UploadTarget(to).beside_bytes <= BESIDE_BYTES
 
 
 def plan_sketch(folder: Path, *elements: int, shard_size: str = "5GB") -> Plan:
@@ -55,10 +48,9 @@ def list_uploads(plan: Plan) -> list[list[tuple[int, int]]]:
     """Return number and size of each upload, by shard."""
     urls = [shard.name for shard in plan.shards]
     uploads: dict[str, list[tuple[int, int]]] = {url: [] for url in urls}
-    for target in make_targets(plan, urls, urls):
+    for target in make_targets(plan, S3Objects(), urls, urls):
         assert isinstance(target, UploadTarget)
-        sizes = cut_chunks(len(target.header) + target.size_bytes)
-        uploads[target.url] += [(target.first + i, size) for i, size in enumerate(sizes)]
+        uploads[target.to.url] += [(target.to.first + i, size) for i, size in enumerate(target.to.sizes)]
     return list(uploads.values())
 
 

@@ -28,6 +28,7 @@ from mergemill.engine.runs.outputs.output import find_output
 from mergemill.engine.storage import streams
 from mergemill.engine.storage.any_objects import AnyObjects
 from mergemill.engine.storage.ranges import close_all
+from mergemill.engine.storage.store import ENVIRONMENT
 from mergemill.engine.storage.streams import BESIDE_BYTES, BLOCK_BYTES, open_stream
 
 INDEX = "model.safetensors.index.json"
@@ -377,7 +378,7 @@ def test_the_lease_of_a_driver_that_is_gone_is_taken(
 def test_a_lease_whose_age_cannot_be_had_is_nobodys_to_take(
     near: Place, family: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, system = plan_shards(family), type(streams.locate(near.url)[0])
+    plan, system = plan_shards(family), type(streams.locate(near.url, ENVIRONMENT)[0])
     near.put(f"{STATE}lock", b'{"host": "elsewhere", "pid": 1}')
     for error, said in [(ConnectionResetError("once"), "once"), (NotImplementedError(), "storage does not tell when")]:
 
@@ -537,7 +538,7 @@ def test_a_file_that_is_given_up_never_appears(elsewhere: S3, tmp_path: Path) ->
 
 
 def _begin(url: str, size_bytes: int) -> None:
-    with open_stream(url) as stream:
+    with open_stream(url, ENVIRONMENT) as stream:
         stream.write(memoryview(bytes(size_bytes)))
         raise Killed
 
@@ -545,12 +546,12 @@ def _begin(url: str, size_bytes: int) -> None:
 def test_a_driver_holds_no_more_than_is_counted(elsewhere: S3, tmp_path: Path) -> None:
     place = make_place("elsewhere", tmp_path)
     slab = memoryview(bytes(3 << 20))
-    with open_stream(f"{place.url}/first") as stream:  # what is imported at the first use
+    with open_stream(f"{place.url}/first", ENVIRONMENT) as stream:  # what is imported at the first use
         stream.write(slab)
         stream.finish()
     tracemalloc.start()
     try:
-        with open_stream(f"{place.url}/shard") as stream:
+        with open_stream(f"{place.url}/shard", ENVIRONMENT) as stream:
             for _ in range(32):
                 stream.write(slab)
             stream.finish()

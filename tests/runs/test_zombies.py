@@ -19,7 +19,7 @@ from mergemill.engine.plan.values import Part, Plan
 from mergemill.engine.runs.outputs.output import find_output
 from mergemill.engine.runs.tasks.task import run_part
 from mergemill.engine.runs.worker.workplace import Workplace
-from mergemill.engine.storage import multipart
+from mergemill.engine.storage.multipart import S3Objects
 from mergemill.engine.storage.ranges import close_all
 from mergemill.engine.tensors.slabs import BLOCK
 
@@ -124,12 +124,12 @@ def overwrite(family: Path) -> None:
 def test_an_upload_after_the_commit_or_an_abort_is_refused_by_the_server(seaweed: S3) -> None:
     for end in ("complete", "abort"):
         url = f"s3://models/zombie-{end}"
-        upload = multipart.start_upload(url)
-        etag = multipart.upload_part(url, upload, 1, memoryview(b"right")).result()
+        upload = S3Objects().start_upload(url)
+        etag = S3Objects().upload_part(url, upload, 1, memoryview(b"right")).result()
         if end == "complete":
-            assert multipart.complete_upload(url, upload, [(1, etag)])
+            assert S3Objects().complete_upload(url, upload, [(1, etag)])
         else:
-            multipart.abort_upload(url, upload)
+            S3Objects().abort_upload(url, upload)
         with pytest.raises(StorageError):
-            multipart.upload_part(url, upload, 1, WRONG).result()
-        assert multipart.get(url) == (b"right" if end == "complete" else None)
+            S3Objects().upload_part(url, upload, 1, WRONG).result()
+        assert S3Objects().get(url) == (b"right" if end == "complete" else None)

@@ -15,7 +15,6 @@ from mergemill.engine.runs.worker.process import set_up_process
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.runs.worker.workplace import Workplace
 from mergemill.engine.storage.cache import open_cache
-from mergemill.engine.storage.store import use_options
 
 PLUGIN = "mergemill-"  # how the names of plugins begin; they end with the id of their driver's client
 
@@ -40,11 +39,10 @@ class MergemillPlugin(WorkerPlugin):
         self._worker = worker
         if self.versions != _find_versions():
             return
-        use_options(self.storage)
         # A task that is cut short by the end of its worker is another worker's, not an error.
         threads, cache = worker.state.nthreads, open_cache(self.cache)
         device = open_device(self.device, self.device_memory_bytes, threads)
-        self.workplace = Workplace(self.memory_bytes, threads, cache, Reschedule, device=device)
+        self.workplace = Workplace(self.memory_bytes, threads, cache, Reschedule, storage=self.storage, device=device)
         self._set_up.enter_context(set_up_process())
         self._set_up.enter_context(metered(self.workplace))
         if device is not None:

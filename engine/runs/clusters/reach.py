@@ -1,12 +1,11 @@
 """What a worker reaches of remote storage: asked of each before a merge, once for every bucket or repository."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from mergemill.engine.errors import Absent, MergemillError
 from mergemill.engine.storage.pin import Pin
 from mergemill.engine.storage.ranges import is_remote
-from mergemill.engine.storage.store import Unavailable, store_of, use_options
+from mergemill.engine.storage.store import Storage, Unavailable, store_of
 
 
 def choose_samples(pins: Iterable[Pin]) -> tuple[Pin, ...]:
@@ -14,19 +13,18 @@ def choose_samples(pins: Iterable[Pin]) -> tuple[Pin, ...]:
     return tuple({_find_place(pin.url): pin for pin in pins if is_remote(pin.url) and pin.size_bytes}.values())
 
 
-def find_unreached(samples: Sequence[Pin], out: str, storage: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def find_unreached(samples: Sequence[Pin], out: str, storage: Storage) -> dict[str, str]:
     """Return what keeps this process from reading `samples` or listing `out`, by URL; it says no secret.
 
-    What may pass, such as a server that is busy, is left to the merge, which asks again. storage: the options.
+    What may pass, such as a server that is busy, is left to the merge, which asks again. storage: how it is reached.
     """
-    use_options(storage)
     faults = {}
     for url, pin in {**{pin.url: pin for pin in samples}, **({out: None} if out else {})}.items():
         try:
             if pin is None:
-                store_of(out).list_files(out, "")
+                store_of(out, storage).list_files(out, "")
             else:
-                store_of(url).read_some(pin, 0, memoryview(bytearray(1)))
+                store_of(url, storage).read_some(pin, 0, memoryview(bytearray(1)))
         except Unavailable:
             continue
         except Absent as error:

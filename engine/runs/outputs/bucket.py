@@ -10,14 +10,15 @@ from collections.abc import Mapping, Sequence
 from mergemill.engine.checkpoint.unfinished import STATE_NAME
 from mergemill.engine.errors import OutputError, RunError
 from mergemill.engine.plan.values import Plan, Shard
+from mergemill.engine.runs.outputs.chunks import BESIDE_BYTES
 from mergemill.engine.runs.outputs.receipts import Receipt
 from mergemill.engine.runs.outputs.record import make_record
 from mergemill.engine.runs.outputs.remote import RemoteOutput
 from mergemill.engine.runs.outputs.target import Target
-from mergemill.engine.runs.outputs.upload import BESIDE_BYTES, check_limits, make_targets
-from mergemill.engine.storage import multipart
-from mergemill.engine.storage.multipart import StoredPart
+from mergemill.engine.runs.outputs.upload import check_limits, make_targets
+from mergemill.engine.storage.multipart import S3Objects, StoredPart
 from mergemill.engine.storage.s3 import split_url
+from mergemill.engine.storage.store import Storage
 
 
 class BucketOutput(RemoteOutput):
@@ -25,11 +26,12 @@ class BucketOutput(RemoteOutput):
 
     beside_bytes = BESIDE_BYTES
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, storage: Storage) -> None:
         scheme, _, place = url.partition("://")
         place = place.rstrip("/")
         split_url(f"s3://{place}")  # raises for what is no URL of S3
-        super().__init__(f"{scheme}://{place}", f"s3://{place}", multipart)
+        self._s3 = S3Objects(storage)
+        super().__init__(f"{scheme}://{place}", f"s3://{place}", self._s3, storage)
         self._uploads_url = self._place(STATE_NAME, "uploads.json")
         self._uploads: dict[str, str] = {}  # of a started plan: the id of each shard's upload, where it is not finished
 
@@ -40,15 +42,15 @@ class BucketOutput(RemoteOutput):
 
     def start(self, plan: Plan) -> Mapping[int, Receipt]:
         """Begin what is missing of the uploads; returns the receipts of parts that the server still has."""
-        multipart.put(self._record_url, make_record(plan).to_json(), absent=True)
+        self._s3.put(self._record_url, make_record(plan, self.storage).to_json(), absent=True)
         known = self._read_uploads()
-        listed = {name: multipart.list_parts(self._place(name), upload) for name, upload in known.items()}
+        listed = {name: self._s3.list_parts(self._place(name), upload) for name, upload in known.items()}
         finished = self._find_finished(plan)
         held = {name: known[name] for name, parts in listed.items() if parts is not None and name not in finished}
         for name in _list_uploaded(plan):
             if name not in held.keys() | finished:
-                held[name] = multipart.start_upload(self._place(name))
-        multipart.put(self._uploads_url, json.dumps(held).encode())
+                held[name] = self._s3.start_upload(self._place(name))
+        self._s3.put(self._uploads_url, json.dumps(held).encode())
         self._abort_others(plan, held)
         self._uploads = held
         return {
@@ -60,7 +62,7 @@ class BucketOutput(RemoteOutput):
     def targets(self, plan: Plan) -> Sequence[Target]:
         """Return where each part of the started plan is uploaded to."""
         urls = [self._place(shard.name) for shard in plan.shards]
-        return make_targets(plan, urls, [self._uploads.get(shard.name, "") for shard in plan.shards])
+        return make_targets(plan, self._s3, urls, [self._uploads.get(shard.name, "") for shard in plan.shards])
 
     def commit(self, plan: Plan) -> None:
         """Complete the uploads, write the files, the index last."""
@@ -78,14 +80,14 @@ class BucketOutput(RemoteOutput):
             found = self._list_for_abort()  # again: a driver may just have finished it
             record = self.read_record()
             ours = {self._place(name) for name in (record.shards if record else ())}
-            uploads = [(url, upload) for url, upload in multipart.list_uploads(self._url) if url in ours]
-            freed_bytes = sum(_drop(url, upload) for url, upload in uploads)
+            uploads = [(url, upload) for url, upload in self._s3.list_uploads(self._url) if url in ours]
+            freed_bytes = sum(_drop(self._s3, url, upload) for url, upload in uploads)
             return freed_bytes + self._remove(found)
 
     def _read_uploads(self) -> dict[str, str]:
         """Return the id of each upload by the name of its shard, as an earlier run noted them."""
         try:
-            known: dict[str, str] = json.loads(multipart.get(self._uploads_url) or b"{}")
+            known: dict[str, str] = json.loads(self._s3.get(self._uploads_url) or b"{}")
         except ValueError as error:
             where = f"{self._uploads_url}: is not what this version of mergemill wrote"
             raise OutputError(f"{where}: {error}; run the same merge again to resume") from error
@@ -94,23 +96,23 @@ class BucketOutput(RemoteOutput):
     def _abort_others(self, plan: Plan, held: Mapping[str, str]) -> None:
         """End uploads of shards that were begun by a driver that died before it could note them."""
         ours = {self._place(shard.name): held.get(shard.name) for shard in plan.shards}
-        for url, upload in multipart.list_uploads(self._url):
+        for url, upload in self._s3.list_uploads(self._url):
             if url in ours and ours[url] != upload:
-                multipart.abort_upload(url, upload)
+                self._s3.abort_upload(url, upload)
 
     def _complete(self, shard: Shard, numbers: Sequence[int]) -> None:
         """Make the shard's object of its parts, as the server lists them."""
         url = self._place(shard.name)
         if not numbers:  # tensors without elements
-            if not multipart.put(url, shard.header, absent=True):
+            if not self._s3.put(url, shard.header, absent=True):
                 raise self._appeared(shard.name)
             return
-        listed = multipart.list_parts(url, self._uploads[shard.name]) or {}
+        listed = self._s3.list_parts(url, self._uploads[shard.name]) or {}
         receipts = {receipt.part: receipt for receipt in self.journal.read() if _is_listed(receipt, listed)}
         if lost := sorted(set(numbers) - receipts.keys()):
             raise RunError(f"{url}: the server has lost part {lost[0]}; run the same merge again to resume")
         parts = [part for number in numbers for part in _name_parts(receipts[number])]
-        if not multipart.complete_upload(url, self._uploads[shard.name], parts) and not self._is_finished(shard):
+        if not self._s3.complete_upload(url, self._uploads[shard.name], parts) and not self._is_finished(shard):
             raise RunError(f"{url}: its upload is gone; run the same merge again to resume")
 
 
@@ -129,8 +131,8 @@ def _name_parts(receipt: Receipt) -> list[tuple[int, str]]:
     return [(int(number), str(etag)) for number, etag in receipt.uploads]
 
 
-def _drop(url: str, upload: str) -> int:
+def _drop(s3: S3Objects, url: str, upload: str) -> int:
     """End an upload; returns the bytes of its parts."""
-    size_bytes = sum(part.size_bytes for part in (multipart.list_parts(url, upload) or {}).values())
-    multipart.abort_upload(url, upload)
+    size_bytes = sum(part.size_bytes for part in (s3.list_parts(url, upload) or {}).values())
+    s3.abort_upload(url, upload)
     return size_bytes

@@ -25,7 +25,7 @@ def checksum_ranges(ranges: Iterable[tuple[Pin, int, int]], workplace: Workplace
             for start in range(start_bytes, stop_bytes, buffer_bytes):
                 workplace.check_going()
                 buffer = arena.data[: min(buffer_bytes, stop_bytes - start)]
-                read_into(pin, start, buffer)
+                read_into(pin, start, buffer, workplace.storage)
                 checksum.update(buffer)
     return checksum.hexdigest()
 

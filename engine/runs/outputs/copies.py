@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mergemill.engine.plan.values import Part
+from mergemill.engine.runs.outputs.chunks import PartUpload
 from mergemill.engine.runs.outputs.receipts import Copied, Receipt
-from mergemill.engine.runs.outputs.upload import UploadTarget, cut_chunks
 from mergemill.engine.runs.worker.workplace import Workplace
-from mergemill.engine.storage.multipart import LEAST_BYTES, copy_part, upload_part
+from mergemill.engine.storage.multipart import LEAST_BYTES
 from mergemill.engine.storage.ranges import Pin, read_into
+from mergemill.engine.storage.store import Storage
 from mergemill.engine.tensors.expressions import Stored
-from mergemill.engine.tensors.workspace import Arena, aligned
+from mergemill.engine.tensors.workspace import aligned
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +32,25 @@ class Stretch:
         return self.pin.url, self.pin.size_bytes, self.pin.stamp, self.offset_bytes, self.size_bytes
 
 
-def copy_stored(part: Part, shard: str, target: UploadTarget, workplace: Workplace) -> Receipt | None:
+def copy_stored(part: Part, shard: str, to: PartUpload, workplace: Workplace) -> Receipt | None:
     """Copy a part whose bytes lie in sources of the same store; None where it must be merged, or little would gain."""
-    stretches = find_stretches(part, len(target.header))
-    if stretches is None or all(find_source(stretches, *chunk) is None for chunk in iter_chunks(target)):
+    stretches = find_stretches(part, len(to.header))
+    if stretches is None or all(find_source(stretches, *chunk) is None for chunk in to.iter_chunks()):
         return None
     started = time.perf_counter()
     read_bytes = 0
-    with workplace.lend(aligned(target.slot_bytes)) as arena:
+    with workplace.lend(aligned(to.slot_bytes)) as arena:
         coming = {}
-        for number, (start, stop) in enumerate(iter_chunks(target), target.first):
+        for number, (start, stop) in enumerate(to.iter_chunks()):
             workplace.check_going()
             source = find_source(stretches, start, stop)
             if source is not None:
-                coming[number] = copy_part(target.url, target.upload, number, *source, stop - start)
+                coming[number] = to.copy(number, *source, stop - start)
             else:
-                read_bytes += _fill(arena, start, stop, target.header, stretches)
-                coming[number] = upload_part(target.url, target.upload, number, arena.data[: stop - start])
+                read_bytes += _fill(arena.data[: stop - start], start, to.header, stretches, workplace.storage)
+                coming[number] = to.send(number, arena.data[: stop - start])
                 coming[number].result()  # then the arena is free again
-        uploads = tuple((number, etag.result()) for number, etag in coming.items())
+        uploads = tuple((to.first + number, etag.result()) for number, etag in coming.items())
     copied = tuple(each.to_receipt() for each in stretches)
     seconds = round(time.perf_counter() - started, 6)
     return Receipt(part.number, shard, part.start_bytes, part.stop_bytes, "", read_bytes, seconds, (), uploads, copied)
@@ -81,14 +82,6 @@ def find_source(stretches: Sequence[Stretch], start: int, stop: int) -> tuple[Pi
     return None
 
 
-def iter_chunks(target: UploadTarget) -> Iterator[tuple[int, int]]:
-    """Yield where each upload of the part begins and ends."""
-    start = 0
-    for size in cut_chunks(len(target.header) + target.size_bytes):
-        yield start, start + size
-        start += size
-
-
 def _join(stretches: Sequence[Stretch]) -> Iterator[Stretch]:
     held = stretches[0]
     for each in stretches[1:]:
@@ -100,15 +93,15 @@ def _join(stretches: Sequence[Stretch]) -> Iterator[Stretch]:
     yield held
 
 
-def _fill(arena: Arena, start: int, stop: int, header: bytes, stretches: Sequence[Stretch]) -> int:
-    """Put the bytes of a chunk into the arena; returns what was read for it."""
-    own = header[start:stop]
-    arena.data[: len(own)] = own
+def _fill(chunk: memoryview, start: int, header: bytes, stretches: Sequence[Stretch], storage: Storage) -> int:
+    """Put the bytes of a chunk that begins at `start` into it; returns what was read for it."""
+    own, stop = header[start : start + len(chunk)], start + len(chunk)
+    chunk[: len(own)] = own
     read_bytes = 0
     for stretch in stretches:
         first, last = max(start, stretch.start_bytes), min(stop, stretch.start_bytes + stretch.size_bytes)
         if first < last:
             offset_bytes = stretch.offset_bytes + first - stretch.start_bytes
-            read_into(stretch.pin, offset_bytes, arena.data[first - start : last - start])
+            read_into(stretch.pin, offset_bytes, chunk[first - start : last - start], storage)
             read_bytes += last - first
     return read_bytes

@@ -40,6 +40,7 @@ from mergemill.engine.storage.positioned import (
     sync_folder,
 )
 from mergemill.engine.storage.ranges import Pin, pin_file
+from mergemill.engine.storage.store import ENVIRONMENT, Storage
 
 
 class FolderOutput:
@@ -47,7 +48,8 @@ class FolderOutput:
 
     beside_bytes = 0  # of memory for a part, beside what merging it takes
 
-    def __init__(self, folder: Path, where: str | None = None) -> None:
+    def __init__(self, folder: Path, where: str | None = None, storage: Storage = ENVIRONMENT) -> None:
+        self.storage = storage
         self.folder = folder
         self._where = where or str(folder)
         self._files = Beneath(folder)
@@ -71,7 +73,7 @@ class FolderOutput:
     def write_record(self, plan: Plan) -> None:
         """Note what the folder becomes the output of, unless that is noted, and begin the journal."""
         if self._files.find(RECORD_NAME) is None:
-            self._files.write(RECORD_NAME, make_record(plan).to_json(), beside=STATE_NAME)
+            self._files.write(RECORD_NAME, make_record(plan, self.storage).to_json(), beside=STATE_NAME)
         self.journal.create()
 
     def unfinished(self, shard_name: str, digest: str) -> Path:
@@ -89,7 +91,7 @@ class FolderOutput:
 
     def find(self, name: str) -> Pin | None:
         """Return the pin of a file of the finished output."""
-        return pin_file(self.folder / name) if (self.folder / name).is_file() else None
+        return pin_file(self.folder / name, self.storage) if (self.folder / name).is_file() else None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -167,7 +169,7 @@ class FolderOutput:
                 raise _gone(self._files.place(name))
         sync_folder(self.folder)
         for file in plan.files:
-            self._write_small(file.name, read_small(file))
+            self._write_small(file.name, read_small(file, self.storage))
         self.journal.append_commit()
 
     def check_recorded(self, plan: Plan) -> None:

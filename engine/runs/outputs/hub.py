@@ -29,7 +29,7 @@ from mergemill.engine.storage.fetch import try_again
 from mergemill.engine.storage.hub_place import parse_url
 from mergemill.engine.storage.hub_upload import Content, Head, HubRepo, find_endpoint
 from mergemill.engine.storage.ranges import Pin
-from mergemill.engine.storage.store import Unavailable
+from mergemill.engine.storage.store import Storage, Unavailable
 
 TITLE = "A merge of models, made with mergemill"
 _EXPECTED = re.compile(r"\.gitattributes|README\.md|LICENSE(\.\w+)?")  # in a repository that holds no model
@@ -40,11 +40,12 @@ class HubOutput:
 
     beside_bytes = BESIDE_BYTES
 
-    def __init__(self, url: str, *, public: bool = False) -> None:
+    def __init__(self, url: str, storage: Storage, *, public: bool = False) -> None:
+        self.storage = storage
         self._repo = HubRepo(_parse_name(url), find_endpoint())
         self._public = public
-        self._published = Published(str(self._repo))
-        self._local = FolderOutput(_find_folder(self._repo), str(self._repo))
+        self._published = Published(str(self._repo), storage)
+        self._local = FolderOutput(_find_folder(self._repo), str(self._repo), storage)
         self.journal = HubJournal(self._published, self._local)
         self.notes = self._local.notes
 
@@ -120,8 +121,8 @@ class HubOutput:
         if missing:
             raise RunError(f"{self}: the Hub has lost {missing[0]}; run the same merge again to resume")
         empty = {shard.name: shard.header for shard in plan.shards if shard.name not in contents}
-        files = {file.name: read_small(file) for file in plan.files}
-        state = make_state(plan, (receipts[part.number] for part in plan.parts))
+        files = {file.name: read_small(file, self.storage) for file in plan.files}
+        state = make_state(plan, [receipts[part.number] for part in plan.parts], self.storage)
         self._commit(plan, list(contents.values()), {**empty, **files, **state})
         self._local.discard()  # what is left of it counts no more
 

@@ -14,7 +14,7 @@ from mergemill.engine.runs.outputs.record import Record, check_names, make_recor
 from mergemill.engine.runs.outputs.target import Target
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.storage.ranges import Pin, is_remote
-from mergemill.engine.storage.store import Options, use_options
+from mergemill.engine.storage.store import ENVIRONMENT, Options, Storage, make_storage
 from mergemill.engine.storage.urls import find_secret
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hub"}  # scheme -> what installs the client of that storage
@@ -38,6 +38,10 @@ class Receipts(Protocol):
 
 class Output(Protocol):
     """An output and its hidden state; its text is where it is, as the user wrote it."""
+
+    @property
+    def storage(self) -> Storage:
+        """How it is reached, and the small files that are copied to it."""
 
     @property
     def journal(self) -> Receipts:
@@ -82,10 +86,11 @@ class Output(Protocol):
         """Remove what an unfinished merge left; returns the bytes freed. Nothing else is touched."""
 
 
-def find_output(out: str | Path, *, public: bool = False) -> Output:
+def find_output(out: str | Path, storage: Storage = ENVIRONMENT, *, public: bool = False) -> Output:
     """Return the output at a path or URL; nothing is looked at yet. `OutputError` where nothing can be written.
 
-    public: whether a repository of the Hub is to be seen by everybody.
+    storage: how it is reached, and so are the small files that are copied to it. public: whether a repository of the
+    Hub is to be seen by everybody.
     """
     place = str(out)
     if secret := find_secret(place):
@@ -93,33 +98,33 @@ def find_output(out: str | Path, *, public: bool = False) -> Output:
     if public and not place.startswith("hf://"):
         raise OutputError(f"{place}: --public is for repositories of the Hub: hf://org/name")
     if not is_remote(place):
-        return FolderOutput(Path(place.removeprefix("file://")))
+        return FolderOutput(Path(place.removeprefix("file://")), storage=storage)
     scheme = place.split("://", 1)[0]
     try:
-        return _find_remote(scheme, place, public=public)
+        return _find_remote(scheme, place, storage, public=public)
     except ImportError as error:
         needed = f"mergemill[{_EXTRAS[scheme]}]" if scheme in _EXTRAS else f"what {scheme}:// needs"
         raise OutputError(f"{place}: {error.name or error} is not installed; install {needed}") from error
 
 
-def _find_remote(scheme: str, place: str, *, public: bool) -> Output:
+def _find_remote(scheme: str, place: str, storage: Storage, *, public: bool) -> Output:
     if _EXTRAS.get(scheme) == "s3":
         from mergemill.engine.runs.outputs.bucket import BucketOutput
 
-        return BucketOutput(place)
+        return BucketOutput(place, storage)
     if scheme == "hf":
         from mergemill.engine.runs.outputs.hub import HubOutput
 
-        return HubOutput(place, public=public)
+        return HubOutput(place, storage, public=public)
     from mergemill.engine.runs.outputs.whole import WholeOutput
 
-    return WholeOutput(place)
+    return WholeOutput(place, storage)
 
 
-def open_output(out: str | Path, plan: Plan, *, public: bool = False) -> Output:
+def open_output(out: str | Path, plan: Plan, storage: Storage = ENVIRONMENT, *, public: bool = False) -> Output:
     """Make `out` the output of `plan`, new or resumed; `OutputError` where it holds anything else."""
     check_names([shard.name for shard in plan.shards] + [file.name for file in plan.files], str(out))
-    output = find_output(out, public=public)
+    output = find_output(out, storage, public=public)
     output.open(plan)
     check_same(output, plan)
     return output
@@ -127,7 +132,7 @@ def open_output(out: str | Path, plan: Plan, *, public: bool = False) -> Output:
 
 def check_same(output: Output, plan: Plan) -> None:
     """Raise `OutputError` where the output belongs to another merge."""
-    held, wanted = output.read_record(), make_record(plan)
+    held, wanted = output.read_record(), make_record(plan, output.storage)
     if held is not None and held.digest != wanted.digest:
         raise OutputError(
             f"{output}: holds another merge, which differs in {held.describe_difference(wanted)}; "
@@ -148,7 +153,6 @@ def commit_output(output: Output, plan: Plan) -> None:
 def abort(out: str | Path, *, storage_options: Options | None = None) -> int:
     """Remove what an unfinished merge left at `out`; returns the bytes freed. Nothing else is touched.
 
-    storage_options: how `out` is reached, as a recipe says it; None is as this process last did, or the environment.
+    storage_options: how `out` is reached, as a recipe says it, beside what the environment says.
     """
-    use_options(storage_options)
-    return find_output(out).abort()
+    return find_output(out, make_storage(storage_options)).abort()

@@ -12,7 +12,7 @@ from mergemill.engine.runs.outputs.receipts import Receipt
 from mergemill.engine.runs.outputs.record import Record, make_record, parse_record
 from mergemill.engine.runs.outputs.state import RECORD_NAME
 from mergemill.engine.storage.ranges import Pin, is_remote, join, pin_file, read_whole
-from mergemill.engine.storage.store import store_of
+from mergemill.engine.storage.store import Storage, store_of
 
 T = TypeVar("T")
 
@@ -22,13 +22,14 @@ JOURNAL_NAME = f"{STATE_NAME}/journal.json"
 class Published:
     """The main branch of the repository at `url`, as it was when its record was last read."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, storage: Storage) -> None:
         self._url = url
+        self._storage = storage
         self._at: str | None = None  # its URL at a commit
 
     def read_record(self) -> Record | None:
         """Return what is committed there now; None where that is no merge."""
-        self._at = _find(lambda: store_of(self._url).resolve(self._url, None))
+        self._at = _find(lambda: store_of(self._url, self._storage).resolve(self._url, None))
         data = self._read(RECORD_NAME)
         return None if data is None else parse_record(data, join(self._url, RECORD_NAME))
 
@@ -43,16 +44,16 @@ class Published:
     def find(self, name: str) -> Pin | None:
         """Return the pin of a file."""
         at = self._at
-        return None if at is None else _find(lambda: pin_file(join(at, name)))
+        return None if at is None else _find(lambda: pin_file(join(at, name), self._storage))
 
     def _read(self, name: str) -> bytes | None:
         pin = self.find(name)
-        return None if pin is None else read_whole(pin)
+        return None if pin is None else read_whole(pin, storage=self._storage)
 
 
-def make_state(plan: Plan, receipts: Iterable[Receipt]) -> Mapping[str, bytes]:
+def make_state(plan: Plan, receipts: Iterable[Receipt], storage: Storage) -> Mapping[str, bytes]:
     """Return the files beside a merge by which it can be verified: nothing in them tells of this machine's folders."""
-    record = make_record(plan)
+    record = make_record(plan, storage)
     remote = {url: pin for url, pin in record.sources.items() if is_remote(url)}
     lines = [json.dumps(asdict(receipt)) for receipt in receipts]
     return {

@@ -16,6 +16,7 @@ from mergemill.engine.recipe import recipe_to_json
 from mergemill.engine.runs.outputs.receipts import Range
 from mergemill.engine.storage.ranges import Pin, is_remote, read_whole
 from mergemill.engine.storage.stamps import describe_change
+from mergemill.engine.storage.store import Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +73,8 @@ def _compare_sources(then: Mapping[str, tuple[int, str]], now: Mapping[str, tupl
     return f"{path}: {describe_change(stamp_then, stamp_now)}{more}"
 
 
-def make_record(plan: Plan) -> Record:
-    """Return the record of a plan."""
+def make_record(plan: Plan, storage: Storage) -> Record:
+    """Return the record of a plan; `storage` is how the small files that it copies are reached."""
     return Record(
         digest=plan.digest,
         version=engine_version(),
@@ -87,7 +88,7 @@ def make_record(plan: Plan) -> Record:
             shard.name: {"size_bytes": shard.size_bytes, "header": shard.header[8:].decode()} for shard in plan.shards
         },
         parts=list_ranges(plan),
-        files={file.name: checksum(read_small(file)) for file in plan.files},
+        files={file.name: checksum(read_small(file, storage)) for file in plan.files},
         code={file.name: file.text for file in plan.code},
     )
 
@@ -101,12 +102,12 @@ def _list_copied(plan: Plan) -> list[Pin]:
     return [file.copied for file in plan.files if file.copied is not None]
 
 
-def read_small(file: SmallFile) -> bytes:
+def read_small(file: SmallFile, storage: Storage) -> bytes:
     """Return the content of a small file: made by the plan, or the donor's, unchanged since the plan."""
     if file.data is not None:
         return file.data
     assert file.copied is not None
-    return read_whole(file.copied)
+    return read_whole(file.copied, storage=storage)
 
 
 def checksum(data: bytes) -> str:

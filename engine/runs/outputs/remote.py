@@ -19,12 +19,14 @@ from mergemill.engine.runs.outputs.state import RECORD_NAME
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.storage.objects import Objects
 from mergemill.engine.storage.ranges import Pin, join, pin_file, read_beginning
+from mergemill.engine.storage.store import Storage
 
 
 class RemoteOutput:
     """The objects of an output but for its shards: see `Output`."""
 
-    def __init__(self, where: str, url: str, objects: Objects) -> None:
+    def __init__(self, where: str, url: str, objects: Objects, storage: Storage) -> None:
+        self.storage = storage
         self._where = where
         self._url = url
         self._objects = objects
@@ -70,7 +72,7 @@ class RemoteOutput:
     def find(self, name: str) -> Pin | None:
         """Return the pin of an object of the output."""
         try:
-            return pin_file(self._place(name))
+            return pin_file(self._place(name), self.storage)
         except Absent:
             return None
 
@@ -95,7 +97,7 @@ class RemoteOutput:
     def _is_finished(self, shard: Shard) -> bool:
         """Whether an interrupted commit has finished the shard already; an object of the user's has another header."""
         pin = self.find(shard.name)
-        return pin is not None and pin.size_bytes == shard.size_bytes and begins_with(pin, shard.header)
+        return pin is not None and pin.size_bytes == shard.size_bytes and begins_with(pin, shard.header, self.storage)
 
     def _check_absent(self, name: str) -> None:
         if self.find(name) is not None:
@@ -108,7 +110,7 @@ class RemoteOutput:
     def _commit_files(self, plan: Plan) -> None:
         """Write the small files, the index last, and note that the output is whole."""
         for file in plan.files:
-            data = read_small(file)
+            data = read_small(file, self.storage)
             # One that somebody else put there in the meantime is not overwritten.
             if not self._objects.put(self._place(file.name), data, absent=True):
                 raise self._appeared(file.name)
@@ -144,9 +146,9 @@ class RemoteOutput:
     def _begins_as_planned(self, name: str, record: Record) -> bool:
         text = record.shards[name]["header"].encode()
         pin = self.find(name)
-        return pin is not None and begins_with(pin, len(text).to_bytes(8, "little") + text)
+        return pin is not None and begins_with(pin, len(text).to_bytes(8, "little") + text, self.storage)
 
 
-def begins_with(pin: Pin, header: bytes) -> bool:
+def begins_with(pin: Pin, header: bytes, storage: Storage) -> bool:
     """Whether a file begins so."""
-    return read_beginning(pin, len(header)) == header
+    return read_beginning(pin, len(header), storage) == header

@@ -97,7 +97,9 @@ class FileTarget:
     def check(self, part: Part, receipt: Receipt, workplace: Workplace) -> bool:
         """Read the part's range again; not while others write into the file, as a killed driver's tasks may."""
         try:
-            return receipt.checksum == checksum_range(pin_file(self.path), part.start_bytes, part.stop_bytes, workplace)
+            return receipt.checksum == checksum_range(
+                pin_file(self.path, workplace.storage), part.start_bytes, part.stop_bytes, workplace
+            )
         except SourceChanged:
             return False
 

@@ -4,56 +4,37 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 
 from mergemill.engine.errors import OutputError
 from mergemill.engine.plan.values import Part, Plan
+from mergemill.engine.runs.outputs.chunks import SLOTS, PartUpload, count_chunks
+from mergemill.engine.runs.outputs.copies import copy_stored
 from mergemill.engine.runs.outputs.receipts import Receipt, Upload
 from mergemill.engine.runs.outputs.target import Target
 from mergemill.engine.runs.worker.workplace import Workplace
-from mergemill.engine.storage.multipart import MOST_BYTES, MOST_PARTS, upload_part
+from mergemill.engine.storage.multipart import MOST_BYTES, MOST_PARTS, S3Objects
 from mergemill.engine.tensors.workspace import Arena
-
-CHUNK_BYTES = 8 << 20  # of one upload, at least, and less than twice as much; above what S3 asks for
-SLOTS = 4  # chunks of a part in memory at once: one is filled while the others are on their way
-BESIDE_BYTES = SLOTS * 2 * CHUNK_BYTES  # the most memory that writing a part takes
 
 
 @dataclass(frozen=True, slots=True)
 class UploadTarget:
     """One part of the plan in a multipart upload."""
 
-    url: str  # of the object
-    upload: str  # its id
-    first: int  # the number of the part's first chunk
-    header: bytes  # of the shard, where the part is its first; else nothing
-    size_bytes: int  # of the part, without the header
-
-    @property
-    def chunks(self) -> int:
-        """How many uploads the part consists of."""
-        return count_chunks(len(self.header) + self.size_bytes)
-
-    @property
-    def slot_bytes(self) -> int:
-        """The size of the largest chunk."""
-        return -(-(len(self.header) + self.size_bytes) // self.chunks)
+    to: PartUpload
 
     @property
     def beside_bytes(self) -> int:
         """The memory for the chunks that are filled or on their way."""
-        return min(SLOTS, self.chunks) * self.slot_bytes
+        return min(SLOTS, self.to.count) * self.to.slot_bytes
 
     def copy_part(self, part: Part, shard: str, workplace: Workplace) -> Receipt | None:
         """Have the server copy what lies in the same storage."""
-        from mergemill.engine.runs.outputs.copies import copy_stored
-
-        return copy_stored(part, shard, self, workplace)
+        return copy_stored(part, shard, self.to, workplace)
 
     @contextmanager
     def open_part(self, part: Part, room: Arena) -> Iterator["UploadWriter"]:
         """Begin with the header; at the end nothing reads `room` any more."""
-        writer = UploadWriter(self, room)
+        writer = UploadWriter(self.to, room)
         try:
             yield writer
         finally:
@@ -67,14 +48,14 @@ class UploadTarget:
 class UploadWriter:
     """Fills one chunk while others are uploaded."""
 
-    def __init__(self, target: UploadTarget, room: Arena) -> None:
-        self._target = target
-        size = target.slot_bytes
+    def __init__(self, to: PartUpload, room: Arena) -> None:
+        self._to = to
+        size = to.slot_bytes
         self._slots = [room[i * size : (i + 1) * size].data for i in range(len(room) // size)]
         self._coming: list[Future[str]] = []
         self._filled_bytes = 0  # of the chunk at hand
-        self._sizes = cut_chunks(len(target.header) + target.size_bytes)
-        self._add(memoryview(target.header))
+        self._sizes = to.sizes
+        self._add(memoryview(to.header))
 
     def write(self, offset_bytes: int, data: memoryview) -> None:
         """Add what follows; an upload that failed is told of here."""
@@ -82,7 +63,7 @@ class UploadWriter:
 
     def finish(self) -> Sequence[Upload]:
         """Return number and ETag of each upload, once all are there."""
-        return [(self._target.first + i, coming.result()) for i, coming in enumerate(self._coming)]
+        return [(self._to.first + i, coming.result()) for i, coming in enumerate(self._coming)]
 
     def close(self) -> None:
         """Return once nothing reads the room any more."""
@@ -101,36 +82,20 @@ class UploadWriter:
             self._filled_bytes += here
             data = data[here:]
             if self._filled_bytes == size:
-                target = self._target
-                self._coming.append(upload_part(target.url, target.upload, target.first + number, slot[:size]))
+                self._coming.append(self._to.send(number, slot[:size]))
                 self._filled_bytes = 0
 
 
-def count_chunks(size_bytes: int) -> int:
-    """Return how many uploads a part of `size_bytes` consists of.
-
-    >>> count_chunks(100), count_chunks(15 << 20), count_chunks(128 << 20)
-    (1, 1, 16)
-    """
-    return max(1, size_bytes // CHUNK_BYTES)
-
-
-def cut_chunks(size_bytes: int) -> list[int]:
-    """Return the sizes of these uploads, none of which is smaller than `CHUNK_BYTES` unless it is the only one."""
-    count = count_chunks(size_bytes)
-    ends = [size_bytes * i // count for i in range(count + 1)]
-    return [stop - start for start, stop in pairwise(ends)]
-
-
-def make_targets(plan: Plan, urls: Sequence[str], uploads: Sequence[str]) -> list[Target]:
+def make_targets(plan: Plan, s3: S3Objects, urls: Sequence[str], uploads: Sequence[str]) -> list[Target]:
     """Return the target of each part of the plan, from the URL and the upload's id of each shard."""
     numbers = [1] * len(plan.shards)
     targets: list[Target] = []
     for part in plan.parts:
         header = plan.shards[part.shard].header if numbers[part.shard] == 1 else b""
-        target = UploadTarget(urls[part.shard], uploads[part.shard], numbers[part.shard], header, part.size_bytes)
-        numbers[part.shard] += target.chunks
-        targets.append(target)
+        number, upload = numbers[part.shard], uploads[part.shard]
+        to = PartUpload(s3, urls[part.shard], upload, number, header, part.size_bytes)
+        numbers[part.shard] += to.count
+        targets.append(UploadTarget(to))
     return targets
 
 

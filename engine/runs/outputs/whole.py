@@ -24,6 +24,7 @@ from mergemill.engine.runs.worker.workplace import Workplace
 from mergemill.engine.storage import streams
 from mergemill.engine.storage.any_objects import AnyObjects
 from mergemill.engine.storage.ranges import join
+from mergemill.engine.storage.store import Storage
 from mergemill.engine.storage.streams import BESIDE_BYTES, MOST_BYTES, UNFINISHED, Stream, open_stream
 
 
@@ -32,10 +33,10 @@ class WholeOutput(RemoteOutput):
 
     beside_bytes = BESIDE_BYTES
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, storage: Storage) -> None:
         streams.check_place(url)
         where = url.rstrip("/")
-        super().__init__(where, where, AnyObjects(join(where, STATE_NAME)))
+        super().__init__(where, where, AnyObjects(join(where, STATE_NAME), storage), storage)
         self._renames = streams.is_folder_like(url)
 
     def check_workers(self, workers: Workers, plan: Plan) -> None:
@@ -55,7 +56,7 @@ class WholeOutput(RemoteOutput):
 
     def start(self, plan: Plan) -> Mapping[int, Receipt]:
         """Write the record, remove unfinished shards; returns the receipts of shards that are there, whole."""
-        self._objects.put(self._record_url, make_record(plan).to_json(), absent=True)
+        self._objects.put(self._record_url, make_record(plan, self.storage).to_json(), absent=True)
         receipts = {receipt.part: receipt for receipt in self.journal.read()}
         there = self._objects.list_objects(self._url)
         places = self._find_places(plan, receipts, there)
@@ -66,12 +67,14 @@ class WholeOutput(RemoteOutput):
 
     def targets(self, plan: Plan) -> Sequence[Target]:
         """Return where each shard of the started plan is written, once for each of its parts."""
-        targets = [WholeTarget(self._url, shard.name, shard.header, self._renames) for shard in plan.shards]
+        targets = [
+            WholeTarget(self._url, self.storage, shard.name, shard.header, self._renames) for shard in plan.shards
+        ]
         return [targets[part.shard] for part in plan.parts]
 
     def files_seen(self) -> Mapping[str, int]:
         """Return the record, where it is a file of a disk that every worker must see."""
-        path = streams.find_local(self._record_url)
+        path = streams.find_local(self._record_url, self.storage)
         return {} if path is None else {path: self._objects.list_objects(self._url)[RECORD_NAME]}
 
     def commit(self, plan: Plan) -> None:
@@ -88,7 +91,7 @@ class WholeOutput(RemoteOutput):
             if shard.name not in places:  # tensors without elements
                 self._objects.put(self._place(shard.name), shard.header)
             elif places[shard.name] != shard.name:
-                streams.rename(self._place(places[shard.name]), self._place(shard.name))
+                streams.rename(self._place(places[shard.name]), self._place(shard.name), self.storage)
         self._drop_unfinished(there, keep=set(places.values()))
         self._commit_files(plan)
 
@@ -99,8 +102,8 @@ class WholeOutput(RemoteOutput):
             found = self._list_for_abort()  # again: a driver may just have finished it
             freed_bytes = self._remove(found) + sum(found[name] for name in found if UNFINISHED in name)
         for folder in ("journal", ""):
-            streams.remove_empty(self._place(STATE_NAME, folder).rstrip("/"))
-        streams.remove_empty(self._url)
+            streams.remove_empty(self._place(STATE_NAME, folder).rstrip("/"), self.storage)
+        streams.remove_empty(self._url, self.storage)
         return freed_bytes
 
     def _find_places(self, plan: Plan, receipts: Mapping[int, Receipt], there: Mapping[str, int]) -> dict[str, str]:
@@ -134,7 +137,7 @@ class WholeOutput(RemoteOutput):
             return super()._is_ours(name, size_bytes, record)
         text = shard["header"].encode()
         header, pin = len(text).to_bytes(8, "little") + text, self.find(name)
-        return pin is not None and begins_with(pin, header[:size_bytes])
+        return pin is not None and begins_with(pin, header[:size_bytes], self.storage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,7 @@ class WholeTarget:
     """A shard of an output in any storage."""
 
     place: str  # the output's URL
+    storage: Storage
     shard: str
     header: bytes
     renames: bool  # whether it lies under another name until the commit
@@ -152,7 +156,7 @@ class WholeTarget:
         """Create the file, or replace it; given up where the block ends before it is finished."""
         attempt = secrets.token_hex(4)
         name = f"{STATE_NAME}/{self.shard}{UNFINISHED}{attempt}" if self.renames else self.shard
-        with open_stream(join(self.place, name)) as stream:
+        with open_stream(join(self.place, name), self.storage) as stream:
             stream.write(memoryview(self.header))
             yield WholeWriter(stream, name)
 

@@ -242,7 +242,7 @@ def _bytes(tensor: Tensor) -> Arena:
 @contextmanager
 def _open(arena: Arena, workplace: Workplace) -> Iterator[Workspace]:
     """Open a workspace for statistics; what is read in it is counted, since no receipt tells of it."""
-    with Workspace(arena, cache=workplace.cache) as work:
+    with Workspace(arena, storage=workplace.storage, cache=workplace.cache) as work:
         yield work
     workplace.count(Counts(work.read_bytes))
 

@@ -102,7 +102,7 @@ def _merge_part(
                 checksum.update(data)
                 sink(piece.offset_bytes + (span.start - piece.span.start) * item_bytes(piece.tensor.dtype), data)
         read_bytes += work.read_bytes
-    _check_sources(part)
+    _check_sources(part, workplace)
     seconds = time.perf_counter() - started
     return Receipt(
         part.number,
@@ -122,7 +122,7 @@ def _count(receipt: Receipt, workplace: Workplace) -> Receipt:
     return receipt
 
 
-def _check_sources(part: Part) -> None:
+def _check_sources(part: Part, workplace: Workplace) -> None:
     """No receipt for what was read from a file that changed meanwhile; descriptors are compared when opened only."""
     for pin in {read.pin for piece in part.pieces for read in piece.tensor.expression.reads(piece.span)}:
-        check_pin(pin)
+        check_pin(pin, workplace.storage)

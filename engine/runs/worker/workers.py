@@ -1,10 +1,8 @@
 """How many workers a merge gets, of what, and what each is given."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from mergemill.engine.errors import PlanError
 from mergemill.engine.plan.memory import check_device_memory
@@ -13,7 +11,7 @@ from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import ClusterFile, load_cluster
 from mergemill.engine.runs.worker.accelerator import choose_device, count_devices
 from mergemill.engine.storage.cache import CacheOptions
-from mergemill.engine.storage.store import Options, join_options
+from mergemill.engine.storage.store import ENVIRONMENT, Options, Storage, join_options, make_storage
 from mergemill.engine.tensors.merged import Merged
 
 MEMORY = "1GiB"
@@ -36,7 +34,7 @@ class Workers:
     device: str = "cpu"  # that each merges on
     device_memory_bytes: int = 0  # promised to each worker, of its device
     cache: CacheOptions | None = None  # of each host, for what is read from afar
-    storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # options of storage, by scheme
+    storage: Storage = ENVIRONMENT  # how they reach it
 
     @property
     def count(self) -> int:
@@ -59,11 +57,11 @@ class Workers:
         return not self.scheduler and (self.cluster is None or self.cluster.kind in HERE)
 
 
-def find_storage(plan: Plan, workers: Workers, storage: Options | None = None) -> dict[str, dict[str, Any]]:
-    """Return the options of storage: the recipe's, and beside them `storage`, or what the cluster file says."""
+def find_storage(plan: Plan, workers: Workers, storage: Options | None = None) -> Storage:
+    """Return how storage is reached: by the recipe's options, and beside them `storage`, or the cluster file's."""
     if storage is None:
         storage = workers.cluster.storage if workers.cluster else {}
-    return join_options(storage, plan.recipe.storage)
+    return make_storage(join_options(storage, plan.recipe.storage))
 
 
 def choose_workers(

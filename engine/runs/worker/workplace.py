@@ -17,6 +17,7 @@ import numpy as np
 
 from mergemill.engine.errors import RunError
 from mergemill.engine.storage.cache import RangeCache
+from mergemill.engine.storage.store import ENVIRONMENT, Storage
 from mergemill.engine.tensors.device import Streams
 from mergemill.engine.tensors.workspace import Arena
 
@@ -46,8 +47,8 @@ class Counts:
 class Workplace:
     """Memory for the tasks of one process: at most `memory_bytes`, shared by `threads` tasks at a time.
 
-    With it goes the `cache` of this host, where there is one, that their reads go through, and the `device` that they
-    merge on, where it is not the CPU. stopped: what tasks end with when the worker does.
+    With it goes how they reach `storage`, the `cache` of this host, where there is one, that their reads go through,
+    and the `device` that they merge on, where it is not the CPU. stopped: what tasks end with when the worker does.
     """
 
     def __init__(
@@ -57,8 +58,10 @@ class Workplace:
         cache: RangeCache | None = None,
         stopped: type[Exception] = RunError,
         *,
+        storage: Storage = ENVIRONMENT,
         device: "DevicePlace | None" = None,
     ) -> None:
+        self.storage = storage
         self.device = device
         self.memory_bytes = memory_bytes
         self.threads = threads
