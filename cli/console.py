@@ -1,7 +1,8 @@
 """All that reaches the terminal: lines, tables, JSON, progress and errors.
 
 Results go to stdout; progress, warnings and errors to stderr. Colours and bars are for terminals only (and
-NO_COLOR is respected); elsewhere the same words come as plain lines.
+NO_COLOR is respected); elsewhere the same words come as plain lines. Names of tensors, shards, models and drivers come
+out of files that anybody may have written: every line goes through `show`.
 """
 
 import errno
@@ -32,6 +33,7 @@ _SURROUNDINGS = {
     errno.EROFS: "",
     errno.ESTALE: "",
 }
+MOST_LINE, MOST_ERROR, MOST_CELL = 4000, 600, 400  # characters that are shown: of a line, an error, a table's cell
 WIDE = 10_000  # columns: where nobody watches, no line is cut
 
 
@@ -42,10 +44,35 @@ class Advance(Protocol):
         """kept: the last part was done before; it says nothing of the rate."""
 
 
-def say(text: str = "") -> None:
-    """Write a line of the result."""
+def show(text: str, most: int) -> str:
+    r"""Return a line as it may be shown, wherever its words come from.
+
+    What is not printed as itself is escaped: control characters, which terminals obey, marks of direction, which turn
+    around what is read, and bytes that were no UTF-8. Of more than `most` characters the middle is left out.
+
+    >>> show("a\x1b]0;b\x07 \u202ec", 30)
+    'a\\x1b]0;b\\x07 \\u202ec'
+    >>> show("x" * 50, 30)
+    'xxxxxxxxxxxxxxxxxx…xxxxxxxx'
+    """
+    if len(text) > most:
+        head, tail = most * 6 // 10, most * 3 // 10
+        text = f"{show(text[:head], most)}…{show(text[len(text) - tail + 1 :], most)}"
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def say(text: str = "", *, whole: bool = False) -> None:
+    """Write lines of the result; with `whole` however long they are, for what is no text to read but to use."""
+    _write(_show_lines(text, sys.maxsize if whole else MOST_LINE))
+
+
+def _write(text: str) -> None:
     with _naming_stdout():
         sys.stdout.write(text + "\n")
+
+
+def _show_lines(text: str, most: int) -> str:
+    return "\n".join(show(line, most) for line in text.split("\n"))
 
 
 def count(number: int, noun: str) -> str:
@@ -59,14 +86,24 @@ def count(number: int, noun: str) -> str:
 
 def say_json(value: object, *, indent: int | None = 2) -> None:
     """Write a result, or with ``indent=None`` an event of one line, as JSON."""
-    say(json.dumps(value, indent=indent, ensure_ascii=False, default=str))
+    lines = json.dumps(value, indent=indent, ensure_ascii=False, default=str).split("\n")
+    _write("\n".join(line if line.isprintable() else _escape_json(line) for line in lines))
     flush()
+
+
+def _escape_json(line: str) -> str:
+    """Escape what is not printed as itself, which only texts can hold.
+
+    >>> _escape_json('{"a": "\u202e \x9b"}')
+    '{"a": "\\\\u202e \\\\u009b"}'
+    """
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line)
 
 
 def note(text: str) -> None:
     """Write a line about the work to stderr."""
     try:
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(_show_lines(text, MOST_LINE) + "\n")
         sys.stderr.flush()
     except OSError:  # full, or nobody reads it: the work goes on, and the exit code tells of it
         _drop(sys.stderr)
@@ -84,11 +121,11 @@ def say_table(rows: Sequence[Sequence[str]], *, heads: Sequence[str] = (), right
         head = heads[column] if heads else ""
         table.add_column(head, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(show(cell, MOST_CELL)) for cell in row))
     with console.capture() as captured:
         console.print(table)
     for line in captured.get().splitlines():
-        say(line.rstrip())
+        _write(line.rstrip())
 
 
 def say_facts(facts: Sequence[tuple[str, str]]) -> None:
@@ -157,7 +194,7 @@ def make_lines(total_bytes: int, parts: int, clock: Callable[[], float] = time.m
 def show_error(error: BaseException) -> None:
     """Write an error as one line, or as a traceback with ``MERGEMILL_DEBUG=1``."""
     if os.environ.get(DEBUG):
-        traceback.print_exception(error)
+        note("".join(traceback.format_exception(error)).rstrip("\n"))
     note(f"mergemill: error: {explain(error)}")
 
 
@@ -188,7 +225,7 @@ def is_expected(error: BaseException) -> bool:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split("\n"))
+    return show(" ".join(text.split("\n")), MOST_ERROR)
 
 
 def error_event(error: BaseException) -> dict[str, Any]:

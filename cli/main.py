@@ -27,6 +27,7 @@ def execute(arguments: Sequence[str]) -> int:
     from mergemill.cli.app import app
 
     try:
+        _check_text(arguments)
         code = app(list(arguments), prog_name="mergemill", standalone_mode=False, obj=list(arguments))
         console.flush()
     except signals.Interrupted as stop:
@@ -41,3 +42,12 @@ def execute(arguments: Sequence[str]) -> int:
             pass  # what stdout holds back may be what it does not take
         return int(getattr(error, "exit_code", 1))
     return int(code or 0)
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    """Raise `InputError` for what is not UTF-8: plans and records, which are text, could not name it."""
+    from mergemill.engine.errors import InputError
+
+    for argument in arguments:
+        if any("\ud800" <= mark <= "\udfff" for mark in argument):
+            raise InputError(f"{argument}: is not UTF-8; give it another name")

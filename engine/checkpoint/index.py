@@ -66,6 +66,8 @@ def _check_shard_name(name: str, shard: object, where: str) -> None:
     where = f"{where}: tensor {name!r}"
     if not isinstance(shard, str):
         raise IndexFileError(f"{where} is mapped to {shard!r}, not to a file name")
+    if any("\ud800" <= mark <= "\udfff" for mark in shard):
+        raise IndexFileError(f"{where} is mapped to {shard!r}, which is no text")
     if _leaves_folder(shard):
         raise IndexFileError(f"{where} is mapped to {shard!r}, which is outside the folder")
     if not shard.endswith(".safetensors"):

@@ -45,6 +45,15 @@ Grain = Literal["block", "row", "tensor"]
 GIVEN = ("models", "deltas", "base", "statistics", "place")
 
 
+def say_number(value: float) -> str:
+    """Return a number with all its digits: of 1.0000001 nobody is told that it is 1.
+
+    >>> say_number(1.0), say_number(1.0000001), say_number(0.1)
+    ('1', '1.0000001', '0.1')
+    """
+    return repr(value).removesuffix(".0")
+
+
 @dataclass(frozen=True, slots=True)
 class Within:
     """The closed range of a number; either end may be open."""
@@ -53,9 +62,10 @@ class Within:
     most: float | None = None
 
     def __str__(self) -> str:
-        if self.most is None:
-            return f"at least {self.least:g}"
-        return f"at most {self.most:g}" if self.least is None else f"from {self.least:g} to {self.most:g}"
+        if self.least is not None and self.most is None:
+            return f"at least {say_number(self.least)}"
+        least, most = (None if end is None else say_number(end) for end in (self.least, self.most))
+        return f"at most {most}" if least is None else f"from {least} to {most}"
 
     def holds(self, value: float) -> bool:
         """Whether `value` lies in the range."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mergemill.engine.methods.contract import say_number
 from mergemill.engine.methods.task_vectors import rescale_factor, sum_absolute
 from mergemill.engine.tensors.device import is_on_host, put_beside
 from mergemill.engine.tensors.exact import ExactSum
@@ -65,7 +66,7 @@ def refuse_epsilon(density: Sequence[float], epsilon: Sequence[float]) -> str | 
     """Say which of the densities, where they thin at all, leave the open range from 0 to 1 by their epsilon."""
     for d, e in zip(density, epsilon, strict=True):
         if 0 < d < 1 and not (0 < d - e < 1 and 0 < d + e < 1):
-            return f"density {d:g} ± epsilon {e:g} must lie between 0 and 1, and not reach them"
+            return f"density {say_number(d)} ± epsilon {say_number(e)} must lie between 0 and 1, and not reach them"
     return None
 
 

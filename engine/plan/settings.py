@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mergemill.engine.errors import PlanError
-from mergemill.engine.methods.contract import Method, Parameter
+from mergemill.engine.methods.contract import Method, Parameter, say_number
 from mergemill.engine.recipe import Condition, Parameters, Recipe, Setting
 
 _SET_IT = "set it beside the model, or under 'parameters'"
@@ -118,7 +118,7 @@ def _check(parameter: Parameter, value: Any, where: str) -> Any:
     if parameter.kind is int and value != int(value):
         raise PlanError(f"{where} is {value!r}; it must be a whole number")
     if parameter.within is not None and not parameter.within.holds(value):
-        raise PlanError(f"{where} is {value:g}; it must be {parameter.within}")
+        raise PlanError(f"{where} is {say_number(value)}; it must be {parameter.within}")
     return parameter.kind(value)
 
 

@@ -57,11 +57,14 @@ def _pin(path: str | Path, like: str | None) -> Pin:
     try:
         found = Path(path).stat()
         check_regular(found)
+        str(Path(path).resolve()).encode()
         return Pin(str(Path(path).resolve()), found.st_size, make_stamp(str(path), found, like))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Absent(f"{path}: cannot be read: {error.strerror}") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeEncodeError as error:  # a plan, which is text, could not name it
+        raise CheckpointError(f"{path}: its name is not UTF-8; rename it") from error
 
 
 def _explain(pin: Pin, now: Pin) -> SourceChanged:

@@ -292,3 +292,9 @@ def test_the_plan_tells_where_the_two_names_decide_differently() -> None:
 def test_the_plan_tells_nothing_where_they_decide_alike(name: str) -> None:
     weight = [{"filter": name, "value": 3}, {"value": 5}]
     assert plan_of(shifted(parameters={"weight": weight})).warnings == ()
+
+
+def test_a_number_that_is_refused_is_told_with_all_its_digits() -> None:
+    entry = {"model": "a", "parameters": {"weight": 1, "density": 1.0000001}}
+    words = fails({"merge_method": "ties", "base_model": "base", "models": [entry]})
+    assert "is 1.0000001; it must be from 0 to 1" in words

@@ -20,6 +20,7 @@ HERE = ("local", "cuda")  # kinds of cluster files
 DEVICE_MEMORY = "4GiB"  # of a card of 8 GB, with room for what is CUDA's own
 DEVICE_THREADS = 2  # of a worker with a device: one reads and writes while the other has it work
 FEW_CORES = 4  # so do, on so many, merges by native loops: their threads hardly wait for the interpreter
+MOST_PER_CORE = 4  # processes, of a core: each is one of Python with torch in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,12 @@ def _choose_places(
     if workers is None:
         alone = cores == 1 or plan.write_bytes < SMALL_BYTES or (cores <= FEW_CORES and _is_native(plan))
         workers = 0 if threads is not None or alone else cores
+    most = MOST_PER_CORE * cores
+    if workers > most:
+        raise PlanError(
+            f"--workers {workers}: this process may use {cores} of this machine's cores; give at most {most}, "
+            f"or a cluster file of kind local, which is taken at its word"
+        )
     return Workers(workers, threads or (1 if workers else cores), parse_size(memory, what="--memory"))
 
 
