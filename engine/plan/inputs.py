@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.checkpoint.config import says_tied
 from mergemill.engine.checkpoint.factors import find_factors
-from mergemill.engine.checkpoint.family import Family, find_tie, is_vocabulary
+from mergemill.engine.checkpoint.family import Family, find_tie, is_vocabulary, split_layer
 from mergemill.engine.checkpoint.quantized import find_quantization
 from mergemill.engine.errors import PlanError
 from mergemill.engine.plan.slots import Stack
@@ -53,7 +53,7 @@ def warn_of_missing_head(donor: Checkpoint, names: Sequence[str], family: Family
 
 
 def _may_be_tied(name: str, family: Family) -> bool:
-    return any(fnmatchcase(name, tied) for tied, _ in family.ties)
+    return split_layer(name) is None and any(fnmatchcase(name, tied) for tied, _ in family.ties)
 
 
 def _check_factors(checkpoint: Checkpoint, where: str) -> None:
