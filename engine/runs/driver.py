@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from mergemill.engine.errors import Cancelled, MergemillError, OutputError, StorageError
 from mergemill.engine.runs.events import Committed, Started
 from mergemill.engine.runs.outputs.lease import OLD_S, find_start, name_processes
@@ -27,6 +29,7 @@ RESUME = "MERGEMILL_RESUME"  # the variable by which a job knows the command tha
 LOOK_S = 2.0  # between two looks for a request to end
 LOOKS = 10  # for one whether another driver has begun
 
+_LATEST_S = 250e9  # seconds since 1970: the last years that calendars know
 _JOBS = {"SLURM_JOB_ID": "slurm", "PBS_JOBID": "pbs", "LSB_JOBID": "lsf"}  # variables of jobs
 
 
@@ -56,14 +59,21 @@ class Driver:
 
 
 def read_driver(notes: Notes) -> Driver | None:
-    """Return who drives the merge, or did last; None where nobody has said so."""
+    """Return who drives the merge, or did last; None where nobody has said so, or what was said is damaged.
+
+    Nothing of a merge depends on this note: who resumes writes another.
+    """
     data = notes.read(DRIVER_NAME)
     if data is None:
         return None
     try:
-        return Driver(**json.loads(data))
-    except (ValueError, TypeError) as error:
-        raise OutputError(f"{DRIVER_NAME}: is not what this version of mergemill wrote: {error}") from error
+        driver = _DRIVER.validate_json(data, strict=True)
+        for adapter, value in ((_STARTED, driver.started), (_COMMITTED, driver.committed)):
+            if value is not None:
+                adapter.validate_json(json.dumps(value), strict=True)
+    except ValidationError:
+        return None
+    return driver if all(0 <= time_s <= _LATEST_S for time_s in (driver.since, driver.ended or 0.0)) else None
 
 
 def is_alive(driver: Driver, seen_s: float | None) -> bool:
@@ -85,7 +95,7 @@ def find_request(notes: Notes, token: str) -> str:
     try:
         request = json.loads(notes.read(CANCEL_NAME) or b"{}")
         return str(request["by"]) if request.get("token") == token else ""
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, RecursionError):
         return ""
 
 
@@ -139,9 +149,8 @@ class Driving:
 
     def begin(self) -> None:
         """Say that this process drives the merge; a request that an earlier driver left is for nobody."""
-        with suppress(OutputError):
-            earlier = read_driver(self._notes)
-            self._earlier = earlier.token if earlier else ""
+        earlier = read_driver(self._notes)
+        self._earlier = earlier.token if earlier else ""
         self._notes.remove(CANCEL_NAME)
         self._write()
 
@@ -157,10 +166,7 @@ class Driving:
 
     def _is_replaced(self) -> bool:
         """Whether another driver has begun meanwhile, as after a long sleep of this process."""
-        try:
-            last = read_driver(self._notes)
-        except OutputError:
-            return False
+        last = read_driver(self._notes)
         return last is not None and last.token not in (self._driver.token, self._earlier)  # which may be seen late
 
     def _write(self, **changes: Any) -> None:
@@ -242,3 +248,8 @@ def _say_why(error: BaseException | None) -> str:
     if isinstance(error, MergemillError) or not isinstance(error, Exception):
         return " ".join(str(error).split("\n")) or type(error).__name__
     return type(error).__name__
+
+
+_DRIVER: TypeAdapter[Driver] = TypeAdapter(Driver)
+_STARTED: TypeAdapter[Started] = TypeAdapter(Started)
+_COMMITTED: TypeAdapter[Committed] = TypeAdapter(Committed)

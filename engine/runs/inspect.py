@@ -10,6 +10,7 @@ from mergemill.engine.checkpoint.family import layer_stacks
 from mergemill.engine.checkpoint.layout import TensorInfo
 from mergemill.engine.errors import OutputError
 from mergemill.engine.runs.outputs.output import Output, find_output
+from mergemill.engine.runs.outputs.receipts import keep_planned
 from mergemill.engine.runs.outputs.record import Record
 from mergemill.engine.storage.store import Options, Storage, make_storage
 
@@ -51,7 +52,7 @@ def inspect(path: str | Path, *, storage_options: Options | None = None) -> Insp
         return _inspect_checkpoint(str(path), storage)
     if output.journal.is_committed():
         return _inspect_checkpoint(str(path), storage, record)
-    done = len({receipt.part for receipt in output.journal.read()})
+    done = len(keep_planned(output.journal.read(), record.parts))
     state = f"unfinished: {done} of {len(record.parts)} parts"
     return Inspection(str(path), "merge", state, record.digest, "", (), {}, {}, len(record.shards))
 

@@ -9,7 +9,7 @@ from mergemill.engine.errors import OutputError
 from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.runs.driver import DRIVER_NAME, LOCK_NAME, Driver, find_request, is_alive, read_driver
 from mergemill.engine.runs.outputs.output import Output, find_output
-from mergemill.engine.runs.outputs.receipts import Receipt
+from mergemill.engine.runs.outputs.receipts import Receipt, keep_planned
 from mergemill.engine.runs.worker.workers import MEMORY
 from mergemill.engine.storage.store import Options, make_storage
 
@@ -56,7 +56,7 @@ def find_status(output: Output) -> Status:
     record, driver = output.read_record(), read_driver(output.notes)
     if record is None and driver is None:
         raise explain_none(output)
-    done = {receipt.part: receipt for receipt in output.journal.read()}.values()
+    done = keep_planned(output.journal.read(), record.parts if record else ()).values()
     seen_s = output.notes.get_age(LOCK_NAME) if driver and driver.ended is None else None
     state = _find_state(output, driver, seen_s)
     parts = record.parts if record else ()

@@ -11,7 +11,7 @@ from mergemill.engine.plan.values import Part, Piece, Plan
 from mergemill.engine.recipe import Recipe, parse_recipe
 from mergemill.engine.runs.outputs.checksum import checksum_copied, checksum_range
 from mergemill.engine.runs.outputs.output import Output, find_output
-from mergemill.engine.runs.outputs.receipts import Receipt
+from mergemill.engine.runs.outputs.receipts import Receipt, keep_planned
 from mergemill.engine.runs.outputs.record import Record, checksum
 from mergemill.engine.runs.tasks.piece import find_factors, gather_piece, gather_squares, with_factors
 from mergemill.engine.runs.tasks.rounds import count_rounds, iter_cut_tensors
@@ -105,7 +105,7 @@ def _open_record(output: Output) -> Record:
     if record is None:
         raise OutputError(f"{output}: holds no merge that mergemill wrote; there is no .mergemill/plan.json")
     if not output.journal.is_committed():
-        done = len({receipt.part for receipt in output.journal.read()})
+        done = len(keep_planned(output.journal.read(), record.parts))
         raise VerifyError(
             f"{output}: is unfinished: {done} of {len(record.parts)} parts; run the same merge again to resume"
         )

@@ -6,13 +6,16 @@ shard's upload.
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from pydantic import TypeAdapter, ValidationError
 
 from mergemill.engine.checkpoint.unfinished import STATE_NAME
 from mergemill.engine.errors import OutputError, RunError
 from mergemill.engine.plan.values import Plan, Shard
 from mergemill.engine.runs.outputs.chunks import BESIDE_BYTES
-from mergemill.engine.runs.outputs.receipts import Receipt
-from mergemill.engine.runs.outputs.record import make_record
+from mergemill.engine.runs.outputs.receipts import Receipt, keep_planned
+from mergemill.engine.runs.outputs.record import list_ranges, make_record
 from mergemill.engine.runs.outputs.remote import RemoteOutput
 from mergemill.engine.runs.outputs.target import Target
 from mergemill.engine.runs.outputs.upload import check_limits, make_targets
@@ -54,8 +57,8 @@ class BucketOutput(RemoteOutput):
         self._abort_others(plan, held)
         self._uploads = held
         return {
-            receipt.part: receipt
-            for receipt in self.journal.read()
+            number: receipt
+            for number, receipt in keep_planned(self.journal.read(), list_ranges(plan)).items()
             if receipt.shard in finished or _is_listed(receipt, listed.get(receipt.shard))
         }
 
@@ -66,7 +69,7 @@ class BucketOutput(RemoteOutput):
 
     def commit(self, plan: Plan) -> None:
         """Complete the uploads, write the files, the index last."""
-        self._begin_commit()
+        self._begin_commit(plan)
         finished = self._find_finished(plan)
         for number, shard in enumerate(plan.shards):
             if shard.name not in finished:
@@ -78,20 +81,27 @@ class BucketOutput(RemoteOutput):
         self._list_for_abort()
         with self.locked():
             found = self._list_for_abort()  # again: a driver may just have finished it
-            record = self.read_record()
-            ours = {self._place(name) for name in (record.shards if record else ())}
+            record = self._read_sound_record()
+            ours = {self._place(name) for name in (record.shards if record else self._list_noted())}
             uploads = [(url, upload) for url, upload in self._s3.list_uploads(self._url) if url in ours]
             freed_bytes = sum(_drop(self._s3, url, upload) for url, upload in uploads)
             return freed_bytes + self._remove(found)
 
+    def _list_noted(self) -> list[str]:
+        """Return the shards whose uploads are noted, where no plan names them."""
+        with suppress(OutputError):
+            return list(self._read_uploads())
+        return []
+
     def _read_uploads(self) -> dict[str, str]:
         """Return the id of each upload by the name of its shard, as an earlier run noted them."""
         try:
-            known: dict[str, str] = json.loads(self._s3.get(self._uploads_url) or b"{}")
-        except ValueError as error:
-            where = f"{self._uploads_url}: is not what this version of mergemill wrote"
-            raise OutputError(f"{where}: {error}; run the same merge again to resume") from error
-        return known
+            return _UPLOADS.validate_json(self._s3.get(self._uploads_url) or b"{}", strict=True)
+        except ValidationError as error:  # what is uploaded is not given up for an answer that was cut short
+            raise OutputError(
+                f"{self._uploads_url}: is damaged, or not of this version of mergemill: {error.errors()[0]['msg']}; "
+                f"run the same merge again to resume, or give it up with: mergemill abort {self}"
+            ) from error
 
     def _abort_others(self, plan: Plan, held: Mapping[str, str]) -> None:
         """End uploads of shards that were begun by a driver that died before it could note them."""
@@ -136,3 +146,6 @@ def _drop(s3: S3Objects, url: str, upload: str) -> int:
     size_bytes = sum(part.size_bytes for part in (s3.list_parts(url, upload) or {}).values())
     s3.abort_upload(url, upload)
     return size_bytes
+
+
+_UPLOADS = TypeAdapter(dict[str, str])

@@ -25,6 +25,7 @@ from mergemill.engine.runs.outputs.record import (
     list_ranges,
     make_record,
     parse_record,
+    parse_sound,
     read_small,
 )
 from mergemill.engine.runs.outputs.state import JOURNAL_NAME, LOCK_NAME, RECORD_NAME, check_own, is_own
@@ -69,6 +70,10 @@ class FolderOutput:
         """Return what the folder is the output of."""
         data = self._files.read(RECORD_NAME)
         return None if data is None else parse_record(data, str(self._files.place(RECORD_NAME)))
+
+    def has_record(self) -> bool:
+        """Whether that is noted, be it damaged."""
+        return self._files.find(RECORD_NAME) is not None
 
     def write_record(self, plan: Plan) -> None:
         """Note what the folder becomes the output of, unless that is noted, and begin the journal."""
@@ -227,10 +232,7 @@ class FolderOutput:
 
     def _read_sound_record(self) -> Record | None:
         """Return what the folder is the output of; None where that is damaged, too."""
-        data = self._files.read(RECORD_NAME)
-        with suppress(OutputError):
-            return None if data is None else parse_record(data, "")
-        return None
+        return parse_sound(self._files.read(RECORD_NAME))
 
     def _list_committed(self, record: Record) -> list[str]:
         """List what an interrupted commit has put into the output: the index first, so that no loader finds it."""

@@ -132,7 +132,7 @@ class HubOutput:
 
     def abort(self) -> int:
         """Remove what an unfinished merge left on this machine; returns the bytes freed. The repository stays."""
-        if self._local.read_record() is None:
+        if not self._local.has_record():
             raise OutputError(
                 f"{self}: no merge that goes there is unfinished on this machine; there is nothing to abort"
             )

@@ -101,7 +101,7 @@ def _check_abandoned(objects: Objects, url: str, where: str) -> None:
 def _parse(data: bytes | None) -> dict[str, Any]:
     try:
         found = json.loads(data or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -127,6 +127,8 @@ def name_processes() -> str:
 
 def find_start(process: object) -> str | None:
     """Return when a process began, in ticks since the machine did; numbers are used again. None where it has ended."""
+    if type(process) is not int:  # of a note that is damaged
+        return None
     try:
         state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 
-from mergemill.engine.errors import OutputError, StorageError
-from mergemill.engine.runs.outputs.receipts import Receipt
+from mergemill.engine.errors import StorageError
+from mergemill.engine.runs.outputs.receipts import Receipt, parse_receipts
 from mergemill.engine.storage.objects import Objects
 from mergemill.engine.storage.ranges import join
 
@@ -23,6 +23,7 @@ class ObjectJournal:
         self._objects = objects
         self._url = url
         self._known: list[Receipt] | None = None
+        self._names: set[str] = set()  # of objects that were read or written
         self._followed: set[str] = set()  # names of objects
         self._waiting: list[Receipt] = []
         self._timer: threading.Timer | None = None
@@ -31,7 +32,9 @@ class ObjectJournal:
     def read(self) -> Iterator[Receipt]:
         """Yield the receipts in the order in which they were written."""
         if self._known is None:
-            self._known = self._fetch(self._list())
+            names = self._list()
+            self._names.update(names)
+            self._known = self._fetch(names)
         yield from [*self._known, *self._waiting]
 
     def follow(self) -> Iterator[Receipt]:
@@ -40,13 +43,18 @@ class ObjectJournal:
         self._followed.update(names)
         yield from self._fetch(names)
 
+    def find_lost(self) -> str | None:
+        """Return the URL of an object of receipts that somebody has removed since it was read or written."""
+        lost = sorted(self._names - set(self._list()))
+        return join(self._url, f"journal/{lost[0]}") if lost else None
+
     def _list(self) -> list[str]:
         return sorted(self._objects.list_objects(join(self._url, "journal")))
 
     def _fetch(self, names: Sequence[str]) -> list[Receipt]:
         urls = [join(self._url, f"journal/{name}") for name in names]
         texts = dict(zip(urls, self._objects.get_all(urls), strict=True))
-        return [receipt for url, text in texts.items() for receipt in _parse(text or b"[]", url)]
+        return [receipt for text in texts.values() for receipt in parse_receipts(text or b"[]") or ()]
 
     def is_committed(self) -> bool:
         """Whether the merge was finished."""
@@ -70,7 +78,9 @@ class ObjectJournal:
             if not self._waiting:
                 return
             lines = json.dumps([asdict(receipt) for receipt in self._waiting]).encode()
-            self._objects.put(join(self._url, f"journal/{time.time_ns():020d}-{secrets.token_hex(4)}.json"), lines)
+            name = f"{time.time_ns():020d}-{secrets.token_hex(4)}.json"
+            self._objects.put(join(self._url, f"journal/{name}"), lines)
+            self._names.add(name)
             if self._known is not None:
                 self._known += self._waiting
             self._waiting = []
@@ -83,10 +93,3 @@ class ObjectJournal:
         """Note that the output is whole."""
         self.flush()
         self._objects.put(join(self._url, "committed"), b"{}")
-
-
-def _parse(text: bytes, url: str) -> list[Receipt]:
-    try:
-        return [Receipt(**line) for line in json.loads(text)]
-    except (ValueError, TypeError) as error:
-        raise OutputError(f"{url}: is not a journal that this version of mergemill wrote: {error}") from error

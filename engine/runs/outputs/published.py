@@ -8,7 +8,7 @@ from typing import TypeVar
 from mergemill.engine.checkpoint.unfinished import STATE_NAME
 from mergemill.engine.errors import Absent, OutputError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.runs.outputs.receipts import Receipt
+from mergemill.engine.runs.outputs.receipts import Receipt, parse_receipts
 from mergemill.engine.runs.outputs.record import Record, make_record, parse_record
 from mergemill.engine.runs.outputs.state import RECORD_NAME
 from mergemill.engine.storage.ranges import Pin, is_remote, join, pin_file, read_whole
@@ -35,11 +35,13 @@ class Published:
 
     def read_receipts(self) -> list[Receipt]:
         """Return the receipts of its parts."""
-        try:
-            return [Receipt(**line) for line in json.loads(self._read(JOURNAL_NAME) or b"[]")]
-        except (ValueError, TypeError) as error:
+        receipts = parse_receipts(self._read(JOURNAL_NAME) or b"[]")
+        if receipts is None:
             where = join(self._url, JOURNAL_NAME)
-            raise OutputError(f"{where}: is not a journal that this version of mergemill wrote: {error}") from error
+            raise OutputError(
+                f"{where}: is damaged, or not of this version of mergemill; merge into another repository"
+            )
+        return receipts
 
     def find(self, name: str) -> Pin | None:
         """Return the pin of a file."""

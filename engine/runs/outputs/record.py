@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -125,6 +126,13 @@ def parse_record(text: bytes, where: str) -> Record:
         raise _unreadable(where, why)
     check_names([*record.shards, *record.files], where)
     return record
+
+
+def parse_sound(text: bytes | None) -> Record | None:
+    """Parse a ``plan.json``; None where there is none, or where it is damaged."""
+    with suppress(OutputError):
+        return None if text is None else parse_record(text, "")
+    return None
 
 
 def _find_fault(record: Record) -> str:

@@ -5,17 +5,17 @@ object), ``committed``, ``lock``, ``driver.json``. Nothing is kept on any disk, 
 machine.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from mergemill.engine.checkpoint.unfinished import STATE_NAME
-from mergemill.engine.errors import Absent, OutputError, StorageError
+from mergemill.engine.errors import Absent, OutputError, RunError, StorageError
 from mergemill.engine.plan.values import Plan, Shard
 from mergemill.engine.runs.outputs.lease import Lease, hold_lease
 from mergemill.engine.runs.outputs.notes import ObjectNotes
 from mergemill.engine.runs.outputs.object_journal import ObjectJournal
-from mergemill.engine.runs.outputs.record import Record, checksum, parse_record, read_small
-from mergemill.engine.runs.outputs.state import RECORD_NAME
+from mergemill.engine.runs.outputs.record import Record, checksum, parse_record, parse_sound, read_small
+from mergemill.engine.runs.outputs.state import RECORD_NAME, check_own, is_own
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.storage.objects import Objects
 from mergemill.engine.storage.ranges import Pin, join, pin_file, read_beginning
@@ -54,6 +54,12 @@ class RemoteOutput:
         if foreign and RECORD_NAME not in found:
             more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
             raise OutputError(f"{self}: holds {foreign[0]!r}{more}; the output must be a prefix, new or empty")
+        if RECORD_NAME not in found:
+            self._check_own(found, None)
+            if any("/journal/" in name or name.endswith(("/uploads.json", "/committed")) for name in found):
+                raise OutputError(
+                    f"{self}: holds receipts, and no plan that says of what; remove them with: mergemill abort {self}"
+                )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -76,11 +82,26 @@ class RemoteOutput:
         except Absent:
             return None
 
-    def _begin_commit(self) -> None:
-        """Raise unless the output is still held, and write all receipts: nothing else tells of a finished shard."""
+    def _begin_commit(self, plan: Plan) -> None:
+        """Raise unless the output is still held and noted, and write all receipts: nothing else tells of its shards."""
         assert self._lease is not None
         self._lease.check()
         self.journal.flush()
+        record = self.read_record()
+        lost = self.journal.find_lost()
+        if record is None or record.digest != plan.digest or lost is not None:
+            raise RunError(
+                f"{lost or self._record_url}: was removed or replaced while the merge ran; nothing was committed: run "
+                "the same merge again"
+            )
+
+    def _check_own(self, found: Iterable[str], record: Record | None) -> None:
+        state = [name.removeprefix(f"{STATE_NAME}/") for name in found if name.startswith(f"{STATE_NAME}/")]
+        check_own(state, record, str(self))
+
+    def _read_sound_record(self) -> Record | None:
+        """Return what the place is the output of; None where that is damaged, too."""
+        return parse_sound(self._objects.get(self._record_url, error=OutputError))
 
     def _find_finished(self, plan: Plan) -> set[str]:
         """Return the shards that an interrupted commit has finished; `OutputError` for another object of that name."""
@@ -121,20 +142,26 @@ class RemoteOutput:
         found = self._objects.list_objects(self._url, error=OutputError)
         if not any(name.startswith(f"{STATE_NAME}/") for name in found):
             raise OutputError(f"{self}: holds no unfinished merge; there is nothing to abort")
+        self._check_own(found, self._read_sound_record())
         if self.journal.is_committed():
             raise OutputError(f"{self}: is a finished merge; remove the objects yourself if you do not want them")
         return found
 
     def _remove(self, found: Mapping[str, int]) -> int:
         """Remove what is ours of the objects `found`, sizes by name; returns the bytes of shards and small files."""
-        record = self.read_record()
+        record = self._read_sound_record()
         ours = [] if record is None else [name for name in found if self._is_ours(name, found[name], record)]
         late = {name: place for place, name in enumerate([*record.files][::-1])} if record else {}
         ours.sort(key=lambda name: late.get(name, len(late)))  # the index first, so that no loader finds the rest
-        state = [name for name in found if name.startswith(f"{STATE_NAME}/") and not name.endswith("/lock")]
+        state = [name for name in self._list_state(found, record) if not name.endswith("/lock")]
         state.sort(key=lambda name: name == RECORD_NAME)  # the record last: an abort can be repeated
         self._objects.delete([self._place(name) for name in [*ours, *state]])
         return sum(found[name] for name in ours)
+
+    def _list_state(self, found: Iterable[str], record: Record | None) -> list[str]:
+        """Return those of the names that are mergemill's own notes and unfinished shards."""
+        start = f"{STATE_NAME}/"
+        return [name for name in found if name.startswith(start) and is_own(name.removeprefix(start), record)]
 
     def _is_ours(self, name: str, size_bytes: int, record: Record) -> bool:
         """Whether an interrupted commit wrote the object."""

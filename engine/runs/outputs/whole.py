@@ -14,8 +14,8 @@ from itertools import groupby
 from mergemill.engine.checkpoint.unfinished import STATE_NAME
 from mergemill.engine.errors import OutputError, RunError
 from mergemill.engine.plan.values import Part, Plan
-from mergemill.engine.runs.outputs.receipts import Receipt, Upload
-from mergemill.engine.runs.outputs.record import Record, make_record
+from mergemill.engine.runs.outputs.receipts import Receipt, Upload, keep_planned
+from mergemill.engine.runs.outputs.record import Record, list_ranges, make_record
 from mergemill.engine.runs.outputs.remote import RemoteOutput, begins_with
 from mergemill.engine.runs.outputs.state import RECORD_NAME
 from mergemill.engine.runs.outputs.target import Target
@@ -57,7 +57,7 @@ class WholeOutput(RemoteOutput):
     def start(self, plan: Plan) -> Mapping[int, Receipt]:
         """Write the record, remove unfinished shards; returns the receipts of shards that are there, whole."""
         self._objects.put(self._record_url, make_record(plan, self.storage).to_json(), absent=True)
-        receipts = {receipt.part: receipt for receipt in self.journal.read()}
+        receipts = keep_planned(self.journal.read(), list_ranges(plan))
         there = self._objects.list_objects(self._url)
         places = self._find_places(plan, receipts, there)
         self._check_free(plan, there)
@@ -79,8 +79,8 @@ class WholeOutput(RemoteOutput):
 
     def commit(self, plan: Plan) -> None:
         """Check that every shard is whole, give each its name, write the files, the index last."""
-        self._begin_commit()
-        receipts = {receipt.part: receipt for receipt in self.journal.read()}
+        self._begin_commit(plan)
+        receipts = keep_planned(self.journal.read(), list_ranges(plan))
         there = self._objects.list_objects(self._url)
         places = self._find_places(plan, receipts, there)
         with_parts = dict.fromkeys(plan.shards[part.shard].name for part in plan.parts)
@@ -100,7 +100,8 @@ class WholeOutput(RemoteOutput):
         self._list_for_abort()
         with self.locked():
             found = self._list_for_abort()  # again: a driver may just have finished it
-            freed_bytes = self._remove(found) + sum(found[name] for name in found if UNFINISHED in name)
+            left = [name for name in self._list_state(found, self._read_sound_record()) if UNFINISHED in name]
+            freed_bytes = self._remove(found) + sum(found[name] for name in left)
         for folder in ("journal", ""):
             streams.remove_empty(self._place(STATE_NAME, folder).rstrip("/"), self.storage)
         streams.remove_empty(self._url, self.storage)
@@ -127,7 +128,7 @@ class WholeOutput(RemoteOutput):
                 raise self._appeared(shard.name)
 
     def _drop_unfinished(self, there: Mapping[str, int], keep: set[str]) -> None:
-        left = [name for name in there if name.startswith(f"{STATE_NAME}/") and UNFINISHED in name]
+        left = [name for name in self._list_state(there, self.read_record()) if UNFINISHED in name]
         self._objects.delete([self._place(name) for name in left if name not in keep])
 
     def _is_ours(self, name: str, size_bytes: int, record: Record) -> bool:

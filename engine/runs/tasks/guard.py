@@ -69,11 +69,11 @@ def make_report(plan: Plan, receipts: Iterable[Receipt]) -> Report:
     rows: dict[str, list[Row]] = {}
     casts: dict[str, str] = {}  # of tensors that are only cast: what to what
     for receipt in sorted(receipts, key=lambda receipt: receipt.part):
-        if not receipt.drifts:
-            continue  # nothing was merged, or the journal is of a version without a guard
         pieces = [piece for piece in plan.parts[receipt.part].pieces if _is_watched(piece.tensor)]
+        if len(receipt.drifts) != len(pieces):
+            continue  # nothing was merged, or the journal is of a version without a guard, or damaged
         for piece, row in zip(pieces, receipt.drifts, strict=True):
-            if row:
+            if _is_row(row) and len(row) == len(rows.get(piece.tensor.name, [row])[0]):
                 rows.setdefault(piece.tensor.name, []).append(row)
             if is_cast(piece.tensor):
                 casts[piece.tensor.name] = f", cast from {piece.tensor.expression.dtype} to {piece.tensor.dtype}"
@@ -107,6 +107,11 @@ def check_report(report: Report, policy: str, out: str) -> None:
 def to_row(drift: Drift, *, kept_base: bool) -> Row:
     """Return a drift as a receipt keeps it: rows of the pieces of one tensor add up, number by number."""
     return [int(kept_base), drift.broken, *map(_finite, [drift.base, *drift.inputs, drift.moved])]
+
+
+def _is_row(row: Row) -> bool:
+    """Whether that can be what `to_row` made: it is empty for a piece that was not merged; a journal may be damaged."""
+    return len(row) >= 4 and None not in row[:2] and all(number is None or 0 <= number < math.inf for number in row)
 
 
 def _make_change(tensor: str, rows: Sequence[Row], most_growth: float, cast: str) -> TensorChange:
