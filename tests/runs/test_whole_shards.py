@@ -248,8 +248,8 @@ def _die_at_step(patch: pytest.MonkeyPatch, step: int) -> None:
 
     begin = whole.WholeOutput._begin_commit
 
-    def begin_guarded(self: Any) -> None:
-        begin(self)
+    def begin_guarded(self: Any, plan: Plan) -> None:
+        begin(self, plan)
         guard(streams, "rename")
         guard(AnyObjects, "put")
 

@@ -13,10 +13,10 @@ JOURNAL_NAME = f"{STATE_NAME}/journal.jsonl"  # of a folder; objects have one of
 _NOTES = re.compile(
     r"(plan\.json|journal\.jsonl?|journal/\d{20}-[0-9a-f]{8}\.json|committed|lock|driver\.json|cancel|uploads\.json)"
     r"(\.[0-9a-f]{8})?"  # of a storage that is asked for its time by writing something
-    r"|object\.tmp-[0-9a-f]{8}"
+    r"|object\.tmp-[0-9a-f]{4,8}"
     r"|\.[^/]+\.tmp-[0-9a-f]{8}|\.(plan\.json|driver\.json|cancel)\.tmp"  # notes and small files, half written
 )
-_SHARD = re.compile(r"(?P<name>[^/]+)\.tmp-[0-9a-f]{8,12}")
+_SHARD = re.compile(r"(?P<name>[^/]+)\.tmp-[0-9a-f]{4,12}")
 _NAMED = re.compile(r"model-\d{5,}-of-\d{5,}\.safetensors")  # as shards are, where no plan can be asked
 
 
