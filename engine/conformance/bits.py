@@ -12,8 +12,8 @@ from mergemill.engine.conformance.claim import Cases, Check, each, once, variant
 from mergemill.engine.conformance.mill import Mill, Settings, bits_of
 from mergemill.engine.conformance.subject import Subject
 from mergemill.engine.conformance.values import values_for
-from mergemill.engine.tensors.expressions import Stored
 from mergemill.engine.tensors.kernels import Partial
+from mergemill.engine.tensors.rounds import Round, finish_rounds
 from mergemill.engine.tensors.slabs import BLOCK, Span
 from mergemill.engine.tensors.workspace import Workspace
 
@@ -21,19 +21,17 @@ from mergemill.engine.tensors.workspace import Workspace
 def inputs_are_not_changed(mill: Mill, subject: Subject) -> None:
     """A method may overwrite its slabs, and nothing that they were decoded from."""
     expression = mill.express(subject.make_task(values_for(subject, (2 * BLOCK,))))
-    first = expression.inputs[0]
-    assert isinstance(first, Stored)
-    file = Path(first.pin.url)
+    file = Path(next(expression.reads(Span(0, 1))).pin.url)
     stored, span = file.read_bytes(), Span(0, 2 * BLOCK)
     work = Workspace(np.empty(2 * len(stored) + (16 << 20), np.uint8), keep=True)
-    totals: list[Partial] = []
-    gather, statistics = expression.advance(totals)
-    while gather is not None:
+
+    def gather(asked: Round) -> Partial:
         work.next_slab()
-        totals.append(expression.gather(gather, span, work))
-        gather, statistics = expression.advance(totals)
+        return asked.take(span, work, ())
+
+    ready = finish_rounds(expression.rounds(), (), gather)
     work.next_slab()
-    expression.combine(statistics, span, work)
+    ready.slab(span, work, expression.dtype)
     for read in expression.reads(span):
         kept = bytes(work.read(read.pin, read.offset_bytes, read.size_bytes).numpy())
         assert kept == stored[read.offset_bytes : read.offset_bytes + read.size_bytes], "an input was overwritten"

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from mergemill.engine.methods.catalogue import get_method
 from mergemill.engine.methods.contract import Method
+from mergemill.engine.plan.memory import make_piece
 from mergemill.engine.plan.values import OutputTensor, Part, Piece
 from mergemill.engine.runs.tasks.piece import gather_piece
+from mergemill.engine.runs.tasks.rounds import settle
 from mergemill.engine.runs.tasks.task import merge_part
 from mergemill.engine.runs.worker.workplace import Workplace
 from mergemill.engine.storage.ranges import pin_file
@@ -28,6 +30,7 @@ from mergemill.engine.tensors.expressions import Stored
 from mergemill.engine.tensors.kernels import Partial, add_partials
 from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.place import Place
+from mergemill.engine.tensors.rounds import find_round
 from mergemill.engine.tensors.slabs import SLAB, Span, cut_evenly
 from mergemill.engine.tensors.workspace import Arena
 
@@ -155,18 +158,17 @@ class Mill:
     ) -> Tensor:
         """Return what the expression's parts write, each gathered and merged by itself."""
         workplace = self._keeping if keep else self._streaming
-        # Every input as stored and decoded, and the result; and what aligning them adds.
-        slots, item = 2 * len(expression.inputs) + 2, item_bytes(expression.dtype)
-        workplace.room_bytes = slots * (expression.place.size * item + 1024)
+        # Every tensor that is read as stored and decoded, and each result; and what aligning them adds.
+        slots = 3 * sum(1 for _ in expression.reads(Span(0, 1))) + 2
+        workplace.room_bytes = slots * (expression.size * item_bytes(expression.dtype) + 1024)
         tensor = OutputTensor(expression.place.tensor, out or expression.dtype, expression)
         pieces = cut_pieces(tensor, parts)
         totals: list[Partial] = []
-        if not pieces[0].whole:
-            for number in range(expression.rounds()):
-                partials = [gather_piece(pickled(piece), totals, workplace, slab) for piece in pieces]
-                random.Random(number).shuffle(partials)
-                totals.append(pickled(reduce(add_partials, partials, ())))
-            assert expression.advance(totals)[0] is None, "more rounds than the method declares"
+        while not pieces[0].whole and find_round(settle(tensor), totals) is not None:
+            partials = [gather_piece(pickled(piece), totals, workplace, slab) for piece in pieces]
+            random.Random(len(totals)).shuffle(partials)
+            totals.append(pickled(reduce(add_partials, partials, ())))
+        assert len(totals) <= expression.count_rounds()[1], "more rounds than the method declares"
         data = bytearray(prod(expression.shape) * item_bytes(tensor.dtype))
 
         def sink(offset: int, piece: memoryview) -> None:
@@ -189,7 +191,7 @@ def cut_pieces(tensor: OutputTensor, parts: int) -> list[Piece]:
     size, block = prod(tensor.expression.shape), tensor.expression.block
     spans = cut_evenly(size, -(-size // (parts * block)) * block, block) if parts > 1 else [Span(0, size)]
     item = item_bytes(tensor.dtype)
-    return [Piece(tensor, span, span.start * item, len(spans) == 1) for span in spans]
+    return [make_piece(tensor, span, span.start * item, whole=len(spans) == 1) for span in spans]
 
 
 def pickled(value: Any) -> Any:

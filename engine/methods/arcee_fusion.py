@@ -19,7 +19,7 @@ from mergemill.engine.tensors.exact import sum_rows
 from mergemill.engine.tensors.kernels import Gather
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
-from mergemill.engine.tensors.select import RANK_BYTES, VALUE_ROUNDS, find_ranked
+from mergemill.engine.tensors.select import RANK_BYTES, VALUE_ROUNDS, find_ranked, one_more
 
 _EPS = 1e-8  # added to every probability
 _KEPT_ROWS = 1 << 18  # of so many rows the divergences are kept between the passes; those of more are computed anew
@@ -52,7 +52,7 @@ def find_threshold(place: Place, dtype: str) -> Generator[Gather, Any, Fusion]:
     base="first of two",
     inputs=(2, 2),
     statistics=find_threshold,
-    rounds=max(VALUE_ROUNDS.values()) + 1,
+    rounds=one_more(VALUE_ROUNDS),
     grain="row",
     extra_slabs=4,
     extra_bytes=3 * RANK_BYTES + 2 * 8 * _KEPT_ROWS,

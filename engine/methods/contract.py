@@ -101,6 +101,7 @@ class Method:
     least_inputs: int  # models beside the base; with "first of two", the base counts
     most_inputs: int | None
     statistics: Callable[..., Rounds] | None
+    usual_rounds: int
     most_rounds: int
     grain: Grain | Callable[..., Grain]
     extra_slabs: int
@@ -186,7 +187,7 @@ def merge_method(
     base: BaseRole = "none",
     inputs: tuple[int, int | None] = (1, None),
     statistics: Callable[..., Rounds] | None = None,
-    rounds: int = 0,
+    rounds: int | tuple[int, int] = 0,
     grain: Grain | Callable[..., Grain] = "block",
     extra_slabs: int = 4,
     extra_slabs_each: int = 0,
@@ -198,7 +199,8 @@ def merge_method(
     """Declare a function to be a merge method; the function itself stays as it is.
 
     `reads` says what must be seen before the first element can be merged; `statistics` is the generator function that
-    gathers it (see `mergemill.engine.tensors.kernels`) in at most `rounds` rounds. `grain` says what a slab must hold
+    gathers it (see `mergemill.engine.tensors.kernels`) in at most `rounds` rounds; of two numbers, the first is how
+    many do for nearly every tensor. `grain` says what a slab must hold
     whole: any ``"block"`` of elements, each ``"row"`` (of the last axis), or the ``"tensor"``; it may be a function of
     what it names of `shape` and the settings. `extra_slabs` is the number of slabs that method and statistics allocate
     at most at once, counted as float64, and `extra_slabs_each` how many more for each input; `extra_bytes` what the
@@ -207,6 +209,8 @@ def merge_method(
     `unread_at_zero` names a parameter per model: an input for which it is 0 changes no bit of the result, and is not
     read.
     """
+
+    usual_rounds, most_rounds = rounds if isinstance(rounds, tuple) else (rounds, rounds)
 
     def declare(function: F) -> F:
         given, parameters = read_signature(function, GIVEN)
@@ -224,7 +228,8 @@ def merge_method(
             least_inputs=inputs[0],
             most_inputs=inputs[1],
             statistics=statistics,
-            most_rounds=rounds,
+            usual_rounds=usual_rounds,
+            most_rounds=most_rounds,
             grain=grain,
             extra_slabs=extra_slabs,
             extra_slabs_each=extra_slabs_each,

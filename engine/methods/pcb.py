@@ -18,7 +18,7 @@ from mergemill.engine.tensors.exact import Extremes, find_extremes
 from mergemill.engine.tensors.kernels import Gather
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
-from mergemill.engine.tensors.select import RANK_BYTES, SELECT_ROUNDS, mark_largest, select_largest
+from mergemill.engine.tensors.select import RANK_BYTES, SELECT_ROUNDS, mark_largest, one_more, select_largest
 
 _NO_WEIGHT = 1e-12
 
@@ -45,7 +45,7 @@ def balance(place: Place, dtype: str, ratio: float) -> Generator[Gather, Any, Ba
     reads="rank",
     base="required",
     statistics=balance,
-    rounds=max(SELECT_ROUNDS.values()) + 1,
+    rounds=one_more(SELECT_ROUNDS),
     extra_slabs=8,
     extra_bytes=2 * RANK_BYTES,
 )

@@ -18,7 +18,7 @@ from mergemill.engine.tensors.histograms import StoredDerive
 from mergemill.engine.tensors.kernels import Gather, Partial, StoredGather, add_partials
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
-from mergemill.engine.tensors.select import RANK_BYTES, SELECT_ROUNDS, mark_largest, select_share
+from mergemill.engine.tensors.select import RANK_BYTES, SELECT_ROUNDS, mark_largest, one_more, select_share
 from mergemill.engine.tensors.stored import StoredSlab
 
 _NO_WEIGHT = 1e-6
@@ -52,7 +52,7 @@ def _fuse(statistics: Selection) -> Fusion | None:
     reads="rank",
     base="required",
     statistics=select_spread,
-    rounds=max(SELECT_ROUNDS.values()) + 1,
+    rounds=one_more(SELECT_ROUNDS),
     extra_slabs=7,
     extra_bytes=RANK_BYTES,
     fused=_fuse,

@@ -137,8 +137,13 @@ class Stepped:
         return self.method.fuses
 
     @property
-    def most_rounds(self) -> int:
+    def usual_rounds(self) -> int:
         """The method's; steps have no statistics."""
+        return self.method.usual_rounds
+
+    @property
+    def most_rounds(self) -> int:
+        """The method's."""
         return self.method.most_rounds
 
     @property

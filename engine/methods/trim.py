@@ -17,10 +17,10 @@ from mergemill.engine.tensors.fusion import Keep
 from mergemill.engine.tensors.kernels import Gather, Partial, StoredGather, add_partials
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
-from mergemill.engine.tensors.select import RANK_BYTES, SELECT_ROUNDS, mark_largest, select_largest
+from mergemill.engine.tensors.select import RANK_BYTES, SELECT_ROUNDS, mark_largest, one_more, select_largest
 from mergemill.engine.tensors.stored import StoredSlab
 
-TRIM_ROUNDS = max(SELECT_ROUNDS.values()) + 1
+TRIM_ROUNDS = one_more(SELECT_ROUNDS)
 TRIM_BYTES = RANK_BYTES
 OUTLIER_BYTES = 2 * RANK_BYTES
 

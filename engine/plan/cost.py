@@ -1,6 +1,5 @@
 """What a method would take of a worker for models like one that is there, from its headers alone."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +8,8 @@ from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.contract import Method, Parameter
 from mergemill.engine.plan.fill import copies_input, say_count
 from mergemill.engine.plan.layout import make_layout
-from mergemill.engine.plan.memory import keep_bytes, stream_bytes
-from mergemill.engine.plan.values import OutputTensor, Part, Piece
+from mergemill.engine.plan.memory import stream_bytes
+from mergemill.engine.plan.values import OutputTensor
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES, compute_dtype, is_mergeable
 from mergemill.engine.tensors.expressions import Agreed, Expression, Stored
 from mergemill.engine.tensors.merged import Merged
@@ -52,10 +51,10 @@ def estimate_cost(method: Method, model: str, *, models: int | None = None) -> C
     if not merged:
         raise PlanError(f"{model}: holds no tensor that could be merged")
     _, parts = make_layout(tensors, SHARD_SIZE)
-    largest = max(merged, key=lambda tensor: math.prod(tensor.expression.shape))
+    largest = max(merged, key=lambda tensor: tensor.expression.size)
     pieces = [piece for part in parts for piece in part.pieces if piece.tensor is largest]
     worst = max(parts, key=stream_bytes)
-    passes = 1 + (largest.expression.kernel.most_rounds if isinstance(largest.expression, Merged) else 0)
+    passes = 1 + (method.most_rounds if largest.expression.is_merged else 0)
     return Cost(
         models=count,
         base=_has_base(method),
@@ -65,9 +64,9 @@ def estimate_cost(method: Method, model: str, *, models: int | None = None) -> C
         parts=len(pieces),
         slab=_name_slab(largest.expression),
         passes=passes,
-        stream_bytes=max(_alone_bytes(piece) for piece in pieces),
-        keep_bytes=keep_bytes(pieces[0]) if passes > 1 and pieces[0].whole else None,
-        least_tensor=max(worst.pieces, key=_alone_bytes).tensor.name,
+        stream_bytes=max(piece.projected.slab_bytes for piece in pieces),
+        keep_bytes=pieces[0].projected.keep_bytes if passes > 1 and pieces[0].whole else None,
+        least_tensor=max(worst.pieces, key=lambda piece: piece.projected.slab_bytes).tensor.name,
         least_bytes=stream_bytes(worst),
     )
 
@@ -109,8 +108,4 @@ def _choose(parameter: Parameter, count: int) -> Any:
 def _name_slab(expression: Expression) -> str:
     if expression.block == BLOCK:
         return "block"
-    return "tensor" if expression.block >= math.prod(expression.shape) else "row"
-
-
-def _alone_bytes(piece: Piece) -> int:
-    return stream_bytes(Part(0, 0, 0, 0, (piece,)))
+    return "tensor" if expression.block >= expression.size else "row"

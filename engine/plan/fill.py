@@ -58,7 +58,7 @@ def fill_slot(slot: Slot, filling: Filling, ledger: Ledger) -> OutputTensor | No
         return None
     _check_shapes(slot, found, filling)
     expression, dtype, unread = _make_expression(slot, found, filling)
-    how: Use = "merged" if isinstance(expression, Merged) else "copied"
+    how: Use = "merged" if expression.is_merged else "copied"
     read = [each for each in found if each not in unread]
     for candidate, stored in read:
         ledger.use(candidate.model, stored.name, how)
@@ -67,14 +67,14 @@ def fill_slot(slot: Slot, filling: Filling, ledger: Ledger) -> OutputTensor | No
     unused = None if how == "merged" else VECTOR_UNUSED
     enter_delta_bases(slot, [each for each, _ in read], unused, filling.checkpoints, ledger)
     enter_delta_bases(slot, [each for each, _ in unread], WEIGHTLESS, filling.checkpoints, ledger)
-    return OutputTensor(slot.site.tensor, dtype, expression, _most_growth(expression, filling))
+    return OutputTensor(slot.site.tensor, dtype, expression, _most_growth(slot, expression, filling))
 
 
-def _most_growth(expression: Expression, filling: Filling) -> float | None:
+def _most_growth(slot: Slot, expression: Expression, filling: Filling) -> float | None:
     """Return where the guard keeps the base's tensor instead; None where it does not."""
-    if not isinstance(expression, Merged) or filling.guard.policy != "keep-base":
+    if filling.guard.policy != "keep-base" or not expression.is_merged:
         return None
-    if filling.method.base == "none" or not (expression.has_base or filling.method.base == "first of two"):
+    if not _has_role(slot, filling) and filling.method.base != "first of two":
         raise PlanError(
             f"{filling.where}: guard: keep-base needs a base model, which {filling.method.name} does not have here; "
             f"choose warn or fail"

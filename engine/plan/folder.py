@@ -1,7 +1,6 @@
 """The small files of the output: config, tokenizer, generation config, model card, recipe, and at last the index."""
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -140,4 +139,4 @@ def _card(
 
 
 def _size(tensor: OutputTensor) -> int:
-    return math.prod(tensor.expression.shape)
+    return tensor.expression.size

@@ -3,15 +3,14 @@
 Nothing here depends on the cluster or on memory, so a merge can be resumed with other workers.
 """
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from mergemill.engine.checkpoint.layout import TensorInfo, file_order, make_header
+from mergemill.engine.plan.memory import make_piece
 from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.plan.values import OutputTensor, Part, Piece, Shard
 from mergemill.engine.tensors.dtypes import item_bytes
-from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.slabs import cut_evenly
 
 PART_BYTES = 128 << 20  # the most that a part is cut to
@@ -111,18 +110,16 @@ def _cut_shard(
 def _cut_tensors(group: Sequence[OutputTensor], offset_bytes: int, part_bytes: int) -> Iterator[Piece]:
     for tensor in group:
         item = item_bytes(tensor.dtype)
-        size = math.prod(tensor.expression.shape)
+        size = tensor.expression.size
         if size == 0:
             continue  # no bytes to write; the header says all there is
-        most_bytes = max(part_bytes, min(WHOLE_BYTES, PART_BYTES)) if _has_rounds(tensor) else part_bytes
+        most_bytes = part_bytes
+        if size * item > part_bytes and tensor.expression.count_rounds()[1]:
+            most_bytes = max(part_bytes, min(WHOLE_BYTES, PART_BYTES))
         spans = cut_evenly(size, most_bytes // item, tensor.expression.block)
         for span in spans:
-            yield Piece(tensor, span, offset_bytes + span.start * item, len(spans) == 1)
+            yield make_piece(tensor, span, offset_bytes + span.start * item, whole=len(spans) == 1)
         offset_bytes += size * item
-
-
-def _has_rounds(tensor: OutputTensor) -> bool:
-    return isinstance(tensor.expression, Merged) and tensor.expression.rounds() > 0
 
 
 def _end(piece: Piece) -> int:

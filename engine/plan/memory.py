@@ -10,43 +10,50 @@ from collections.abc import Sequence
 
 from mergemill.engine.errors import PlanError
 from mergemill.engine.plan.sizes import format_size
-from mergemill.engine.plan.values import Part, Piece
+from mergemill.engine.plan.values import OutputTensor, Part, Piece, Projected
 from mergemill.engine.tensors.ahead import SLOTS, group_slabs, slot_bytes
 from mergemill.engine.tensors.device import CPU_MADE, Staging
 from mergemill.engine.tensors.dtypes import item_bytes
-from mergemill.engine.tensors.merged import Merged
+from mergemill.engine.tensors.expressions import Expression
 from mergemill.engine.tensors.slabs import SLAB, STORED_SLABS, Span, iter_slabs, slab_step
 from mergemill.engine.tensors.workspace import aligned
 
 DEVICE_FACTORS = (16, 4, 1)  # on slabs: a device wants much at once, or starting its kernels is most of the time
 
 
+def make_piece(tensor: OutputTensor, span: Span, offset_bytes: int, *, whole: bool) -> Piece:
+    """Return a piece of a tensor with what merging it takes."""
+    expression, out = tensor.expression, tensor.dtype
+    held_bytes = sum(aligned(read.size_bytes) for read in expression.holds())
+    slab_bytes = expression.step_bytes(span.size, out) + held_bytes
+    ends = 64 * math.ceil(span.size / slab_step(SLAB, expression.block))  # what aligning each slab's kept bytes can add
+    kept_bytes = sum(aligned(read.size_bytes) + ends for read in expression.reads(span))
+    usual, most = expression.count_rounds()
+    guarded = tensor.most_growth is not None
+    projected = Projected(
+        slab_bytes,
+        slab_bytes + kept_bytes,
+        _ahead_bytes(expression, span),
+        usual + guarded,
+        most + guarded,
+    )
+    return Piece(tensor, span, offset_bytes, whole, projected)
+
+
 def stream_bytes(part: Part) -> int:
     """Return an upper bound of what the part takes when nothing is kept between passes."""
-    return max((slab_bytes(piece) for piece in part.pieces), default=0)
-
-
-def keep_bytes(piece: Piece) -> int:
-    """Return an upper bound of what one piece takes when its inputs are kept from the first pass to the last."""
-    kept = sum(aligned(read.size_bytes) + _slab_ends(piece) for read in piece.tensor.expression.reads(piece.span))
-    return slab_bytes(piece) + kept
-
-
-def needs_passes(piece: Piece) -> bool:
-    """Whether the piece's inputs are wanted more than once."""
-    expression = piece.tensor.expression
-    return isinstance(expression, Merged) and (expression.rounds() > 0 or piece.tensor.most_growth is not None)
+    return max((piece.projected.slab_bytes for piece in part.pieces), default=0)
 
 
 def task_bytes(part: Part, memory_bytes: int) -> int:
     """Return what the part's task asks the memory gate for: with its inputs kept as far as `memory_bytes` allow."""
-    kept = [keep_bytes(piece) for piece in part.pieces if piece.whole and needs_passes(piece)]
+    kept = [piece.projected.keep_bytes for piece in part.pieces if piece.whole and piece.projected.most_rounds]
     return max([gather_bytes(part, memory_bytes), *(size for size in kept if size <= memory_bytes)])
 
 
 def gather_bytes(part: Part, memory_bytes: int) -> int:
     """Return what a task asks for that goes over the part's inputs once: with room ahead as far as memory allows."""
-    wanted = max((slab_bytes(piece) + _ahead_bytes(piece) for piece in part.pieces), default=0)
+    wanted = max((piece.projected.slab_bytes + piece.projected.ahead_bytes for piece in part.pieces), default=0)
     return max(stream_bytes(part), min(wanted, memory_bytes))
 
 
@@ -57,7 +64,7 @@ def check_memory(parts: Sequence[Part], memory_bytes: int, beside_bytes: int = 0
     """
     worst = max(parts, key=stream_bytes, default=None)
     if worst is not None and stream_bytes(worst) + beside_bytes > memory_bytes:
-        tensor = max(worst.pieces, key=slab_bytes).tensor.name
+        tensor = max(worst.pieces, key=lambda piece: piece.projected.slab_bytes).tensor.name
         raise PlanError(
             f"--memory {format_size(memory_bytes)} is too little: tensor {tensor} needs "
             f"{stream_bytes(worst) + beside_bytes} bytes ({format_size(stream_bytes(worst) + beside_bytes)}) a worker"
@@ -71,7 +78,7 @@ def find_staging(piece: Piece, device: str, slab: int, host_bytes: int, device_b
     slabs are those of the CPU, which reads the base again in the same ranges.
     """
     expression = piece.tensor.expression
-    if device == "cpu" or not isinstance(expression, Merged) or not piece.span.size:
+    if device == "cpu" or not expression.is_merged or not piece.span.size:
         return None
     if piece.tensor.dtype in CPU_MADE or not expression.suits_device(device):
         return None
@@ -83,7 +90,6 @@ def find_staging(piece: Piece, device: str, slab: int, host_bytes: int, device_b
 
 def _make_staging(piece: Piece, slab: int) -> Staging:
     expression, out = piece.tensor.expression, piece.tensor.dtype
-    assert isinstance(expression, Merged)
     elements = min(slab_step(slab, expression.block), piece.span.size)
     reads = expression.reads(Span(piece.span.start, piece.span.start + elements))
     lane_bytes, beside_bytes = expression.device_bytes(elements, out)
@@ -114,26 +120,8 @@ def count_device_tensors(parts: Sequence[Part], device: str) -> int:
     return len({piece.tensor.name for piece in pieces if find_staging(piece, device, SLAB, 0, 0)})
 
 
-def slab_bytes(piece: Piece) -> int:
-    """Return an upper bound of what one slab of the piece takes."""
-    expression = piece.tensor.expression
-    elements = min(slab_step(SLAB, expression.block), piece.span.size)
-    dtype, out = (expression.dtype if isinstance(expression, Merged) else piece.tensor.dtype), piece.tensor.dtype
-    decoded = expression.slab_bytes(elements, dtype) + aligned(elements * item_bytes(out))
-    if not isinstance(expression, Merged) or not expression.is_native(out):
-        return decoded
-    elements = min(slab_step(STORED_SLABS * SLAB, expression.block), piece.span.size)
-    return max(decoded, expression.stored_slab_bytes(elements, out))
-
-
-def _ahead_bytes(piece: Piece) -> int:
+def _ahead_bytes(expression: Expression, span: Span) -> int:
     """What remote ranges of slabs to come may take; nothing where all inputs are local."""
-    step = slab_step(STORED_SLABS * SLAB, piece.tensor.expression.block)
-    spans = list(iter_slabs(piece.span, step, piece.tensor.expression.block))
-    groups = group_slabs(piece.tensor.expression, spans)
-    return SLOTS * slot_bytes(piece.tensor.expression, groups) if groups else 0
-
-
-def _slab_ends(piece: Piece) -> int:
-    """What aligning each slab's kept bytes can add."""
-    return 64 * math.ceil(piece.span.size / slab_step(SLAB, piece.tensor.expression.block))
+    step = slab_step(STORED_SLABS * SLAB, expression.block)
+    groups = group_slabs(expression, list(iter_slabs(span, step, expression.block)))
+    return SLOTS * slot_bytes(expression, groups) if groups else 0

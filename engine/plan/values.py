@@ -26,6 +26,17 @@ class OutputTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Projected:
+    """What merging a piece takes of a worker, known before it runs (`memory.py` finds it)."""
+
+    slab_bytes: int  # an upper bound of what one slab takes, with what every slab needs whole
+    keep_bytes: int  # with the inputs kept from the first pass to the last
+    ahead_bytes: int  # that remote ranges of slabs to come may take
+    usual_rounds: int  # passes over the whole tensor before it is merged, for nearly every tensor
+    most_rounds: int  # at most; 0: one pass does all
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """Some elements of one output tensor, and where their bytes go."""
 
@@ -33,6 +44,7 @@ class Piece:
     span: Span  # elements
     offset_bytes: int  # in the shard's file
     whole: bool  # whether the span is the whole tensor
+    projected: Projected
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Task arguments are pickled beforehand: Dask looks into the arguments of delayed 
 
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from dask.delayed import Delayed, delayed
@@ -15,11 +15,10 @@ from mergemill.engine.runs.crew import find_workplace
 from mergemill.engine.runs.outputs.receipts import Receipt
 from mergemill.engine.runs.outputs.target import ShardTarget, Target
 from mergemill.engine.runs.tasks.failures import run_named
-from mergemill.engine.runs.tasks.piece import find_factors, gather_piece, gather_squares, with_factors
-from mergemill.engine.runs.tasks.rounds import count_rounds, cut_pieces, iter_cut_tensors
+from mergemill.engine.runs.tasks.piece import find_factors, gather_piece, gather_rest, gather_squares, with_factors
+from mergemill.engine.runs.tasks.rounds import cut_pieces, iter_cut_tensors
 from mergemill.engine.runs.tasks.task import run_part, run_shard
 from mergemill.engine.tensors.kernels import Partial, add_partials
-from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.slabs import SLAB
 
 FAN_IN = 4  # partial statistics that one task adds up
@@ -60,8 +59,9 @@ def make_tasks(
             _later_run(
                 pickle.dumps((group, plan.shards[first.shard].name, targets[first.number], slab)),
                 names,
-                [totals[name] for name in names],
-                factors if any(isinstance(piece.tensor.expression, Merged) for piece in pieces) else None,
+                [totals[name].usual for name in names],
+                [totals[name].rest for name in names],
+                factors if any(piece.tensor.expression.is_merged for piece in pieces) else None,
                 dask_key_name=f"merge-{first.number:06d}-{token}",
             )
         )
@@ -91,16 +91,30 @@ def _make_factors(plan: Plan, slab: int, token: str) -> Delayed | None:
     return factors
 
 
-def _make_totals(name: str, pieces: Sequence[Piece], factors: Delayed | None, token: str, slab: int) -> list[Delayed]:
+@dataclass(frozen=True, slots=True)
+class _Totals:
+    """What the rounds of a cut tensor gather."""
+
+    usual: list[Delayed]  # of each round, from all pieces at once
+    rest: Delayed | list[Partial]  # of those that few tensors need, all in one task
+
+
+def _make_totals(name: str, pieces: Sequence[Piece], factors: Delayed | None, token: str, slab: int) -> _Totals:
     totals: list[Delayed] = []
-    for number in range(count_rounds(pieces[0])):
+    projected = pieces[0].projected
+    for number in range(projected.usual_rounds):
         key = f"{name}-round{number}-{token}"
         partials = [
             _later_gather(pickle.dumps((piece, slab)), list(totals), factors, dask_key_name=f"gather-{key}-{i:06d}")
             for i, piece in enumerate(pieces)
         ]
         totals.append(_make_total(partials, key))
-    return totals
+    if projected.most_rounds == projected.usual_rounds:
+        return _Totals(totals, [])
+    rest = _later_gather_rest(
+        pickle.dumps((pieces, slab)), list(totals), factors, dask_key_name=f"gather-{name}-rest-{token}"
+    )
+    return _Totals(totals, rest)
 
 
 def _make_total(partials: Sequence[Delayed], key: str) -> Delayed:
@@ -120,10 +134,17 @@ def _check(spec: bytes) -> tuple[Receipt, bool]:
     return receipt, target.check(part, receipt, find_workplace())
 
 
-def _run(spec: bytes, names: list[str], totals: list[list[Partial]], factors: Sequence[float] | None) -> list[Receipt]:
+def _run(
+    spec: bytes,
+    names: list[str],
+    usual: list[list[Partial]],
+    rests: list[list[Partial]],
+    factors: Sequence[float] | None,
+) -> list[Receipt]:
     parts, shard, target, slab = pickle.loads(spec)
     parts = [replace(part, pieces=tuple(with_factors(piece, factors) for piece in part.pieces)) for part in parts]
-    gathered, workplace = dict(zip(names, totals, strict=True)), find_workplace()
+    gathered = {name: [*found, *rest] for name, found, rest in zip(names, usual, rests, strict=True)}
+    workplace = find_workplace()
 
     def work() -> list[Receipt]:
         if isinstance(target, ShardTarget):
@@ -137,6 +158,12 @@ def _gather(spec: bytes, totals: list[Partial], factors: Sequence[float] | None)
     piece, slab = pickle.loads(spec)
     workplace = find_workplace()
     return run_named(lambda: gather_piece(with_factors(piece, factors), totals, workplace, slab), [piece], workplace)
+
+
+def _gather_rest(spec: bytes, totals: list[Partial], factors: Sequence[float] | None) -> list[Partial]:
+    pieces, slab = pickle.loads(spec)
+    pieces, workplace = [with_factors(piece, factors) for piece in pieces], find_workplace()
+    return run_named(lambda: gather_rest(pieces, totals, workplace, slab), pieces, workplace)
 
 
 def _gather_squares(spec: bytes) -> Partial:
@@ -160,6 +187,7 @@ def _add(partials: list[Partial]) -> Partial:
 _later_check = delayed(_check, pure=False)
 _later_run = delayed(_run, pure=False)
 _later_gather = delayed(_gather, pure=False)
+_later_gather_rest = delayed(_gather_rest, pure=False)
 _later_gather_squares = delayed(_gather_squares, pure=False)
 _later_find_factors = delayed(_find_factors, pure=False)
 _later_add = delayed(_add, pure=False)

@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from mergemill.engine.errors import PlanError
-from mergemill.engine.methods.contract import Method
 from mergemill.engine.plan.fill import copies_input
-from mergemill.engine.plan.memory import stream_bytes
+from mergemill.engine.plan.memory import make_piece
 from mergemill.engine.plan.settings import Site, resolve_settings
-from mergemill.engine.plan.values import OutputTensor, Part, Piece
+from mergemill.engine.plan.values import OutputTensor, Piece
 from mergemill.engine.runs.request import MethodOrName, Request, find_method, make_request
 from mergemill.engine.runs.tasks.piece import merge_piece
 from mergemill.engine.runs.worker.workplace import Workplace
@@ -134,7 +133,7 @@ def _make_piece(name: str, tensors: Sequence[Tensor], request: Request[Any]) -> 
                 f"{model} {list(tensor.shape)}; shapes must match"
             )
     expression, dtype = _make_expression(name, tuple(Held(tensor) for tensor in tensors), request)
-    return Piece(OutputTensor(name, dtype, expression), Span(0, math.prod(first)), 0, whole=True)
+    return make_piece(OutputTensor(name, dtype, expression), Span(0, math.prod(first)), 0, whole=True)
 
 
 def _check_tensor(tensor: object, where: str) -> None:
@@ -171,7 +170,7 @@ def _merge(piece: Piece, workplace: Workplace) -> Tensor:
     tensor, item = piece.tensor, item_bytes(piece.tensor.dtype)
     result = torch.empty(tensor.expression.shape, dtype=TORCH_DTYPES[tensor.dtype])
     data = result.view(-1).view(torch.uint8).numpy()
-    with torch.no_grad(), workplace.lend(stream_bytes(_alone(piece))) as arena:
+    with torch.no_grad(), workplace.lend(piece.projected.slab_bytes) as arena:
         for span, merged in merge_piece(piece, {}, Workspace(arena), workplace):
             data[span.start * item : span.stop * item] = merged
     return result
@@ -183,9 +182,9 @@ def _lent(pieces: Sequence[Piece]) -> Iterator[Workplace]:
 
     Matrix methods ask LAPACK, whose last bits hang on the number of threads; a worker has one.
     """
-    least_bytes = max((stream_bytes(_alone(piece)) for piece in pieces), default=0)
+    least_bytes = max((piece.projected.slab_bytes for piece in pieces), default=0)
     threads = torch.get_num_threads()
-    matrix = any(isinstance(x := piece.tensor.expression, Merged) and _is_matrix(x) for piece in pieces)
+    matrix = any(piece.tensor.expression.takes_matrices for piece in pieces)
     try:
         if matrix:
             torch.set_num_threads(1)
@@ -193,11 +192,3 @@ def _lent(pieces: Sequence[Piece]) -> Iterator[Workplace]:
     finally:
         if matrix:
             torch.set_num_threads(threads)
-
-
-def _is_matrix(merged: Merged) -> bool:
-    return isinstance(merged.kernel, Method) and merged.kernel.reads == "matrix"
-
-
-def _alone(piece: Piece) -> Part:
-    return Part(0, 0, 0, 0, (piece,))

@@ -5,14 +5,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mergemill.engine.plan.memory import keep_bytes, needs_passes, task_bytes
+from mergemill.engine.plan.memory import task_bytes
 from mergemill.engine.plan.prices import Price, find_price
 from mergemill.engine.plan.values import Part, Piece, Plan
-from mergemill.engine.runs.tasks.rounds import count_rounds
 from mergemill.engine.storage.fetch import PIECE_BYTES
 from mergemill.engine.storage.ranges import is_remote
 from mergemill.engine.tensors.expressions import Read
-from mergemill.engine.tensors.merged import Merged
 
 _S3 = ("s3://", "s3a://")
 
@@ -80,10 +78,10 @@ def _iter_reads(plan: Plan, share_bytes: int, out: str) -> Iterator[tuple[Read, 
     for part in plan.parts:
         if out.startswith(_S3) and _is_copied(part):
             continue
-        need_bytes = task_bytes(part, share_bytes) if any(map(needs_passes, part.pieces)) else 0
+        need_bytes = task_bytes(part, share_bytes) if any(piece.projected.most_rounds for piece in part.pieces) else 0
         for piece in part.pieces:
             passes = _count_passes(piece, need_bytes)
-            passes += plan.scaling is not None and isinstance(piece.tensor.expression, Merged)
+            passes += plan.scaling is not None and piece.tensor.expression.is_merged
             for read in dict.fromkeys(piece.tensor.expression.reads(piece.span)):
                 if is_remote(read.pin.url):
                     yield read, passes
@@ -91,9 +89,9 @@ def _iter_reads(plan: Plan, share_bytes: int, out: str) -> Iterator[tuple[Read, 
 
 def _count_passes(piece: Piece, need_bytes: int) -> int:
     """Return how often a task that has `need_bytes`, and those before it, go over a piece's inputs, at most."""
-    if not needs_passes(piece) or (piece.whole and keep_bytes(piece) <= need_bytes):
+    if piece.whole and piece.projected.keep_bytes <= need_bytes:
         return 1
-    return 1 + count_rounds(piece)
+    return 1 + piece.projected.most_rounds
 
 
 def _is_copied(part: Part) -> bool:

@@ -7,14 +7,14 @@ from pathlib import Path
 from mergemill.engine.errors import OutputError, VerifyError
 from mergemill.engine.methods.own import MethodsFile
 from mergemill.engine.plan.make import make_plan
-from mergemill.engine.plan.values import Part, Piece, Plan
+from mergemill.engine.plan.values import Part, Plan
 from mergemill.engine.recipe import Recipe, parse_recipe
 from mergemill.engine.runs.outputs.checksum import checksum_copied, checksum_range
 from mergemill.engine.runs.outputs.output import Output, find_output
 from mergemill.engine.runs.outputs.receipts import Receipt, keep_planned
 from mergemill.engine.runs.outputs.record import Record, checksum
-from mergemill.engine.runs.tasks.piece import find_factors, gather_piece, gather_squares, with_factors
-from mergemill.engine.runs.tasks.rounds import count_rounds, iter_cut_tensors
+from mergemill.engine.runs.tasks.piece import find_factors, gather_rest, gather_squares, with_factors
+from mergemill.engine.runs.tasks.rounds import iter_cut_tensors
 from mergemill.engine.runs.tasks.task import merge_part
 from mergemill.engine.runs.worker.workplace import Workplace
 from mergemill.engine.storage.ranges import Pin, join, read_into, read_whole
@@ -170,7 +170,7 @@ def _replay(
     chosen = _spread(plan, count)
     factors = _find_factors(plan, workplace)
     totals = {
-        name: _gather_totals([with_factors(piece, factors) for piece in pieces], workplace)
+        name: gather_rest([with_factors(piece, factors) for piece in pieces], (), workplace)
         for name, pieces in iter_cut_tensors(plan, chosen)
     }
     for part in chosen:
@@ -203,16 +203,6 @@ def _find_factors(plan: Plan, workplace: Workplace) -> Sequence[float] | None:
     for part in plan.parts:
         squares = add_partials(squares, gather_squares(part, len(plan.scaling.vectors), workplace))
     return find_factors(plan.scaling, squares)
-
-
-def _gather_totals(pieces: list[Piece], workplace: Workplace) -> list[Partial]:
-    totals: list[Partial] = []
-    for _ in range(count_rounds(pieces[0])):
-        total: Partial = ()
-        for piece in pieces:
-            total = add_partials(total, gather_piece(piece, totals, workplace))
-        totals.append(total)
-    return totals
 
 
 def _discard(offset_bytes: int, data: memoryview) -> None:

@@ -1,20 +1,28 @@
 """Lazy tensor expressions: what an output tensor is made of, known from headers alone.
 
-An expression knows its `shape` and `dtype`, what it will read for a span of its elements, and gives those elements
-when asked. It is a frozen value that pickles in a few hundred bytes; none but `Held` ever holds a tensor.
+An expression is a frozen value that pickles in a few hundred bytes; none but `Held` ever holds a tensor. It knows its
+`shape` and `dtype`, what it reads for a span of its elements, and what every span needs whole. What must be known of
+the whole tensor first it asks for in rounds (`rounds.py`), and becomes a `Ready` thing that gives slabs.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mergemill.engine.errors import MergeError
 from mergemill.engine.storage.ranges import Pin
+from mergemill.engine.tensors.device import NO_DOUBLE
+from mergemill.engine.tensors.drift import Watch
 from mergemill.engine.tensors.dtypes import NAMES, item_bytes
-from mergemill.engine.tensors.lazy import Tensor, torch
-from mergemill.engine.tensors.slabs import BLOCK, Span
-from mergemill.engine.tensors.workspace import Arena, Workspace, aligned
+from mergemill.engine.tensors.kernels import Partial
+from mergemill.engine.tensors.lazy import Tensor
+from mergemill.engine.tensors.rounds import ExpressionRounds, Plain, Ready, Round, join_rounds
+from mergemill.engine.tensors.slabs import BLOCK, SLAB, Span, slab_step
+from mergemill.engine.tensors.stored import STORED_DTYPES
+from mergemill.engine.tensors.workspace import Arena, Workspace, aligned, bytes_of, tensor_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,36 +34,157 @@ class Read:
     size_bytes: int
 
 
-class Expression(Protocol):
-    """A tensor that can be had, span by span."""
+class Expression:
+    """A tensor that can be had, span by span, once its rounds are over.
+
+    What is not said otherwise follows from the `inputs`; a kind says at least its `shape`, `dtype` and `inputs`, what
+    `describe` returns, and what it becomes when its inputs are ready.
+    """
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:  # where they are fields, a property here would be taken for their default
+
+        @property
+        def shape(self) -> tuple[int, ...]:
+            """The whole tensor's shape."""
+
+        @property
+        def dtype(self) -> str:
+            """The dtype that the expression has by itself, by its safetensors name."""
+
+        @property
+        def inputs(self) -> "tuple[Expression, ...]":
+            """The expressions that it is made of."""
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """The whole tensor's shape."""
-
-    @property
-    def dtype(self) -> str:
-        """The dtype that the expression has by itself, by its safetensors name."""
+    def size(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
 
     @property
     def block(self) -> int:
         """Elements at whose multiples it may be cut into spans."""
+        return join_blocks([each.block for each in self.inputs], self.size)
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether a method makes it, and not a copy of what is stored; the guard looks at what is."""
+        return False
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether it is a task vector already, from which no base is to be taken."""
+        return False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether native loops take its bytes as they are stored, without a copy."""
+        return False
+
+    @property
+    def takes_matrices(self) -> bool:
+        """Whether whole matrices are decomposed or multiplied for it."""
+        return any(each.takes_matrices for each in self.inputs)
+
+    def count_rounds(self) -> tuple[int, int]:
+        """Return how many rounds it takes for nearly every tensor, and how many it may take."""
+        counts = [each.count_rounds() for each in self.inputs] or [(0, 0)]
+        return max(usual for usual, _ in counts), max(most for _, most in counts)
 
     def reads(self, span: Span) -> Iterator[Read]:
-        """Yield what one evaluation of `span` reads."""
+        """Yield what a slab of `span` reads; for a part of the span, parts of these ranges."""
+        for each in self.inputs:
+            yield from each.reads(span)
 
-    def evaluate(self, span: Span, work: Workspace, dtype: str) -> Tensor:
-        """Return the span's elements, flat, as `dtype`, in memory that the caller may overwrite."""
+    def holds(self) -> Iterator[Read]:
+        """Yield what every slab needs whole, read once for each task: scales, an index, an adapter's small factor."""
+        for each in self.inputs:
+            yield from each.holds()
+
+    def rounds(self) -> ExpressionRounds:
+        """Yield the rounds, be sent the total of each, and return what then gives slabs."""
+        inputs = yield from join_rounds([each.rounds() for each in self.inputs])
+        return self.get_ready(inputs)
+
+    def get_ready(self, inputs: tuple[Ready, ...]) -> Ready:
+        """Return what gives slabs, once the `inputs` do."""
+        raise NotImplementedError
 
     def slab_bytes(self, elements: int, dtype: str) -> int:
-        """An upper bound of what `evaluate` takes for a slab: of the workspace and of memory beside it."""
+        """An upper bound of what a slab as `dtype` takes, of the workspace and beside it; without `holds`."""
+        return sum(each.slab_bytes(elements, dtype) for each in self.inputs)
+
+    def step_bytes(self, elements: int, dtype: str) -> int:
+        """The same for the largest slab that a pass over so many elements takes, with its encoded bytes."""
+        step = min(slab_step(SLAB, self.block), elements)
+        return self.slab_bytes(step, dtype) + aligned(step * item_bytes(dtype))
+
+    def makes_natively(self, dtype: str) -> bool:
+        """Whether native loops make it as `dtype` of what is stored."""
+        return not self.is_merged
+
+    def suits_device(self, device: str) -> bool:
+        """Whether it can be worked on there: what is not float32 needs a device for it."""
+        return all(each.suits_device(device) for each in self.inputs)
+
+    def device_bytes(self, elements: int, dtype: str) -> tuple[int, int]:
+        """An upper bound of what a slab takes of a device: of a lane, and beside it."""
+        return 0, 0
+
+    def with_factors(self, factors: Sequence[float]) -> "Expression":
+        """Return it with its share of the factors that all task vectors of a merge have."""
+        return self
+
+    def square_rounds(self, count: int) -> Generator[Round, Partial, Partial]:
+        """Yield rounds for the squared norms of those of the merge's `count` task vectors that it has; return these."""
+        yield from ()
+        return ()
+
+    def find_read(self, span: Span, dtype: str) -> Read | None:
+        """Return the one range where the span's bytes lie as they are written; None where they do not."""
+        return None
 
     def describe(self) -> Mapping[str, Any]:
         """Return what the expression's value depends on, as JSON: it goes into the plan's digest."""
+        raise NotImplementedError
+
+
+class Leaf(Plain, Expression):
+    """A tensor that is there: it gives its slabs itself."""
+
+    __slots__ = ()
+
+    inputs = ()
+
+    @property
+    def block(self) -> int:
+        """Any will do."""
+        return BLOCK
+
+    def get_ready(self, inputs: tuple[Ready, ...]) -> Ready:
+        """It is."""
+        return self
+
+    def suits_device(self, device: str) -> bool:
+        """Any device knows float32 and what it is decoded from."""
+        return device not in NO_DOUBLE or self.dtype in STORED_DTYPES
+
+    def read(self, span: Span, work: Workspace) -> Arena:
+        """Return the span's bytes, not to be changed."""
+        raise NotImplementedError
+
+    def lower(self, span: Span, work: Workspace) -> tuple[Arena, str]:
+        """Return the span as it is, where native loops know the dtype, else as float32."""
+        return (self.read(span, work), self.dtype) if self.is_plain else Plain.lower(self, span, work)
+
+    def encode(self, span: Span, work: Workspace, dtype: str, watch: Watch | None = None) -> Arena:
+        """Return the span's bytes as `dtype`: as they are, or cast."""
+        return self.read(span, work) if dtype == self.dtype else Plain.encode(self, span, work, dtype, watch)
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(Leaf):
     """A tensor as it lies in a safetensors file."""
 
     pin: Pin
@@ -65,28 +194,29 @@ class Stored:
     read_from: Pin | None = None  # a file with the same content that is read instead
 
     @property
-    def block(self) -> int:
-        """Any will do."""
-        return BLOCK
+    def is_plain(self) -> bool:
+        """Where native loops know its dtype."""
+        return self.dtype in STORED_DTYPES
 
     def reads(self, span: Span) -> Iterator[Read]:
         """Yield the span's one range."""
         item = item_bytes(self.dtype)
         yield Read(self.read_from or self.pin, self.offset_bytes + span.start * item, span.size * item)
 
-    def read(self, span: Span, work: Workspace) -> Tensor:
-        """Return the span's bytes, flat uint8, not to be changed."""
-        (wanted,) = self.reads(span)
-        return work.read(wanted.pin, wanted.offset_bytes, wanted.size_bytes)
+    def find_read(self, span: Span, dtype: str) -> Read | None:
+        """Return the span's range, where its dtype is that of the output."""
+        return next(self.reads(span)) if dtype == self.dtype else None
 
-    def read_array(self, span: Span, work: Workspace) -> Arena:
-        """Return the span's bytes as an array, not to be changed."""
+    def read(self, span: Span, work: Workspace) -> Arena:
+        """Return the span's bytes, not to be changed."""
         (wanted,) = self.reads(span)
         return work.read_array(wanted.pin, wanted.offset_bytes, wanted.size_bytes)
 
-    def evaluate(self, span: Span, work: Workspace, dtype: str) -> Tensor:
+    def slab(self, span: Span, work: Workspace, dtype: str, watch: Watch | None = None) -> Tensor:
         """Return the span decoded to `dtype`."""
-        return work.decode(self.read(span, work), self.dtype, dtype)
+        (wanted,) = self.reads(span)
+        raw = work.read(wanted.pin, wanted.offset_bytes, wanted.size_bytes)
+        return work.decode(raw, self.dtype, dtype)
 
     def slab_bytes(self, elements: int, dtype: str) -> int:
         """Bytes as stored and bytes decoded."""
@@ -99,7 +229,7 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Held:
+class Held(Leaf):
     """A tensor in this process's memory, on any device and with any strides; copied span by span, never changed."""
 
     tensor: Tensor
@@ -114,20 +244,15 @@ class Held:
         """The tensor's dtype."""
         return NAMES[self.tensor.dtype]
 
-    @property
-    def block(self) -> int:
-        """Any will do."""
-        return BLOCK
-
     def reads(self, span: Span) -> Iterator[Read]:
         """Nothing is read from storage."""
         return iter(())
 
-    def read(self, span: Span, work: Workspace) -> Tensor:
-        """Return the span's bytes, flat uint8, not to be changed."""
-        return self._slice(span).cpu().contiguous().view(torch.uint8)
+    def read(self, span: Span, work: Workspace) -> Arena:
+        """Return the span's bytes, not to be changed."""
+        return bytes_of(self._slice(span).cpu())
 
-    def evaluate(self, span: Span, work: Workspace, dtype: str) -> Tensor:
+    def slab(self, span: Span, work: Workspace, dtype: str, watch: Watch | None = None) -> Tensor:
         """Return a copy of the span as `dtype`."""
         return work.take((span.size,), dtype).copy_(self._slice(span))
 
@@ -151,11 +276,11 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Agreed:
+class Agreed(Expression):
     """A buffer that arithmetic does not suit: the same bytes in every input, or an error."""
 
     tensor: str  # name in the output
-    inputs: tuple[Stored | Held, ...]
+    inputs: tuple[Expression, ...]
     models: tuple[str, ...]  # the inputs' models, for the error
 
     @property
@@ -168,41 +293,64 @@ class Agreed:
         """The inputs' common dtype."""
         return self.inputs[0].dtype
 
-    @property
-    def block(self) -> int:
-        """Any will do."""
-        return BLOCK
-
-    def reads(self, span: Span) -> Iterator[Read]:
-        """Yield the span's range in every input."""
-        for stored in self.inputs:
-            yield from stored.reads(span)
-
-    def read(self, span: Span, work: Workspace) -> Tensor:
-        """Return the bytes on which all inputs agree; `MergeError` names two that do not."""
-        first = self.inputs[0].read(span, work)
-        for stored, model in zip(self.inputs[1:], self.models[1:], strict=True):
-            if not torch.equal(first, stored.read(span, work)):
-                raise MergeError(
-                    f"{self.tensor}: {self.models[0]} and {model} hold different values, and {self.dtype} "
-                    f"tensors are not merged but copied where all models agree"
-                )
-        return first
-
-    def evaluate(self, span: Span, work: Workspace, dtype: str) -> Tensor:
-        """Return the span's common elements as `dtype`."""
-        return work.decode(self.read(span, work), self.dtype, dtype)
+    def get_ready(self, inputs: tuple[Ready, ...]) -> Ready:
+        """Return what compares the inputs' slabs."""
+        return Agreement(self, inputs)
 
     def slab_bytes(self, elements: int, dtype: str) -> int:
-        """Every input as stored, and one decoded."""
-        raw = len(self.inputs) * aligned(elements * item_bytes(self.dtype))
+        """Every input as it is, and one decoded."""
+        raw = sum(each.slab_bytes(elements, self.dtype) for each in self.inputs)
         return raw + aligned(elements * item_bytes(dtype))
 
     def describe(self) -> Mapping[str, Any]:
         """The inputs."""
-        return {"agreed": [stored.describe() for stored in self.inputs]}
+        return {"agreed": [each.describe() for each in self.inputs]}
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement(Plain):
+    """A buffer of which every slab is compared."""
+
+    agreed: Agreed
+    inputs: tuple[Ready, ...]
+
+    @property
+    def dtype(self) -> str:
+        """The inputs' common dtype."""
+        return self.agreed.dtype
+
+    def read(self, span: Span, work: Workspace) -> Arena:
+        """Return the bytes on which all inputs agree; `MergeError` names two that do not."""
+        agreed = self.agreed
+        first, *others = (each.encode(span, work, agreed.dtype) for each in self.inputs)
+        for other, model in zip(others, agreed.models[1:], strict=True):
+            if not np.array_equal(first, other):
+                raise MergeError(
+                    f"{agreed.tensor}: {agreed.models[0]} and {model} hold different values, and {agreed.dtype} "
+                    f"tensors are not merged but copied where all models agree"
+                )
+        return first
+
+    def slab(self, span: Span, work: Workspace, dtype: str, watch: Watch | None = None) -> Tensor:
+        """Return the span's common elements as `dtype`."""
+        return work.decode(tensor_of(self.read(span, work)), self.dtype, dtype)
+
+    def encode(self, span: Span, work: Workspace, dtype: str, watch: Watch | None = None) -> Arena:
+        """Return the span's common bytes as `dtype`."""
+        return self.read(span, work) if dtype == self.dtype else Plain.encode(self, span, work, dtype, watch)
+
+
+def join_blocks(blocks: Sequence[int], size: int) -> int:
+    """Return the elements at whose multiples all of `blocks` begin: the largest, or the whole where it is of no use.
+
+    >>> join_blocks([4, 12, 4], 100), join_blocks([4, 6], 100), join_blocks([100, 64], 100)
+    (12, 100, 100)
+    """
+    largest = max(blocks, default=BLOCK)
+    fits = largest >= size or all(largest % block == 0 for block in blocks)
+    return largest if fits else max(1, size)
 
 
 def input_bytes(expression: Expression) -> int:
     """Return how many bytes of the sources one pass over the whole expression reads."""
-    return sum(read.size_bytes for read in expression.reads(Span(0, math.prod(expression.shape))))
+    return sum(read.size_bytes for read in expression.reads(Span(0, expression.size)))

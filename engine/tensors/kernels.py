@@ -1,4 +1,4 @@
-"""What an expression asks of a merge method, and how a method's statistics advance round by round.
+"""What an expression asks of a merge method, and what a method's statistics are.
 
 Statistics are a generator: it yields a function that gathers something additive from each slab, is sent the total
 over the whole tensor, and so on, until it returns what the kernel needs. Given the totals of the rounds so far, any
@@ -60,8 +60,12 @@ class Kernel(Protocol):
         """Whether it is given differences to the base instead of the models."""
 
     @property
+    def usual_rounds(self) -> int:
+        """How many rounds of statistics it asks for with nearly every tensor, if it asks for any."""
+
+    @property
     def most_rounds(self) -> int:
-        """How many rounds of statistics it may ask for."""
+        """How many it may ask for."""
 
     @property
     def extra_slabs(self) -> int:
@@ -109,43 +113,6 @@ class Kernel(Protocol):
         settings: Mapping[str, Any],
     ) -> Tensor:
         """Return the merged slab; `tensors` and `base` may be overwritten."""
-
-
-def advance(
-    kernel: Kernel, place: Place, settings: Mapping[str, Any], dtype: str, totals: Sequence[Partial]
-) -> tuple[Gather | None, Any]:
-    """Replay a kernel's statistics up to the round after `totals`: what to gather next, or the statistics at last."""
-    rounds = kernel.start(place, settings, dtype)
-    if rounds is None:
-        return None, None
-    try:
-        gather = next(rounds)
-        for total in totals:
-            gather = rounds.send(total)
-    except StopIteration as finished:
-        return None, finished.value
-    return gather, None
-
-
-def find_statistics(
-    kernel: Kernel,
-    place: Place,
-    settings: Mapping[str, Any],
-    dtype: str,
-    totals: Sequence[Partial],
-    gather: Callable[[Gather], Partial],
-) -> Any:
-    """Return a kernel's statistics; what the rounds after `totals` ask for, `gather` gathers from the whole tensor."""
-    rounds, known = kernel.start(place, settings, dtype), iter(totals)
-    if rounds is None:
-        return None
-    try:
-        asked = next(rounds)
-        while True:
-            total = next(known, None)
-            asked = rounds.send(gather(asked) if total is None else total)
-    except StopIteration as finished:
-        return finished.value
 
 
 def add_partials(left: Partial, right: Partial) -> Partial:

@@ -1,40 +1,39 @@
 """Expressions that compute: the difference of two tensors, and a merge method over other expressions."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mergemill.engine.tensors import native
 from mergemill.engine.tensors.device import NO_DOUBLE, device_aligned
 from mergemill.engine.tensors.drift import Watch
-from mergemill.engine.tensors.dtypes import item_bytes
+from mergemill.engine.tensors.dtypes import TORCH_DTYPES, item_bytes
 from mergemill.engine.tensors.exact import ExactSum, sum_products
-from mergemill.engine.tensors.expressions import Expression, Read, Stored
+from mergemill.engine.tensors.expressions import Expression, join_blocks
 from mergemill.engine.tensors.fusion import Fusion
-from mergemill.engine.tensors.kernels import (
-    Gather,
-    Kernel,
-    Partial,
-    StoredGather,
-    add_partials,
-    advance,
-    find_statistics,
-)
+from mergemill.engine.tensors.kernels import Gather, Kernel, Partial, Rounds, StoredGather, add_partials
 from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
-from mergemill.engine.tensors.slabs import Span
-from mergemill.engine.tensors.stored import STORED_DTYPES, StoredSlab
-from mergemill.engine.tensors.workspace import Arena, Workspace, aligned
+from mergemill.engine.tensors.rounds import ExpressionRounds, Plain, Ready, Round, join_rounds
+from mergemill.engine.tensors.slabs import SLAB, STORED_SLABS, Span, slab_step
+from mergemill.engine.tensors.stored import STORED_DTYPES, StoredSlab, subtract_stored
+from mergemill.engine.tensors.workspace import Arena, Workspace, aligned, bytes_of, tensor_of
 
 DEVICE_SLABS = 4  # float64 ones that sums, ranks and results take on a device beside what a kernel says
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(Expression):
     """One expression less another: the task vector of a model that has a base of its own."""
 
     model: Expression
     base: Expression
+
+    @property
+    def inputs(self) -> tuple[Expression, ...]:
+        """Both."""
+        return self.model, self.base
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -47,22 +46,13 @@ class Difference:
         return self.model.dtype
 
     @property
-    def block(self) -> int:
-        """What suits both."""
-        return max(self.model.block, self.base.block)
+    def is_vector(self) -> bool:
+        """It is one."""
+        return True
 
-    def reads(self, span: Span) -> Iterator[Read]:
-        """Yield the span's ranges in both."""
-        yield from self.model.reads(span)
-        yield from self.base.reads(span)
-
-    def evaluate(self, span: Span, work: Workspace, dtype: str) -> Tensor:
-        """Return the difference, taken in `dtype`."""
-        return self.model.evaluate(span, work, dtype).sub_(self.base.evaluate(span, work, dtype))
-
-    def slab_bytes(self, elements: int, dtype: str) -> int:
-        """Both, decoded."""
-        return self.model.slab_bytes(elements, dtype) + self.base.slab_bytes(elements, dtype)
+    def get_ready(self, inputs: tuple[Ready, ...]) -> Ready:
+        """Return what subtracts slab by slab."""
+        return Subtraction(self.dtype, *inputs)
 
     def describe(self) -> Mapping[str, Any]:
         """Both."""
@@ -70,7 +60,25 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class Merged:
+class Subtraction(Plain):
+    """The slabs of one tensor less those of another."""
+
+    dtype: str  # of the model
+    model: Ready
+    less: Ready
+
+    def slab(self, span: Span, work: Workspace, dtype: str, watch: Watch | None = None) -> Tensor:
+        """Return the difference, taken in `dtype`."""
+        return self.model.slab(span, work, dtype).sub_(self.less.slab(span, work, dtype))
+
+    def lower(self, span: Span, work: Workspace) -> tuple[Arena, str]:
+        """Return the difference, taken in float32."""
+        both = self.model.lower(span, work), self.less.lower(span, work)
+        return subtract_stored(*both, work.take_bytes(4 * span.size)), "F32"
+
+
+@dataclass(frozen=True, slots=True)
+class Merged(Expression):
     """A merge method over other expressions."""
 
     kernel: Kernel
@@ -89,172 +97,80 @@ class Merged:
 
     @property
     def block(self) -> int:
-        """As the method needs it."""
-        return self.place.block
+        """As the method needs it, and those of merges inside this one."""
+        inner = (each.block for source in self.inputs for each in _iter_merged(source))
+        return join_blocks([self.place.block, *inner], self.size)
 
-    def reads(self, span: Span) -> Iterator[Read]:
-        """Yield the span's ranges in every input."""
-        for source in self.inputs:
-            yield from source.reads(span)
+    @property
+    def is_merged(self) -> bool:
+        """It is."""
+        return True
 
-    def advance(self, totals: Sequence[Partial]) -> tuple[Gather | None, Any]:
-        """Return what the next round gathers from each slab; None and the statistics when all is known."""
-        if not self.place.size:
-            return None, None  # of no elements nothing can be known, nor need be
-        return advance(self.kernel, self.place, self.settings, self.dtype, totals)
+    @property
+    def takes_matrices(self) -> bool:
+        """Whether the method or an input does."""
+        return self.kernel.takes_matrices or any(each.takes_matrices for each in self.inputs)
 
-    def find_statistics(self, totals: Sequence[Partial], gather: Callable[[Gather], Partial]) -> Any:
-        """Return the statistics; what the rounds after `totals` ask for, `gather` gathers from the whole tensor."""
-        if not self.place.size:
-            return None
-        return find_statistics(self.kernel, self.place, self.settings, self.dtype, totals, gather)
+    def count_rounds(self) -> tuple[int, int]:
+        """The inputs' rounds, which they go through at the same time, and then the method's."""
+        usual, most = Expression.count_rounds(self)
+        started = self._start()
+        if started is None or next(started, None) is None:
+            return usual, most
+        return usual + self.kernel.usual_rounds, most + self.kernel.most_rounds
 
-    def rounds(self) -> int:
-        """How many rounds of statistics must precede the combination, at most."""
-        return 0 if self.advance(())[0] is None else self.kernel.most_rounds
+    def rounds(self) -> ExpressionRounds:
+        """The inputs' rounds, and then the method's."""
+        inputs = yield from join_rounds([each.rounds() for each in self.inputs])
+        started = self._start()
+        statistics = None if started is None else (yield from self._gather(started, inputs))
+        fusion = self.kernel.fuse(statistics, self.place, self.settings) if self._suits_native and self.size else None
+        return Merging(self, inputs, statistics, fusion)
 
-    def gather(self, gather: Gather, span: Span, work: Workspace, total: Partial = ()) -> Partial:
-        """Return what one round gathers from one slab, added to `total`, which may be overwritten."""
-        if work.lanes is None and isinstance(gather, StoredGather) and self.gathers_stored(gather):
-            return gather.add_stored(self._store(span, work), total)
-        return add_partials(total, gather(self._load_tensors(span, work), self.place.at(span.start)))
+    def slab_bytes(self, elements: int, dtype: str) -> int:
+        """The inputs' slabs, and what kernels and statistics allocate beside them; decoded, or for native loops."""
+        inputs = sum(each.slab_bytes(elements, self.dtype) for each in self.inputs)
+        slabs = self.kernel.extra_slabs + self.kernel.extra_slabs_each * len(self.inputs)
+        beside = slabs * aligned(elements * item_bytes("F64"))
+        own = self.kernel.extra_bytes * len(self.inputs) + aligned(elements * item_bytes(dtype))
+        decoded = inputs + beside + own
+        return max(decoded, self._native_bytes(elements, dtype)) if self.makes_natively(dtype) else decoded
 
-    def gathers_stored(self, gather: Gather) -> bool:
-        """Whether `gather` works on slabs as they are stored."""
-        return isinstance(gather, StoredGather) and gather.knows_stored and self._is_plain()
+    def step_bytes(self, elements: int, dtype: str) -> int:
+        """Of one slab decoded, or of as many as native loops take at once."""
+        step = min(slab_step(SLAB, self.block), elements)
+        decoded = self.slab_bytes(step, self.dtype) + aligned(step * item_bytes(dtype))
+        if not self.makes_natively(dtype):
+            return decoded
+        return max(decoded, self._native_bytes(min(slab_step(self.steps * SLAB, self.block), elements), dtype))
 
-    def takes_whole(self, gather: Gather) -> bool:
-        """Whether `gather` takes a tensor that is held as one slab."""
-        return isinstance(gather, StoredGather) and gather.whole and self.gathers_stored(gather)
-
-    def hold(self, work: Workspace) -> None:
-        """Have each input read into one piece of memory."""
-        for source in self.inputs:
-            if isinstance(source, Stored):
-                (whole,) = source.reads(Span(0, self.place.size))
-                work.hold(whole.pin, whole.offset_bytes, whole.size_bytes)
-
-    def is_native(self, dtype: str) -> bool:
-        """Whether native loops know the method, the inputs and `dtype`, which they make of them."""
-        return self.kernel.fuses and dtype in STORED_DTYPES and self._is_plain()
-
-    def fuse(self, statistics: Any, dtype: str) -> Fusion | None:
-        """Return how native loops make the tensor as `dtype` from what is stored; None where they cannot."""
-        if not self.is_native(dtype) or not self.place.size:
-            return None
-        return self.kernel.fuse(statistics, self.place, self.settings)
-
-    def merge_stored(self, fusion: Fusion, span: Span, work: Workspace, dtype: str, watch: Watch | None) -> Arena:
-        """Return the merged slab as `dtype`, as bytes; `watch` sees it and its inputs."""
-        squares = None if watch is None else watch.make_squares(span.size, len(self.inputs) + 1)
-        merged, broken = self._store(span, work).merge(fusion, dtype, squares)
-        if watch is not None and squares is not None:
-            watch.record(squares, broken)
-        return merged
-
-    def combine(self, statistics: Any, span: Span, work: Workspace, watch: Watch | None = None) -> Tensor:
-        """Return the merged slab, flat, in the dtype of the accumulation; `watch` sees it and its inputs."""
-        tensors, base = self._load_all(span, work, watch)
-        merged = self.kernel.combine(tensors, base, statistics, self.place.at(span.start), self.settings)
-        if watch is not None:
-            watch.compare(merged)
-        return merged
-
-    def evaluate(self, span: Span, work: Workspace, dtype: str) -> Tensor:
-        """Return the merged slab of a method that needs no statistics, as `dtype`."""
-        result = self.combine(None, span, work)
-        return result if dtype == self.dtype else work.take((span.size,), dtype).copy_(result)
-
-    def with_factors(self, factors: Sequence[float]) -> "Merged":
-        """Return the expression with its share of the factors that all the merge's task vectors have."""
-        return replace(self, factors=tuple(factors[vector] for vector in self.vectors))
-
-    def gather_squares(self, count: int, span: Span, work: Workspace) -> Partial:
-        """Return the slab's share of the squared norms of the merge's `count` task vectors."""
-        tensors = self._load_tensors(span, work)
-        squares = [ExactSum() for _ in range(count)]
-        for vector, tensor in zip(self.vectors, tensors, strict=True):
-            squares[vector] += sum_products(tensor, tensor, self.place.block)
-        return tuple(squares)
-
-    def _load_tensors(self, span: Span, work: Workspace) -> list[Tensor]:
-        """Return what a round gathers from: the inputs without the base."""
-        return self._scale(self._load(span, work)[0])
-
-    def _load_all(self, span: Span, work: Workspace, watch: Watch | None) -> tuple[list[Tensor], Tensor | None]:
-        """Return what the kernel combines: the inputs and the base."""
-        tensors, base = self._load(span, work)
-        if watch is not None:
-            watch.look(tensors, base)  # as the models are: what large factors make of them is growth
-        return self._scale(tensors), base
-
-    def _load(self, span: Span, work: Workspace) -> tuple[list[Tensor], Tensor | None]:
-        tensors = [source.evaluate(span, work, self.dtype) for source in self.inputs]
-        base = tensors.pop(0) if self.has_base else None
-        if base is not None and self.kernel.takes_deltas:
-            for source, tensor in zip(self.inputs[1:], tensors, strict=True):
-                if not isinstance(source, Difference):
-                    tensor.sub_(base)
-        return tensors, base
-
-    def _store(self, span: Span, work: Workspace) -> StoredSlab:
-        """Return the slab of every input as it is stored."""
-        stored = [source for source in self.inputs if isinstance(source, Stored)]
-        return StoredSlab(
-            arrays=tuple(source.read_array(span, work) for source in stored),
-            dtypes=tuple(source.dtype for source in stored),
-            has_base=self.has_base,
-            scales=self.factors,
-            place=self.place.at(span.start),
-            size=span.size,
-            work=work,
-        )
-
-    def _is_plain(self) -> bool:
-        """Whether native loops can work on the inputs as they are stored."""
-        return (
-            self.dtype == "F32"
-            and (self.kernel.takes_deltas or not self.has_base)
-            and all(isinstance(source, Stored) and source.dtype in STORED_DTYPES for source in self.inputs)
-            and native.load() is not None
-        )
-
-    def _scale(self, tensors: list[Tensor]) -> list[Tensor]:
-        for tensor, factor in zip(tensors, self.factors, strict=bool(self.factors)):
-            if factor != 1.0:
-                tensor.mul_(factor)
-        return tensors
+    def makes_natively(self, dtype: str) -> bool:
+        """Whether native loops know the method, and `dtype`, which they make of the inputs."""
+        return self.kernel.fuses and dtype in STORED_DTYPES and self._suits_native
 
     def suits_device(self, device: str) -> bool:
-        """Whether the method and its inputs can be worked on there: what is not float32 needs a device for it."""
-        narrow = device in NO_DOUBLE
-        sources = [leaf for source in self.inputs for leaf in _iterate_parts(source)]
-        nested = all(source.suits_device(device) for source in sources if isinstance(source, Merged))
-        if not self.kernel.on_device or not nested:
-            return False
-        plain = self.dtype == "F32" and not self.kernel.needs_double
-        return not narrow or (plain and all(source.dtype in STORED_DTYPES for source in sources))
+        """Whether the method and its inputs can be worked on there."""
+        double = self.dtype != "F32" or self.kernel.needs_double
+        there = self.kernel.on_device and not (double and device in NO_DOUBLE)
+        return there and all(each.suits_device(device) for each in self.inputs)
 
     def device_bytes(self, elements: int, dtype: str) -> tuple[int, int]:
-        """An upper bound of what a slab takes of a device: of a lane, and beside it."""
+        """The inputs, as they are stored and decoded, and the result; and what the method takes beside."""
         ends = sum(1 for _ in self.reads(Span(0, elements))) + len(self.inputs) + 2
-        inputs = sum(source.slab_bytes(elements, self.dtype) for source in self.inputs)
+        inputs = sum(each.slab_bytes(elements, self.dtype) for each in self.inputs)
         lane_bytes = device_aligned(inputs + elements * item_bytes(dtype)) + 2 * ends * device_aligned(1)
         slabs = self.kernel.extra_slabs + self.kernel.extra_slabs_each * len(self.inputs) + DEVICE_SLABS
         return lane_bytes, slabs * device_aligned(elements * item_bytes("F64"))
 
-    def slab_bytes(self, elements: int, dtype: str) -> int:
-        """The inputs' slabs, and what kernels and statistics allocate beside them."""
-        inputs = sum(source.slab_bytes(elements, self.dtype) for source in self.inputs)
-        slabs = self.kernel.extra_slabs + self.kernel.extra_slabs_each * len(self.inputs)
-        beside = slabs * aligned(elements * item_bytes("F64"))
-        return inputs + beside + self.kernel.extra_bytes * len(self.inputs) + aligned(elements * item_bytes(dtype))
+    def with_factors(self, factors: Sequence[float]) -> Expression:
+        """Return the expression with its share of the factors that all the merge's task vectors have."""
+        return replace(self, factors=tuple(factors[vector] for vector in self.vectors))
 
-    def stored_slab_bytes(self, elements: int, dtype: str) -> int:
-        """The inputs as they are stored, a mask for each, the output, and what statistics hold; for native loops."""
-        stored = sum(aligned(elements * item_bytes(source.dtype)) for source in self.inputs)
-        masks = (len(self.inputs) + 1) * aligned(elements)
-        return stored + masks + aligned(elements * item_bytes(dtype)) + self.kernel.extra_bytes * len(self.inputs)
+    def square_rounds(self, count: int) -> Generator[Round, Partial, Partial]:
+        """The inputs' rounds, and one for the norms."""
+        inputs = yield from join_rounds([each.rounds() for each in self.inputs])
+        square = functools.partial(Merging(self, inputs, None, None).gather, functools.partial(self._square, count))
+        return (yield Round(square))
 
     def describe(self) -> Mapping[str, Any]:
         """The method, its settings, where its random numbers come from, and its inputs."""
@@ -269,10 +185,176 @@ class Merged:
             **({"vectors": list(self.vectors)} if self.vectors else {}),
         }
 
+    def _square(self, count: int, tensors: Sequence[Tensor], place: Place) -> Partial:
+        squares = [ExactSum() for _ in range(count)]
+        for vector, tensor in zip(self.vectors, tensors, strict=True):
+            squares[vector] += sum_products(tensor, tensor, place.block)
+        return tuple(squares)
 
-def _iterate_parts(source: Expression) -> Iterator[Expression]:
-    if isinstance(source, Difference):
-        yield from _iterate_parts(source.model)
-        yield from _iterate_parts(source.base)
-    else:
+    @property
+    def takes_less(self) -> bool:
+        """Whether the inputs are taken less the base."""
+        return self.has_base and self.kernel.takes_deltas
+
+    @property
+    def _suits_native(self) -> bool:
+        """Whether native loops know what is made of the inputs for the method."""
+        known = self.dtype == "F32" and (self.kernel.takes_deltas or not self.has_base)
+        return known and native.load() is not None
+
+    @property
+    def _is_stored(self) -> bool:
+        """Whether native loops take all inputs as they are stored."""
+        return all(each.is_plain for each in self.inputs)
+
+    @property
+    def steps(self) -> int:
+        """How many slabs native loops take at once; one, where inputs are decoded for them into the core's cache."""
+        return STORED_SLABS if self._is_stored else 1
+
+    def _start(self) -> Rounds | None:
+        """Begin the method's statistics; of no elements nothing can be known, nor need be."""
+        return self.kernel.start(self.place, self.settings, self.dtype) if self.size else None
+
+    def _gather(self, started: Rounds, inputs: tuple[Ready, ...]) -> Generator[Round, Partial, Any]:
+        """Yield the rounds that the method's statistics ask for; return the statistics."""
+        try:
+            gather = next(started)
+            while True:
+                gather = started.send((yield self._make_round(gather, inputs)))
+        except StopIteration as finished:
+            return finished.value
+
+    def _make_round(self, gather: Gather, inputs: tuple[Ready, ...]) -> Round:
+        merging = Merging(self, inputs, None, None)
+        if not (self._suits_native and isinstance(gather, StoredGather) and gather.knows_stored):
+            return Round(functools.partial(merging.gather, gather))
+        stored: StoredGather = gather
+
+        def take(span: Span, work: Workspace, total: Partial) -> Partial:
+            if work.lanes is not None:
+                return merging.gather(gather, span, work, total)
+            return stored.add_stored(merging.store(span, work), total)
+
+        return Round(take, self.steps, stored.whole and self._is_stored)
+
+    def _native_bytes(self, elements: int, dtype: str) -> int:
+        """The inputs as native loops take them, a mask for each, the output, and what statistics hold."""
+        stored = sum(
+            aligned(elements * item_bytes(each.dtype)) if each.is_plain else each.slab_bytes(elements, "F32")
+            for each in self.inputs
+        )
+        masks = (len(self.inputs) + 1) * aligned(elements)
+        return stored + masks + aligned(elements * item_bytes(dtype)) + self.kernel.extra_bytes * len(self.inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Merging:
+    """A merge of which the statistics are known: its slabs are combined, or fused from what is stored."""
+
+    merged: Merged
+    inputs: tuple[Ready, ...]
+    statistics: Any
+    fusion: Fusion | None  # how native loops make it; None where they cannot
+
+    def slab(self, span: Span, work: Workspace, dtype: str, watch: Watch | None = None) -> Tensor:
+        """Return the merged slab."""
+        if self._is_fused(work, dtype):
+            return tensor_of(self._fuse(span, work, dtype, watch)).view(TORCH_DTYPES[dtype])
+        return self._combine(span, work, dtype, watch)
+
+    def lower(self, span: Span, work: Workspace) -> tuple[Arena, str]:
+        """Return the merged slab as float32."""
+        return self.encode(span, work, "F32"), "F32"
+
+    def encode(self, span: Span, work: Workspace, dtype: str, watch: Watch | None = None) -> Arena:
+        """Return the merged slab's bytes."""
+        if self._is_fused(work, dtype):
+            return self._fuse(span, work, dtype, watch)
+        return bytes_of(self._combine(span, work, dtype, watch))
+
+    def make_watch(self, dtype: str) -> Watch | None:
+        """Return what sees how far the merge drifts from its base."""
+        return Watch(self.merged.block, deltas=self.merged.takes_less)
+
+    @property
+    def base(self) -> Ready:
+        """The base model's tensor, or the first input's."""
+        return self.inputs[0]
+
+    def step(self, dtype: str) -> int:
+        """As many slabs as native loops take."""
+        return self.merged.steps if self.fusion is not None and dtype in STORED_DTYPES else 1
+
+    def gather(self, gather: Gather, span: Span, work: Workspace, total: Partial) -> Partial:
+        """Return what `gather` takes of the decoded slab, added to `total`."""
+        tensors, _ = self._load(span, work)
+        return add_partials(total, gather(self._scale(tensors), self.merged.place.at(span.start)))
+
+    def store(self, span: Span, work: Workspace) -> StoredSlab:
+        """Return the slab of every input as native loops take it."""
+        merged = self.merged
+        arrays, dtypes = zip(*(each.lower(span, work) for each in self.inputs), strict=True)
+        return StoredSlab(
+            arrays=arrays,
+            dtypes=dtypes,
+            has_base=merged.has_base,
+            vectors=tuple(each.is_vector for each in merged.inputs[merged.has_base :]),
+            scales=merged.factors,
+            place=merged.place.at(span.start),
+            size=span.size,
+            work=work,
+            owner=id(merged),
+        )
+
+    def _is_fused(self, work: Workspace, dtype: str) -> bool:
+        return self.fusion is not None and work.lanes is None and dtype in STORED_DTYPES
+
+    def _fuse(self, span: Span, work: Workspace, dtype: str, watch: Watch | None) -> Arena:
+        assert self.fusion is not None
+        squares = None if watch is None else watch.make_squares(span.size, len(self.inputs) + 1)
+        encoded, broken = self.store(span, work).merge(self.fusion, dtype, squares)
+        if watch is not None and squares is not None:
+            watch.record(squares, broken)
+        return encoded
+
+    def _combine(self, span: Span, work: Workspace, dtype: str, watch: Watch | None) -> Tensor:
+        merged = self.merged
+        tensors, base = self._load(span, work)
+        if watch is not None:
+            watch.look(tensors, base)  # as the models are: what large factors make of them is growth
+        place = merged.place.at(span.start)
+        made = merged.kernel.combine(self._scale(tensors), base, self.statistics, place, merged.settings)
+        if watch is not None:
+            watch.compare(made)
+        if dtype != merged.dtype:
+            made = work.take((span.size,), dtype).copy_(made)
+        if watch is not None:
+            watch.check(made)
+        return made
+
+    def _load(self, span: Span, work: Workspace) -> tuple[list[Tensor], Tensor | None]:
+        """Return the inputs, less the base where the method takes task vectors, and the base."""
+        merged = self.merged
+        tensors = [each.slab(span, work, merged.dtype) for each in self.inputs]
+        base = tensors.pop(0) if merged.has_base else None
+        if base is not None and merged.kernel.takes_deltas:
+            for source, tensor in zip(merged.inputs[1:], tensors, strict=True):
+                if not source.is_vector:
+                    tensor.sub_(base)
+        return tensors, base
+
+    def _scale(self, tensors: list[Tensor]) -> list[Tensor]:
+        for tensor, factor in zip(tensors, self.merged.factors, strict=bool(self.merged.factors)):
+            if factor != 1.0:
+                tensor.mul_(factor)
+        return tensors
+
+
+def _iter_merged(source: Expression) -> Iterator[Expression]:
+    """Yield the merges that an expression is, or is made of."""
+    if source.is_merged:
         yield source
+        return
+    for each in source.inputs:
+        yield from _iter_merged(each)

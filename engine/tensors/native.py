@@ -42,6 +42,7 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "sum_products": ([_POINTER, _POINTER, _SIZE, _SIZE, _POINTER], None),
     "fill_counters": ([], None),
     "merge_stored": ([_POINTER, _POINTER, _POINTER, _POINTER, _FLAG, _POINTER, _SIZE], _SIZE),
+    "subtract_stored": ([_POINTER, _FLAG, _POINTER, _FLAG, _SIZE, _POINTER], None),
     "stored_products": ([_POINTER, _POINTER, _SIZE], _FLAG),
     "stored_norms": ([_POINTER, _SIZE, _POINTER, _POINTER, _POINTER], _FLAG),
     "stored_marked_squares": ([_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _SIZE], _FLAG),

@@ -5,7 +5,7 @@ keys (`windows.py`) find the m-th largest of nearly every tensor; histograms (`h
 ranks of the same values share the passes. Of equal values the first by index are kept.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,9 +42,15 @@ from mergemill.engine.tensors.windows import (
     make_cut,
 )
 
+USUAL_ROUNDS = 2  # a sample and a window
 VALUE_ROUNDS = {"F32": 2 + 2, "F64": 2 + 4}  # of find_ranked, where histograms are needed
 SELECT_ROUNDS = {"F32": 2 + 3, "F64": 2 + 5}  # of select_largest and select_share
 RANK_BYTES = 6 << 20  # for each rank: a sample, a window's keys and their copies; or histograms and theirs
+
+
+def one_more(rounds: Mapping[str, int]) -> tuple[int, int]:
+    """Return the usual and the most rounds of statistics that gather once more with what was selected."""
+    return USUAL_ROUNDS + 1, max(rounds.values()) + 1
 
 
 class Magnitudes(StoredDerive):

@@ -117,12 +117,29 @@ void load_base(const Slab *slab, int64_t start, int64_t size, float *base) {
 
 void load_plain(const Slab *slab, int64_t i, int64_t start, int64_t size, const float *base, float *out) {
     const int64_t at = i + slab->has_base;
-    if (slab->has_base && slab->dtypes[at] == BF16) {
+    const int less = slab->has_base && !slab->vectors[i];
+    if (less && slab->dtypes[at] == BF16) {
         decode_bf16s_less((const uint16_t *)slab->data[at] + start, base, size, out);
         return;
     }
     decode(slab->data[at], slab->dtypes[at], start, size, out);
-    if (slab->has_base) subtract(out, base, size);
+    if (less) subtract(out, base, size);
+}
+
+/* One slab less another, to float32. */
+void mergemill_subtract_stored(const void *data, int32_t dtype, const void *less, int32_t less_dtype, int64_t size,
+                               float *out) {
+    float other[CHUNK];
+    for (int64_t start = 0, here; start < size; start += here) {
+        here = least(CHUNK, size - start);
+        decode(less, less_dtype, start, here, other);
+        if (dtype == BF16) {
+            decode_bf16s_less((const uint16_t *)data + start, other, here, out + start);
+            continue;
+        }
+        decode(data, dtype, start, here, out + start);
+        subtract(out + start, other, here);
+    }
 }
 
 void scale(const Slab *slab, int64_t i, int64_t size, float *x) {
@@ -143,8 +160,8 @@ void load(const Slab *slab, int64_t i, int64_t start, int64_t size, const float 
 int64_t mergemill_layout(int64_t *out, int64_t room) {
     const int64_t layout[] = {
         VERSION,
-        sizeof(Slab), OF(Slab, data), OF(Slab, dtypes), OF(Slab, scales), OF(Slab, count), OF(Slab, has_base),
-        OF(Slab, size), OF(Slab, start), OF(Slab, block),
+        sizeof(Slab), OF(Slab, data), OF(Slab, dtypes), OF(Slab, vectors), OF(Slab, scales), OF(Slab, count),
+        OF(Slab, has_base), OF(Slab, size), OF(Slab, start), OF(Slab, block),
         sizeof(Cut), OF(Cut, threshold), OF(Cut, block), OF(Cut, ties),
         sizeof(Keep), OF(Keep, kind), OF(Keep, factor), OF(Keep, cut), OF(Keep, outliers), OF(Keep, has_outliers),
         OF(Keep, limit), OF(Keep, keys), OF(Keep, mask),

@@ -17,9 +17,10 @@ enum { JOIN_SUM, JOIN_ADD, JOIN_AGREE, JOIN_SHARE };
 typedef struct {
     const void *const *data; /* the base first, where there is one */
     const int32_t *dtypes;
+    const int32_t *vectors; /* for each tensor beside the base, whether it is less a base already */
     const float *scales; /* of each tensor beside the base, before anything else */
     int64_t count;       /* of tensors beside the base */
-    int32_t has_base;    /* then the tensors are taken less the base */
+    int32_t has_base;    /* then the other tensors are taken less the base */
     int64_t size, start, block;
 } Slab;
 

@@ -45,10 +45,12 @@ class StoredSlab:
     arrays: tuple[Arena, ...]  # the base first, where there is one
     dtypes: tuple[str, ...]
     has_base: bool
+    vectors: tuple[bool, ...]  # whether each tensor beside the base is less a base already
     scales: tuple[float, ...]  # on each tensor beside the base; none: all 1
     place: Place  # of the slab's first element
     size: int
     work: Workspace
+    owner: int = 0  # of what is noted for later passes; merges inside one another note apart
 
     @property
     def count(self) -> int:
@@ -163,7 +165,7 @@ class StoredSlab:
         return bits
 
     def _note_key(self, cut: Cut) -> tuple[int, ...]:
-        return (SPREAD, self.place.start, cut.above, cut.ties)
+        return (self.owner, SPREAD, self.place.start, cut.above, cut.ties)
 
     @property
     def _cuts(self) -> int:
@@ -174,9 +176,10 @@ class StoredSlab:
         """Return a pointer to the slab as the loops want it; it holds what it points into."""
         data = (ctypes.c_void_p * len(self.arrays))(*(array.ctypes.data for array in self.arrays))
         dtypes, scales = _lower_dtypes(self.dtypes), _lower_floats(self.scales or (1.0,) * self.count)
-        pointers = [ctypes.addressof(array) for array in (data, dtypes, scales)]
+        vectors = (ctypes.c_int32 * self.count)(*self.vectors)
+        pointers = [ctypes.addressof(array) for array in (data, dtypes, vectors, scales)]
         slab = structures.Slab(*pointers, self.count, self.has_base, self.size, self.place.start, self.place.block)
-        slab.alive = (data, dtypes, scales)
+        slab.alive = (data, dtypes, vectors, scales)
         return ctypes.byref(slab)
 
     def _lower_keeps(self, fusion: Fusion) -> tuple[Any, list[Any]]:
@@ -213,7 +216,7 @@ class StoredSlab:
 
         What one pass has marked is noted for the next. `sums` gets those of `sum_absolute`.
         """
-        key = (which, self.place.start)
+        key = (self.owner, which, self.place.start)
         note = None if sums is not None else self.work.find_note(key)
         if note is not None:
             return note
@@ -229,6 +232,16 @@ class StoredSlab:
 
     def _find_keys(self, which: int) -> Keys:
         return find_keys(self.place, self.place.models[which], self.size)
+
+
+def subtract_stored(left: tuple[Arena, str], right: tuple[Arena, str], out: Arena) -> Arena:
+    """Return one slab less another, each its bytes and dtype, as float32 in `out`."""
+    (data, dtype), (less, less_dtype) = left, right
+    kinds = STORED_DTYPES[dtype], STORED_DTYPES[less_dtype]
+    native.call(
+        "subtract_stored", data.ctypes.data, kinds[0], less.ctypes.data, kinds[1], len(out) // 4, out.ctypes.data
+    )
+    return out
 
 
 def _lower_cut(cut: Cut) -> structures.Cut:

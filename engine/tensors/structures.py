@@ -9,13 +9,14 @@ import ctypes
 import itertools
 from collections.abc import Iterator
 
-VERSION = 1  # as native.h has it
+VERSION = 2  # as native.h has it
 
 
 class Slab(ctypes.Structure):
     _fields_ = [
         ("data", ctypes.c_void_p),
         ("dtypes", ctypes.c_void_p),
+        ("vectors", ctypes.c_void_p),
         ("scales", ctypes.c_void_p),
         ("count", ctypes.c_int64),
         ("has_base", ctypes.c_int32),

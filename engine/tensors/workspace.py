@@ -28,6 +28,19 @@ def aligned(size_bytes: int) -> int:
     return -(-size_bytes // _ALIGN) * _ALIGN
 
 
+def tensor_of(arena: Arena) -> Tensor:
+    """Return flat memory as a tensor of bytes."""
+    if not len(arena):
+        return torch.empty(0, dtype=torch.uint8)  # torch gives an empty array a stride that cannot be viewed
+    return torch.from_numpy(arena)
+
+
+def bytes_of(tensor: Tensor) -> Arena:
+    """Return a tensor on the host as its bytes, flat."""
+    array: Arena = tensor.contiguous().view(-1).view(torch.uint8).numpy()
+    return array
+
+
 @dataclass(slots=True)
 class _Held:
     """A range of a file that lies in one piece in the arena."""
@@ -244,9 +257,7 @@ class Workspace:
 
     @functools.cached_property
     def _whole(self) -> Tensor:
-        if not len(self._arena):
-            return torch.empty(0, dtype=torch.uint8)  # torch gives an empty array a stride that cannot be viewed
-        return torch.from_numpy(self._arena)
+        return tensor_of(self._arena)
 
     def _take_low(self, size_bytes: int) -> int:
         start = self._low

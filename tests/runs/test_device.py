@@ -22,8 +22,8 @@ from simulated import SimulatedPlace, There, whole_matrices_too
 from mergemill.engine import describe_plan, make_plan, run
 from mergemill.engine.errors import MergemillError, PlanError, RecipeError, RunError
 from mergemill.engine.methods import find_methods
-from mergemill.engine.plan.memory import DEVICE_FACTORS, find_staging
-from mergemill.engine.plan.values import OutputTensor, Piece, Plan
+from mergemill.engine.plan.memory import DEVICE_FACTORS, find_staging, make_piece
+from mergemill.engine.plan.values import OutputTensor, Plan
 from mergemill.engine.recipe import parse_recipe
 from mergemill.engine.recipe.clusters import parse_cluster
 from mergemill.engine.runs import threads
@@ -34,7 +34,7 @@ from mergemill.engine.runs.worker.accelerator import Accelerator, open_device, p
 from mergemill.engine.runs.worker.workplace import Workplace
 from mergemill.engine.tensors.dtypes import NAMES
 from mergemill.engine.tensors.exact import sum_blocks
-from mergemill.engine.tensors.merged import Merged
+from mergemill.engine.tensors.merged import Merging
 from mergemill.engine.tensors.slabs import BLOCK, SLAB, Span
 from mergemill.engine.tensors.workspace import Workspace
 
@@ -250,7 +250,9 @@ def test_float8_outputs_stay_on_the_cpu(dtype: str, tmp_path: Path) -> None:
     values = make_values((8, 8), dtype=getattr(torch, dtype))
     expression = Mill(tmp_path).express(make_task("linear", values))
     staged = [
-        find_staging(Piece(OutputTensor("x", out, expression), Span(0, 64), 0, True), "cuda", SLAB, 1 << 40, 1 << 40)
+        find_staging(
+            make_piece(OutputTensor("x", out, expression), Span(0, 64), 0, whole=True), "cuda", SLAB, 1 << 40, 1 << 40
+        )
         for out in (NAMES[values[0].dtype], "BF16")
     ]
     assert staged[0] is None
@@ -377,13 +379,13 @@ def test_a_merge_that_loses_its_device_ends_with_its_own_error(torchs: MagicMock
 
 
 class Failing:
-    """What raises an error on the device, in the place of `Merged.combine`, and weakly holds what was there."""
+    """What raises an error on the device, in the place of `Merging._combine`, and weakly holds what was there."""
 
     def __init__(self, error: RuntimeError) -> None:
         self.error = error
         self.there: list[weakref.ref[torch.Tensor]] = []
 
-    def __call__(self, merged: Merged, statistics: Any, span: Span, work: Workspace, watch: Any) -> torch.Tensor:
+    def __call__(self, merging: Merging, span: Span, work: Workspace, dtype: str, watch: Any) -> torch.Tensor:
         assert work.lanes is not None
         taken = work.take((span.size,), "F32")
         self.there += [weakref.ref(taken), weakref.ref(work.lanes._arena)]
@@ -404,7 +406,7 @@ def test_a_device_that_is_full_is_told_and_the_error_holds_none_of_its_memory(
 ) -> None:
     _, there = mills(tmp_path)
     failing = Failing(error)
-    monkeypatch.setattr(Merged, "combine", lambda *given: failing(*given))
+    monkeypatch.setattr(Merging, "_combine", lambda *given: failing(*given))
     with pytest.raises(RunError) as told:
         there.merge(make_task("linear", make_values(SMALL)))
     first_line = str(error).splitlines()[0]
@@ -418,7 +420,7 @@ def test_a_device_that_is_full_is_told_and_the_error_holds_none_of_its_memory(
 def test_another_error_of_a_device_goes_on_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, there = mills(tmp_path)
     failing = Failing(RuntimeError("CUDA error: an illegal memory access was encountered"))
-    monkeypatch.setattr(Merged, "combine", lambda *given: failing(*given))
+    monkeypatch.setattr(Merging, "_combine", lambda *given: failing(*given))
     with pytest.raises(RuntimeError, match="an illegal memory access") as told:
         there.merge(make_task("linear", make_values(SMALL)))
     assert told.value is failing.error

@@ -380,7 +380,7 @@ def test_nothing_is_gathered_for_parts_that_are_kept(
     def refuse(*_: object) -> None:
         raise AssertionError("inputs are read again")
 
-    for gather in ("gather_squares", "gather_piece", "run_part"):
+    for gather in ("gather_squares", "gather_piece", "gather_rest", "run_part"):
         monkeypatch.setattr(graph, gather, refuse)
     events: list[Any] = []
     committed = run(plan, tmp_path / "out", workers=0, on_event=events.append)

@@ -82,10 +82,12 @@ class Fuzz:
         dtypes = self.random.integers(0, 3, count + has_base).astype(np.int32)
         data = [self.bits(size) if dtype == 0 else self.bits(size).astype(np.uint16) for dtype in dtypes]
         scales = self.choose(np.ones(count, np.float32), self.floats(count))
-        self.alive += [dtypes, scales, pointers := self.pointers(data)]
+        vectors = self.random.integers(0, 2, count).astype(np.int32)
+        self.alive += [dtypes, vectors, scales, pointers := self.pointers(data)]
         start = block * self.integer(0, 3)
         address = ctypes.addressof(pointers)
-        return Slab(address, pointer(dtypes), pointer(scales), count, has_base, size, start, block)
+        lowered = (pointer(each) for each in (dtypes, vectors, scales))
+        return Slab(address, *lowered, count, has_base, size, start, block)
 
     def cut(self, slab: Slab) -> Cut:
         blocks = slab.size // slab.block + 4
@@ -239,6 +241,12 @@ class Fuzz:
         slab = self.slab()
         prefix = int(self.bits(1)[0]) >> self.choose(0, 16, 17)
         self.call("stored_lower", ref(slab), self.which(slab), prefix, np.zeros(1 << 16, np.int64))
+
+    def subtract_stored(self) -> None:
+        slab = self.slab(many=2)
+        kinds = [self.integer(0, 2) for _ in range(2)]
+        data = [self.bits(slab.size) if kind == 0 else self.bits(slab.size).astype(np.uint16) for kind in kinds]
+        self.call("subtract_stored", data[0], kinds[0], data[1], kinds[1], slab.size, self.floats(slab.size))
 
     def stored_equal(self) -> None:
         slab = self.slab()

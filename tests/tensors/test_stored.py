@@ -127,6 +127,7 @@ def make_slab(
         arrays=tuple(x.contiguous().view(-1).view(torch.uint8).numpy() for x in inputs),
         dtypes=tuple(names[x.dtype] for x in inputs),
         has_base=has_base,
+        vectors=(False,) * (len(inputs) - has_base),
         scales=(),
         place=place,
         size=inputs[0].numel(),

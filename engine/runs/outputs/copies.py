@@ -14,7 +14,6 @@ from mergemill.engine.runs.worker.workplace import Workplace
 from mergemill.engine.storage.multipart import LEAST_BYTES
 from mergemill.engine.storage.ranges import Pin, read_into
 from mergemill.engine.storage.store import Storage
-from mergemill.engine.tensors.expressions import Stored
 from mergemill.engine.tensors.workspace import aligned
 
 
@@ -60,14 +59,9 @@ def find_stretches(part: Part, header_bytes: int) -> list[Stretch] | None:
     """Return where the part's bytes lie in S3, as few stretches as can be; None where they do not."""
     found: list[Stretch] = []
     for piece in part.pieces:
-        stored = piece.tensor.expression
-        if (
-            not isinstance(stored, Stored)
-            or stored.dtype != piece.tensor.dtype
-            or not stored.pin.url.startswith("s3://")
-        ):
+        read = piece.tensor.expression.find_read(piece.span, piece.tensor.dtype)
+        if read is None or not read.pin.url.startswith("s3://"):
             return None
-        (read,) = stored.reads(piece.span)
         start = header_bytes + piece.offset_bytes - part.start_bytes
         found.append(Stretch(start, read.size_bytes, read.pin, read.offset_bytes))
     return list(_join(found))

@@ -12,7 +12,6 @@ from mergemill.engine.errors import RunError
 from mergemill.engine.plan.values import OutputTensor, Plan
 from mergemill.engine.runs.outputs.receipts import Receipt
 from mergemill.engine.tensors.drift import Drift
-from mergemill.engine.tensors.merged import Merged
 
 _NOISE = 1e-6  # of the base's norm: a change as small as this is rounding, whatever the inputs' own
 MOST_CHANGED = 10
@@ -85,11 +84,11 @@ def make_report(plan: Plan, receipts: Iterable[Receipt]) -> Report:
 
 def is_cast(tensor: OutputTensor) -> bool:
     """Whether a tensor is one input's, written in another dtype."""
-    return not isinstance(tensor.expression, Merged) and tensor.expression.dtype != tensor.dtype
+    return not tensor.expression.is_merged and tensor.expression.dtype != tensor.dtype
 
 
 def _is_watched(tensor: OutputTensor) -> bool:
-    return isinstance(tensor.expression, Merged) or is_cast(tensor)
+    return tensor.expression.is_merged or is_cast(tensor)
 
 
 def check_report(report: Report, policy: str, out: str) -> None:

@@ -1,12 +1,12 @@
 """What runs on a worker: one part from its sources to its range of the output, or all parts of a shard in order."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import xxhash
 
-from mergemill.engine.plan.memory import keep_bytes, needs_passes, slab_bytes, task_bytes
+from mergemill.engine.plan.memory import task_bytes
 from mergemill.engine.plan.values import Part, Piece
 from mergemill.engine.runs.outputs.receipts import Receipt
 from mergemill.engine.runs.outputs.target import PartTarget, ShardTarget
@@ -17,6 +17,7 @@ from mergemill.engine.runs.worker.workplace import Counts, Workplace
 from mergemill.engine.storage.ranges import check_pin
 from mergemill.engine.tensors.device import Staging
 from mergemill.engine.tensors.dtypes import item_bytes
+from mergemill.engine.tensors.expressions import Read
 from mergemill.engine.tensors.slabs import SLAB
 from mergemill.engine.tensors.workspace import Arena, aligned
 
@@ -74,9 +75,10 @@ def _find_need(part: Part, workplace: Workplace, share_bytes: int, slab: int) ->
 
 def _keeping_bytes(piece: Piece, staging: Staging | None) -> int:
     """Return what the piece takes when its inputs are kept for later passes."""
-    if staging is None or not needs_passes(piece):
-        return keep_bytes(piece)
-    return max(keep_bytes(piece), keep_bytes(piece) - slab_bytes(piece) + staging.host_bytes)
+    kept_bytes = piece.projected.keep_bytes
+    if staging is None or not piece.projected.most_rounds:
+        return kept_bytes
+    return max(kept_bytes, kept_bytes - piece.projected.slab_bytes + staging.host_bytes)
 
 
 def _merge_part(
@@ -95,7 +97,7 @@ def _merge_part(
     drifts: list[Row] = []
     for piece in part.pieces:
         staging = find_device_staging(piece, workplace, slab)
-        keep = piece.whole and needs_passes(piece) and _keeping_bytes(piece, staging) <= need_bytes
+        keep = piece.whole and piece.projected.most_rounds > 0 and _keeping_bytes(piece, staging) <= need_bytes
         with open_work(piece, arena, workplace, staging, keep=keep) as work:
             for span, merged in merge_piece(piece, totals, work, workplace, slab, drifts):
                 data = merged.data
@@ -124,5 +126,10 @@ def _count(receipt: Receipt, workplace: Workplace) -> Receipt:
 
 def _check_sources(part: Part, workplace: Workplace) -> None:
     """No receipt for what was read from a file that changed meanwhile; descriptors are compared when opened only."""
-    for pin in {read.pin for piece in part.pieces for read in piece.tensor.expression.reads(piece.span)}:
+    for pin in {read.pin for piece in part.pieces for read in _reads(piece)}:
         check_pin(pin, workplace.storage)
+
+
+def _reads(piece: Piece) -> Iterator[Read]:
+    yield from piece.tensor.expression.reads(piece.span)
+    yield from piece.tensor.expression.holds()

@@ -16,7 +16,7 @@ from mergemill.engine.runs.worker.workplace import Workplace
 from mergemill.engine.tensors.device import Lanes, Staging
 from mergemill.engine.tensors.drift import Watch
 from mergemill.engine.tensors.lazy import Tensor, torch
-from mergemill.engine.tensors.merged import Merged
+from mergemill.engine.tensors.rounds import Ready
 from mergemill.engine.tensors.slabs import Span
 from mergemill.engine.tensors.workspace import Arena, Workspace
 
@@ -55,9 +55,9 @@ def _take_lanes(piece: Piece, workplace: Workplace, staging: Staging | None, sta
 
 
 def merge_there(
-    piece: Piece, statistics: Any, spans: Iterator[Span], work: Workspace, watch: Watch | None
+    ready: Ready, dtype: str, spans: Iterator[Span], work: Workspace, watch: Watch | None
 ) -> Iterator[tuple[Span, Arena]]:
-    """Yield the slabs of a piece that is merged on a device, each with its output bytes, which are gone with the next.
+    """Yield the slabs of what is merged on a device, each with its bytes as `dtype`, which are gone with the next.
 
     What a slab takes is gone with the one after the next: where there is but one lane, there is but one slab.
     """
@@ -65,23 +65,11 @@ def merge_there(
     leaving: _Leaving | None = None
     for span in spans:
         before = leaving
-        leaving = _send(piece, span, combine_there(piece, span, statistics, work, watch), work)
+        leaving = _send(span, ready.slab(span, work, dtype, watch), dtype, work)
         if before is not None:
             yield before.span, before.arrive(work.lanes)
     if leaving is not None:
         yield leaving.span, leaving.arrive(work.lanes)
-
-
-def combine_there(piece: Piece, span: Span, statistics: Any, work: Workspace, watch: Watch | None) -> Tensor:
-    """Return the merged slab on the device, in the output's dtype."""
-    expression, dtype = piece.tensor.expression, piece.tensor.dtype
-    assert isinstance(expression, Merged)
-    merged = expression.combine(statistics, span, work, watch)
-    if dtype != expression.dtype:
-        merged = work.take((span.size,), dtype).copy_(merged)
-    if watch is not None:
-        watch.check(merged)
-    return merged
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +88,9 @@ class _Leaving:
         return array
 
 
-def _send(piece: Piece, span: Span, value: Tensor, work: Workspace) -> _Leaving:
+def _send(span: Span, value: Tensor, dtype: str, work: Workspace) -> _Leaving:
     assert work.lanes is not None
-    copy = work.take_on_host((span.size,), piece.tensor.dtype)
+    copy = work.take_on_host((span.size,), dtype)
     value = value.contiguous().view(-1)
     return _Leaving(span, value, copy, work.lanes.get(copy, value))
 

@@ -13,7 +13,6 @@ from mergemill.engine.plan.values import Plan
 from mergemill.engine.runs.worker.workplace import DevicePlace
 from mergemill.engine.tensors.device import InOrder, Overlapped, Streams
 from mergemill.engine.tensors.lazy import Tensor, torch
-from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.workspace import Arena
 
 KINDS = ("cuda", "xpu", "mps")  # in the order in which `auto` looks for them
@@ -189,5 +188,4 @@ def _total_bytes(kind: str) -> int:
 
 
 def _takes_matrices(plan: Plan) -> bool:
-    expressions = (piece.tensor.expression for part in plan.parts for piece in part.pieces)
-    return any(isinstance(each, Merged) and each.kernel.takes_matrices for each in expressions)
+    return any(piece.tensor.expression.takes_matrices for part in plan.parts for piece in part.pieces)

@@ -12,7 +12,6 @@ from mergemill.engine.recipe import ClusterFile, load_cluster
 from mergemill.engine.runs.worker.accelerator import choose_device, count_devices
 from mergemill.engine.storage.cache import CacheOptions
 from mergemill.engine.storage.store import ENVIRONMENT, Options, Storage, join_options, make_storage
-from mergemill.engine.tensors.merged import Merged
 
 MEMORY = "1GiB"
 SMALL_BYTES = 4 << 30  # merges that write less than this run as threads of this process
@@ -167,4 +166,4 @@ def _choose_cluster(
 def _is_native(plan: Plan) -> bool:
     """Whether native loops do all the merging."""
     tensors = (piece.tensor for part in plan.parts for piece in part.pieces)
-    return all(tensor.expression.is_native(tensor.dtype) for tensor in tensors if isinstance(tensor.expression, Merged))
+    return all(tensor.expression.makes_natively(tensor.dtype) for tensor in tensors)
