@@ -47,9 +47,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Read]:
     seen: list[Read] = []
     plain = workspace.read_into
 
-    def record(pin: Pin, offset_bytes: int, buffer: memoryview, cache: None) -> None:
+    def record(pin: Pin, offset_bytes: int, buffer: memoryview, *how: Any) -> None:
         seen.append(Read(pin, offset_bytes, len(buffer)))
-        plain(pin, offset_bytes, buffer)
+        plain(pin, offset_bytes, buffer, *how)
 
     monkeypatch.setattr(workspace, "read_into", record)
     return seen
