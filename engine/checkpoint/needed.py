@@ -8,6 +8,7 @@ user trusts them. Here code is bytes: copied, and never looked into or run. Modu
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from mergemill.engine.checkpoint.checkpoint import MODULES_NAME, Checkpoint, read_file, read_modules
@@ -22,23 +23,25 @@ _MAPPING_FILES = (
 _CLASS = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\.[A-Za-z_][A-Za-z0-9_]*")  # org/name--module.Class lies elsewhere
 
 
-def needed_files(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Return the names of the code and the modules that an output copies."""
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """What a model's configs and its ``modules.json`` name, by names of files."""
+
+    present: tuple[str, ...]  # the code and the modules that an output copies
+    missing: tuple[str, ...]  # what is named and is not in the model's folder
+
+
+def find_needed(checkpoint: Checkpoint) -> Needed:
+    """Return what a model cannot be loaded without; its configs are read once."""
+    named, folders = dict.fromkeys(_iter_code(checkpoint)), _list_modules(checkpoint)
+    held = {name.rpartition("/")[0] for name in checkpoint.files}
     code = [name for name in checkpoint.files if name.endswith(".py") and "/" not in name]
-    below = [f"{folder}/" for folder in _list_modules(checkpoint)]
-    modules = [name for name in checkpoint.files if name == MODULES_NAME or name.startswith(tuple(below))]
-    return (*(code if list(_iter_code(checkpoint)) else ()), *(modules if below else ()))
-
-
-def missing_files(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Return what the configs or ``modules.json`` name and the model's folder does not have."""
-    code = {name: None for name in _iter_code(checkpoint) if name not in checkpoint.files}
-    modules = [
-        f"{folder}/config.json"
-        for folder in _list_modules(checkpoint)
-        if not any(name.startswith(f"{folder}/") for name in checkpoint.files)
-    ]
-    return (*code, *modules)
+    modules = [name for name in checkpoint.files if name == MODULES_NAME or name.rpartition("/")[0] in folders]
+    lost = [f"{folder}/config.json" for folder in folders if folder not in held]
+    return Needed(
+        present=(*(code if named else ()), *(modules if folders else ())),
+        missing=(*(name for name in named if name not in checkpoint.files), *lost),
+    )
 
 
 def _list_modules(checkpoint: Checkpoint) -> tuple[str, ...]:

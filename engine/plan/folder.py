@@ -18,7 +18,7 @@ from mergemill.engine.checkpoint.config import (
 from mergemill.engine.checkpoint.family import Family, find_tie
 from mergemill.engine.checkpoint.folder import copied_files
 from mergemill.engine.checkpoint.index import INDEX_NAME
-from mergemill.engine.checkpoint.needed import missing_files, needed_files
+from mergemill.engine.checkpoint.needed import Needed
 from mergemill.engine.methods.contract import Method
 from mergemill.engine.methods.own import MethodsFile
 from mergemill.engine.plan.slots import Stack
@@ -39,6 +39,7 @@ def make_files(
     stacks: Sequence[Stack],
     tensors: Sequence[OutputTensor],
     shards: Sequence[Shard],
+    needed: Needed,
     code: Sequence[MethodsFile] = (),
 ) -> tuple[SmallFile, ...]:
     """Return the files in the order in which they are written; the index is the last.
@@ -50,17 +51,15 @@ def make_files(
     made[CARD_NAME] = _card(recipe, method, checkpoints, tensors, code).encode()
     if donor.config_text:
         made[CONFIG_NAME] = make_config(donor.config_text, _config_changes(donor, checkpoints, family, stacks, tensors))
-    names = sorted({*copied_files(donor.files), *needed_files(donor)})
+    names = sorted({*copied_files(donor.files), *needed.present})
     copied = [SmallFile(name, None, check_file(donor, name)) for name in names]
     files = [SmallFile(name, data, None) for name, data in sorted(made.items())]
     return (*copied, *files, SmallFile(INDEX_NAME, make_index(shards, tensors).encode(), None))
 
 
-def warn_of_missing_files(donor: Checkpoint, *, where: str) -> list[str]:
+def warn_of_missing_files(needed: Needed, donor: str, *, where: str) -> list[str]:
     """Return a warning for each file that the donor's configs name and its folder lacks: so will the output."""
-    return [
-        f"{where}: {donor.ref} names {name} and does not have it; nor will the output" for name in missing_files(donor)
-    ]
+    return [f"{where}: {donor} names {name} and does not have it; nor will the output" for name in needed.missing]
 
 
 def recipe_text(recipe: Recipe) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from mergemill.engine.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from mergemill.engine.checkpoint.family import choose_family
 from mergemill.engine.checkpoint.folder import same_tokenizer
+from mergemill.engine.checkpoint.needed import find_needed
 from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.contract import Method
 from mergemill.engine.methods.own import GivenMethods, get_any_method
@@ -95,7 +96,8 @@ def make_plan(
     sources = ledger.close(checkpoints, stacks, family)
     size, read_as = read_shard_size(shard_size)
     shards, parts = make_layout(tensors, size)
-    files = make_files(recipe, method, donor, checkpoints, family, stacks, tensors, shards, code)
+    needed = find_needed(donor)
+    files = make_files(recipe, method, donor, checkpoints, family, stacks, tensors, shards, needed, code)
     return Plan(
         digest=make_digest(recipe, seed, tensors, shards, parts, files),
         recipe=recipe,
@@ -117,7 +119,7 @@ def make_plan(
             *_warn(method, stacks, where),
             *warn_of_filters(method, stacks, checkpoints, where=where),
             *warn_of_config(tensors, stacks, donor, where=where),
-            *warn_of_missing_files(donor, where=where),
+            *warn_of_missing_files(needed, donor.ref, where=where),
             *warn_of_missing_head(donor, [tensor.name for tensor in tensors], family, where=where),
         ),
         code=code,

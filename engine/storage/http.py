@@ -41,11 +41,18 @@ NAMES = (
     "preprocessor_config.json",
     "video_preprocessor_config.json",
     "processor_config.json",
+    "normalizer.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
     "adapter_config.json",
     "adapter_model.safetensors",
     "pytorch_model.bin",
 )
 """What a folder is asked for; a file with another name is not found."""
+
+BENEATH = ("config.json", "model.safetensors")
+"""What a folder in it is asked for: one of its modules, as sentence-transformers has them."""
 
 PROBES = 8  # of them at a time
 
@@ -77,10 +84,11 @@ class HttpStore:
         return url.rstrip("/")
 
     def list_files(self, url: str, beneath: str) -> Mapping[str, Pin] | None:
-        """Return those of the `NAMES` that a folder has; None where `url` is a file, as its ending says."""
+        """Return those of the usual names that a folder has; None where `url` is a file, as its ending says."""
         if url.endswith(".safetensors"):
             return None
-        urls = {name: f"{url}/{name}" for name in NAMES}
+        names = (*NAMES, *(f"{beneath}/{name}" for name in BENEATH if beneath))
+        urls = {name: f"{url}/{name}" for name in names}
         with ThreadPoolExecutor(PROBES) as pool:
             found = dict(zip(urls, pool.map(self._find_pin, urls.values()), strict=True))
         pins = {name: pin for name, pin in found.items() if isinstance(pin, Pin)}

@@ -8,7 +8,7 @@ from models import write_json
 from plan.sketches import config, llama, plan_of, read_file, write_sketch
 
 from mergemill.engine.checkpoint import copied_files, open_checkpoint
-from mergemill.engine.checkpoint.needed import missing_files, needed_files
+from mergemill.engine.checkpoint.needed import Needed, find_needed
 
 CODE = {"modeling_x.py": "from .layers_x import Layer\n", "layers_x.py": "raise SystemExit('run')\n"}
 MAP = {"AutoModelForCausalLM": "modeling_x.XForCausalLM"}
@@ -37,13 +37,13 @@ def test_code_that_the_config_names_is_copied_with_what_it_imports_and_never_run
 def test_code_that_another_config_names_is_copied_too(tmp_path: Path, file: str) -> None:
     write(tmp_path, code=CODE)
     write_json(tmp_path / file, {"auto_map": {"AutoTokenizer": ["modeling_x.XTokenizer", None]}})
-    assert needed_files(open_checkpoint(str(tmp_path))) == ("layers_x.py", "modeling_x.py")
+    assert find_needed(open_checkpoint(str(tmp_path))).present == ("layers_x.py", "modeling_x.py")
 
 
 def test_code_that_nothing_names_and_code_that_lies_elsewhere_is_left(tmp_path: Path) -> None:
     write(tmp_path, code=CODE, auto_map={"AutoModel": "org/name--modeling_x.X"})
     found = open_checkpoint(str(tmp_path))
-    assert (needed_files(found), missing_files(found)) == ((), ())
+    assert find_needed(found) == Needed((), ())
 
 
 def test_code_that_is_not_there_is_told(tmp_path: Path) -> None:
@@ -58,8 +58,8 @@ def test_modules_of_sentence_transformers_are_copied_with_their_folders(tmp_path
     (tmp_path / "1_Pooling").mkdir()
     write_json(tmp_path / "1_Pooling" / "config.json", {"pooling_mode_mean_tokens": True})
     found = open_checkpoint(str(tmp_path))
-    assert needed_files(found) == ("1_Pooling/config.json", "modules.json")
-    assert missing_files(found) == ("2_Dense/config.json",)
+    assert find_needed(found).present == ("1_Pooling/config.json", "modules.json")
+    assert find_needed(found).missing == ("2_Dense/config.json",)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_modules_of_sentence_transformers_are_copied_with_their_folders(tmp_path
 def test_modules_that_are_none_or_lie_outside_are_not_looked_for(tmp_path: Path, modules: Any) -> None:
     write(tmp_path)
     write_json(tmp_path / "modules.json", modules)
-    assert needed_files(open_checkpoint(str(tmp_path))) == ()
+    assert find_needed(open_checkpoint(str(tmp_path))).present == ()
 
 
 def test_configs_of_processors_and_pooling_are_copied() -> None:

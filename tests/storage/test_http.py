@@ -14,6 +14,7 @@ from servers.proxy import start_proxy
 from servers.web import Answer, Web, WebHandler, serve
 
 from mergemill.engine.checkpoint import folder, open_checkpoint
+from mergemill.engine.checkpoint.needed import find_needed
 from mergemill.engine.errors import CheckpointError, MergemillError, SourceChanged, StorageError
 from mergemill.engine.storage import connections, fetch, http
 from mergemill.engine.storage.connections import find_proxy
@@ -119,8 +120,8 @@ def test_a_folder_is_what_answers_to_the_usual_names(tmp_path: Path) -> None:
         assert {stored.file.url for stored in there.tensors.values()} == {
             f"{origin.url}/m/model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)
         }
-        single = open_checkpoint(f"{origin.url}/m/model-00001-of-00003.safetensors")
-        assert single.tensors.keys() < here.tensors.keys()
+        origin.files["/m/part.safetensors"] = origin.files["/m/model-00001-of-00003.safetensors"]
+        assert open_checkpoint(f"{origin.url}/m/part.safetensors").tensors.keys() < here.tensors.keys()
         del origin.files["/m/model-00002-of-00003.safetensors"]
         assert message_of(open_checkpoint, f"{origin.url}/m") == (
             f"{origin.url}/m/model-00002-of-00003.safetensors: no such file (404)"
@@ -129,6 +130,14 @@ def test_a_folder_is_what_answers_to_the_usual_names(tmp_path: Path) -> None:
 
 def test_a_folder_is_asked_for_every_file_that_an_output_copies() -> None:
     assert {name for name in folder.COPIED_FILES if "*" not in name} <= set(http.NAMES)
+
+
+def test_modules_that_modules_json_names_are_looked_for_in_their_folders(tmp_path: Path) -> None:
+    write_llama(tmp_path, seed=1, layers=1)
+    with start_origin() as origin:
+        origin.files |= {f"/m/{path.name}": path.read_bytes() for path in tmp_path.iterdir()}
+        origin.files |= {"/m/modules.json": b'[{"path": "1_Pooling"}]', "/m/1_Pooling/config.json": b"{}"}
+        assert find_needed(open_checkpoint(f"{origin.url}/m")).present == ("1_Pooling/config.json", "modules.json")
 
 
 def test_a_folder_of_nothing_says_what_was_looked_for(origin: Origin) -> None:
