@@ -111,7 +111,7 @@ def plan_lines(numbers: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _remote_lines(traffic: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what goes to and from one kind of storage, and about what that costs."""
+    """Yield what goes to and from one kind of storage."""
     from mergemill.engine import format_size
 
     scheme = traffic["scheme"]
@@ -124,31 +124,6 @@ def _remote_lines(traffic: Mapping[str, Any]) -> Iterator[str]:
     if traffic["write_requests"]:
         requests = count(traffic["write_requests"], "request")
         yield f"  {scheme:<6}  {format_size(traffic['write_bytes']):>10}  written in about {requests}"
-    yield from _cost_lines(scheme, traffic["estimate"])
-
-
-def _cost_lines(scheme: str, estimate: Mapping[str, Any] | None) -> Iterator[str]:
-    """Yield an estimate in dollars."""
-    if estimate is None:
-        yield f"  cost       unknown  for {scheme}://"
-    elif not any(estimate[name] for name in ("egress_usd", "requests_usd")):
-        yield f"  cost          free  for {scheme}://"
-    else:
-        prices, most = estimate["prices"], _say_most(estimate, "egress_usd")
-        egress = f"{_say_dollars(estimate['egress_usd']):>10} {most}"
-        requests = f"{_say_dollars(estimate['requests_usd'])}{_say_most(estimate, 'requests_usd')} for requests"
-        yield f"  cost    {egress} if it leaves the region, nothing within it; {requests}"
-        yield f"                      an estimate by the list prices of {prices['name']}, {prices['date']}"
-
-
-def _say_most(estimate: Mapping[str, Any], name: str) -> str:
-    """Return the most that it may be, where that is more."""
-    most = estimate[f"most_{name}"]
-    return f" ({_say_dollars(most)} at most)" if most > estimate[name] else ""
-
-
-def _say_dollars(amount: float) -> str:
-    return f"${amount:,.2f}" if amount >= 0.005 or not amount else "under 1 ¢"
 
 
 def _uses(source: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from mergemill.engine.plan.summary import find_donor, find_dtypes
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import ClusterFile
 from mergemill.engine.runs.outputs.output import find_output
-from mergemill.engine.runs.traffic import describe_traffic, find_traffic
+from mergemill.engine.runs.traffic import find_traffic
 from mergemill.engine.runs.worker.workers import DEVICE_MEMORY, choose_workers, find_storage
 from mergemill.engine.runs.worker.workplace import Workplace
 
@@ -29,8 +29,8 @@ def describe_plan(
     """Return the plan's numbers for the workers that `run` would start with the same options.
 
     ``projected_bytes`` is the most that a worker's tasks take together, beyond the process itself. ``remote`` is what
-    goes to and from remote storage, `out` included where it is given, with an estimate of its cost. Raises `PlanError`
-    where a part cannot run in so little memory.
+    goes to and from remote storage, `out` included where it is given. Raises `PlanError` where a part cannot run in so
+    little memory.
     """
     chosen = choose_workers(
         plan,
@@ -72,7 +72,7 @@ def describe_plan(
         "device_tensors": count_device_tensors(plan.parts, chosen.device),  # merged there; the others on the CPU
         "task_bytes": most_bytes,
         "projected_bytes": min(most_bytes * min(chosen.threads, len(plan.parts)), chosen.memory_bytes),
-        "remote": [describe_traffic(each) for each in find_traffic(plan, share_bytes, out)],
+        "remote": [asdict(each) for each in find_traffic(plan, share_bytes, out)],
         "sources": [asdict(source) for source in plan.sources],
         "code": [{"name": file.name, "path": file.path, "sha256": file.sha256} for file in plan.code],
         "warnings": list(plan.warnings),

@@ -1,12 +1,13 @@
-"""What a merge moves to and from remote storage, known from the plan: bytes, requests, and about what they cost."""
+"""What a merge moves to and from remote storage, known from the plan: bytes and requests.
+
+What they cost is not said (2026-11-29): nobody can keep such prices true, and a number in dollars is taken for a bill.
+"""
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from mergemill.engine.plan.memory import task_bytes
-from mergemill.engine.plan.prices import Price, find_price
 from mergemill.engine.plan.values import Part, Piece, Plan
 from mergemill.engine.storage.fetch import PIECE_BYTES
 from mergemill.engine.storage.ranges import is_remote
@@ -51,24 +52,6 @@ def find_traffic(plan: Plan, share_bytes: int, out: str | None = None) -> list[T
         )
         for scheme in sorted({*once, *written})
     ]
-
-
-def describe_traffic(traffic: Traffic) -> dict[str, Any]:
-    """Return its numbers, with an estimate of what they cost; None for that where no price is known."""
-    price = find_price(f"{traffic.scheme}://")
-    return {**asdict(traffic), "estimate": None if price is None else _estimate(traffic, price)}
-
-
-def _estimate(traffic: Traffic, price: Price) -> dict[str, Any]:
-    """Return costs in US dollars: for bytes, if they leave the region; within it these are free."""
-    writes = traffic.write_requests
-    return {
-        "egress_usd": price.of_egress(traffic.read_bytes),
-        "most_egress_usd": price.of_egress(traffic.most_read_bytes),
-        "requests_usd": price.of_requests(traffic.read_requests, writes),
-        "most_requests_usd": price.of_requests(traffic.most_read_requests, writes),
-        "prices": {"name": price.name, "date": price.date, "source": price.source},
-    }
 
 
 def _iter_reads(plan: Plan, share_bytes: int, out: str) -> Iterator[tuple[Read, int]]:

@@ -111,10 +111,9 @@ def test_local_merges_move_nothing(family: Path, tmp_path: Path) -> None:
     assert find_traffic(plan_from(str(family), "linear"), out=str(tmp_path)) == {}
 
 
-def test_storage_without_a_known_price_says_so(family: Path) -> None:
-    traffic = find_traffic(plan_from(str(family), "linear"), out="memory://out")["memory"]
-    assert traffic["write_bytes"] > 0
-    assert traffic["estimate"] is None
+def test_writes_to_any_storage_are_counted(family: Path) -> None:
+    plan = plan_from(str(family), "linear")
+    assert find_traffic(plan, out="memory://out")["memory"]["write_bytes"] == plan.write_bytes
 
 
 # --- the command ---
@@ -137,9 +136,7 @@ def test_the_plan_says_it_to_people(recipe: Path, capsys: pytest.CaptureFixture[
         next(line for line in lines if " read in about " in line),
         next(line for line in lines if " written in about " in line),
     ]
-    (cost,) = [i for i, line in enumerate(lines) if line.startswith("  cost ")]
-    assert "if it leaves the region, nothing within it; " in lines[cost]
-    assert lines[cost + 1].strip().startswith("an estimate by the list prices of Amazon S3 Standard, us-east-1, 20")
+    assert not [line for line in lines if "$" in line or "cost" in line]  # nobody can keep prices true
 
 
 def end_with_a_part(event: Event) -> None:
