@@ -9,7 +9,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils.tqdm import disable_progress_bars
 from servers.hub import Hub
 
-from mergemill.engine.storage import connections, fetch
+from mergemill.engine.storage import tries
 from mergemill.engine.storage.ranges import close_all
 
 Use = Callable[..., None]
@@ -34,8 +34,7 @@ def use_hub(hub: Hub, home: Path) -> Iterator[Use]:
         patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
         patch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        patch.setattr(fetch, "FIRST_WAIT_S", 0.0)
-        patch.setattr(connections, "FIRST_WAIT_S", 0.0)
+        patch.setattr(tries, "FIRST_WAIT_S", 0.0)
         patch.setenv("no_proxy", "127.0.0.1")
         disable_progress_bars()
         start()

@@ -1,10 +1,9 @@
 """Connections to web servers, kept and shared by the threads of a process; what their answers mean for a reader."""
 
-import random
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import urllib3
@@ -15,18 +14,12 @@ from mergemill.engine.storage.body import check_range, make_range, read_body
 from mergemill.engine.storage.fetch import CONNECTIONS
 from mergemill.engine.storage.pin import Pin
 from mergemill.engine.storage.store import Unavailable
-from mergemill.engine.storage.tries import note_retry
 from mergemill.engine.storage.urls import hide_secrets
-
-T = TypeVar("T")
 
 CONNECT_S, READ_S = 10, 60  # how long a connection may take, and how long one may be silent
 LONGEST_WAIT_S = 30.0  # that a server may ask for
 REDIRECTS = 5  # that are followed
 _POOLS = 32  # hosts whose connections are kept
-ATTEMPTS = 4  # at what is asked before the merge
-FIRST_WAIT_S = 0.2  # before the second of them, which doubles
-ENOUGH_S = 15.0  # after which there are no more
 _PLAIN = {"Accept-Encoding": "identity"}  # or the bytes would be others than the file's
 
 # Only redirects are done again here: who asks counts the attempts.
@@ -93,21 +86,6 @@ class Connections:
         if proxy not in self._managers:
             self._managers.setdefault(proxy, _open_manager(proxy, self._ca_certs))
         return self._managers[proxy]
-
-
-def patiently(ask: Callable[[], T]) -> T:
-    """Return what `ask` returns at one of several attempts; raise the last one's `Unavailable`."""
-    began_s = time.monotonic()
-    attempt = 1
-    while True:
-        try:
-            return ask()
-        except Unavailable:
-            if attempt == ATTEMPTS or time.monotonic() - began_s > ENOUGH_S:
-                raise
-        note_retry()
-        time.sleep(random.uniform(0, FIRST_WAIT_S * 2**attempt))
-        attempt += 1
 
 
 def _open_manager(proxy: str | None, ca_certs: str | None) -> urllib3.PoolManager:

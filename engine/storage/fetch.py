@@ -5,27 +5,22 @@ into the caller's memory; nothing else holds it, unless there is a cache on a di
 """
 
 import functools
-import random
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mergemill.engine.errors import StorageError
 from mergemill.engine.storage.cache import RangeCache, can_keep
 from mergemill.engine.storage.pin import Pin
 from mergemill.engine.storage.sample import make_sample
 from mergemill.engine.storage.store import ENVIRONMENT, Storage, Store, Unavailable, store_of
-from mergemill.engine.storage.tries import note_retry
+from mergemill.engine.storage.tries import insist
 
 T = TypeVar("T")
 
 PIECE_BYTES = 8 << 20  # of one request
 CONNECTIONS = 32  # requests of a process in flight
-ATTEMPTS = 8  # in a row without a byte
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0  # before trying again: at random up to this, which doubles
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +96,6 @@ def submit(work: Callable[[], T]) -> "Future[T]":
     return _pool().submit(work)
 
 
-def try_again(attempt: int, error: Unavailable, doing: str) -> None:
-    """Wait after a failed attempt, the first being 1; `StorageError` after the last."""
-    if attempt >= ATTEMPTS:
-        raise StorageError(f"{doing} failed {attempt} times, at last with: {error}") from error
-    note_retry()
-    time.sleep(random.uniform(0, min(FIRST_WAIT_S * 2**attempt, LONGEST_WAIT_S)))
-
-
 def _read_piece(pin: Pin, offset_bytes: int, buffer: memoryview, way: _Way) -> None:
     """Fill `buffer`, unless stopped, from the cache and from afar."""
     if way.cache is None or not can_keep(pin) or store_of(pin.url, way.storage).is_here(pin):
@@ -123,16 +110,19 @@ def _download(pin: Pin, offset_bytes: int, buffer: memoryview, way: _Way) -> boo
 
 
 def _fill(store: Store, pin: Pin, offset_bytes: int, buffer: memoryview, stop: threading.Event) -> bool:
-    done, failed = 0, 0
+    """Fill `buffer`, unless stopped; attempts are counted anew after each byte that came."""
+    done = 0
+
+    def read_some() -> int:
+        if stop.is_set():
+            return 0
+        got = store.read_some(pin, offset_bytes + done, buffer[done:])
+        if not got:
+            raise Unavailable("the connection was closed before the first byte")
+        return got
+
     while done < len(buffer) and not stop.is_set():
-        try:
-            got = store.read_some(pin, offset_bytes + done, buffer[done:])
-            if not got:
-                raise Unavailable("the connection was closed before the first byte")
-            done, failed = done + got, 0
-        except Unavailable as error:
-            failed += 1
-            try_again(failed, error, f"{pin.url}: reading at byte {offset_bytes + done}")
+        done += insist(read_some, f"{pin.url}: reading at byte {offset_bytes + done}")
     return done == len(buffer)
 
 

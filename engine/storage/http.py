@@ -12,10 +12,11 @@ from urllib.parse import urlsplit
 from urllib3.response import BaseHTTPResponse
 
 from mergemill.engine.errors import Absent, CheckpointError, StorageError
-from mergemill.engine.storage.connections import Connections, patiently
+from mergemill.engine.storage.connections import Connections
 from mergemill.engine.storage.fetch import sample_remote
 from mergemill.engine.storage.pin import Pin, changed
 from mergemill.engine.storage.store import Unavailable, check_options
+from mergemill.engine.storage.tries import BEFORE, ask_patiently
 
 NAMES = (
     "model.safetensors.index.json",
@@ -119,7 +120,7 @@ class HttpStore:
     def _find_pin(self, url: str) -> Pin | int:
         """Return a file's pin, or the status with which the server says that there is none."""
         try:
-            return patiently(lambda: self._ask_pin(url))
+            return ask_patiently(lambda: self._ask_pin(url), BEFORE)
         except Unavailable as error:
             raise CheckpointError(f"{url}: cannot be reached: {error}") from error
 

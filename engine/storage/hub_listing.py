@@ -9,11 +9,11 @@ from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 from mergemill.engine.errors import Absent, CheckpointError
 from mergemill.engine.storage import hub_cache
-from mergemill.engine.storage.connections import patiently
 from mergemill.engine.storage.hub_errors import Offline, explained
 from mergemill.engine.storage.hub_place import Place
 from mergemill.engine.storage.pin import Pin
 from mergemill.engine.storage.store import Unavailable
+from mergemill.engine.storage.tries import BEFORE, ask_patiently
 
 ANSWER_S = 10.0  # how long the Hub may be silent
 SILENT_S = 60.0  # for how long it is not asked again once it could not be reached
@@ -33,7 +33,7 @@ class Listing:
         until_s, why = self._unreachable
         if time.monotonic() >= until_s:
             try:
-                return patiently(lambda: self._ask(place))
+                return ask_patiently(lambda: self._ask(place), BEFORE)
             except Offline as error:
                 why = str(error)
             except Unavailable as error:

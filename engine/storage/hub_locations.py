@@ -11,13 +11,13 @@ from huggingface_hub.utils import build_hf_headers
 from urllib3.response import BaseHTTPResponse
 
 from mergemill.engine.errors import Absent, CheckpointError, StorageError
-from mergemill.engine.storage.connections import patiently
 from mergemill.engine.storage.hub_cache import is_hash
 from mergemill.engine.storage.hub_errors import Offline, explained
 from mergemill.engine.storage.hub_listing import ANSWER_S
 from mergemill.engine.storage.hub_place import Place, parse_url
 from mergemill.engine.storage.pin import Pin, changed
 from mergemill.engine.storage.store import Unavailable
+from mergemill.engine.storage.tries import BEFORE, ask_patiently
 
 _HUB = ("https", "huggingface.co")  # mirrors send there for some files
 
@@ -55,7 +55,7 @@ class Locations:
             turn = self._turns.setdefault(pin, threading.Lock())
         with turn:
             if pin not in self._known:
-                self._known[pin] = patiently(lambda: self._ask(pin))
+                self._known[pin] = ask_patiently(lambda: self._ask(pin), BEFORE)
             return self._known[pin]
 
     def check(self, pin: Pin, location: Location, answer: BaseHTTPResponse) -> None:

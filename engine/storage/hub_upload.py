@@ -25,9 +25,9 @@ from huggingface_hub.utils import (
 )
 
 from mergemill.engine.errors import MergemillError, OutputError, StorageError
-from mergemill.engine.storage.fetch import try_again
 from mergemill.engine.storage.hub_refusals import explained
 from mergemill.engine.storage.store import Unavailable
+from mergemill.engine.storage.tries import insist
 
 T = TypeVar("T")
 
@@ -143,14 +143,11 @@ class HubRepo:
                 raise Unavailable(f"its storage answers {error.response.status_code}") from None
 
     def _patiently(self, ask: Callable[[], T], doing: str, error: type[MergemillError] = StorageError) -> T:
-        failed = 0
-        while True:
-            try:
-                with explained(str(self), self.endpoint, error):
-                    return ask()
-            except Unavailable as found:
-                failed += 1
-                try_again(failed, found, f"{self}: {doing}")
+        def ask_once() -> T:
+            with explained(str(self), self.endpoint, error):
+                return ask()
+
+        return insist(ask_once, f"{self}: {doing}")
 
 
 class _Watched(io.BufferedReader):

@@ -13,7 +13,8 @@ from mergemill.engine.storage import fetch
 from mergemill.engine.storage.body import make_range
 from mergemill.engine.storage.pin import Pin, changed
 from mergemill.engine.storage.s3 import S3Store, explained, split_url
-from mergemill.engine.storage.store import ENVIRONMENT, Storage, Unavailable, find_store
+from mergemill.engine.storage.store import ENVIRONMENT, Storage, find_store
+from mergemill.engine.storage.tries import insist
 
 T = TypeVar("T")
 
@@ -191,14 +192,12 @@ class S3Objects:
         first. Before anything is written (`error` is another one) boto3's patience is enough: most likely the place is
         wrong.
         """
-        failed = 0
-        while True:
-            try:
-                with explained(url, error=error, again=error is StorageError):
-                    return work(self._find_client())
-            except Unavailable as unavailable:
-                failed += 1
-                fetch.try_again(failed, unavailable, url)
+
+        def ask() -> T:
+            with explained(url, error=error, again=error is StorageError):
+                return work(self._find_client())
+
+        return insist(ask, url)
 
     def _find_client(self) -> Any:
         store = find_store("s3", self.storage)

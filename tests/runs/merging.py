@@ -99,10 +99,15 @@ def write_family(
 
 def make_recipe(method: str, folder: Path | str, *, more: str = "") -> Recipe:
     """Return the recipe of `method` over the family in `folder`, or at a URL."""
+    return parse_recipe(write_recipe(method, folder, more=more), name=f"{method}.yml")
+
+
+def write_recipe(method: str, folder: Path | str, *, more: str = "") -> str:
+    """Return the text of that recipe."""
     body = BODIES[method]
     for name in ("base", "A", "B"):
         body = body.replace(f"{{{name}}}", f"{folder}/{name}")
-    return parse_recipe(f"merge_method: {method}{body}{more}", name=f"{method}.yml")
+    return f"merge_method: {method}{body}{more}"
 
 
 def make_recipe_of(value: Mapping[str, Any]) -> Recipe:

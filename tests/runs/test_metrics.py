@@ -26,7 +26,7 @@ from mergemill.engine.runs.outputs.folder import FolderOutput
 from mergemill.engine.runs.outputs.receipts import Receipt
 from mergemill.engine.runs.worker import metrics
 from mergemill.engine.runs.worker.workplace import Counts, Workplace
-from mergemill.engine.storage import fetch
+from mergemill.engine.storage import tries
 from mergemill.engine.storage.tries import count_retries
 
 if importlib.util.find_spec("prometheus_client") is None and not os.environ.get("CI"):
@@ -175,7 +175,7 @@ def test_retries_of_storage_are_counted(
     fault: str, seaweed_server: S3, family: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
-    monkeypatch.setattr(fetch, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(tries, "FIRST_WAIT_S", 0.001)
     refuse = faults.refuse(503, "SlowDown")
     rules: dict[str, Callable[..., Any]] = {
         "a lost answer": faults.at_first(2, faults.lose_answer(), "get"),

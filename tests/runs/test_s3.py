@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from runs.buckets import STATE, Place, found_by_environment, new_place, put_family, without_state
-from runs.merging import Killed, hash_output, list_files, make_recipe, plan_merge
+from runs.merging import Killed, hash_output, list_files, plan_merge, write_recipe
 from servers.processes import find_free_ports
 from servers.s3 import S3
 
@@ -591,7 +591,7 @@ WRONG: Mapping[str, tuple[str, str, Mapping[str, str | None], str]] = {
     "no bucket named": ("{family}", "s3://", {}, NO_URL),
     "only a key named": ("{family}", "s3:///out", {}, NO_URL),
     "keys in the output's URL": ("{family}", "s3://MYKEY:GUESSED/guessed@models/out", {}, NO_URL),
-    "keys in a model's URL": ("s3://MYKEY:GUESSED@models/family", "{disk}", {}, NO_URL),
+    "keys in a model's URL": ("s3://MYKEY:GUESSED@models/family", "{disk}", {}, "its URL holds a user or a password"),
     "keys with a slash in a model's URL": ("s3://MYKEY:GUE/SSED@models/family", "{disk}", {}, NO_URL),
 }
 
@@ -620,7 +620,7 @@ def test_what_is_wrong_with_place_or_credentials_is_one_line_before_anything_is_
     for name, value in changes.items():
         monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value.format(**places))
     recipe = tmp_path / "recipe.yml"
-    recipe.write_text(make_recipe("linear", models.format(**places)).text)
+    recipe.write_text(write_recipe("linear", models.format(**places)))
     for options in ([], ["--json"]):
         assert execute(["merge", str(recipe), out.format(**places), *options]) == 2
         printed = capsys.readouterr()

@@ -21,7 +21,7 @@ from mergemill.cli.main import execute
 from mergemill.engine import run
 from mergemill.engine.runs import drive
 from mergemill.engine.runs.events import Event, PartFinished
-from mergemill.engine.storage import fetch
+from mergemill.engine.storage import tries
 
 KEY, SECRET, TOKEN = (
     "AKIADISTINCTIVEKEY01",
@@ -64,7 +64,7 @@ def temporary(moto_server: S3) -> Iterator[Search]:
 def proxy(seaweed_server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """What merges of this process take for S3; who tries again does not wait."""
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
-    monkeypatch.setattr(fetch, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(tries, "FIRST_WAIT_S", 0.001)
     with start_proxy(seaweed_server.url) as running, found_by_environment(seaweed_server.through(running.url)):
         yield running
 

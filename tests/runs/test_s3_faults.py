@@ -18,7 +18,7 @@ from mergemill.engine import abort, make_plan, run
 from mergemill.engine.errors import MergemillError, OutputError, SourceChanged, StorageError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.runs.events import Committed, Event, PartFinished
-from mergemill.engine.storage import fetch
+from mergemill.engine.storage import tries
 from mergemill.engine.storage.ranges import pin_file, read_into
 
 OFTEN = 7  # attempts: more than boto3 makes by itself, fewer than it makes in all
@@ -44,7 +44,7 @@ def proxy(seaweed_server: S3, models: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """What merges of this process take for S3; it begins without faults. Who tries again does not wait."""
     put_family(seaweed_server, models)
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
-    monkeypatch.setattr(fetch, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(tries, "FIRST_WAIT_S", 0.001)
     with start_proxy(seaweed_server.url) as running, found_by_environment(seaweed_server.through(running.url)):
         yield running
 

@@ -13,7 +13,7 @@ from models import write_llama
 
 from mergemill.engine.checkpoint import open_checkpoint
 from mergemill.engine.errors import CheckpointError, MergemillError, SourceChanged, StorageError
-from mergemill.engine.storage import fetch
+from mergemill.engine.storage import fetch, tries
 from mergemill.engine.storage.anything import AnyStore
 from mergemill.engine.storage.ranges import check_pin, close_all, list_files, pin_file, read_into, read_whole
 from mergemill.engine.storage.store import store_of
@@ -26,7 +26,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """fsspec's files in memory, which all of a process shares; empty."""
     monkeypatch.setattr(MemoryFileSystem, "store", {})
     monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
-    monkeypatch.setattr(fetch, "FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(tries, "FIRST_WAIT_S", 0.0)
     close_all()
     yield fsspec.filesystem("memory")
     close_all()

@@ -16,7 +16,7 @@ from servers.web import Answer, Web, WebHandler, serve
 from mergemill.engine.checkpoint import folder, open_checkpoint
 from mergemill.engine.checkpoint.needed import find_needed
 from mergemill.engine.errors import CheckpointError, MergemillError, SourceChanged, StorageError
-from mergemill.engine.storage import connections, fetch, http
+from mergemill.engine.storage import connections, fetch, http, tries
 from mergemill.engine.storage.connections import find_proxy
 from mergemill.engine.storage.ranges import Pin, check_pin, close_all, list_files, pin_file, read_into, read_whole
 from mergemill.engine.storage.sample import make_sample
@@ -29,8 +29,7 @@ DATE = "Wed, 21 Oct 2026 07:28:00 GMT"
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Wait for nothing between attempts, keep nothing between tests, and go through no proxy of the machine."""
-    monkeypatch.setattr(fetch, "FIRST_WAIT_S", 0.0)
-    monkeypatch.setattr(connections, "FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(tries, "FIRST_WAIT_S", 0.0)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     close_all()
     yield
@@ -302,7 +301,7 @@ def _rest(pin: Pin) -> tuple[int, str]:
 
 def test_a_server_is_waited_for_as_long_as_it_asks_within_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(connections.time, "sleep", waits.append)
+    monkeypatch.setattr(tries.time, "sleep", waits.append)
     answers = [
         Answer(429, b"", {"Retry-After": "7"}),
         Answer(503, b"", {"Retry-After": "999999"}),

@@ -23,7 +23,7 @@ from huggingface_hub import constants, snapshot_download
 
 from mergemill.engine.checkpoint import open_checkpoint
 from mergemill.engine.errors import CheckpointError, MergemillError, SourceChanged, StorageError
-from mergemill.engine.storage import connections, fetch
+from mergemill.engine.storage import fetch, tries
 from mergemill.engine.storage.ranges import Pin, close_all, list_files, pin_file, read_into, read_whole
 from mergemill.engine.storage.store import store_of
 
@@ -359,10 +359,10 @@ def test_a_hub_that_is_away_is_not_asked_for_every_model(
 ) -> None:
     use("http://127.0.0.1:9")
     waits: list[float] = []
-    monkeypatch.setattr(connections.time, "sleep", waits.append)
+    monkeypatch.setattr(tries.time, "sleep", waits.append)
     for name in "abc":
         assert "cannot be reached (ConnectError" in message_of(resolve, f"hf://org/{name}")
-    assert len(waits) == connections.ATTEMPTS - 1
+    assert len(waits) == tries.BEFORE.attempts - 1
 
 
 def test_faults_of_the_hub_and_its_storage_change_no_byte(hub: Hub, use: Use, monkeypatch: pytest.MonkeyPatch) -> None:

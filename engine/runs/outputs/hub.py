@@ -25,11 +25,11 @@ from mergemill.engine.runs.outputs.state import RECORD_NAME
 from mergemill.engine.runs.outputs.target import Target
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.storage.cache import default_folder
-from mergemill.engine.storage.fetch import try_again
 from mergemill.engine.storage.hub_place import parse_url
 from mergemill.engine.storage.hub_upload import Content, Head, HubRepo, find_endpoint
 from mergemill.engine.storage.ranges import Pin
-from mergemill.engine.storage.store import Storage, Unavailable
+from mergemill.engine.storage.store import Storage
+from mergemill.engine.storage.tries import insist
 
 TITLE = "A merge of models, made with mergemill"
 _EXPECTED = re.compile(r"\.gitattributes|README\.md|LICENSE(\.\w+)?")  # in a repository that holds no model
@@ -154,8 +154,8 @@ class HubOutput:
 
     def _commit(self, plan: Plan, contents: Sequence[Content], files: Mapping[str, bytes]) -> None:
         """Commit, unless that is done: by an attempt whose answer was lost, or by another machine."""
-        failed = 0
-        while True:
+
+        def commit() -> bool:
             head = self._repo.look()
             if head is None:
                 raise RunError(f"{self}: is gone; run the same merge again")
@@ -163,12 +163,12 @@ class HubOutput:
             if published := self._published.read_record():
                 if published.digest != plan.digest:
                     raise OutputError(f"{self}: holds another merge by now; choose another name")
-                return
-            try:
-                self._repo.commit(contents, files, head, TITLE)
-            except Unavailable as error:
-                failed += 1
-                try_again(failed, error, f"{self}: the commit")
+                return True
+            self._repo.commit(contents, files, head, TITLE)
+            return False
+
+        while not insist(commit, f"{self}: the commit"):
+            pass  # and look whether it is there
 
 
 class HubJournal:
