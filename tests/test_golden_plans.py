@@ -78,7 +78,7 @@ def describe(plan: Plan, path: Path) -> dict[str, Any]:
     donor = Path(next(file.copied.url for file in plan.files if file.copied)).parent
     inputs = name_inputs(plan)
     return {
-        "method": plan.recipe.merge_method,
+        "method": plan.origin.title,
         "tensors": {name: describe_tensor(tensor, inputs[name]) for name, tensor in list_tensors(plan).items()},
         "shards": {shard.name: list(shard.tensors) for shard in plan.shards},
         "parts": [

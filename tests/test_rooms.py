@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "checkpoint": {"errors", "storage"},
     "tensors": {"errors", "storage"},
     "methods": {"errors", "storage", "tensors"},
-    "plan": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods"},
+    "offers": {"errors", "storage", "checkpoint", "tensors"},
+    "plan": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "offers"},
     "runs": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "plan"},
     "conformance": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "plan", "runs"},
 }

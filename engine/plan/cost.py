@@ -6,6 +6,7 @@ from typing import Any
 from mergemill.engine.checkpoint.checkpoint import StoredTensor, open_checkpoint
 from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.contract import Method, Parameter
+from mergemill.engine.plan.draft import SHARD_SIZE
 from mergemill.engine.plan.fill import copies_input, say_count
 from mergemill.engine.plan.layout import make_layout
 from mergemill.engine.plan.memory import stream_bytes
@@ -16,7 +17,6 @@ from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.slabs import BLOCK
 
-SHARD_SIZE = "5GB"
 USUAL_MODELS = 2  # beside a base, where nobody says how many
 
 

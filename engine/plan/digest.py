@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from mergemill.engine.plan.values import OutputTensor, Part, Shard, SmallFile
-from mergemill.engine.recipe import Recipe, recipe_to_json
+from mergemill.engine.plan.values import Origin, OutputTensor, Part, Shard, SmallFile
 
 
 def engine_version() -> str:
@@ -19,8 +18,7 @@ def engine_version() -> str:
 
 
 def make_digest(
-    recipe: Recipe,
-    seed: int,
+    origin: Origin,
     tensors: Sequence[OutputTensor],
     shards: Sequence[Shard],
     parts: Sequence[Part],
@@ -33,7 +31,7 @@ def make_digest(
         digest.update(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
         digest.update(b"\n")
 
-    add(["mergemill", engine_version(), recipe_to_json(recipe), seed])
+    add(["mergemill", engine_version(), origin.kind, origin.value, origin.seed])
     for tensor in tensors:
         add([tensor.name, tensor.dtype, tensor.expression.describe()])
     for shard in shards:

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mergemill.engine.checkpoint.checkpoint import StoredTensor
-from mergemill.engine.checkpoint.family import Family, find_tie, is_optional, is_vocabulary
+from mergemill.engine.checkpoint.family import Family, is_optional, is_vocabulary
 from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.contract import Method
+from mergemill.engine.offers.offer import Offer, Offers
 from mergemill.engine.plan.coverage import OPTIONAL_UNUSED, VECTOR_UNUSED, WEIGHTLESS, Ledger, Use
 from mergemill.engine.plan.settings import resolve_settings
-from mergemill.engine.plan.slots import Candidate, Checkpoints, Slot
+from mergemill.engine.plan.slots import Candidate, Slot
 from mergemill.engine.plan.stages import Stages
 from mergemill.engine.plan.values import OutputTensor
 from mergemill.engine.plan.vectors import (
@@ -18,7 +18,6 @@ from mergemill.engine.plan.vectors import (
     find_delta_base,
     find_numbers,
     make_source,
-    make_stored,
 )
 from mergemill.engine.plan.weightless import find_weightless, leave_out
 from mergemill.engine.recipe import Guard
@@ -32,7 +31,7 @@ from mergemill.engine.tensors.place import Place
 class Filling:
     """What filling needs to know beside the slot."""
 
-    checkpoints: Checkpoints
+    offers: Mapping[str, Offers]  # by model
     family: Family
     method: Method
     stages: Stages
@@ -44,7 +43,7 @@ class Filling:
     where: str  # the recipe's name, for errors
 
 
-Found = tuple[Candidate, StoredTensor]
+Found = tuple[Candidate, Offer]
 
 
 def fill_slot(slot: Slot, filling: Filling, ledger: Ledger) -> OutputTensor | None:
@@ -53,21 +52,26 @@ def fill_slot(slot: Slot, filling: Filling, ledger: Ledger) -> OutputTensor | No
     if not found:
         return None
     if _has_role(slot, filling) and _is_buffer_without_base(slot, found, filling):
-        for candidate, stored in found:
-            ledger.drop(candidate.model, stored.name, OPTIONAL_UNUSED)
+        _drop(found, OPTIONAL_UNUSED, ledger)
         return None
     _check_shapes(slot, found, filling)
     expression, dtype, unread = _make_expression(slot, found, filling)
     how: Use = "merged" if expression.is_merged else "copied"
     read = [each for each in found if each not in unread]
-    for candidate, stored in read:
-        ledger.use(candidate.model, stored.name, how)
-    for candidate, stored in unread:
-        ledger.drop(candidate.model, stored.name, WEIGHTLESS)
+    for candidate, offer in read:
+        for name in offer.uses:
+            ledger.use(candidate.model, name, how)
+    _drop(unread, WEIGHTLESS, ledger)
     unused = None if how == "merged" else VECTOR_UNUSED
-    enter_delta_bases(slot, [each for each, _ in read], unused, filling.checkpoints, ledger)
-    enter_delta_bases(slot, [each for each, _ in unread], WEIGHTLESS, filling.checkpoints, ledger)
+    enter_delta_bases(slot, [each for each, _ in read], unused, filling.offers, ledger)
+    enter_delta_bases(slot, [each for each, _ in unread], WEIGHTLESS, filling.offers, ledger)
     return OutputTensor(slot.site.tensor, dtype, expression, _most_growth(slot, expression, filling))
+
+
+def _drop(found: Sequence[Found], rule: str, ledger: Ledger) -> None:
+    for candidate, offer in found:
+        for name in offer.uses:
+            ledger.drop(candidate.model, name, rule)
 
 
 def _most_growth(slot: Slot, expression: Expression, filling: Filling) -> float | None:
@@ -83,15 +87,14 @@ def _most_growth(slot: Slot, expression: Expression, filling: Filling) -> float 
 
 
 def _find(slot: Slot, filling: Filling) -> list[Found]:
-    """Return the candidates that exist; a tied tensor stands for a missing one; `PlanError` where some lack it."""
+    """Return the candidates that exist, with what is offered for them; `PlanError` where some lack it."""
     found, missing = [], []
     for candidate in slot.candidates:
-        tensors = filling.checkpoints[candidate.model].tensors
-        name = candidate.tensor if candidate.tensor in tensors else find_tie(candidate.tensor, tensors, filling.family)
-        if name is None:
+        offer = filling.offers[candidate.model].get(candidate.tensor)
+        if offer is None:
             missing.append(candidate.model)
         else:
-            found.append((candidate, tensors[name]))
+            found.append((candidate, offer))
     if found and missing and not is_optional(slot.site.tensor, filling.family):
         has = ", ".join(candidate.model for candidate, _ in found)
         raise PlanError(
@@ -112,19 +115,19 @@ def _is_buffer_without_base(slot: Slot, found: Sequence[Found], filling: Filling
 
 def _check_shapes(slot: Slot, found: Sequence[Found], filling: Filling) -> None:
     (_, first), *others = found
-    for candidate, stored in others:
-        if stored.shape == first.shape:
+    for candidate, offer in others:
+        if offer.shape == first.shape:
             continue
-        hint = "models with equal vocabularies are needed" if is_vocabulary(stored.name, filling.family) else ""
+        hint = "models with equal vocabularies are needed" if is_vocabulary(offer.uses[0], filling.family) else ""
         raise PlanError(
             f"{filling.where}: tensor {slot.site.tensor}: {found[0][0].model} has shape {list(first.shape)}, "
-            f"{candidate.model} {list(stored.shape)}; {hint or 'shapes must match'}"
+            f"{candidate.model} {list(offer.shape)}; {hint or 'shapes must match'}"
         )
 
 
 def _make_expression(slot: Slot, found: Sequence[Found], filling: Filling) -> tuple[Expression, str, list[Found]]:
     """Return what the tensor is made of, its dtype, and which of those that were found are not read for it."""
-    dtypes = [stored.dtype for _, stored in found]
+    dtypes = [offer.dtype for _, offer in found]
     unknown = next((dtype for dtype in dtypes if dtype not in TORCH_DTYPES), None)
     if unknown is not None:
         raise PlanError(f"{filling.where}: tensor {slot.site.tensor}: dtype {unknown} cannot be merged or copied yet")
@@ -138,14 +141,14 @@ def _make_expression(slot: Slot, found: Sequence[Found], filling: Filling) -> tu
             f"a buffer that is not floating must have one dtype in all models"
         )
     models = tuple(candidate.model for candidate, _ in found)
-    return Agreed(slot.site.tensor, tuple(make_stored(stored) for _, stored in found), models), dtypes[0], []
+    return Agreed(slot.site.tensor, tuple(offer.expression for _, offer in found), models), dtypes[0], []
 
 
 def _merge(
     slot: Slot, found: Sequence[Found], filling: Filling, dtypes: Sequence[str]
 ) -> tuple[Expression, list[Found]]:
     if filling.method.base != "none" and len(found) == 1 < len(slot.candidates):
-        return make_stored(found[0][1]), []  # an optional buffer that one model stores: nothing to merge it with
+        return found[0][1].expression, []  # an optional buffer that one model stores: nothing to merge it with
     base, inputs = _split_base(slot, found, filling)
     settings = resolve_settings(
         filling.method,
@@ -154,20 +157,19 @@ def _merge(
         where=filling.where,
     )
     if copies_input(filling.method, settings):
-        return make_stored(inputs[0][1]), []
+        return inputs[0][1].expression, []
     shape, places = inputs[0][1].shape, tuple(candidate.place for candidate, _ in inputs)
     kernel = filling.stages.find_kernel(filling.method, slot.site, where=filling.where)
     place = Place(slot.site.tensor, shape, filling.seed, places, block=kernel.block(shape, settings))
     deltas = [
-        find_delta_base(slot, candidate, stored, filling.checkpoints, filling.family, where=filling.where)
-        for candidate, stored in inputs
+        find_delta_base(slot, candidate, offer, filling.offers, where=filling.where) for candidate, offer in inputs
     ]
     wide = compute_dtype([*dtypes, *(delta.dtype for delta in deltas if delta is not None)])
     merged = Merged(
         kernel,
         (
-            *(make_stored(stored) for _, stored in base),
-            *(make_source(stored, delta) for (_, stored), delta in zip(inputs, deltas, strict=True)),
+            *(offer.expression for _, offer in base),
+            *(make_source(offer, delta) for (_, offer), delta in zip(inputs, deltas, strict=True)),
         ),
         bool(base),
         settings,
@@ -181,14 +183,14 @@ def _merge(
 
 
 def copies_input(method: Method, settings: Mapping[str, object]) -> bool:
-    """Whether the method gives its one input unchanged, so that stored bytes can be copied."""
+    """Whether the method gives its one input unchanged, so that offer bytes can be copied."""
     return method.name == "passthrough" and settings["scale"] == (None,)
 
 
 def _split_base(slot: Slot, found: Sequence[Found], filling: Filling) -> tuple[list[Found], list[Found]]:
     """Return the base and the other inputs, as the method takes them; `PlanError` where they do not suit it."""
     method = filling.method
-    bases = [(candidate, stored) for candidate, stored in found if candidate.model == slot.base]
+    bases = [(candidate, offer) for candidate, offer in found if candidate.model == slot.base]
     needed = method.base in ("required", "first of two") or (method.base == "optional" and slot.base is not None)
     if needed and not bases:
         _raise_without_base(slot, filling)
@@ -197,7 +199,7 @@ def _split_base(slot: Slot, found: Sequence[Found], filling: Filling) -> tuple[l
             f"{filling.where}: the base model {slot.base} is {len(bases)} of the sources of the slice that makes "
             f"{slot.site.tensor}; {method.name} needs it once, or which of them is the base would be a guess"
         )
-    others = [(candidate, stored) for candidate, stored in found if candidate.model != slot.base]
+    others = [(candidate, offer) for candidate, offer in found if candidate.model != slot.base]
     if method.base == "first of two":
         inputs: list[Found] = [*bases, *others]
         bases = []

@@ -1,4 +1,4 @@
-"""The small files of the output: config, tokenizer, generation config, model card, recipe, and at last the index."""
+"""The small files of the output: config, tokenizer, generation config, model card and recipe."""
 
 import json
 from collections import Counter
@@ -15,14 +15,13 @@ from mergemill.engine.checkpoint.config import (
     says_tied,
     tie_changes,
 )
-from mergemill.engine.checkpoint.family import Family, find_tie
+from mergemill.engine.checkpoint.family import Family, choose_family, find_tie
 from mergemill.engine.checkpoint.folder import copied_files
-from mergemill.engine.checkpoint.index import INDEX_NAME
 from mergemill.engine.checkpoint.needed import Needed
 from mergemill.engine.methods.contract import Method
 from mergemill.engine.methods.own import MethodsFile
 from mergemill.engine.plan.slots import Stack
-from mergemill.engine.plan.values import OutputTensor, Shard, SmallFile
+from mergemill.engine.plan.values import OutputTensor, SmallFile
 from mergemill.engine.recipe import Recipe
 from mergemill.engine.tensors.dtypes import item_bytes
 
@@ -35,14 +34,12 @@ def make_files(
     method: Method,
     donor: Checkpoint,
     checkpoints: Mapping[str, Checkpoint],
-    family: Family,
     stacks: Sequence[Stack],
     tensors: Sequence[OutputTensor],
-    shards: Sequence[Shard],
     needed: Needed,
     code: Sequence[MethodsFile] = (),
 ) -> tuple[SmallFile, ...]:
-    """Return the files in the order in which they are written; the index is the last.
+    """Return the files in the order in which they are written, before the index.
 
     The user's own methods are among them, so that the recipe works from there, and that the plan's digest covers them.
     """
@@ -50,11 +47,12 @@ def make_files(
     made[RECIPE_NAME] = recipe_text(recipe).encode()
     made[CARD_NAME] = _card(recipe, method, checkpoints, tensors, code).encode()
     if donor.config_text:
-        made[CONFIG_NAME] = make_config(donor.config_text, _config_changes(donor, checkpoints, family, stacks, tensors))
+        changes = _config_changes(donor, checkpoints, choose_family(donor.config), stacks, tensors)
+        made[CONFIG_NAME] = make_config(donor.config_text, changes)
     names = sorted({*copied_files(donor.files), *needed.present})
     copied = [SmallFile(name, None, check_file(donor, name)) for name in names]
     files = [SmallFile(name, data, None) for name, data in sorted(made.items())]
-    return (*copied, *files, SmallFile(INDEX_NAME, make_index(shards, tensors).encode(), None))
+    return (*copied, *files)
 
 
 def warn_of_missing_files(needed: Needed, donor: str, *, where: str) -> list[str]:
@@ -65,15 +63,6 @@ def warn_of_missing_files(needed: Needed, donor: str, *, where: str) -> list[str
 def recipe_text(recipe: Recipe) -> str:
     """Return the recipe as its file had it, or as JSON, which is YAML too, where it came from Python."""
     return recipe.text or json.dumps(recipe.model_dump(mode="json", exclude_none=True), indent=2) + "\n"
-
-
-def make_index(shards: Sequence[Shard], tensors: Sequence[OutputTensor]) -> str:
-    """Return ``model.safetensors.index.json`` as transformers writes it."""
-    weight_map = {name: shard.name for shard in shards for name in shard.tensors}
-    total = sum(_size(tensor) * item_bytes(tensor.dtype) for tensor in tensors)
-    parameters = sum(_size(tensor) for tensor in tensors)
-    index = {"metadata": {"total_parameters": parameters, "total_size": total}, "weight_map": weight_map}
-    return json.dumps(index, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def _config_changes(

@@ -1,6 +1,7 @@
 """What an input must be before anything is planned with it: numbers, all of them there, and a model."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
@@ -9,18 +10,21 @@ from mergemill.engine.checkpoint.factors import find_factors
 from mergemill.engine.checkpoint.family import Family, find_tie, is_vocabulary, split_layer
 from mergemill.engine.checkpoint.quantized import find_quantization
 from mergemill.engine.errors import PlanError
+from mergemill.engine.offers.offer import Offers
 from mergemill.engine.plan.slots import Stack
 from mergemill.engine.recipe import Module, Parameters, Recipe
 
 
-def check_inputs(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], family: Family, *, where: str) -> None:
+def check_inputs(
+    recipe: Recipe, checkpoints: Mapping[str, Checkpoint], offers: Mapping[str, Offers], family: Family, *, where: str
+) -> None:
     """Raise `PlanError` for a model that cannot be merged as it is stored."""
     copied = _copies_all(recipe)
-    for checkpoint in checkpoints.values():
+    for model, checkpoint in checkpoints.items():
         _check_factors(checkpoint, where)
         _check_empty(checkpoint, family, where)
         if not copied:
-            _check_quantized(checkpoint, where)
+            _check_quantized(_leave_out_read(checkpoint, offers[model]), where)
 
 
 def check_heads(stacks: Sequence[Stack], checkpoints: Mapping[str, Checkpoint], family: Family, *, where: str) -> None:
@@ -78,6 +82,12 @@ def _check_empty(checkpoint: Checkpoint, family: Family, where: str) -> None:
                 f"under ZeRO-3? Save the model again with its weights gathered (stage3_gather_16bit_weights_on_"
                 f"model_save, or zero_to_fp32.py)"
             )
+
+
+def _leave_out_read(checkpoint: Checkpoint, offers: Offers) -> Checkpoint:
+    """Return the checkpoint without the tensors that a format has made something of."""
+    left = {name: each for name, each in checkpoint.tensors.items() if name in offers and offers[name].uses == (name,)}
+    return replace(checkpoint, tensors=left)
 
 
 def _check_quantized(checkpoint: Checkpoint, where: str) -> None:

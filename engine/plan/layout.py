@@ -4,7 +4,7 @@ Nothing here depends on the cluster or on memory, so a merge can be resumed with
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from mergemill.engine.checkpoint.layout import TensorInfo, file_order, make_header
 from mergemill.engine.plan.memory import make_piece
@@ -40,10 +40,21 @@ def _order_number(word: str) -> tuple[int, str, str]:
     return 1 + len(digits), digits, word
 
 
-def make_layout(tensors: Sequence[OutputTensor], shard_size: str | int) -> tuple[tuple[Shard, ...], tuple[Part, ...]]:
+def number_shard(place: int, count: int) -> str:
+    """Return the name of a shard as transformers numbers them.
+
+    >>> number_shard(0, 2)
+    'model-00001-of-00002.safetensors'
+    """
+    return f"model-{place + 1:05d}-of-{count:05d}.safetensors"
+
+
+def make_layout(
+    tensors: Sequence[OutputTensor], shard_size: str | int, name_shard: Callable[[int, int], str] = number_shard
+) -> tuple[tuple[Shard, ...], tuple[Part, ...]]:
     """Return the shards, and the parts of all shards in order; `tensors` are in the order of the model."""
     groups = [_in_file_order(group) for group in _group(tensors, shard_size)]
-    shards = tuple(_make_shard(group, i, len(groups)) for i, group in enumerate(groups))
+    shards = tuple(_make_shard(group, name_shard(i, len(groups))) for i, group in enumerate(groups))
     part_bytes = choose_part_bytes(sum(shard.size_bytes for shard in shards))
     parts: list[Part] = []
     for i, (group, shard) in enumerate(zip(groups, shards, strict=True)):
@@ -84,11 +95,10 @@ def _in_file_order(group: Sequence[OutputTensor]) -> list[OutputTensor]:
     return [by_name[info.name] for info in file_order(_info(tensor) for tensor in group)]
 
 
-def _make_shard(group: Sequence[OutputTensor], i: int, count: int) -> Shard:
+def _make_shard(group: Sequence[OutputTensor], name: str) -> Shard:
     infos = [_info(tensor) for tensor in group]
     header = make_header(infos, METADATA)
     size_bytes = len(header) + sum(info.nbytes for info in infos)
-    name = f"model-{i + 1:05d}-of-{count:05d}.safetensors"
     return Shard(name, header, size_bytes, tuple(info.name for info in infos))
 
 

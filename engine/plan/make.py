@@ -11,33 +11,28 @@ from mergemill.engine.checkpoint.needed import find_needed
 from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.contract import Method
 from mergemill.engine.methods.own import GivenMethods, get_any_method
+from mergemill.engine.offers.formats import open_offers
 from mergemill.engine.plan.code import find_code, warn_of_code
 from mergemill.engine.plan.coverage import Ledger
-from mergemill.engine.plan.digest import make_digest
 from mergemill.engine.plan.disagreement import warn_of_disagreement
+from mergemill.engine.plan.draft import SHARD_SIZE, Draft, finish
 from mergemill.engine.plan.fill import Filling, fill_slot
 from mergemill.engine.plan.filters import warn_of_filters
 from mergemill.engine.plan.folder import make_files, warn_of_missing_files
 from mergemill.engine.plan.inputs import check_heads, check_inputs, warn_of_missing_head
-from mergemill.engine.plan.layout import make_layout
 from mergemill.engine.plan.settings import warn_of_residuals, warn_of_unused
 from mergemill.engine.plan.share import share_reads
-from mergemill.engine.plan.sizes import read_shard_size
 from mergemill.engine.plan.slots import Stack, iter_slots, make_stacks
 from mergemill.engine.plan.spellings import join_spellings, read_paths
 from mergemill.engine.plan.stages import make_stages
-from mergemill.engine.plan.summary import warn_of_dtypes
-from mergemill.engine.plan.values import OutputTensor, Plan
+from mergemill.engine.plan.summary import describe_choice, describe_donor, warn_of_dtypes
+from mergemill.engine.plan.values import Origin, Plan
 from mergemill.engine.plan.vectors import check_delta_bases, list_vectors
 from mergemill.engine.plan.whole import check_ranges, check_whole, warn_of_config
-from mergemill.engine.recipe import GivenRecipe, Guard, ModelEntry, ModelRef, Recipe, Slice, load_recipe
-from mergemill.engine.storage.ranges import Pin
+from mergemill.engine.recipe import GivenRecipe, Guard, ModelEntry, ModelRef, Recipe, Slice, load_recipe, recipe_to_json
 from mergemill.engine.storage.store import Storage, join_options, make_storage
 from mergemill.engine.tensors.dtypes import RECIPE_DTYPES
-from mergemill.engine.tensors.expressions import Expression
-from mergemill.engine.tensors.slabs import Span
 
-SHARD_SIZE = "5GB"
 MODELS_AT_ONCE = 8  # that are opened
 
 
@@ -70,15 +65,16 @@ def make_plan(
     donor = checkpoints[str(recipe.base_model) if recipe.base_model else next(iter(checkpoints))]
     _check_vocabularies(recipe, donor, checkpoints, where)
     family = choose_family(donor.config)
-    check_inputs(recipe, checkpoints, family, where=where)
-    stacks = make_stacks(recipe, checkpoints)
+    offers = open_offers(checkpoints, family)
+    check_inputs(recipe, checkpoints, offers, family, where=where)
+    stacks = make_stacks(recipe, offers)
     check_ranges(stacks, checkpoints, family, where=where)
     check_heads(stacks, checkpoints, family, where=where)
     check_delta_bases(stacks, method, where=where)
     vectors = list_vectors(stacks)
     dtype = recipe.out_dtype or recipe.dtype
     filling = Filling(
-        checkpoints,
+        offers,
         family,
         method,
         stages,
@@ -90,28 +86,22 @@ def make_plan(
         where,
     )
     ledger = Ledger()
-    filled = (fill_slot(slot, filling, ledger) for slot in iter_slots(stacks, checkpoints, family))
+    filled = (fill_slot(slot, filling, ledger) for slot in iter_slots(stacks, offers, family))
     tensors = [tensor for tensor in filled if tensor is not None]
-    check_whole(tensors, stacks, checkpoints, donor, family, where=where)
-    sources = ledger.close(checkpoints, stacks, family)
-    size, read_as = read_shard_size(shard_size)
-    shards, parts = make_layout(tensors, size)
     needed = find_needed(donor)
-    files = make_files(recipe, method, donor, checkpoints, family, stacks, tensors, shards, needed, code)
-    return Plan(
-        digest=make_digest(recipe, seed, tensors, shards, parts, files),
-        recipe=recipe,
-        seed=seed,
-        shard_size=str(size),
-        shards=shards,
-        parts=parts,
-        files=files,
-        sources=sources,
-        pins=_pins(tensors),
+    check_whole(tensors, stacks, checkpoints, offers, donor, family, where=where)
+    draft = Draft(
+        origin=Origin("merge", recipe.merge_method, recipe_to_json(recipe), recipe.text, recipe.name, seed, code),
+        tensors=tensors,
+        files=make_files(recipe, method, donor, checkpoints, stacks, tensors, needed, code),
+        sources=ledger.close(checkpoints, stacks, family),
+        donor=describe_donor(recipe, list(checkpoints)),
+        dtype_from=describe_choice(recipe),
+        guard=filling.guard,
+        storage=recipe.storage,
         scaling=stages.make_scaling([model for model, *_ in vectors], where=where),
         warnings=(
             *warn_of_code(recipe, code, where=where),
-            *([read_as] if read_as else ()),
             *spelt,
             *warn_of_dtypes(recipe, checkpoints, tensors, where=where),
             *warn_of_disagreement(donor, checkpoints, where=where),
@@ -122,8 +112,8 @@ def make_plan(
             *warn_of_missing_files(needed, donor.ref, where=where),
             *warn_of_missing_head(donor, [tensor.name for tensor in tensors], family, where=where),
         ),
-        code=code,
     )
+    return finish(draft, shard_size)
 
 
 def list_models(recipe: Recipe) -> Mapping[str, ModelRef]:
@@ -194,12 +184,3 @@ def _warn(method: Method, stacks: Sequence[Stack], where: str) -> list[str]:
     shared = [scope for stretch in stretches for scope in stretch.scopes]
     own = [source.parameters for stretch in stretches for source in stretch.sources]
     return warn_of_unused(method, shared, own, where=where)
-
-
-def _pins(tensors: Sequence[OutputTensor]) -> tuple[Pin, ...]:
-    """Every file that the tensors read, in order."""
-    return tuple(sorted({pin for tensor in tensors for pin in _files(tensor.expression)}, key=lambda pin: pin.url))
-
-
-def _files(expression: Expression) -> Iterator[Pin]:
-    return (read.pin for read in expression.reads(Span(0, 0)))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.checkpoint.family import Family, join_layer, layer_stacks, section, split_layer
 from mergemill.engine.errors import PlanError
+from mergemill.engine.offers.offer import Offers
 from mergemill.engine.plan.layout import natural_order
 from mergemill.engine.plan.settings import Site
 from mergemill.engine.recipe import ModelEntry, ModelRef, Parameters, Recipe, Slice, Source
@@ -82,9 +83,9 @@ def models_of(source: Source) -> tuple[str, ...]:
     return tuple(str(ref) for ref in (source.model, source.delta_base) if ref is not None)
 
 
-def make_stacks(recipe: Recipe, checkpoints: Checkpoints) -> tuple[Stack, ...]:
+def make_stacks(recipe: Recipe, offers: Mapping[str, Offers]) -> tuple[Stack, ...]:
     """Return the output's stacks of layers, by name."""
-    stacks = {name: layer_stacks(checkpoint.tensors) for name, checkpoint in checkpoints.items()}
+    stacks = {model: layer_stacks(found) for model, found in offers.items()}
     models, slices, scopes = _open_module(recipe)
     base = None if recipe.base_model is None else str(recipe.base_model)
     if models is not None:
@@ -96,14 +97,14 @@ def make_stacks(recipe: Recipe, checkpoints: Checkpoints) -> tuple[Stack, ...]:
     return (Stack(stack, stretches, False),)
 
 
-def iter_slots(stacks: Sequence[Stack], checkpoints: Checkpoints, family: Family) -> Iterator[Slot]:
+def iter_slots(stacks: Sequence[Stack], offers: Mapping[str, Offers], family: Family) -> Iterator[Slot]:
     """Yield the output's slots in the order of the model: before the layers, the layers, after them."""
     outside = {
-        model: {name: section(name, family) for name in checkpoint.tensors if split_layer(name) is None}
-        for model, checkpoint in checkpoints.items()
+        model: {name: section(name, family) for name in found if split_layer(name) is None}
+        for model, found in offers.items()
     }
-    first, last = _ends(stacks, checkpoints)
-    rests = _sort_into_layers(checkpoints)
+    first, last = _ends(stacks, offers)
+    rests = _sort_into_layers(offers)
     yield from _outside_slots(first, outside, "before")
     for stack in stacks:
         yield from _layer_slots(stack, {model: found.get(stack.name, {}) for model, found in rests.items()})
@@ -227,21 +228,21 @@ def _make_candidate(source: Source, tensor: str, place: int) -> Candidate:
     return Candidate(str(source.model), tensor, source.parameters, place, delta_base)
 
 
-def _sort_into_layers(checkpoints: Checkpoints) -> Mapping[str, Mapping[str, Layers]]:
+def _sort_into_layers(offers: Mapping[str, Offers]) -> Mapping[str, Mapping[str, Layers]]:
     """Return what each layer of each stack of each model holds."""
-    found: dict[str, dict[str, dict[int, list[str]]]] = {model: {} for model in checkpoints}
-    for model, checkpoint in checkpoints.items():
-        for name in checkpoint.tensors:
+    found: dict[str, dict[str, dict[int, list[str]]]] = {model: {} for model in offers}
+    for model, names in offers.items():
+        for name in names:
             if split := split_layer(name):
                 stack, layer, rest = split
                 found[model].setdefault(stack, {}).setdefault(layer, []).append(rest)
     return found
 
 
-def _ends(stacks: Sequence[Stack], checkpoints: Checkpoints) -> tuple[Stretch, Stretch]:
+def _ends(stacks: Sequence[Stack], offers: Mapping[str, Offers]) -> tuple[Stretch, Stretch]:
     """The stretches that the tensors before and after the layers come from."""
     if not stacks:
-        raise PlanError(f"no layers found in {_list(checkpoints)}; expected tensors called '….0.…'")
+        raise PlanError(f"no layers found in {_list(offers)}; expected tensors called '….0.…'")
     return stacks[0].stretches[0], stacks[0].stretches[-1]
 
 

@@ -10,10 +10,16 @@ from mergemill.engine.recipe import Recipe
 from mergemill.engine.tensors.dtypes import is_mergeable, item_bytes
 
 
-def find_donor(plan: Plan) -> str:
-    """Return the model whose config and tokenizer the output has, and the recipe's word for why."""
-    base = plan.recipe.base_model
-    return f"{base}, the base model" if base is not None else f"{plan.sources[0].model}, the first model"
+def describe_donor(recipe: Recipe, models: Sequence[str]) -> str:
+    """Say whose config and tokenizer the output has, with the recipe's word for why."""
+    base = recipe.base_model
+    return f"{base}, the base model" if base is not None else f"{models[0]}, the first model"
+
+
+def describe_choice(recipe: Recipe) -> str:
+    """Say why tensors are written in their dtypes."""
+    chosen = next((key for key in ("out_dtype", "dtype") if getattr(recipe, key) is not None), "")
+    return f"as {chosen} says" if chosen else "as the models are stored"
 
 
 def find_dtypes(plan: Plan) -> str:
@@ -23,8 +29,7 @@ def find_dtypes(plan: Plan) -> str:
         for piece in part.pieces:
             sizes[piece.tensor.dtype] += piece.span.size * item_bytes(piece.tensor.dtype)
     written = ", ".join(sorted(sizes, key=lambda dtype: (-sizes[dtype], dtype))) or "none"
-    chosen = next((key for key in ("out_dtype", "dtype") if getattr(plan.recipe, key) is not None), "")
-    return f"{written}, as {chosen} says" if chosen else f"{written}, as the models are stored"
+    return f"{written}, {plan.dtype_from}" if plan.dtype_from else written
 
 
 def warn_of_dtypes(

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mergemill.engine.methods.own import MethodsFile
 from mergemill.engine.plan.show import Facts, list_names, show_html, show_text
 from mergemill.engine.plan.sizes import format_size
 from mergemill.engine.plan.stages import Scaling
-from mergemill.engine.recipe import Guard, Recipe
+from mergemill.engine.recipe import Guard
 from mergemill.engine.storage.ranges import Pin
 from mergemill.engine.tensors.expressions import Expression
 from mergemill.engine.tensors.slabs import Span
@@ -95,27 +96,37 @@ class SourceUse:
     read_bytes: int  # when every input is read once
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a plan is made from, so that it can be told, and made again."""
+
+    kind: str  # of the planner, as `planners.py` knows it
+    title: str  # for people: of a merge, its method
+    value: Mapping[str, Any]  # canonical, as JSON: it goes into the digest
+    text: str = ""  # as the user wrote it
+    name: str = ""  # of its file
+    seed: int = 0  # of random numbers
+    code: tuple[MethodsFile, ...] = ()  # files of the user's own methods
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Plan:
     """A merge that is ready to run."""
 
     digest: str  # sha256 over all that the output's bytes depend on, and the cut into parts
-    recipe: Recipe
-    seed: int
+    origin: Origin
     shard_size: str  # as given: bytes or "tensor"
     shards: tuple[Shard, ...]
     parts: tuple[Part, ...]
-    files: tuple[SmallFile, ...]  # in the order in which they are written; the index is the last
+    files: tuple[SmallFile, ...]  # in the order in which they are written; the last makes it an output
     sources: tuple[SourceUse, ...]
     pins: tuple[Pin, ...]  # every file that is read
+    donor: str  # whose config and tokenizer the output has, and why
+    dtype_from: str  # why the tensors have their dtypes
+    guard: Guard  # what happens to tensors that come out broken
+    storage: Mapping[str, Mapping[str, Any]]  # options of storage that the origin gives
     scaling: Scaling | None  # factors on task vectors that can only be known from all weights
     warnings: tuple[str, ...]
-    code: tuple[MethodsFile, ...] = ()  # files of the user's own methods
-
-    @property
-    def guard(self) -> Guard:
-        """What happens to tensors that come out broken."""
-        return self.recipe.guard or Guard()
 
     @property
     def write_bytes(self) -> int:
@@ -141,12 +152,12 @@ class Plan:
     def _show(self) -> tuple[str, Facts]:
         warnings = f"{len(self.warnings)}: {self.warnings[0]}" if self.warnings else "none"
         shards = f"{len(self.shards):,} of at most {self.shard_size}"
-        return f"Plan: {self.recipe.merge_method}", (
+        return f"Plan: {self.origin.title}", (
             ("models", f"{len(self.sources)}: {list_names([source.model for source in self.sources])}"),
             ("read", format_size(self.read_bytes)),
             ("write", f"{format_size(self.write_bytes)}: {self.tensors:,} tensors in {len(self.parts):,} parts"),
             ("shards", shards),
-            ("seed", str(self.seed)),
+            ("seed", str(self.origin.seed)),
             ("warnings", warnings),
             ("digest", self.digest[:12]),
         )

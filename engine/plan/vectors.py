@@ -1,16 +1,15 @@
 """Task vectors: which model each is taken from, the base model or one that its entry names (`delta_base`)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from mergemill.engine.checkpoint.checkpoint import StoredTensor
-from mergemill.engine.checkpoint.family import Family, find_tie
 from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.contract import Method
+from mergemill.engine.offers.offer import Offer, Offers
 from mergemill.engine.plan.coverage import Ledger
-from mergemill.engine.plan.slots import Candidate, Checkpoints, Slot, Stack
+from mergemill.engine.plan.slots import Candidate, Slot, Stack
 from mergemill.engine.recipe import ModelRef
 from mergemill.engine.tensors.dtypes import is_mergeable
-from mergemill.engine.tensors.expressions import Expression, Stored
+from mergemill.engine.tensors.expressions import Expression
 from mergemill.engine.tensors.merged import Difference
 
 Vectors = dict[tuple[str, str | None, int], int]  # (model, its delta_base, which of several such) -> number
@@ -69,38 +68,30 @@ def has_vectors(method: Method, base: str | None) -> bool:
 
 
 def find_delta_base(
-    slot: Slot, candidate: Candidate, stored: StoredTensor, checkpoints: Checkpoints, family: Family, *, where: str
-) -> StoredTensor | None:
+    slot: Slot, candidate: Candidate, offer: Offer, offers: Mapping[str, Offers], *, where: str
+) -> Offer | None:
     """Return what a candidate's task vector is taken from; None where that is the base model's tensor."""
     model = candidate.delta_base
     if model is None or model == slot.base:
         return None
-    tensors = checkpoints[model].tensors
-    name = candidate.tensor if candidate.tensor in tensors else find_tie(candidate.tensor, tensors, family)
-    if name is None:
+    found = offers[model].get(candidate.tensor)
+    if found is None:
         raise PlanError(f"{where}: tensor {candidate.tensor} is in {candidate.model} but not in its delta_base {model}")
-    found = tensors[name]
-    if found.shape != stored.shape or not is_mergeable(found.dtype):
+    if found.shape != offer.shape or not is_mergeable(found.dtype):
         raise PlanError(
-            f"{where}: tensor {candidate.tensor}: {candidate.model} has shape {list(stored.shape)}, its delta_base "
+            f"{where}: tensor {candidate.tensor}: {candidate.model} has shape {list(offer.shape)}, its delta_base "
             f"{model} {list(found.shape)} as {found.dtype}; a task vector needs two floating tensors of one shape"
         )
     return found
 
 
-def make_source(stored: StoredTensor, delta_base: StoredTensor | None) -> Expression:
-    """Return an input of a method: a stored tensor, or its difference to a base of its own."""
-    source = make_stored(stored)
-    return source if delta_base is None else Difference(source, make_stored(delta_base))
-
-
-def make_stored(tensor: StoredTensor) -> Stored:
-    """Return a stored tensor as an expression."""
-    return Stored(tensor.file, tensor.offset_bytes, tensor.dtype, tensor.shape, tensor.read_from)
+def make_source(offer: Offer, delta_base: Offer | None) -> Expression:
+    """Return an input of a method: what a model offers, or its difference to a base of its own."""
+    return offer.expression if delta_base is None else Difference(offer.expression, delta_base.expression)
 
 
 def enter_delta_bases(
-    slot: Slot, candidates: Sequence[Candidate], unused: str | None, checkpoints: Checkpoints, ledger: Ledger
+    slot: Slot, candidates: Sequence[Candidate], unused: str | None, offers: Mapping[str, Offers], ledger: Ledger
 ) -> None:
     """Enter into the ledger what becomes of the tensors that task vectors are taken from.
 
@@ -108,9 +99,10 @@ def enter_delta_bases(
     """
     for candidate in candidates:
         model = candidate.delta_base
-        if model is None or model == slot.base or candidate.tensor not in checkpoints[model].tensors:
+        if model is None or model == slot.base or candidate.tensor not in offers[model]:
             continue
-        if unused is None:
-            ledger.use(model, candidate.tensor, "merged")
-        else:
-            ledger.drop(model, candidate.tensor, unused)
+        for name in offers[model][candidate.tensor].uses:
+            if unused is None:
+                ledger.use(model, name, "merged")
+            else:
+                ledger.drop(model, name, unused)

@@ -12,6 +12,7 @@ from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.checkpoint.config import LATER_LAYERS, find_layer_count, layer_entries
 from mergemill.engine.checkpoint.family import Family, find_tie, is_optional, split_layer
 from mergemill.engine.errors import PlanError
+from mergemill.engine.offers.offer import Offers
 from mergemill.engine.plan.slots import Checkpoints, Stack, models_of
 from mergemill.engine.plan.values import OutputTensor
 
@@ -28,6 +29,7 @@ class _Output:
     shapes: Mapping[str, Shape]  # of all tensors, by name
     donor: Checkpoint
     checkpoints: Checkpoints
+    offers: Mapping[str, Offers]
     family: Family
     where: str
 
@@ -50,6 +52,7 @@ def check_whole(
     tensors: Sequence[OutputTensor],
     stacks: Sequence[Stack],
     checkpoints: Checkpoints,
+    offers: Mapping[str, Offers],
     donor: Checkpoint,
     family: Family,
     *,
@@ -60,7 +63,7 @@ def check_whole(
     if not moved:
         return
     shapes = {tensor.name: tensor.expression.shape for tensor in tensors if not is_optional(tensor.name, family)}
-    output = _Output(shapes, donor, checkpoints, family, where)
+    output = _Output(shapes, donor, checkpoints, offers, family, where)
     for stack in moved:
         _check_stack(stack, output)
     for name, shape in shapes.items():
@@ -93,7 +96,7 @@ def warn_of_config(
 
 def _check_stack(stack: Stack, output: _Output) -> None:
     donor, family = output.donor, output.family
-    stored = _split_layers(stack.name, {name: tensor.shape for name, tensor in donor.tensors.items()}, family)
+    stored = _split_layers(stack.name, {name: offer.shape for name, offer in output.offers[donor.ref].items()}, family)
     count = find_layer_count(donor.config, family, stack.name)
     givers = stack.givers(donor.ref)
     if donor.config and count is None and list(givers) != [(donor.ref, layer) for layer in sorted(stored)]:
@@ -170,7 +173,7 @@ def _say(name: str, layer: Layer) -> str:
 
 
 def _check_outside(name: str, shape: Shape, output: _Output) -> None:
-    stored = output.donor.tensors.get(name)
+    stored = output.offers[output.donor.ref].get(name) if name in output.donor.tensors else None
     tie = None if stored is not None else find_tie(name, output.shapes, output.family)
     wanted = stored.shape if stored is not None else output.shapes[tie] if tie is not None else shape
     if shape != wanted:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mergemill.engine.plan.memory import check_memory, count_device_tensors, device_need, task_bytes
-from mergemill.engine.plan.summary import find_donor, find_dtypes
+from mergemill.engine.plan.summary import find_dtypes
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import ClusterFile
 from mergemill.engine.runs.outputs.output import find_output
@@ -51,9 +51,9 @@ def describe_plan(
     most_bytes = max((task_bytes(part, share_bytes) for part in plan.parts), default=0)
     return {
         "digest": plan.digest,
-        "method": plan.recipe.merge_method,
+        "method": plan.origin.title,
         "dtype": find_dtypes(plan),
-        "donor": find_donor(plan),
+        "donor": plan.donor,
         "tensors": plan.tensors,
         "shards": [{"name": shard.name, "size_bytes": shard.size_bytes} for shard in plan.shards],
         "parts": len(plan.parts),
@@ -74,6 +74,6 @@ def describe_plan(
         "projected_bytes": min(most_bytes * min(chosen.threads, len(plan.parts)), chosen.memory_bytes),
         "remote": [asdict(each) for each in find_traffic(plan, share_bytes, out)],
         "sources": [asdict(source) for source in plan.sources],
-        "code": [{"name": file.name, "path": file.path, "sha256": file.sha256} for file in plan.code],
+        "code": [{"name": file.name, "path": file.path, "sha256": file.sha256} for file in plan.origin.code],
         "warnings": list(plan.warnings),
     }

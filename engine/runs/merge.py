@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mergemill.engine.methods.own import GivenMethods
-from mergemill.engine.plan.make import SHARD_SIZE, make_plan
+from mergemill.engine.plan.draft import SHARD_SIZE
+from mergemill.engine.plan.make import make_plan
 from mergemill.engine.recipe import ClusterFile, GivenRecipe, load_cluster
 from mergemill.engine.runs.drive import run
 from mergemill.engine.runs.events import Committed, OnEvent, ignore

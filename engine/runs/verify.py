@@ -6,9 +6,8 @@ from pathlib import Path
 
 from mergemill.engine.errors import OutputError, VerifyError
 from mergemill.engine.methods.own import MethodsFile
-from mergemill.engine.plan.make import make_plan
-from mergemill.engine.plan.values import Part, Plan
-from mergemill.engine.recipe import Recipe, parse_recipe
+from mergemill.engine.plan.planners import replan
+from mergemill.engine.plan.values import Origin, Part, Plan
 from mergemill.engine.runs.outputs.checksum import checksum_copied, checksum_range
 from mergemill.engine.runs.outputs.output import Output, find_output
 from mergemill.engine.runs.outputs.receipts import Receipt, keep_planned
@@ -86,7 +85,7 @@ def _list_code(record: Record) -> list[MethodsFile]:
 def _open_code(output: Output, record: Record, run_code: Collection[str]) -> Sequence[MethodsFile]:
     """Return the files of methods that the output keeps; `VerifyError` unless they are all it needs, and may run."""
     kept = _list_code(record)
-    for name in _read_recipe(record).methods or ():
+    for name in record.recipe.get("methods") or ():
         if name not in record.code:
             raise VerifyError(f"{output}: its plan keeps no text of {name!r}, which its recipe runs; merge it again")
     for file in kept:
@@ -160,9 +159,11 @@ def _replay(
     storage: Options | None,
 ) -> int:
     size = int(record.shard_size) if record.shard_size.isdecimal() else record.shard_size
-    recipe = _read_recipe(record)
-    plan = make_plan(recipe, seed=record.seed, shard_size=size, methods=code, storage=storage)
-    workplace = _open_workplace(make_storage(join_options(storage or {}, recipe.storage)))
+    origin = Origin(
+        record.kind, record.title, record.recipe, record.recipe_text, record.recipe_name, record.seed, tuple(code)
+    )
+    plan = replan(origin, size, storage)
+    workplace = _open_workplace(make_storage(join_options(storage or {}, plan.storage)))
     if plan.digest != record.digest:
         raise VerifyError(
             f"{record.recipe_name or 'recipe'}: gives another plan now; the sources or the version changed"
@@ -180,12 +181,6 @@ def _replay(
         if found != _find_checksum(receipts[shard, part.start_bytes], workplace):
             raise VerifyError(f"{shard}: merging bytes {part.start_bytes} to {part.stop_bytes} again gives other bytes")
     return len(chosen)
-
-
-def _read_recipe(record: Record) -> Recipe:
-    if record.recipe_text:
-        return parse_recipe(record.recipe_text, name=record.recipe_name)
-    return Recipe.model_validate(dict(record.recipe))
 
 
 def _spread(plan: Plan, count: int) -> tuple[Part, ...]:

@@ -10,6 +10,7 @@ from plan.sketches import config, llama, make_recipe, name_inputs, plan_of, writ
 
 from mergemill.engine.checkpoint import choose_family, open_checkpoint
 from mergemill.engine.errors import PlanError
+from mergemill.engine.offers.formats import offer_stored
 from mergemill.engine.plan.coverage import Ledger
 from mergemill.engine.plan.slots import make_stacks
 from mergemill.engine.plan.values import Plan
@@ -104,7 +105,9 @@ def test_a_tensor_that_nothing_accounts_for_is_an_error(forgotten: str, zoo: Pat
     """No recipe comes to this; a planner that forgets a tensor does."""
     checkpoint = open_checkpoint(str(zoo / "a"))
     family = choose_family(checkpoint.config)
-    stacks = make_stacks(make_recipe({"merge_method": "linear", "models": [{"model": "a"}]}), {"a": checkpoint})
+    stacks = make_stacks(
+        make_recipe({"merge_method": "linear", "models": [{"model": "a"}]}), {"a": offer_stored(checkpoint)}
+    )
     ledger = Ledger()
     for name in checkpoint.tensors:
         if name != forgotten:

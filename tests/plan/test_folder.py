@@ -166,7 +166,7 @@ def test_the_card_has_the_front_matter_of_a_merge() -> None:
         "tags": ["merge", "mergemill"],
         "license": "apache-2.0",
     }
-    assert plan.recipe.text in text
+    assert plan.origin.text in text
     assert "arXiv:2203.05482" in text
 
 

@@ -9,8 +9,8 @@ from plan.sketches import config, llama, write_sketch
 
 from mergemill.engine.checkpoint import open_checkpoint
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
+from mergemill.engine.offers.formats import express
 from mergemill.engine.plan.share import share_reads
-from mergemill.engine.plan.vectors import make_stored
 from mergemill.engine.storage.pin import Pin, find_content
 from mergemill.engine.tensors.slabs import Span
 
@@ -76,7 +76,7 @@ def test_equal_shards_are_read_from_the_first_model_and_named_as_their_own(tmp_p
     }
     shared = share_reads(models)
     read_from = {
-        model: {read.pin.url for stored in found.tensors.values() for read in make_stored(stored).reads(Span(0, 1))}
+        model: {read.pin.url for stored in found.tensors.values() for read in express(stored).reads(Span(0, 1))}
         for model, found in shared.items()
     }
     assert read_from == {
@@ -85,6 +85,6 @@ def test_equal_shards_are_read_from_the_first_model_and_named_as_their_own(tmp_p
         "c": {f"s3://x/c/{one}", f"s3://x/b/{two}"},
     }
     for model, found in models.items():
-        before, after = ([make_stored(x).describe() for x in each.tensors.values()] for each in (found, shared[model]))
+        before, after = ([express(x).describe() for x in each.tensors.values()] for each in (found, shared[model]))
         assert json.dumps(before) == json.dumps(after)
     assert {**shared["a"].tensors} == {**models["a"].tensors}

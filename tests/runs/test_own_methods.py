@@ -207,12 +207,12 @@ def test_the_output_holds_the_file_so_that_its_recipe_works(here: Path, tmp_path
     out = tmp_path / "out"
     assert (out / "own.py").read_text() == CODE
     card = (out / "README.md").read_text()
-    (file,) = plan_merge(here).code
+    (file,) = plan_merge(here).origin.code
     assert f"`own.py`, sha256 `{file.sha256}`" in card
     assert "**Own: methods with helpers" not in card, "of a file with several methods the function says what it is"
     shutil.rmtree(here)
     again = make_plan(load_recipe(out / "recipe.yml"))
-    assert [file.text for file in again.code] == [CODE]
+    assert [file.text for file in again.origin.code] == [CODE]
     run(again, tmp_path / "again", workers=0, threads=1)
     assert hash_output(tmp_path / "again") == hash_output(out)
 
@@ -223,7 +223,7 @@ def test_a_file_in_a_folder_below_the_recipe_is_copied_there(here: Path, tmp_pat
     (here / "middle.yml").write_text((here / "middle.yml").read_text().replace("own.py", "./lib/own.py"))
     run(plan_merge(here), tmp_path / "out", workers=0, threads=1)
     assert (tmp_path / "out" / "lib" / "own.py").read_text() == CODE
-    assert make_plan(load_recipe(tmp_path / "out" / "recipe.yml")).code[0].name == "lib/own.py"
+    assert make_plan(load_recipe(tmp_path / "out" / "recipe.yml")).origin.code[0].name == "lib/own.py"
 
 
 # ------------------------------------------------------------------------------------------- other ways to give it
@@ -234,7 +234,7 @@ def test_a_file_can_be_given_beside_the_recipe(here: Path, tmp_path: Path) -> No
         make_plan(load_recipe(here / "plain.yml"))
     for given in (here / "own.py", str(here / "own.py"), MethodsFile("own.py", "own.py", CODE)):
         plan = make_plan(load_recipe(here / "plain.yml"), methods=[given])
-        assert [file.name for file in plan.code] == ["own.py"]
+        assert [file.name for file in plan.origin.code] == ["own.py"]
         assert not plan.warnings, "who gives a file knows of it"
     merge(here / "plain.yml", tmp_path / "out", methods=[here / "own.py"], workers=0)
     assert verify(tmp_path / "out", replay=1, run_code=[sha256_of(CODE)]).replayed == 1
@@ -246,7 +246,7 @@ def test_a_decorated_function_stands_for_its_file(here: Path, monkeypatch: pytes
 
     plain = here / "plain.yml"
     plain.write_text((here / "middle.yml").read_text().replace("methods: own.py\n", ""))
-    assert make_plan(load_recipe(plain), methods=[own.middle]).code[0].text == CODE
+    assert make_plan(load_recipe(plain), methods=[own.middle]).origin.code[0].text == CODE
     result = merge_tensors([torch.ones(3)], own.middle, base=torch.zeros(3))
     assert result.tolist() == [0.5] * 3
 
@@ -317,7 +317,8 @@ def test_a_recipe_warns_of_the_code_that_it_runs(here: Path) -> None:
     plan = plan_merge(here)
     (warning,) = [warning for warning in plan.warnings if "code" in warning]
     assert warning == (
-        f"{here}/middle.yml: runs the code of own.py beside it, here and on every worker (sha256 {plan.code[0].sha256})"
+        f"{here}/middle.yml: runs the code of own.py beside it, here and on every worker "
+        f"(sha256 {plan.origin.code[0].sha256})"
     )
 
 

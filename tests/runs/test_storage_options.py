@@ -72,7 +72,7 @@ def test_so_do_the_commands_on_an_output(
     options = {"profile": profile, "endpoint_url": seaweed_server.url, "region": REGION, "addressing_style": "path"}
     plan = plan_with(models, options)
     recipe, cluster = tmp_path / "recipe.yml", tmp_path / "cluster.yml"
-    recipe.write_text(plan.recipe.text)
+    recipe.write_text(plan.origin.text)
     cluster.write_text(json.dumps({"kind": "local", "workers": 1, "storage_options": {"s3": options}}))
     for_recipe, for_cluster = ("--storage-as", str(recipe)), ("--cluster", str(cluster))
 

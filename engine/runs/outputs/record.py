@@ -13,7 +13,6 @@ from pydantic import TypeAdapter, ValidationError
 from mergemill.engine.errors import OutputError
 from mergemill.engine.plan.digest import engine_version
 from mergemill.engine.plan.values import Plan, SmallFile
-from mergemill.engine.recipe import recipe_to_json
 from mergemill.engine.runs.outputs.receipts import Range
 from mergemill.engine.storage.ranges import Pin, is_remote, read_whole
 from mergemill.engine.storage.stamps import describe_change
@@ -26,7 +25,7 @@ class Record:
 
     digest: str
     version: str  # of mergemill
-    recipe: Mapping[str, Any]  # canonical
+    recipe: Mapping[str, Any]  # canonical; of another kind than a merge: what it was asked for
     recipe_text: str
     recipe_name: str
     seed: int
@@ -36,6 +35,8 @@ class Record:
     parts: Sequence[Range]  # shard name, start byte, stop byte
     files: Mapping[str, str]  # small files, the index last: name -> xxh3_128
     code: Mapping[str, str] = field(default_factory=dict)  # files of the user's own methods: name -> text
+    kind: str = "merge"  # of the planner
+    title: str = ""  # of what was made, for people
 
     def to_json(self) -> bytes:
         """Return the bytes of ``plan.json``."""
@@ -79,10 +80,12 @@ def make_record(plan: Plan, storage: Storage) -> Record:
     return Record(
         digest=plan.digest,
         version=engine_version(),
-        recipe=recipe_to_json(plan.recipe),
-        recipe_text=plan.recipe.text,
-        recipe_name=plan.recipe.name,
-        seed=plan.seed,
+        kind=plan.origin.kind,
+        title=plan.origin.title,
+        recipe=plan.origin.value,
+        recipe_text=plan.origin.text,
+        recipe_name=plan.origin.name,
+        seed=plan.origin.seed,
         shard_size=plan.shard_size,
         sources={pin.url: (pin.size_bytes, pin.stamp) for pin in (*plan.pins, *_list_copied(plan))},
         shards={
@@ -90,7 +93,7 @@ def make_record(plan: Plan, storage: Storage) -> Record:
         },
         parts=list_ranges(plan),
         files={file.name: checksum(read_small(file, storage)) for file in plan.files},
-        code={file.name: file.text for file in plan.code},
+        code={file.name: file.text for file in plan.origin.code},
     )
 
 

@@ -61,7 +61,7 @@ def find_storage(plan: Plan, workers: Workers, storage: Options | None = None) -
     """Return how storage is reached: by the recipe's options, and beside them `storage`, or the cluster file's."""
     if storage is None:
         storage = workers.cluster.storage if workers.cluster else {}
-    return make_storage(join_options(storage, plan.recipe.storage))
+    return make_storage(join_options(storage, plan.storage))
 
 
 def choose_workers(

@@ -1,0 +1,34 @@
+"""The formats and layouts that are read, in the order in which they are applied.
+
+A format is one file and one line here. It takes the offers of what it knows, and gives others in their place: values
+and scales become one expression that dequantises, and the scales are offered no more.
+"""
+
+from collections.abc import Mapping
+
+from mergemill.engine.checkpoint.checkpoint import Checkpoint, StoredTensor
+from mergemill.engine.checkpoint.family import Family
+from mergemill.engine.offers.offer import Asked, Format, Offer, Offers
+from mergemill.engine.offers.ties import offer_ties
+from mergemill.engine.tensors.expressions import Stored
+
+FORMATS: tuple[Format, ...] = (offer_ties,)
+
+
+def open_offers(checkpoints: Mapping[str, Checkpoint], family: Family) -> Mapping[str, Offers]:
+    """Return what each checkpoint of a merge offers, by the name of the model."""
+    offers = {model: offer_stored(checkpoint) for model, checkpoint in checkpoints.items()}
+    for each in FORMATS:
+        names = {name: None for found in offers.values() for name in found}  # in the order of the models
+        offers = {model: each(found, Asked(checkpoints[model], family, names)) for model, found in offers.items()}
+    return offers
+
+
+def offer_stored(checkpoint: Checkpoint) -> Offers:
+    """Return what is stored as it is."""
+    return {name: Offer(express(stored), (name,)) for name, stored in checkpoint.tensors.items()}
+
+
+def express(tensor: StoredTensor) -> Stored:
+    """Return a stored tensor as an expression."""
+    return Stored(tensor.file, tensor.offset_bytes, tensor.dtype, tensor.shape, tensor.read_from)

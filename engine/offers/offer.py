@@ -1,0 +1,41 @@
+"""An offer: the expression that a checkpoint gives for a tensor name, and the stored tensors that this consumes."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from mergemill.engine.checkpoint.checkpoint import Checkpoint
+from mergemill.engine.checkpoint.family import Family
+from mergemill.engine.tensors.expressions import Expression
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What stands for one tensor of a model."""
+
+    expression: Expression
+    uses: tuple[str, ...]  # names of the stored tensors that it is made of, for the ledger
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape, as loaders see it."""
+        return self.expression.shape
+
+    @property
+    def dtype(self) -> str:
+        """The dtype that it has by itself."""
+        return self.expression.dtype
+
+
+Offers = Mapping[str, Offer]  # by tensor name, in the order of the names
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Who asks for a checkpoint's offers, and for which names."""
+
+    checkpoint: Checkpoint
+    family: Family  # of the donor
+    names: Collection[str]  # of all tensors that any model of the merge offers so far
+
+
+Format = Callable[[Offers, Asked], Offers]  # a format gives the offers that it does not know as they are

@@ -1,0 +1,81 @@
+"""A draft: what a planner makes, and the one function that finishes it to a plan.
+
+A merge, and every tool that builds a model, is a planner: a function that looks at headers and returns a draft. What
+all plans have in common is done here: names of shards, their layout, the file that is written last, the digest.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mergemill.engine.checkpoint.index import INDEX_NAME
+from mergemill.engine.plan.digest import make_digest
+from mergemill.engine.plan.index import make_index
+from mergemill.engine.plan.layout import make_layout, number_shard
+from mergemill.engine.plan.sizes import read_shard_size
+from mergemill.engine.plan.stages import Scaling
+from mergemill.engine.plan.values import Origin, OutputTensor, Plan, Shard, SmallFile, SourceUse
+from mergemill.engine.recipe import Guard
+from mergemill.engine.storage.ranges import Pin
+from mergemill.engine.tensors.expressions import Expression
+from mergemill.engine.tensors.slabs import Span
+
+SHARD_SIZE = "5GB"
+
+Seal = Callable[[Sequence[Shard], Sequence[OutputTensor]], SmallFile]
+
+
+def seal_with_index(shards: Sequence[Shard], tensors: Sequence[OutputTensor]) -> SmallFile:
+    """Return the index: without it no loader takes several shards for a model."""
+    return SmallFile(INDEX_NAME, make_index(shards, tensors).encode(), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What is to be written, before it is laid out."""
+
+    origin: Origin
+    tensors: Sequence[OutputTensor]  # in the order of the model
+    files: Sequence[SmallFile]  # beside the shards, in the order in which they are written, without the seal
+    sources: Sequence[SourceUse]
+    donor: str  # whose config and tokenizer the output has, and why
+    dtype_from: str = ""  # why the tensors have their dtypes
+    guard: Guard = field(default_factory=Guard)
+    storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # options that the origin gives
+    scaling: Scaling | None = None
+    warnings: Sequence[str] = ()
+    seal: Seal = seal_with_index  # makes the file that is written last, and makes an output of what is there
+    name_shard: Callable[[int, int], str] = number_shard  # of its place, from 0, and how many there are
+
+
+def finish(draft: Draft, shard_size: str | int) -> Plan:
+    """Return the plan of a draft; shard_size: the most bytes of a shard, or ``"tensor"``."""
+    size, read_as = read_shard_size(shard_size)
+    shards, parts = make_layout(draft.tensors, size, draft.name_shard)
+    files = (*draft.files, draft.seal(shards, draft.tensors))
+    return Plan(
+        digest=make_digest(draft.origin, draft.tensors, shards, parts, files),
+        origin=draft.origin,
+        shard_size=str(size),
+        shards=shards,
+        parts=parts,
+        files=files,
+        sources=tuple(draft.sources),
+        pins=_list_pins(draft.tensors),
+        donor=draft.donor,
+        dtype_from=draft.dtype_from,
+        guard=draft.guard,
+        storage=draft.storage,
+        scaling=draft.scaling,
+        warnings=(*([read_as] if read_as else ()), *draft.warnings),
+    )
+
+
+def _list_pins(tensors: Sequence[OutputTensor]) -> tuple[Pin, ...]:
+    """Return every file that the tensors read, in order."""
+    return tuple(sorted({pin for tensor in tensors for pin in _iter_pins(tensor.expression)}, key=lambda pin: pin.url))
+
+
+def _iter_pins(expression: Expression) -> Iterator[Pin]:
+    yield from (read.pin for read in expression.reads(Span(0, 0)))
+    yield from (read.pin for read in expression.holds())

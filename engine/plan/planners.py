@@ -1,0 +1,30 @@
+"""The planners by their kinds: how a plan is made again from what its output keeps of its origin.
+
+To add a tool: one planner that returns a `Draft`, its line here, and one command.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mergemill.engine.errors import OutputError
+from mergemill.engine.plan.make import make_plan
+from mergemill.engine.plan.values import Origin, Plan
+from mergemill.engine.recipe import Recipe, parse_recipe
+
+Storage = Mapping[str, Mapping[str, Any]] | None
+Replan = Callable[[Origin, str | int, Storage], Plan]  # given the origin, the size of shards and options of storage
+
+
+def replan(origin: Origin, shard_size: str | int, storage: Storage) -> Plan:
+    """Return the plan of an origin, made anew; `OutputError` where this version has no such planner."""
+    if origin.kind not in PLANNERS:
+        raise OutputError(f"was made by {origin.kind!r}, which this version of mergemill does not know")
+    return PLANNERS[origin.kind](origin, shard_size, storage)
+
+
+def _replan_merge(origin: Origin, shard_size: str | int, storage: Storage) -> Plan:
+    recipe = parse_recipe(origin.text, name=origin.name) if origin.text else Recipe.model_validate(dict(origin.value))
+    return make_plan(recipe, seed=origin.seed, shard_size=shard_size, methods=origin.code, storage=storage)
+
+
+PLANNERS: dict[str, Replan] = {"merge": _replan_merge}
