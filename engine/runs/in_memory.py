@@ -19,6 +19,7 @@ from mergemill.engine.plan.settings import Site, resolve_settings
 from mergemill.engine.plan.values import OutputTensor, Piece
 from mergemill.engine.runs.request import MethodOrName, Request, find_method, make_request
 from mergemill.engine.runs.tasks.piece import merge_piece
+from mergemill.engine.runs.worker.modes import own_modes
 from mergemill.engine.runs.worker.workplace import Workplace
 from mergemill.engine.tensors.dtypes import (
     NAMES,
@@ -178,17 +179,10 @@ def _merge(piece: Piece, workplace: Workplace) -> Tensor:
 
 @contextmanager
 def _lent(pieces: Sequence[Piece]) -> Iterator[Workplace]:
-    """Yield the memory that the largest of `pieces` takes, with one thread where a library's work is split by threads.
+    """Yield the memory that the largest of `pieces` takes; with the modes of a worker, but for torch's threads.
 
-    Matrix methods ask LAPACK, whose last bits hang on the number of threads; a worker has one.
+    These are one, as a worker's, where a matrix method asks LAPACK, whose last bits hang on their number.
     """
-    least_bytes = max((piece.projected.slab_bytes for piece in pieces), default=0)
-    threads = torch.get_num_threads()
     matrix = any(piece.tensor.expression.takes_matrices for piece in pieces)
-    try:
-        if matrix:
-            torch.set_num_threads(1)
-        yield Workplace(least_bytes, 1)
-    finally:
-        if matrix:
-            torch.set_num_threads(threads)
+    with own_modes(one_thread=matrix):
+        yield Workplace(max((piece.projected.slab_bytes for piece in pieces), default=0), 1)

@@ -41,6 +41,8 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "compare": ([_POINTER, _SIZE, _SIZE, _POINTER, _POINTER], None),
     "sum_products": ([_POINTER, _POINTER, _SIZE, _SIZE, _POINTER], None),
     "fill_counters": ([], None),
+    "plain_floats": ([_POINTER], _FLAG),
+    "restore_floats": ([ctypes.c_uint64], None),
     "merge_stored": ([_POINTER, _POINTER, _POINTER, _POINTER, _FLAG, _POINTER, _SIZE], _SIZE),
     "subtract_stored": ([_POINTER, _FLAG, _POINTER, _FLAG, _SIZE, _POINTER], None),
     "stored_products": ([_POINTER, _POINTER, _SIZE], _FLAG),
@@ -191,6 +193,18 @@ def look(slabs: Sequence[Tensor], block: int, samples: Floats, sums: Sums, *, su
 def compare(slab: Tensor, block: int, samples: Floats, sums: Sums) -> None:
     """Fill `sums`, one for each chunk, with the squares of the slab's differences to the samples."""
     call("compare", slab.data_ptr(), slab.numel(), block, samples.ctypes.data, sums.ctypes.data)
+
+
+def plain_floats() -> tuple[bool, int]:
+    """Have this thread round to nearest and keep denormals; returns whether it did, and what `restore_floats` takes."""
+    before = ctypes.c_uint64()
+    was_plain = bool(call("plain_floats", ctypes.byref(before)))
+    return was_plain, before.value
+
+
+def restore_floats(before: int) -> None:
+    """Have this thread compute as it did before `plain_floats`."""
+    call("restore_floats", before)
 
 
 def call(name: str, *arguments: Any) -> Any:

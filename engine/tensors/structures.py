@@ -9,7 +9,7 @@ import ctypes
 import itertools
 from collections.abc import Iterator
 
-VERSION = 2  # as native.h has it
+VERSION = 3  # as native.h has it
 
 
 class Slab(ctypes.Structure):

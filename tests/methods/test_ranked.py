@@ -53,7 +53,6 @@ def test_the_parameters_of_the_specification(name: str, parameters: str) -> None
     assert " ".join(found) == parameters
 
 
-@pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered in:RuntimeWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize(("name", "given"), [("arcee_fusion", {}), ("sce", {"select_topk": 0.5}), ("pcb", {})])
 def test_what_is_derived_and_no_number_is_ranked(

@@ -272,6 +272,14 @@ class Fuzz:
         mask, bits = np.zeros(slab.size, np.uint8), np.zeros(-(-slab.size // 8), np.uint8)
         self.call("stored_marks", ref(slab), self.which(slab), ref(self.cut(slab)), mask, bits)
 
+    # ----------------------------------------------------------------------------------------------- over none
+    def plain_floats(self) -> None:
+        before = np.zeros(1, np.uint64)
+        self.call("plain_floats", before)
+        self.call("restore_floats", int(before[0]))
+
+    restore_floats = plain_floats
+
 
 def pointer(array: Array) -> int:
     return int(array.ctypes.data)

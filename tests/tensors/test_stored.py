@@ -104,7 +104,6 @@ def test_what_is_not_finite(name: str, tmp_path: Path) -> None:
     assert_same_bits(*merge_both_ways(tmp_path, name, inputs, given))
 
 
-@pytest.mark.filterwarnings("ignore:invalid value encountered in:RuntimeWarning")
 @pytest.mark.parametrize("dtype", KINDS)
 @pytest.mark.parametrize(("name", "given"), SETTINGS, ids=str)
 def test_more_that_is_no_number_than_stays(name: str, given: Mapping[str, Any], dtype: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from mergemill.engine.runs.clusters import probe
 from mergemill.engine.runs.clusters.results import tell_result
 from mergemill.engine.runs.worker.accelerator import open_device
 from mergemill.engine.runs.worker.metrics import metered
-from mergemill.engine.runs.worker.process import set_up_process
+from mergemill.engine.runs.worker.process import keep_freed_pages, set_up_process
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.runs.worker.workplace import Workplace
 from mergemill.engine.storage.cache import open_cache
@@ -43,6 +43,7 @@ class MergemillPlugin(WorkerPlugin):
         threads, cache = worker.state.nthreads, open_cache(self.cache)
         device = open_device(self.device, self.device_memory_bytes, threads)
         self.workplace = Workplace(self.memory_bytes, threads, cache, Reschedule, storage=self.storage, device=device)
+        keep_freed_pages()
         self._set_up.enter_context(set_up_process())
         self._set_up.enter_context(metered(self.workplace))
         if device is not None:

@@ -13,6 +13,7 @@ from mergemill.engine.plan.values import Part, Piece
 from mergemill.engine.runs.tasks.guard import Row, to_row
 from mergemill.engine.runs.tasks.rounds import Settled, gather_round, hold_inputs, iter_pass, settle
 from mergemill.engine.runs.worker.aboard import find_device_staging, merge_there, open_work
+from mergemill.engine.runs.worker.modes import own_modes
 from mergemill.engine.runs.worker.workplace import Counts, Workplace
 from mergemill.engine.tensors.drift import Watch
 from mergemill.engine.tensors.exact import ExactSum
@@ -67,6 +68,7 @@ def _find_rows(piece: Piece, settled: Settled, watch: Watch | None) -> list[Row]
     return [to_row(settled.drift, kept_base=settled.kept_base) if piece.span.start == 0 else []]
 
 
+@own_modes()
 def gather_piece(piece: Piece, totals: Sequence[Partial], workplace: Workplace, slab: int = SLAB) -> Partial:
     """Gather the round after `totals` from one piece of a cut tensor; empty where no round is left."""
     asked = find_round(settle(piece.tensor), totals)
@@ -94,6 +96,7 @@ def gather_rest(
     return found
 
 
+@own_modes()
 def gather_squares(part: Part, count: int, workplace: Workplace, slab: int = SLAB) -> Partial:
     """Gather the part's share of the squared norms of the merge's `count` task vectors."""
     total: Partial = tuple(ExactSum() for _ in range(count))
@@ -107,6 +110,7 @@ def gather_squares(part: Part, count: int, workplace: Workplace, slab: int = SLA
     return total
 
 
+@own_modes()
 def find_factors(scaling: Scaling, squares: Partial) -> Sequence[float]:
     """Return the factors of all task vectors from the total of what `gather_squares` gathered."""
     return scaling.find_factors([float(square) for square in squares])

@@ -13,6 +13,7 @@ from mergemill.engine.runs.outputs.target import PartTarget, ShardTarget
 from mergemill.engine.runs.tasks.guard import Row
 from mergemill.engine.runs.tasks.piece import Totals, merge_piece
 from mergemill.engine.runs.worker.aboard import find_device_staging, open_work
+from mergemill.engine.runs.worker.modes import own_modes
 from mergemill.engine.runs.worker.workplace import Counts, Workplace
 from mergemill.engine.storage.ranges import check_pin
 from mergemill.engine.tensors.device import Staging
@@ -24,6 +25,7 @@ from mergemill.engine.tensors.workspace import Arena, aligned
 Sink = Callable[[int, memoryview], None]  # given where in the shard, and the bytes
 
 
+@own_modes()
 def run_part(
     part: Part, shard: str, target: PartTarget, totals: Totals, workplace: Workplace, slab: int = SLAB
 ) -> Receipt:
@@ -41,6 +43,7 @@ def run_part(
         return _count(replace(receipt, uploads=writer.finish()), workplace)
 
 
+@own_modes()
 def run_shard(
     parts: Sequence[Part], shard: str, target: ShardTarget, totals: Totals, workplace: Workplace, slab: int = SLAB
 ) -> list[Receipt]:
@@ -57,6 +60,7 @@ def run_shard(
     return [_count(replace(receipt, uploads=uploads), workplace) for receipt in receipts]
 
 
+@own_modes()
 def merge_part(part: Part, shard: str, sink: Sink, totals: Totals, workplace: Workplace, slab: int = SLAB) -> Receipt:
     """Merge one part, give its bytes to `sink` in order, and return the receipt."""
     need_bytes = _find_need(part, workplace, workplace.share_bytes, slab)
