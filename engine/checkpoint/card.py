@@ -69,6 +69,7 @@ def _find_hub_name(model: str) -> str:
     if Path(model).exists():
         return ""  # a folder whose name may hold the marks of a revision and an adapter
     place = re.split("[@+]", model)[0]
+    place = f"{_HUB}{place[len(_HUB) :]}" if place.lower().startswith(_HUB) else place
     name = "/".join(place.removeprefix(_HUB).split("/")[:2]) if place.startswith(_HUB) else place
     return name if HUB_NAME.fullmatch(name) and (place.startswith(_HUB) or not Path(place).exists()) else ""
 

@@ -33,7 +33,7 @@ from mergemill.engine.storage.ranges import (
     read_whole,
 )
 from mergemill.engine.storage.store import ENVIRONMENT, Storage, store_of
-from mergemill.engine.storage.urls import find_secret
+from mergemill.engine.storage.urls import parse_place
 
 SINGLE_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -130,11 +130,10 @@ def resolve(ref: str, revision: str | None = None, storage: Storage = ENVIRONMEN
 
     A folder that is there comes before a model of the same name on the Hub.
     """
-    if secret := find_secret(ref):
-        raise CheckpointError(secret)
-    if is_remote(ref):
-        return store_of(ref, storage).resolve(ref, revision)
-    path = local.resolve(ref)
+    place = parse_place(ref)
+    if is_remote(place):
+        return store_of(place, storage).resolve(place, revision)
+    path = local.resolve(place)
     if path is None and HUB_NAME.fullmatch(ref):
         return _resolve_on_hub(ref, revision, storage)
     if path is None:

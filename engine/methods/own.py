@@ -21,6 +21,7 @@ from mergemill.engine.methods.catalogue import find_methods, get_method, get_nam
 from mergemill.engine.methods.contract import Method
 from mergemill.engine.storage.bounds import METHODS_BYTES
 from mergemill.engine.storage.regular import read_regular
+from mergemill.engine.storage.urls import parse_path
 
 _LOADING = threading.RLock()
 _MODULE = "mergemill_methods_"
@@ -121,7 +122,8 @@ def get_any_method(name: str, files: Sequence[MethodsFile]) -> Method:
 
 def _open(given: str | Path | Callable[..., Any]) -> MethodsFile:
     if isinstance(given, str | Path):
-        return read_methods(Path(given), name=PurePath(given).name)
+        path = parse_path(given, MethodsError, what="a file of methods")
+        return read_methods(path, name=path.name)
     source = inspect.getsourcefile(given) if isinstance(getattr(given, "method", None), Method) else None
     if source is None or not Path(source).is_file():
         raise MethodsError(f"{given!r}: is no merge method from a file; write it into one, and give its path")

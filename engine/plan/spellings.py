@@ -5,7 +5,6 @@ local folder whose name holds ``+`` or ``@`` is that folder, where it is there a
 not (decided 2026-11-29: the language alone cannot know, and ``{path: …}`` always says it).
 """
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.errors import PlanError
 from mergemill.engine.recipe import ModelRef, Recipe
 from mergemill.engine.storage.ranges import is_remote
+from mergemill.engine.storage.urls import is_url, parse_place
 
 
 def read_paths(recipe: Recipe, refs: Mapping[str, ModelRef], *, where: str) -> Recipe:
@@ -40,7 +40,7 @@ def join_spellings(
 
 def _find_folder(name: str, ref: ModelRef, where: str) -> ModelRef | None:
     """Return the reference to the folder that is called as the whole text; None where there is none."""
-    if (ref.lora is None and ref.revision is None) or is_remote(ref.path) or not _is_there(name):
+    if (ref.lora is None and ref.revision is None) or is_url(ref.path) or not _is_there(name):
         return None
     if ref.lora is not None and _is_there(ref.path):
         raise PlanError(
@@ -51,7 +51,7 @@ def _find_folder(name: str, ref: ModelRef, where: str) -> ModelRef | None:
 
 
 def _is_there(path: str) -> bool:
-    return os.path.exists(os.path.expanduser(path))  # noqa: PTH110, PTH111 -- pathlib's raises for a home of nobody
+    return Path(parse_place(path)).exists()
 
 
 def _identify(checkpoint: Checkpoint) -> Any:

@@ -15,6 +15,7 @@ from mergemill.engine.recipe.faults import Loc, describe, make_faults, make_pred
 from mergemill.engine.recipe.leaves import OptionalCount, OptionalText, check_count
 from mergemill.engine.recipe.parsing import parse_value, read_text
 from mergemill.engine.recipe.shapes import FrozenMap, Value
+from mergemill.engine.storage.urls import parse_path
 
 Kind = Literal["local", "ssh", "slurm", "pbs", "lsf", "sge", "kubernetes", "gateway", "cuda", "cloudprovider", "coiled"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -208,7 +209,8 @@ def load_cluster(name: str | Path) -> ClusterFile:
     name: a path that ends in ``.yml`` or ``.yaml``, or the name of a file in ``configs/clusters``.
     """
     if Path(name).suffix in (".yml", ".yaml"):
-        return parse_cluster(read_text(Path(name)), name=str(name))
+        path = parse_path(name, RecipeError, what="a cluster file")
+        return parse_cluster(read_text(path), name=str(path))
     known = list_clusters()
     if str(name) not in known:
         raise RecipeError(f"{shorten(name)}: no cluster is called so; {suggest(str(name), known)}; or a file, ….yml")

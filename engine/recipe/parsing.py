@@ -18,6 +18,7 @@ from mergemill.engine.recipe.shapes import Value
 from mergemill.engine.recipe.values import Recipe
 from mergemill.engine.storage.bounds import RECIPE_BYTES
 from mergemill.engine.storage.regular import read_regular
+from mergemill.engine.storage.urls import parse_path
 
 V = TypeVar("V", bound=Value)
 
@@ -48,7 +49,8 @@ def load_recipe(given: GivenRecipe) -> Recipe:
         return parse_recipe(given, name="recipe").model_copy(update={"name": ""})
     if not isinstance(given, str | Path):
         raise RecipeError(f"a recipe is a path, a mapping or YAML text, not {describe(given)}")
-    return parse_recipe(read_text(Path(given)), name=str(given))
+    path = parse_path(given, RecipeError, what="a recipe")
+    return parse_recipe(read_text(path), name=str(path))
 
 
 def parse_recipe(text: str, *, name: str = "recipe.yml") -> Recipe:

@@ -5,7 +5,7 @@ This room touches no storage, so what is a path and what a revision is decided b
 * A ``+`` after the scheme of a URL separates the LoRA; a second one is an error.
 * What follows the last ``@`` is the revision if it holds no ``/``, or begins with ``refs/`` as on the Hub.
   The user part of a URL (``sftp://me@host``) is none.
-* Local paths that show themselves to be local (they begin with ``/``, ``.``, ``~`` or ``file://``) have no
+* Local paths that show themselves to be local (they begin with ``/``, ``.``, ``~`` or ``file:``) have no
   revisions: their ``@`` is part of the name.
 * In the mapping form ``{path: …, revision: …}`` a path is literal, so any path can be written there.
 """
@@ -18,12 +18,13 @@ from pydantic import GetJsonSchemaHandler, ValidationError, model_serializer, mo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
+from mergemill.engine.errors import CheckpointError
 from mergemill.engine.recipe.faults import describe, make_faults, make_sentence, shorten
 from mergemill.engine.recipe.leaves import OptionalText, Text
 from mergemill.engine.recipe.shapes import Value
-from mergemill.engine.storage.urls import find_secret
+from mergemill.engine.storage.urls import find_secret, parse_place
 
-_LOCAL = ("/", ".", "~", "file://")
+_LOCAL = ("/", ".", "~", "file:")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _REVISED = re.compile(r"(?P<path>.+?)@(?P<revision>refs/[^@]+|[^@/]*)")
 
@@ -55,8 +56,10 @@ class ModelRef(Value):
 
     @model_validator(mode="after")
     def _check(self) -> "ModelRef":
-        if secret := find_secret(self.path):
-            raise make_sentence(secret)
+        try:
+            parse_place(self.path)
+        except CheckpointError as error:
+            raise make_sentence(str(error)) from None
         if self.lora and (self.lora.lora or self.lora.override_architecture):
             raise make_faults([(("lora",), make_sentence("a LoRA has only a path and a revision"))])
         return self
@@ -155,7 +158,7 @@ def _split_scheme(text: str) -> tuple[str, str]:
 def _split_revision(text: str, *, whole: str) -> dict[str, str]:
     if not text.strip():
         raise _bad(whole, "its path is empty")
-    found = None if text.startswith(_LOCAL) else _REVISED.fullmatch(text)
+    found = None if text.lower().startswith(_LOCAL) else _REVISED.fullmatch(text)
     if found is None or _is_user_part(found["path"]):
         return {"path": text}
     if not found["revision"]:
@@ -165,7 +168,7 @@ def _split_revision(text: str, *, whole: str) -> dict[str, str]:
 
 def _is_user_part(path: str) -> bool:
     scheme, rest = _split_scheme(path)
-    return scheme not in ("", "hf://") and "/" not in rest
+    return scheme.lower() not in ("", "hf://") and "/" not in rest
 
 
 def _bad(text: str, why: str) -> PydanticCustomError:

@@ -6,6 +6,7 @@ from mergemill.engine.errors import InputError
 from mergemill.engine.plan.sizes import format_size, parse_size
 from mergemill.engine.storage.cache import LEAST_BYTES, SPARE_BYTES, CacheOptions, make_cache_folder
 from mergemill.engine.storage.ranges import is_remote
+from mergemill.engine.storage.urls import parse_path
 
 
 def choose_cache(
@@ -20,13 +21,17 @@ def choose_cache(
         if folder is not None:
             raise InputError("--cache-folder is of no use without --cache SIZE; say how large the cache may grow")
         return None
-    options = CacheOptions(_parse_limit(cache), None if folder is None else str(Path(folder).expanduser().absolute()))
+    options = CacheOptions(_parse_limit(cache), None if folder is None else str(_parse_folder(folder)))
     if not here:
         return options
     place = options.find_folder()
     make_cache_folder(place)
     beside = not is_remote(str(out)) and _find_disk(Path(out)) == _find_disk(place)
     return CacheOptions(options.limit_bytes, options.folder, SPARE_BYTES + (write_bytes if beside else 0))
+
+
+def _parse_folder(folder: str | Path) -> Path:
+    return parse_path(folder, InputError, what="a cache").absolute()
 
 
 def _parse_limit(cache: str | int) -> int:

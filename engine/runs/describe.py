@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mergemill.engine.errors import OutputError
 from mergemill.engine.plan.memory import check_memory, count_device_tensors, device_need, task_bytes
 from mergemill.engine.plan.summary import find_dtypes
 from mergemill.engine.plan.values import Plan
@@ -12,6 +13,7 @@ from mergemill.engine.runs.outputs.output import find_output
 from mergemill.engine.runs.traffic import find_traffic
 from mergemill.engine.runs.worker.workers import DEVICE_MEMORY, choose_workers, find_storage
 from mergemill.engine.runs.worker.workplace import Workplace
+from mergemill.engine.storage.urls import parse_place
 
 
 def describe_plan(
@@ -32,6 +34,7 @@ def describe_plan(
     goes to and from remote storage, `out` included where it is given. Raises `PlanError` where a part cannot run in so
     little memory.
     """
+    out = None if out is None else parse_place(out, OutputError)
     chosen = choose_workers(
         plan,
         workers=workers,

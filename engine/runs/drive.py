@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mergemill.engine.errors import PlanError, RunError
+from mergemill.engine.errors import OutputError, PlanError, RunError
 from mergemill.engine.plan.memory import check_memory
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import ClusterFile
@@ -33,6 +33,7 @@ from mergemill.engine.runs.tasks.guard import Report, check_report, make_report
 from mergemill.engine.runs.worker.workers import DEVICE_MEMORY, Workers, choose_workers, find_storage
 from mergemill.engine.storage.ranges import check_pin, is_remote
 from mergemill.engine.storage.store import Options
+from mergemill.engine.storage.urls import parse_place
 from mergemill.engine.tensors.slabs import SLAB
 
 
@@ -72,6 +73,7 @@ def run(
     repeated.
     """
     started = time.perf_counter()
+    out = parse_place(out, OutputError)
     chosen = choose_workers(
         plan,
         workers=workers,
@@ -89,7 +91,7 @@ def run(
     place = find_output(out, chosen.storage, public=public)
     place.check_workers(chosen, plan)
     check_memory(plan.parts, chosen.memory_bytes, place.beside_bytes)
-    check_crew(chosen, _list_needs(plan, str(out)), _make_teller(chosen, on_event), wait_s)
+    check_crew(chosen, _list_needs(plan, out), _make_teller(chosen, on_event), wait_s)
     output = open_output(out, plan, chosen.storage, public=public)
     with output.locked():
         check_same(output, plan)  # again: another driver may just have been here
@@ -101,11 +103,11 @@ def run(
             with show_progress(on_event, wanted=progress) as tell:
                 redone, read_bytes = _run_parts(plan, output, chosen, tell, driving, slab)
             report = _read_report(output, plan)
-            check_report(report, plan.guard.policy, str(out))
+            check_report(report, plan.guard.policy, out)
             commit_output(output, plan)
             seconds = time.perf_counter() - started
             committed = Committed(
-                str(out), plan.digest, len(plan.parts), redone, plan.write_bytes, read_bytes, round(seconds, 3), report
+                out, plan.digest, len(plan.parts), redone, plan.write_bytes, read_bytes, round(seconds, 3), report
             )
             driving.commit(committed)
     on_event(committed)

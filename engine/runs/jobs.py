@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mergemill.engine.errors import ClusterError, PlanError
+from mergemill.engine.errors import ClusterError, OutputError, PlanError
 from mergemill.engine.methods.own import read_methods
 from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.recipe import ClusterFile, Recipe
 from mergemill.engine.runs.driver import RESUME, find_folder
 from mergemill.engine.runs.manifest import DRIVER_MEMORY, write_manifest
 from mergemill.engine.storage.ranges import is_remote
+from mergemill.engine.storage.urls import parse_place
 
 __all__ = ["Job", "find_resume", "make_job", "submit_job"]
 
@@ -57,6 +58,7 @@ def make_job(
             f"{file.name or file.kind}: no driver is run inside a cluster of kind {file.kind}; submit takes "
             f"{' and '.join(KINDS)}; otherwise: mergemill merge … --cluster {cluster}"
         )
+    out = parse_place(out, OutputError)
     _check_out(out, file)
     name = f"{file.options.get('name', 'mergemill')}-{secrets.token_hex(4)}"  # or it would be the last job's
     if file.kind == "slurm":

@@ -8,7 +8,6 @@ import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from mergemill.engine.errors import Absent, CheckpointError, SourceChanged, StorageError
 from mergemill.engine.storage.pin import Pin, changed
@@ -16,13 +15,11 @@ from mergemill.engine.storage.regular import check_regular, open_regular
 from mergemill.engine.storage.stamps import compare_open, describe_change, make_stamp
 
 PIECE_BYTES = 8 << 20  # the longest single read
-FILE = "file://"
 
 
-def resolve(ref: str) -> str | None:
-    """Return the absolute path that `ref` names, ``~`` being the home folder; None where nothing is there."""
-    # os.path's, since pathlib's raises for a home folder that nobody has.
-    path = Path(unquote(urlsplit(ref).path) if ref.startswith(FILE) else os.path.expanduser(ref))  # noqa: PTH111
+def resolve(place: str) -> str | None:
+    """Return the absolute path of a file or folder; None where nothing is there."""
+    path = Path(place)
     return str(path.absolute()) if path.exists() else None
 
 

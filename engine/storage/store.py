@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from mergemill.engine.errors import CheckpointError
 from mergemill.engine.storage.pin import Pin
+from mergemill.engine.storage.urls import is_url
 
 _STORES = {"s3": "s3", "s3a": "s3", "hf": "hub", "http": "http", "https": "http"}  # scheme -> module; else fsspec's
 _EXTRAS = {"s3": "s3", "hub": "hub"}  # module -> the extra that installs what it needs
@@ -73,8 +74,8 @@ class Store(Protocol):
 
 
 def is_remote(url: str) -> bool:
-    """Whether `url` is not of this machine's files."""
-    return "://" in url and not url.startswith("file://")
+    """Whether a place, as `parse_place` returns it, is not of this machine's files."""
+    return is_url(url)
 
 
 def make_storage(options: Options | None) -> Storage:

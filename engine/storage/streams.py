@@ -31,17 +31,14 @@ _USUAL = "a folder, s3://, gs://, az://, hf://org/name"
 
 def check_place(url: str) -> None:
     """Raise `OutputError` for a URL of no storage that can be written, as far as its text says; nothing is asked."""
-    parts = urlsplit(url)
-    if parts.password is not None or "?" in url:
-        place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-        raise OutputError(f"{place}: its URL holds a password or a query, which would end up in messages")
-    if "::" in url or parts.scheme in _READ_ONLY:
+    scheme = urlsplit(url).scheme
+    if scheme in _READ_ONLY:
         raise OutputError(f"{url}: can be read and not written; the output is {_USUAL}, or what else fsspec writes")
     try:
-        fsspec.get_filesystem_class(parts.scheme)
+        fsspec.get_filesystem_class(scheme)
     except ValueError as error:
         known = f"{_USUAL}, or what else fsspec writes"
-        raise OutputError(f"{url}: {parts.scheme}:// is no kind of storage; the output is {known}") from error
+        raise OutputError(f"{url}: {scheme}:// is no kind of storage; the output is {known}") from error
     except ImportError as error:
         raise OutputError(f"{url}: needs a package that is not installed: {error}") from error
 

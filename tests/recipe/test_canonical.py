@@ -34,8 +34,9 @@ gradients = st.one_of([st.lists(sort, min_size=1, max_size=4).map(tuple) for sor
 filters = st.none() | names | st.just(r"re:layers\.\d+")
 conditions = st.lists(st.builds(Condition, filter=filters, value=scalars | gradients), min_size=1, max_size=3)
 parameters = st.dictionaries(names, st.one_of(scalars, gradients, conditions.map(tuple)), max_size=3).map(Parameters)
-loras = st.builds(ModelRef, path=names, revision=st.none() | names)
-refs = st.builds(ModelRef, path=names, revision=st.none() | names, lora=st.none() | loras)
+places = names.filter(lambda text: "://" not in text)
+loras = st.builds(ModelRef, path=places, revision=st.none() | names)
+refs = st.builds(ModelRef, path=places, revision=st.none() | names, lora=st.none() | loras)
 entries = st.lists(
     st.builds(ModelEntry, model=refs, delta_base=st.none() | refs, parameters=parameters), min_size=1, max_size=2
 ).map(tuple)

@@ -173,20 +173,12 @@ def test_a_read_is_tried_again_and_its_last_failure_named(memory: Any, monkeypat
     ("url", "revision", "message"),
     [
         ("memory://m", "main", "memory://m@main: only models on the Hub have revisions"),
-        (
-            "sftp://me:secret@host/m",
-            None,
-            "sftp://host/m: its URL holds a password or a query, which would end up in the plan",
-        ),
-        (
-            "memory://m/a?sig=secret",
-            None,
-            "memory://m/a: its URL holds a password or a query, which would end up in the plan",
-        ),
+        ("sftp://me:secret@host/m", None, "sftp://host/m: its URL holds a user or a password, which would be written"),
+        ("memory://m/a?sig=secret", None, "memory://m/a: its URL holds a query, which would be written"),
     ],
 )
 def test_a_url_that_must_not_stand_in_a_plan_is_refused(url: str, revision: str | None, message: str) -> None:
-    assert message_of(store_of("memory://").resolve, url, revision) == message
+    assert message_of(open_checkpoint, url, revision).startswith(message)
 
 
 def test_a_storage_whose_package_is_missing_names_it() -> None:

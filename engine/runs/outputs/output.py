@@ -15,7 +15,7 @@ from mergemill.engine.runs.outputs.target import Target
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.storage.ranges import Pin, is_remote
 from mergemill.engine.storage.store import ENVIRONMENT, Options, Storage, make_storage
-from mergemill.engine.storage.urls import find_secret
+from mergemill.engine.storage.urls import parse_place
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hub"}  # scheme -> what installs the client of that storage
 
@@ -92,13 +92,11 @@ def find_output(out: str | Path, storage: Storage = ENVIRONMENT, *, public: bool
     storage: how it is reached, and so are the small files that are copied to it. public: whether a repository of the
     Hub is to be seen by everybody.
     """
-    place = str(out)
-    if secret := find_secret(place):
-        raise OutputError(secret)
+    place = parse_place(out, OutputError)
     if public and not place.startswith("hf://"):
         raise OutputError(f"{place}: --public is for repositories of the Hub: hf://org/name")
     if not is_remote(place):
-        return FolderOutput(Path(place.removeprefix("file://")), storage=storage)
+        return FolderOutput(Path(place), storage=storage)
     scheme = place.split("://", 1)[0]
     try:
         return _find_remote(scheme, place, storage, public=public)
