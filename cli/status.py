@@ -28,7 +28,7 @@ def status(out: Out, storage_as: StorageAs = None, cluster: ClusterAs = None, js
         console.say_json(asdict(found))
         return
     console.say(f"{found.out}: {found.state}{say_progress(found)}")
-    console.say_facts(list(_facts(found, say_storage(storage_as, cluster))))
+    console.say_facts(list(list_facts(found, say_storage(storage_as, cluster))))
 
 
 def say_progress(found: "values.Status") -> str:
@@ -58,7 +58,7 @@ def say_time(seconds: float) -> str:
     return f"{whole_s // HOUR_S} h {whole_s % HOUR_S // MINUTE_S} min"
 
 
-def _facts(found: "values.Status", reach: str) -> Iterator[tuple[str, str]]:
+def list_facts(found: "values.Status", reach: str) -> Iterator[tuple[str, str]]:
     """Yield what is known, and what can be done; `reach` are the options by which commands reach storage."""
     if found.driver is not None:
         yield from _driver_facts(found, found.driver)

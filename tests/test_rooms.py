@@ -51,7 +51,7 @@ ONLY_IMPORTERS = {
     "pydantic": {"recipe", "runs"},  # what people wrote, and what lies beside an output
     "rich": {"runs"},
     "IPython": {"runs"},
-    "yaml": {"recipe", "checkpoint", "runs"},
+    "yaml": {"recipe", "checkpoint", "runs", "storage"},  # storage: the loader of the others
 }
 """Libraries that only some rooms know."""
 

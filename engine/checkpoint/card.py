@@ -14,6 +14,7 @@ import yaml
 
 from mergemill.engine.checkpoint.checkpoint import HUB_NAME, Checkpoint, read_beginning_of
 from mergemill.engine.storage.bounds import CARD_BYTES
+from mergemill.engine.storage.shallow import ShallowLoader
 
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 _HUB = "hf://"
@@ -88,7 +89,7 @@ def parse_front_matter(text: str) -> Mapping[str, str]:
     """
     match = _FRONT.match(text)
     try:
-        root = yaml.compose(match[1], Loader=yaml.SafeLoader) if match else None
+        root = yaml.compose(match[1], Loader=ShallowLoader) if match else None
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError):  # ValueError: an escape of no character
         return {}
     pairs = root.value if isinstance(root, yaml.MappingNode) else ()

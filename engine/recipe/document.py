@@ -17,6 +17,7 @@ import yaml
 
 from mergemill.engine.errors import RecipeError
 from mergemill.engine.recipe.faults import Loc, shorten
+from mergemill.engine.storage.shallow import ShallowLoader
 
 MOST_VALUES = 200_000  # aliases of aliases, and merges of merges, can unfold a few lines into billions
 MOST_DIGITS = 400  # of a number: PyYAML's reading of some forms is quadratic
@@ -59,7 +60,7 @@ class _Reader:
     merged: int = 0  # keys that merge keys have brought
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(ShallowLoader):
     """PyYAML's safe loader with the scalars of YAML 1.2 where 1.1 surprises."""
 
 

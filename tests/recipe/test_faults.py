@@ -59,7 +59,8 @@ YAML = {
     MODELS + "parameters: {t: !!int x}\n": "3: 'x' cannot be read as int",
     MODELS + 'parameters: {t: "\\ud800"}\n': "3: '\\ud800' cannot be read as str",
     MODELS + "parameters: &a {t: *a}\n": "1: nested too deeply, or an anchor that contains itself",
-    "[" * 5000: "1: nested too deeply, or an anchor that contains itself",
+    "[" * 5000: "1: not valid YAML: brackets are nested more than 50 deep",
+    "- " * 5000: "1: nested too deeply, or an anchor that contains itself",
 }
 WHAT_IS_MERGED = {
     "merge_method: m\n": f"1: {ONE_OF}; none is here",

@@ -95,13 +95,7 @@ class BucketOutput(RemoteOutput):
 
     def _read_uploads(self) -> dict[str, str]:
         """Return the id of each upload by the name of its shard, as an earlier run noted them."""
-        try:
-            return _UPLOADS.validate_json(self._s3.get(self._uploads_url) or b"{}", strict=True)
-        except ValidationError as error:  # what is uploaded is not given up for an answer that was cut short
-            raise OutputError(
-                f"{self._uploads_url}: is damaged, or not of this version of mergemill: {error.errors()[0]['msg']}; "
-                f"run the same merge again to resume, or give it up with: mergemill abort {self}"
-            ) from error
+        return parse_uploads(self._s3.get(self._uploads_url) or b"{}", self._uploads_url, str(self))
 
     def _abort_others(self, plan: Plan, held: Mapping[str, str]) -> None:
         """End uploads of shards that were begun by a driver that died before it could note them."""
@@ -124,6 +118,17 @@ class BucketOutput(RemoteOutput):
         parts = [part for number in numbers for part in _name_parts(receipts[number])]
         if not self._s3.complete_upload(url, self._uploads[shard.name], parts) and not self._is_finished(shard):
             raise RunError(f"{url}: its upload is gone; run the same merge again to resume")
+
+
+def parse_uploads(data: bytes, where: str, out: str) -> dict[str, str]:
+    """Return the id of each upload by the name of its shard, from a note at `where` of the output `out`."""
+    try:
+        return _UPLOADS.validate_json(data, strict=True)
+    except ValidationError as error:  # what is uploaded is not given up for an answer that was cut short
+        raise OutputError(
+            f"{where}: is damaged, or not of this version of mergemill: {error.errors()[0]['msg']}; run the same merge "
+            f"again to resume, or give it up with: mergemill abort {out}"
+        ) from error
 
 
 def _list_uploaded(plan: Plan) -> list[str]:

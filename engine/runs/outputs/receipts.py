@@ -51,7 +51,7 @@ class Journal:
 
     def read(self) -> Iterator[Receipt]:
         """Yield the receipts in the order in which they were written."""
-        yield from _parse_lines(self._files.read(self._name) or b"")
+        yield from parse_lines(self._files.read(self._name) or b"")
 
     def follow(self) -> Iterator[Receipt]:
         """Yield the receipts that were written since this was last asked, whoever wrote them."""
@@ -62,7 +62,7 @@ class Journal:
             text = file.read()
         whole = text[: text.rfind(b"\n") + 1]  # what follows is being written
         self._followed_bytes += len(whole)
-        yield from _parse_lines(whole)
+        yield from parse_lines(whole)
 
     def is_committed(self) -> bool:
         """Whether the merge was finished."""
@@ -130,7 +130,8 @@ def _ends_whole(file: RawIOBase) -> bool:
     return file.read(1) == b"\n"
 
 
-def _parse_lines(text: bytes) -> Iterator[Receipt]:
+def parse_lines(text: bytes) -> Iterator[Receipt]:
+    """Yield the receipts among the lines of a journal."""
     return filter(None, map(parse_receipt, text.split(b"\n")))
 
 
