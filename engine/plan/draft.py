@@ -12,6 +12,7 @@ from mergemill.engine.checkpoint.index import INDEX_NAME
 from mergemill.engine.plan.digest import make_digest
 from mergemill.engine.plan.index import make_index
 from mergemill.engine.plan.layout import make_layout, number_shard
+from mergemill.engine.plan.names import check_lengths, warn_of_twins
 from mergemill.engine.plan.sizes import read_shard_size
 from mergemill.engine.plan.stages import Scaling
 from mergemill.engine.plan.values import Origin, OutputTensor, Plan, Shard, SmallFile, SourceUse
@@ -53,6 +54,8 @@ def finish(draft: Draft, shard_size: str | int) -> Plan:
     size, read_as = read_shard_size(shard_size)
     shards, parts = make_layout(draft.tensors, size, draft.name_shard)
     files = (*draft.files, draft.seal(shards, draft.tensors))
+    names = [shard.name for shard in shards] + [file.name for file in files]
+    check_lengths(names)
     return Plan(
         digest=make_digest(draft.origin, draft.tensors, shards, parts, files),
         origin=draft.origin,
@@ -67,7 +70,7 @@ def finish(draft: Draft, shard_size: str | int) -> Plan:
         guard=draft.guard,
         storage=draft.storage,
         scaling=draft.scaling,
-        warnings=(*([read_as] if read_as else ()), *draft.warnings),
+        warnings=(*([read_as] if read_as else ()), *draft.warnings, *warn_of_twins(names)),
     )
 
 

@@ -59,3 +59,18 @@ def test_values_of_helm_are_values_of_the_chart() -> None:
 
 def test_it_says_what_trusting_a_scheduler_means() -> None:
     assert "What trusting a Dask scheduler means" in TEXT
+
+
+def test_what_an_attacker_may_hold_names_tests_that_are_there() -> None:
+    table = TEXT.partition("## What an attacker may hold")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
+    assert list(dict.fromkeys(row[0] for row in rows)) == [
+        "a model",
+        "a recipe",
+        "an output folder",
+        "the network",
+        "the same machine",
+    ]
+    for *_, named in rows:
+        path, _, test = named.strip("`").partition("::")
+        assert f"def {test}(" in (DEPLOY.parent / path).read_text(), named
