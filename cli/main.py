@@ -24,9 +24,10 @@ def main() -> NoReturn:
 
 def execute(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; whatever goes wrong is one line on stderr."""
-    from mergemill.cli.app import app
-
     try:
+        from mergemill import engine  # noqa: F401 - first, since it refuses systems that it does not run on
+        from mergemill.cli.app import app
+
         _check_text(arguments)
         code = app(list(arguments), prog_name="mergemill", standalone_mode=False, obj=list(arguments))
         console.flush()

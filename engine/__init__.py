@@ -9,7 +9,16 @@ imported from its place when it is first asked for: planning needs no Dask, an a
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+from mergemill.engine.errors import UnfitSystem
+
+if sys.platform in ("win32", "cygwin"):  # which `engine/storage/system.py` says the reasons for
+    raise UnfitSystem(
+        "mergemill does not run on Windows itself, only on Linux and macOS; on Windows it runs in WSL: "
+        "see https://learn.microsoft.com/windows/wsl/install, and install it there"
+    )
 
 if TYPE_CHECKING:
     from mergemill.engine import errors as errors

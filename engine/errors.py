@@ -12,6 +12,7 @@
     │   ├── MethodsError                 a file of methods: it cannot be read or run, or holds none
     │   ├── PlanError                    recipe and checkpoints do not go together
     │   └── OutputError                  the output folder holds something else, or cannot be written
+    ├── UnfitSystem                   2  mergemill does not run on this system; an ImportError too
     ├── Cancelled                   130  somebody asked for the merge to end; it can be resumed
     └── RunError                      1  the work itself
         ├── ClusterError                 the Dask cluster is not there, or its workers cannot do the merge
@@ -32,6 +33,12 @@ class MergemillError(Exception):
 
 class InputError(MergemillError):
     """The recipe, its inputs or the output's place are wrong; nothing has been written."""
+
+    exit_code = 2
+
+
+class UnfitSystem(MergemillError, ImportError):
+    """The operating system lacks what the engine stands on."""
 
     exit_code = 2
 

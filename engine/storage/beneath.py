@@ -14,9 +14,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from mergemill.engine.errors import OutputError, StorageError
+from mergemill.engine.storage import system
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # so that a FIFO in a file's place is refused at once
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY
+_FILE = os.O_NOFOLLOW | os.O_NONBLOCK  # so that a FIFO in a file's place is refused at once
 _WRITES = os.O_WRONLY | os.O_RDWR
 _LINKED = (errno.ELOOP, errno.EMLINK)  # what a link is to O_NOFOLLOW: of POSIX, and of FreeBSD
 UNFINISHED = ".tmp-"  # in the name of a file that is being written
@@ -89,7 +90,7 @@ class Beneath:
                     file.write(data)
                     file.flush()
                     if synced:
-                        os.fsync(file.fileno())
+                        system.sync(file.fileno())
                 self.rename(place, name)
         except BaseException:
             with suppress(StorageError):
@@ -124,7 +125,7 @@ class Beneath:
     def sync(self, name: str) -> None:
         """Return once the names in a folder are on the disk."""
         with self._explained(name, "syncing"), self._folder(f"{name}/.") as folder:
-            os.fsync(folder)
+            system.sync(folder)
 
     @contextmanager
     def _folder(self, name: str) -> Iterator[int]:

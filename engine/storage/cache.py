@@ -16,7 +16,6 @@ the count too high at worst, until it is next taken from the disk itself. A disk
 means that nothing is kept; what cannot be read, or is damaged, is fetched.
 """
 
-import fcntl
 import hashlib
 import os
 import secrets
@@ -27,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergemill.engine.errors import InputError
+from mergemill.engine.storage import system
 from mergemill.engine.storage.entry import file_bytes, read_entry, write_entry
 from mergemill.engine.storage.pin import Pin
 
@@ -206,9 +206,9 @@ class RangeCache:
     def _locked(self) -> Iterator[int]:
         """Lend the descriptor of the lock's file, while no other thread or process has it."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            system.lock(descriptor, wait=True)
             yield descriptor
         finally:
             os.close(descriptor)
@@ -259,7 +259,7 @@ def _read(home: Path, kept: tuple[int, int], at: int, into: memoryview) -> bool:
 
 def _create(path: Path, size_bytes: int) -> None:
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         os.ftruncate(descriptor, size_bytes)
     finally:
@@ -267,7 +267,7 @@ def _create(path: Path, size_bytes: int) -> None:
 
 
 def _write(path: Path, data: memoryview) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_WRONLY)
     try:
         write_entry(descriptor, data)
     finally:

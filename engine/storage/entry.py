@@ -9,6 +9,8 @@ from pathlib import Path
 
 import xxhash
 
+from mergemill.engine.storage import system
+
 CHUNK_BYTES = 256 << 10  # what a checksum is of: read and checked as a whole, however little of it is wanted
 _DIGEST_BYTES = 16
 
@@ -25,14 +27,9 @@ def file_bytes(size_bytes: int) -> int:
 def write_entry(descriptor: int, data: memoryview) -> None:
     """Write the file of a range."""
     digests = [xxhash.xxh3_128_digest(data[start : start + CHUNK_BYTES]) for start in range(0, len(data), CHUNK_BYTES)]
-    rest, at = [memoryview(b"".join(digests)), data], 0
-    while rest:
-        done = os.pwritev(descriptor, rest, at)
-        at += done
-        while rest and done >= len(rest[0]):
-            done -= len(rest.pop(0))
-        if rest:
-            rest[0] = rest[0][done:]
+    table = memoryview(b"".join(digests))
+    system.write_at(descriptor, table, 0)
+    system.write_at(descriptor, data, len(table))
 
 
 def read_entry(path: Path, size_bytes: int, start: int, buffer: memoryview) -> bool:
@@ -40,7 +37,7 @@ def read_entry(path: Path, size_bytes: int, start: int, buffer: memoryview) -> b
 
     Notes that the file was used. Raises OSError where there is none.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.utime(descriptor)
         if os.fstat(descriptor).st_size != file_bytes(size_bytes):
@@ -69,7 +66,7 @@ def _read_chunk(descriptor: int, at: int, into: memoryview, skip: int, size: int
     whole = into if len(into) == size else memoryview(bytearray(size))
     done = 0
     while done < size:
-        if not (got := os.preadv(descriptor, [whole[done:]], at + done)):
+        if not (got := system.read_at(descriptor, whole[done:], at + done)):
             return False
         done += got
     if xxhash.xxh3_128_digest(whole) != digest[:_DIGEST_BYTES]:

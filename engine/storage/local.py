@@ -1,4 +1,4 @@
-"""Files of this machine, read with ``preadv`` into memory that the caller reuses, never mapped.
+"""Files of this machine, read by positions into memory that the caller reuses, never mapped.
 
 Mapped pages count as resident and get Dask workers killed. Each process keeps one descriptor a file, and compares the
 file with its pin when it opens it and after each read.
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mergemill.engine.errors import Absent, CheckpointError, SourceChanged, StorageError
+from mergemill.engine.storage import system
 from mergemill.engine.storage.pin import Pin, changed
 from mergemill.engine.storage.regular import check_regular, open_regular
 from mergemill.engine.storage.stamps import compare_open, describe_change, make_stamp
@@ -77,7 +78,7 @@ def read_into(pin: Pin, offset_bytes: int, buffer: memoryview) -> None:
     done = 0
     while done < len(buffer):
         try:
-            got = os.preadv(descriptor.number, [buffer[done : done + PIECE_BYTES]], offset_bytes + done)
+            got = system.read_at(descriptor.number, buffer[done : done + PIECE_BYTES], offset_bytes + done)
         except OSError as error:
             raise StorageError(f"{pin.url}: reading at byte {offset_bytes + done}: {error.strerror}") from error
         if got == 0:
@@ -106,7 +107,7 @@ def read_ahead(pin: Pin, offset_bytes: int, size_bytes: int) -> None:
     if size_bytes > 0:
         # Held by name: of two threads that open a file at once one gets a descriptor that is not kept for later.
         descriptor = _open_pinned(pin)
-        os.posix_fadvise(descriptor.number, offset_bytes, size_bytes, os.POSIX_FADV_WILLNEED)
+        system.fetch_soon(descriptor.number, offset_bytes, size_bytes)
 
 
 def close_all() -> None:

@@ -8,15 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mergemill.engine.errors import OutputError, StorageError
+from mergemill.engine.storage import system
 
 
 def create_positioned(path: Path, size_bytes: int, prefix: bytes) -> None:
     """Create `path` with `size_bytes` zero bytes that begin with `prefix`; an existing file keeps what is behind it."""
     with _explained(path, "creating"):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             os.ftruncate(descriptor, size_bytes)
-            _write_all(descriptor, memoryview(prefix), 0)
+            system.write_at(descriptor, memoryview(prefix), 0)
         finally:
             os.close(descriptor)
 
@@ -27,21 +28,21 @@ class PositionedWriter:
     def __init__(self, path: Path) -> None:
         self._path = path
         with _explained(path, "opening"):
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
 
     def write(self, offset_bytes: int, data: memoryview) -> None:
         """Write `data` at `offset_bytes`."""
         with _explained(self._path, f"writing at byte {offset_bytes} of"), _turn(self._path):
-            _write_all(self._descriptor, data, offset_bytes)
+            system.write_at(self._descriptor, data, offset_bytes)
 
     def sync(self) -> None:
         """Return once what was written is on the disk."""
         with _explained(self._path, "syncing"):
-            os.fdatasync(self._descriptor)
+            system.sync_content(self._descriptor)
 
     def start_writeback(self, offset_bytes: int, size_bytes: int) -> None:
         """Ask the kernel to begin writing a range to the disk, so that little is left for the last sync."""
-        os.posix_fadvise(self._descriptor, offset_bytes, size_bytes, os.POSIX_FADV_DONTNEED)
+        system.write_soon(self._descriptor, offset_bytes, size_bytes)
 
     def close(self) -> None:
         """Close the file; nothing is synced."""
@@ -66,7 +67,7 @@ def write_file(path: Path, data: bytes) -> None:
         with open(beside, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            system.sync(file.fileno())
         beside.replace(path)
     sync_folder(path.parent)
 
@@ -87,7 +88,7 @@ def sync_folder(folder: Path) -> None:
     with _explained(folder, "syncing"):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(descriptor)
+            system.sync(descriptor)
         finally:
             os.close(descriptor)
 
@@ -119,12 +120,6 @@ def check_space(folder: Path, needed_bytes: int) -> None:
 def _turn(path: Path) -> threading.Lock:
     """Return the lock of a file's writers in this process: the kernel has one at a time, and lets the others spin."""
     return threading.Lock()
-
-
-def _write_all(descriptor: int, data: memoryview, offset_bytes: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(descriptor, data[done:], offset_bytes + done)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def check_regular(found: os.stat_result) -> None:
 def open_regular(path: str | Path, flags: int = 0) -> int:
     """Return a descriptor of the file at `path`, for reading; OSError where it cannot be opened, or is no file."""
     check_regular(Path(path).stat())
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | flags)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | flags)
     try:
         check_regular(os.fstat(descriptor))
     except OSError:

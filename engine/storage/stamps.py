@@ -16,15 +16,17 @@ import os
 import re
 from pathlib import Path
 
+from mergemill.engine.storage import system
 from mergemill.engine.storage.sample import is_sampled, make_sample
 
-_MADE_UP = re.compile(r"fuse.*|9p|cifs|smb3|vfat|msdos|exfat|squashfs|erofs|iso9660|udf|cramfs|romfs")  # file systems
-_MOUNTS = Path("/proc/self/mountinfo")
+_MADE_UP = re.compile(  # kinds of file systems, of Linux and of macOS
+    r"fuse.*|9p|cifs|smb3|vfat|msdos|exfat|squashfs|erofs|iso9660|udf|cramfs|romfs|(mac|osx)fuse.*|smbfs|webdav|cd9660"
+)
 
 
 def make_stamp(path: str, found: os.stat_result, like: str | None = None) -> str:
     """Return the stamp of the file at `path`; with the fields of `like`, since hosts may mount a folder differently."""
-    if _makes_up(found.st_dev) if like is None else is_sampled(like):
+    if _makes_up(Path(path).parent, found.st_dev) if like is None else is_sampled(like):
         return f"{_say(found, sampled=True)} {_sample(path, found.st_size)}"
     return _say(found, sampled=False)
 
@@ -75,11 +77,6 @@ def _sample(path: str, size_bytes: int) -> str:
 
 
 @functools.cache
-def _makes_up(device: int) -> bool:
-    """Whether the file system of a device makes up numbers or times; one that is not listed is taken at its word."""
-    place = f"{os.major(device)}:{os.minor(device)}"
-    try:
-        mounts = [line.split() for line in _MOUNTS.read_text(errors="replace").splitlines()]
-    except OSError:
-        return False
-    return any(fields[2] == place and _MADE_UP.fullmatch(fields[fields.index("-") + 1]) for fields in mounts)
+def _makes_up(folder: Path, device: int) -> bool:
+    """Whether the file system of a folder makes up numbers or times; one that is not listed is taken at its word."""
+    return _MADE_UP.fullmatch(system.name_file_system(folder, device)) is not None

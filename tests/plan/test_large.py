@@ -13,7 +13,7 @@ from mergemill.engine import describe_plan
 from mergemill.engine.runs.graph import make_tasks
 from mergemill.engine.runs.outputs.record import make_record
 from mergemill.engine.runs.outputs.target import FileTarget
-from mergemill.engine.storage import local
+from mergemill.engine.storage import system
 from mergemill.engine.storage.store import ENVIRONMENT
 
 LAYERS, HIDDEN, KV, FFN, VOCAB = 80, 8192, 1024, 28_672, 128_256
@@ -83,4 +83,4 @@ def read_length(path: Path) -> int:
 
 
 def test_reads_go_through_what_this_file_counts() -> None:
-    assert "os.preadv" in Path(local.__file__).read_text()
+    assert "os.preadv" in Path(system.__file__).read_text()

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mergemill.engine.errors import CheckpointError, SourceChanged, StorageError
-from mergemill.engine.storage import local, stamps
+from mergemill.engine.storage import local, stamps, system
 from mergemill.engine.storage.ranges import Pin, check_pin, close_all, pin_file, read_ahead, read_into
 
 CONTENT = bytes(i * 7 % 251 for i in range(10_000))
@@ -137,10 +137,11 @@ def test_where_numbers_are_made_up_a_sample_of_the_content_is_looked_at(
     path = tmp_path / "source"
     path.write_bytes(CONTENT * 40)
     found = path.stat()
-    mounts = tmp_path / "mountinfo"
+    mounts = tmp_path / "self/mountinfo"
+    mounts.parent.mkdir()
     device = f"{os.major(found.st_dev)}:{os.minor(found.st_dev)}"
     mounts.write_text(f"36 35 {device} / /mnt rw,noatime master:1 - fuse.sshfs host:/ rw\n")
-    monkeypatch.setattr(stamps, "_MOUNTS", mounts)
+    monkeypatch.setattr(system, "PROC", tmp_path)
     stamps._makes_up.cache_clear()
     pin = pin_file(path)
     stamps._makes_up.cache_clear()

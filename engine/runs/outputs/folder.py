@@ -5,7 +5,6 @@ All unfinished work lies in the hidden folder ``.mergemill``: ``plan.json`` (wha
 written, the index last: only then does a loader find a model.
 """
 
-import fcntl
 import os
 import stat
 import threading
@@ -31,6 +30,7 @@ from mergemill.engine.runs.outputs.record import (
 from mergemill.engine.runs.outputs.state import JOURNAL_NAME, LOCK_NAME, RECORD_NAME, check_own, is_own
 from mergemill.engine.runs.outputs.target import FileTarget, Target
 from mergemill.engine.runs.worker.workers import Workers
+from mergemill.engine.storage import system
 from mergemill.engine.storage.beneath import Beneath
 from mergemill.engine.storage.positioned import (
     check_space,
@@ -107,7 +107,7 @@ class FolderOutput:
             raise OutputError(f"{error}; choose a folder that you can write") from error
         with open(descriptor, "r+b"):
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                system.lock(descriptor, wait=False)
             except OSError as error:
                 raise OutputError(f"{self}: another mergemill is writing here; wait for it or stop it") from error
             self._lock = os.fstat(descriptor)

@@ -7,10 +7,10 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from mergemill.engine.errors import OutputError, StorageError
+from mergemill.engine.storage import system
 from mergemill.engine.storage.objects import Objects
 
 RENEW_S, OLD_S = 20.0, 90.0
@@ -114,23 +114,10 @@ def _runs(holder: dict[str, Any]) -> bool:
 
 
 def name_processes() -> str:
-    """Return what two processes share that see each other by number: one start of one machine, and a namespace.
-
-    A host name would not do: containers may share it without seeing each other.
-    """
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return secrets.token_hex(8)
+    """Return what two processes share that see each other by number; nobody else's where that is not known."""
+    return system.name_start() or secrets.token_hex(8)
 
 
 def find_start(process: object) -> str | None:
-    """Return when a process began, in ticks since the machine did; numbers are used again. None where it has ended."""
-    if type(process) is not int:  # of a note that is damaged
-        return None
-    try:
-        state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if state in "ZX" else fields[18]
+    """Return when a process began; None where it has ended, or a note that is damaged names none."""
+    return system.find_start(process) if type(process) is int else None

@@ -1,6 +1,5 @@
 """How many workers a merge gets, of what, and what each is given."""
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import ClusterFile, load_cluster
 from mergemill.engine.runs.worker.accelerator import choose_device, count_devices
+from mergemill.engine.storage import system
 from mergemill.engine.storage.cache import CacheOptions
 from mergemill.engine.storage.store import ENVIRONMENT, Options, Storage, join_options, make_storage
 
@@ -128,7 +128,7 @@ def _choose_places(
         if workers is not None or threads is not None:
             raise PlanError(f"{scheduler}: has workers and threads of its own; leave out --workers and --threads")
         return Workers(0, 1, parse_size(memory, what="--memory"), scheduler)
-    cores = len(os.sched_getaffinity(0))
+    cores = system.count_cores()
     if workers is None:
         alone = cores == 1 or plan.write_bytes < SMALL_BYTES or (cores <= FEW_CORES and _is_native(plan))
         workers = 0 if threads is not None or alone else cores
