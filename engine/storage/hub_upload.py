@@ -186,12 +186,20 @@ def _make_info(content: Content) -> UploadInfo:
 def _make_addition(content: Content) -> CommitOperationAdd:
     """Return a file of a commit that is in the storage of the Hub already; its bytes may be nowhere else.
 
-    huggingface_hub makes such only of files that are there, or were when it uploaded them.
+    huggingface_hub makes such only of files that are there, or were when it uploaded them: its `preupload_lfs_files`
+    wants all bytes of a file in the process that commits, and a merge that is resumed has removed them. So the two
+    private fields are set that it sets itself (2026-11-29); a version that knows them no more is an error here and
+    not a commit of nothing, and pyproject.toml bounds the version.
     """
     addition = CommitOperationAdd(content.name, b"")
     addition.upload_info = _make_info(content)
-    addition._upload_mode = "lfs"
-    addition._is_uploaded = True
+    for name, value in (("_upload_mode", "lfs"), ("_is_uploaded", True)):
+        if not hasattr(addition, name):
+            raise StorageError(
+                f"huggingface_hub {version('huggingface_hub')}: has no CommitOperationAdd.{name}, which a commit "
+                "of files that are uploaded already needs; install the one that mergemill's constraints name"
+            )
+        setattr(addition, name, value)
     return addition
 
 

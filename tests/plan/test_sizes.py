@@ -48,7 +48,27 @@ def test_many_digits_are_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "much", "0", "-1", "0.1", "1e9", "5 GBB", "5ib", "5 gigabytes", "٣GB", "1 2", 0, -4]
+    "text",
+    [
+        "",
+        "much",
+        "0",
+        "-1",
+        "0.1",
+        "1e9",
+        "5 GBB",
+        "5ib",
+        "5 gigabytes",
+        "٣GB",
+        "1 2",
+        "5GB, 3",
+        "5GB/s",
+        "1.5.3",
+        "1-2",
+        "5Gbit",
+        0,
+        -4,
+    ],
 )
 def test_what_is_no_size_is_refused_with_what_would_be_one(text: str | int) -> None:
     with pytest.raises(

@@ -23,7 +23,7 @@ from huggingface_hub import constants, snapshot_download
 
 from mergemill.engine.checkpoint import open_checkpoint
 from mergemill.engine.errors import CheckpointError, MergemillError, SourceChanged, StorageError
-from mergemill.engine.storage import fetch, tries
+from mergemill.engine.storage import fetch, hub_upload, tries
 from mergemill.engine.storage.ranges import Pin, close_all, list_files, pin_file, read_into, read_whole
 from mergemill.engine.storage.store import store_of
 
@@ -435,3 +435,19 @@ def test_the_environment_of_a_process_names_the_hub(hub: Hub, monkeypatch: pytes
     sha = hub.add_repo(NAME, FILES)
     assert resolve() == f"hf://{NAME}@{sha}"
     assert os.environ["HF_ENDPOINT"] != constants.ENDPOINT
+
+
+def test_a_library_without_the_fields_that_say_that_a_file_is_uploaded_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else its commit would upload nothing in the place of a shard."""
+
+    @dataclasses.dataclass
+    class Addition:
+        path_in_repo: str
+        path_or_fileobj: bytes
+
+    monkeypatch.setattr(hub_upload, "CommitOperationAdd", Addition)
+    content = hub_upload.Content("model.safetensors", 3, "00" * 32)
+    with pytest.raises(StorageError, match=r"huggingface_hub [\d.]+: has no CommitOperationAdd\._upload_mode, "):
+        hub_upload._make_addition(content)
