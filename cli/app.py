@@ -49,7 +49,11 @@ def _show_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
+        from mergemill.engine import describe_slowness
+
         console.say(f"mergemill {version('mergemill')}")
+        if slowness := describe_slowness():
+            console.note(f"warning: {slowness}")
         raise typer.Exit
 
 

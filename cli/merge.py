@@ -176,7 +176,7 @@ class Watch:
             self._advance(event.done_bytes, event.parts_done, kept=event.kept)
         else:
             self._stack.close()
-            for line in guard_lines(event):
+            for line in (*guard_lines(event), *(f"warning: {warning}" for warning in event.warnings)):
                 console.note(line)
             console.say(describe_commit(event))
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mergemill.engine.runs.describe import describe_plan as describe_plan
     from mergemill.engine.runs.drive import run as run
     from mergemill.engine.runs.environment import describe_environment as describe_environment
+    from mergemill.engine.runs.environment import describe_slowness as describe_slowness
     from mergemill.engine.runs.in_memory import merge_state_dicts as merge_state_dicts
     from mergemill.engine.runs.in_memory import merge_tensors as merge_tensors
     from mergemill.engine.runs.inspect import inspect as inspect
@@ -53,6 +54,7 @@ _PLACES = {
     "cancel": "runs.cancel",
     "describe_environment": "runs.environment",
     "describe_plan": "runs.describe",
+    "describe_slowness": "runs.environment",
     "errors": "",
     "estimate_cost": "plan.cost",
     "events": "runs",

@@ -73,6 +73,7 @@ FACE = [
     "cancel",
     "describe_environment",
     "describe_plan",
+    "describe_slowness",
     "errors",
     "estimate_cost",
     "events",

@@ -114,7 +114,7 @@ def _parse_started(value: Mapping[str, Any]) -> Started:
 
 def _parse_committed(value: Mapping[str, Any]) -> Committed:
     guard = {name: tuple(TensorChange(**change) for change in changes) for name, changes in value["guard"].items()}
-    return Committed(**{**value, "guard": Report(**guard)})
+    return Committed(**{**value, "guard": Report(**guard), "warnings": tuple(value.get("warnings", ()))})
 
 
 def _explain_idle(output: Output) -> OutputError | RunError:

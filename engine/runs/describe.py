@@ -9,6 +9,7 @@ from mergemill.engine.plan.memory import check_memory, count_device_tensors, dev
 from mergemill.engine.plan.summary import find_dtypes
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import ClusterFile
+from mergemill.engine.runs.environment import describe_slowness
 from mergemill.engine.runs.outputs.output import find_output
 from mergemill.engine.runs.traffic import find_traffic
 from mergemill.engine.runs.worker.workers import DEVICE_MEMORY, choose_workers, find_storage
@@ -50,6 +51,7 @@ def describe_plan(
         chosen.memory_bytes,
         find_output(out, find_storage(plan, chosen)).beside_bytes if out is not None else 0,
     )
+    slowness = "" if chosen.scheduler or chosen.cluster else describe_slowness()  # of other machines nothing is known
     share_bytes = Workplace(chosen.memory_bytes, chosen.threads).share_bytes
     most_bytes = max((task_bytes(part, share_bytes) for part in plan.parts), default=0)
     return {
@@ -78,5 +80,5 @@ def describe_plan(
         "remote": [asdict(each) for each in find_traffic(plan, share_bytes, out)],
         "sources": [asdict(source) for source in plan.sources],
         "code": [{"name": file.name, "path": file.path, "sha256": file.sha256} for file in plan.origin.code],
-        "warnings": list(plan.warnings),
+        "warnings": [*plan.warnings, *filter(None, [slowness])],
     }

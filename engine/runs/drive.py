@@ -15,6 +15,7 @@ from mergemill.engine.runs.clusters.preflight import Needs
 from mergemill.engine.runs.clusters.reach import choose_samples
 from mergemill.engine.runs.crew import Crew, check_crew, open_crew
 from mergemill.engine.runs.driver import Driving, drive
+from mergemill.engine.runs.environment import describe_slowness
 from mergemill.engine.runs.events import Committed, OnEvent, PartFinished, Started, Waiting, ignore
 from mergemill.engine.runs.graph import make_checks, make_tasks
 from mergemill.engine.runs.outputs.output import (
@@ -107,11 +108,25 @@ def run(
             commit_output(output, plan)
             seconds = time.perf_counter() - started
             committed = Committed(
-                out, plan.digest, len(plan.parts), redone, plan.write_bytes, read_bytes, round(seconds, 3), report
+                out,
+                plan.digest,
+                len(plan.parts),
+                redone,
+                plan.write_bytes,
+                read_bytes,
+                round(seconds, 3),
+                report,
+                _find_warnings(chosen) if redone else (),
             )
             driving.commit(committed)
     on_event(committed)
     return committed
+
+
+def _find_warnings(workers: Workers) -> tuple[str, ...]:
+    """Return what was slow on this machine; of the workers of a cluster nothing is known."""
+    slowness = "" if workers.scheduler or workers.cluster else describe_slowness()
+    return (slowness,) if slowness else ()
 
 
 def _list_needs(plan: Plan, out: str) -> Needs:

@@ -59,6 +59,7 @@ class Committed:
     read_bytes: int  # from the sources in this run
     seconds: float  # of this run
     guard: Report  # which tensors came out broken, and which changed most
+    warnings: tuple[str, ...] = ()  # about where it ran
 
     def __repr__(self) -> str:
         return show_text(*self._show())
@@ -79,6 +80,7 @@ class Committed:
             ("guard", f"{len(faults)}: {list_names(faults)}" if faults else "nothing found"),
             ("changed", list_names(most) or "not compared"),
             ("digest", self.digest[:12]),
+            *(("warning", warning) for warning in self.warnings),
         )
 
 

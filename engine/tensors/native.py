@@ -70,6 +70,13 @@ def load() -> ctypes.CDLL | None:
     return None
 
 
+def find_absence() -> str:
+    """Return why the library is not used, and what would change that; empty where it is used."""
+    if os.environ.get("MERGEMILL_NATIVE") == "0":
+        return "MERGEMILL_NATIVE=0"
+    return "" if load() else "not built; install a C compiler, and mergemill again"
+
+
 def declare(library: ctypes.CDLL, path: str | Path) -> ctypes.CDLL:
     """Return the library once it agrees with what is handed to it; else raise ImportError."""
     expected = find_layout()

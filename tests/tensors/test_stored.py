@@ -1,5 +1,6 @@
 """The loops over slabs as they are stored: the bits of torch and numpy, for every dtype and every kind of value."""
 
+import ctypes
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from methods.harness import Mill, Task, fill_settings, make_values
 from torch import Tensor
 
 from mergemill.engine.methods.catalogue import find_methods, get_method
-from mergemill.engine.tensors import native
+from mergemill.engine.tensors import native, structures
 from mergemill.engine.tensors.fusion import SPREAD, Fusion, Join, Keep
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.random import random_bits
@@ -225,3 +226,152 @@ def test_a_weight_of_zero_of_either_sign_makes_nothing_of_anything() -> None:
     for weight in (0.0, -0.0):
         merged, _ = make_slab([odd], (5,)).merge(Fusion(Join("sum", (weight,))), "F32", None)
         assert merged.view(np.uint32).tolist() == [0] * 5
+
+
+# ------------------------------------------------------------------------------------------------------- refusals
+REFUSED = -2
+SIZE = 3000
+
+
+class Given:
+    """What `merge_stored` and the rest are given: a base and two tensors, each of its own memory, all of it sound."""
+
+    def __init__(self) -> None:
+        self.arrays = [np.zeros(SIZE + 1, np.float32) for _ in range(3)]
+        self.data = (ctypes.c_void_p * 3)(*(array.ctypes.data for array in self.arrays))
+        self.dtypes, self.vectors = (ctypes.c_int32 * 3)(), (ctypes.c_int32 * 2)()
+        self.floats = (ctypes.c_float * 2)(1.0, 1.0)
+        pointers = [ctypes.addressof(each) for each in (self.data, self.dtypes, self.vectors, self.floats)]
+        self.slab = structures.Slab(*pointers, 2, 1, SIZE, 0, SIZE)
+        self.join = structures.Join(kind=JOINS["add"], weight=ctypes.addressof(self.floats), lambda_=1.0)
+        self.keeps = (structures.Keep * 2)(structures.Keep(factor=1.0), structures.Keep(factor=1.0))
+        self.out_dtype = 0
+
+    def merge(self) -> int:
+        out = np.zeros(SIZE, np.float32)
+        join, slab = ctypes.byref(self.join), ctypes.byref(self.slab)
+        return int(native.call("merge_stored", slab, self.keeps, join, out.ctypes.data, self.out_dtype, None, 0))
+
+    def count(self, which: int) -> dict[str, int]:
+        """Return what each loop says that is given a tensor's number; where it is sound, 0."""
+        slab, numbers, window = ctypes.byref(self.slab), (ctypes.c_int64 * 1)(which), structures.Window(which=which)
+        counts, bits, sums = np.zeros(1 << 16, np.int64), np.zeros((2, SIZE), np.uint8), np.zeros((2, 32))
+        windows = [np.zeros(2, np.int64) for _ in range(3)]
+        window.low_counts, window.high_counts, window.counts = (each.ctypes.data for each in windows)
+        at, keys, limits = counts.ctypes.data, np.zeros(4, np.uint32), np.zeros(SIZE, np.int32)
+        marks, cut = (bits[0].ctypes.data, bits[1].ctypes.data), ctypes.byref(structures.Cut())
+        return {
+            "upper": native.call("stored_upper", slab, numbers, (ctypes.c_void_p * 1)(at), 1),
+            "lower": native.call("stored_lower", slab, which, 0, at),
+            "equal": native.call("stored_equal", slab, which, 1.0, at),
+            "sample": native.call("stored_sample", slab, which, 0, SIZE, 8, at),
+            "windows": native.call("stored_windows", slab, ctypes.byref(window), 1),
+            "marks": native.call("stored_marks", slab, which, cut, *marks),
+            "rows": native.call(
+                "stored_rows", slab, which, SIZE, limits.ctypes.data, keys.ctypes.data, *marks, None, None
+            ),
+            "norms": native.call("stored_norms", slab, which, self.keeps, sums[0].ctypes.data, sums[1].ctypes.data),
+        }
+
+
+JOINS = {"sum": 0, "add": 1, "agree": 2, "share": 3}
+KEEPS = {"all": 0, "cut": 2, "random": 3, "mask": 4}
+
+
+def cut_with_outliers(keep: structures.Keep, cut: structures.Cut, outliers: structures.Cut) -> None:
+    keep.kind, keep.has_outliers, keep.cut, keep.outliers = KEEPS["cut"], 1, cut, outliers
+
+
+@pytest.mark.parametrize("kind", JOINS)
+def test_a_base_is_needed_by_every_join_but_the_sum(kind: str) -> None:
+    given = Given()
+    given.join.kind = JOINS[kind]
+    assert given.merge() == 0
+    given.slab.has_base = 0
+    assert given.merge() == (0 if kind == "sum" else REFUSED)
+
+
+@pytest.mark.parametrize(
+    ("cut", "outliers", "sound"),
+    [
+        ((1.0, 2, 3), (2.0, 9, 9), True),
+        ((1.0, 2, 3), (1.0, 2, 3), True),
+        ((1.0, 2, 3), (0.5, 0, 0), False),
+        ((1.0, 2, 3), (1.0, 3, 0), False),
+        ((1.0, 2, 3), (1.0, 2, 4), False),
+        ((1.0, 2, 3), (1.0, 1, 9), True),
+    ],
+)
+def test_outliers_lie_within_their_cut(cut: tuple[Any, ...], outliers: tuple[Any, ...], sound: bool) -> None:
+    given = Given()
+    cut_with_outliers(given.keeps[1], structures.Cut(*cut), structures.Cut(*outliers))
+    assert given.merge() == (0 if sound else REFUSED)
+    slab, keep, sums = ctypes.byref(given.slab), ctypes.byref(given.keeps[1]), np.zeros(32)
+    done = native.call("stored_norms", slab, 1, keep, sums.ctypes.data, sums.ctypes.data)
+    assert done == (0 if sound else REFUSED)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["base", "first", "second"])
+@pytest.mark.parametrize(("dtype", "step"), [(0, 4), (1, 2), (2, 2)], ids=["F32", "BF16", "F16"])
+def test_stored_tensors_are_aligned_to_their_elements(which: int, dtype: int, step: int) -> None:
+    for shift in range(5):
+        given = Given()
+        given.dtypes[which] = dtype
+        given.data[which] += shift
+        assert given.merge() == (REFUSED if shift % step else 0)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["base", "first", "second"])
+def test_unknown_dtypes_and_tensors_without_data_are_refused(which: int) -> None:
+    for dtype in (-1, 3, 2**31 - 1):
+        given = Given()
+        given.dtypes[which] = dtype
+        assert given.merge() == REFUSED
+        given.dtypes[which], given.out_dtype = 0, dtype
+        assert given.merge() == REFUSED
+    given = Given()
+    given.data[which] = None
+    assert given.merge() == REFUSED
+
+
+@pytest.mark.parametrize(
+    ("least", "names"), [(-1, ["upper", "lower", "equal", "sample", "windows", "marks"]), (0, ["rows", "norms"])]
+)
+def test_a_number_of_no_tensor_is_refused(least: int, names: list[str]) -> None:
+    """-1 is the spread over all, which most loops know."""
+    for which, sound in ((least - 1, False), (least, True), (1, True), (2, False), (2**40, False)):
+        found = Given().count(which)
+        assert [name for name in names if (found[name] != REFUSED) != sound] == [], which
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("count", 0), ("count", -1), ("has_base", 2), ("has_base", -1), ("size", -1), ("block", 0), ("start", 7)],
+)
+def test_a_slab_that_does_not_hold_together_is_refused(field: str, value: int) -> None:
+    given = Given()
+    setattr(given.slab, field, value)
+    assert given.merge() == REFUSED
+    assert set(given.count(0).values()) == {REFUSED}
+
+
+@pytest.mark.parametrize("kind", [-1, 5, KEEPS["random"], KEEPS["mask"]])
+def test_what_is_kept_is_of_a_known_kind_and_has_what_it_points_to(kind: int) -> None:
+    given = Given()
+    given.keeps[1].kind = kind
+    assert given.merge() == REFUSED
+
+
+@pytest.mark.parametrize("columns", [0, -1, 7, 2**31])
+def test_rows_have_columns_that_can_be_ranked(columns: int) -> None:
+    given, zeros = Given(), np.zeros(SIZE, np.int32)
+    some = zeros.ctypes.data
+    assert SIZE % 7
+    done = native.call("stored_rows", ctypes.byref(given.slab), 0, columns, some, some, some, some, None, None)
+    assert done == REFUSED
+
+
+def test_a_refusal_is_told_as_a_fault_of_mergemill() -> None:
+    slab = make_slab([torch.ones(5), torch.ones(5)], (5,))
+    with pytest.raises(ValueError, match=r"merge_stored: .* points out of its slab \(a fault of mergemill\)"):
+        slab.merge(Fusion(Join("add", (1.0, 1.0))), "F32", None)
