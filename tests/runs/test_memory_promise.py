@@ -14,7 +14,7 @@ from runs.large import lend_models
 from runs.memory import peak_bytes
 
 from mergemill.engine import make_plan, run
-from mergemill.engine.plan.memory import keep_bytes, stream_bytes, task_bytes
+from mergemill.engine.plan.memory import stream_bytes, task_bytes
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import parse_recipe
 from mergemill.engine.runs.events import Event, PartFinished, Started
@@ -86,14 +86,15 @@ def test_a_worker_takes_no_more_than_it_was_promised(method: str, large: Path, t
         f"\n{method}: base {base} MiB, taken beside it {[size >> 20 for size in taken]} MiB of {MEMORY >> 20}, "
         f"projected {projected >> 20} MiB, {committed.seconds:.0f} s"
     )
-    assert max(taken) <= projected + THREADS * MALLOC_BYTES <= MEMORY
+    assert max(taken) <= MEMORY
+    assert max(taken) <= projected + THREADS * MALLOC_BYTES  # far below the promise, for what streams
 
 
 @pytest.mark.slow
 def test_a_promise_that_kept_inputs_fill_is_kept(large: Path, tmp_path: Path) -> None:
     """What malloc holds beside the arenas has its room, also where the arenas could take all that was promised."""
     plan = make_large_plan("slerp", large)
-    kept = max(keep_bytes(piece) for part in plan.parts for piece in part.pieces if piece.whole)
+    kept = max(piece.projected.keep_bytes for part in plan.parts for piece in part.pieces if piece.whole)
     memory = THREADS * (kept + MALLOC_BYTES)
     assert Workplace(memory, THREADS).share_bytes >= kept > stream_bytes(plan.parts[0])
     watch = Watch()
