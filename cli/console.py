@@ -141,23 +141,15 @@ def open_progress(total_bytes: int, parts: int) -> Iterator[Advance]:
     if not sys.stderr.isatty():
         yield make_lines(total_bytes, parts)
         return
-    from rich import progress
     from rich.console import Console
+
+    from mergemill.engine import make_bar
 
     console = Console(stderr=True)
     if console.is_dumb_terminal:
         yield make_lines(total_bytes, parts)
         return
-
-    bar = progress.Progress(
-        progress.BarColumn(),
-        progress.DownloadColumn(binary_units=True),
-        progress.TransferSpeedColumn(),
-        progress.TextColumn("{task.fields[parts]}"),
-        progress.TimeRemainingColumn(compact=True),
-        console=console,
-    )
-    with bar:
+    with make_bar(console) as bar:
         task = bar.add_task("", total=total_bytes, parts=f"0/{parts} parts")
 
         def advance(done_bytes: int, done: int, *, kept: bool = False) -> None:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from mergemill.engine.runs.inspect import inspect as inspect
     from mergemill.engine.runs.merge import merge as merge
     from mergemill.engine.runs.outputs.output import abort as abort
+    from mergemill.engine.runs.progress import make_bar as make_bar
     from mergemill.engine.runs.status import status as status
     from mergemill.engine.runs.verify import list_code as list_code
     from mergemill.engine.runs.verify import verify as verify
@@ -65,6 +66,7 @@ _PLACES = {
     "load_cluster": "recipe",
     "load_recipe": "recipe",
     "load_storage": "runs.access",
+    "make_bar": "runs.progress",
     "make_plan": "plan.make",
     "merge": "runs.merge",
     "merge_state_dicts": "runs.in_memory",

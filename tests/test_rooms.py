@@ -84,6 +84,7 @@ FACE = [
     "load_cluster",
     "load_recipe",
     "load_storage",
+    "make_bar",
     "make_plan",
     "merge",
     "merge_state_dicts",

@@ -1,4 +1,9 @@
-"""Which methods there are: every decorated function in this folder."""
+"""Which methods there are: every decorated function in this folder.
+
+One file a method also for pairs that differ in how they join, as `della` and `della_linear` (2026-11-29): title and
+source are the file's, defaults may differ, and what a pair shares is in `drop.py` and `trim.py`. What stands twice is
+the signature, which is the contract that is read, not logic.
+"""
 
 import difflib
 import functools

@@ -8,10 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergemill.engine.plan.sizes import format_size
 from mergemill.engine.runs.events import Event, OnEvent, PartFinished, Started
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 Advance = Callable[[int, int], None]
 """Shows that so many bytes and parts are done."""
@@ -65,20 +69,25 @@ def find_display() -> Callable[..., Any] | None:
     return display  # type: ignore[no-any-return, unused-ignore]
 
 
-@contextmanager
-def _open_terminal(total_bytes: int, parts: int) -> Iterator[Advance]:
+def make_bar(console: "Console") -> "Progress":
+    """Return a bar on `console`, whose tasks have a field `parts`; the command line draws the same."""
     from rich import progress
-    from rich.console import Console
 
-    bar = progress.Progress(
+    return progress.Progress(
         progress.BarColumn(),
         progress.DownloadColumn(binary_units=True),
         progress.TransferSpeedColumn(),
         progress.TextColumn("{task.fields[parts]}"),
         progress.TimeRemainingColumn(compact=True),
-        console=Console(stderr=True),
+        console=console,
     )
-    with bar:
+
+
+@contextmanager
+def _open_terminal(total_bytes: int, parts: int) -> Iterator[Advance]:
+    from rich.console import Console
+
+    with make_bar(Console(stderr=True)) as bar:
         task = bar.add_task("", total=total_bytes, parts=f"0/{parts} parts")
         yield lambda done_bytes, done: bar.update(task, completed=done_bytes, parts=f"{done}/{parts} parts")
 
