@@ -5,6 +5,7 @@ of its journal, in object storage by an object; a commit to the Hub brings its j
 """
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -48,14 +49,15 @@ def check_names(names: Collection[str], where: str) -> None:
     mergemill.engine.errors.CheckpointError: a: has 'model-00001-of-00002.safetensors', 1 of 2 shards, and not \
 the others; is the download complete?
     """
-    for name in sorted(names):
-        if (found := _SHARD.fullmatch(name)) and (count := int(found["count"])) > 1:
-            kin = [other for other in names if _is_kin(other, found)]
-            if len(kin) < count:
-                raise CheckpointError(
-                    f"{where}: has {name!r}, {len(kin)} of {count} shards, and not the others; is the download "
-                    "complete?"
-                )
+    shards = [found for name in sorted(names) if (found := _SHARD.fullmatch(name))]
+    kin = Counter((shard["model"], shard["count"]) for shard in shards)
+    for shard in shards:
+        there = kin[shard["model"], shard["count"]]
+        if there < int(shard["count"]):
+            raise CheckpointError(
+                f"{where}: has {shard[0]!r}, {there} of {int(shard['count'])} shards, and not the others; is the "
+                "download complete?"
+            )
 
 
 def check_layers(names: Collection[str], config: Mapping[str, Any], where: str) -> None:
@@ -76,11 +78,6 @@ def check_layers(names: Collection[str], config: Mapping[str, Any], where: str) 
             f"{where}: has {layers[-1] + 1} layers in {stack!r}, and config.json says {counted.count}; is the download "
             f"complete? If so, mend its {'.'.join(counted.path)}"
         )
-
-
-def _is_kin(name: str, shard: "re.Match[str]") -> bool:
-    found = _SHARD.fullmatch(name)
-    return found is not None and (found["model"], found["count"]) == (shard["model"], shard["count"])
 
 
 def _find(url: str, storage: Storage) -> Pin | None:

@@ -11,12 +11,12 @@ Its keyword-only parameters are the recipe's, beside `method` in ``coefficients:
 vectors, or one for each.
 """
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mergemill.engine.methods.contract import Parameter, read_signature
+from mergemill.engine.methods.docstrings import read_docstring
 
 F = TypeVar("F", bound=Callable[..., float | Sequence[float]])
 
@@ -40,7 +40,7 @@ class Coefficients:
     @property
     def title(self) -> str:
         """The first line of the method's file."""
-        return (inspect.getmodule(self.function).__doc__ or self.name).strip().splitlines()[0]
+        return (read_docstring(self.function) or self.name).strip().splitlines()[0]
 
     def find_factors(
         self, settings: Mapping[str, Any], count: int, *, depth: float = 0.0, squares: Sequence[float] = ()

@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from mergemill.engine.methods.docstrings import read_docstring
 from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.kernels import Rounds
 from mergemill.engine.tensors.lazy import Tensor
@@ -139,12 +140,12 @@ class Method:
     @property
     def title(self) -> str:
         """The first line of the method's file."""
-        return (inspect.getmodule(self.function).__doc__ or self.name).strip().splitlines()[0]
+        return (read_docstring(self.function) or self.name).strip().splitlines()[0]
 
     @property
     def source(self) -> str:
         """Paper and equation, from the method's file."""
-        text = inspect.getmodule(self.function).__doc__ or ""
+        text = read_docstring(self.function)
         return " ".join(text.partition("Source:")[2].split("\n\n")[0].split())
 
     def block(self, shape: tuple[int, ...], settings: Mapping[str, Any]) -> int:

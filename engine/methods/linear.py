@@ -5,7 +5,7 @@ Source: Wortsman et al., "Model soups", arXiv:2203.05482, section 2.
 
 from collections.abc import Sequence
 
-from mergemill.engine.methods.contract import PerModel, merge_method
+from mergemill.engine.methods.contract import PerModel, merge_method, say_number
 from mergemill.engine.methods.sums import sum_weighted
 from mergemill.engine.tensors import native
 from mergemill.engine.tensors.device import divide_
@@ -15,7 +15,7 @@ from mergemill.engine.tensors.lazy import Tensor
 
 def _weights_cancel(*, weight: Sequence[float], normalize: bool) -> str | None:
     if normalize and abs(sum(weight)) < 1e-8:
-        return f"the weights {', '.join(f'{w:g}' for w in weight)} sum to zero; with normalize they must not"
+        return f"the weights {', '.join(map(say_number, weight))} sum to zero; with normalize they must not"
     return None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 from mergemill.engine.errors import MergeError
-from mergemill.engine.methods.contract import PerModel, merge_method
+from mergemill.engine.methods.contract import PerModel, merge_method, say_number
 from mergemill.engine.methods.gram import (
     GRAM_BYTES,
     Coefficients,
@@ -26,7 +26,7 @@ from mergemill.engine.tensors.place import Place
 
 def _weights_cancel(*, weight: Sequence[float], normalize_weights: bool) -> str | None:
     if normalize_weights and len(weight) > 1 and abs(sum(weight)) < 1e-8:
-        return f"the weights {', '.join(f'{w:g}' for w in weight)} sum to zero; with normalize_weights they must not"
+        return f"the weights {', '.join(map(say_number, weight))} sum to zero; with normalize_weights they must not"
     return None
 
 

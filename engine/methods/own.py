@@ -19,6 +19,7 @@ from typing import Any
 from mergemill.engine.errors import MethodsError
 from mergemill.engine.methods.catalogue import find_methods, get_method, get_named, methods_of
 from mergemill.engine.methods.contract import Method
+from mergemill.engine.methods.docstrings import parse_docstrings
 from mergemill.engine.storage.bounds import METHODS_BYTES
 from mergemill.engine.storage.regular import read_regular
 from mergemill.engine.storage.urls import parse_path
@@ -59,8 +60,7 @@ class OwnMethod(Method):
     @property
     def title(self) -> str:
         """The first line of the file; of the function, where the file holds several."""
-        module = inspect.getmodule(self.function)
-        texts = [module.__doc__ if module else None, self.function.__doc__, self.name]
+        texts = [*parse_docstrings(self.file.text, self.function.__name__), self.name]
         if len(load_methods(self.file)) > 1:
             texts = texts[1:]
         return next(text for text in texts if text).strip().splitlines()[0]

@@ -11,13 +11,13 @@ Such a function takes, flat and in the dtype of the accumulation,
 and its keyword-only parameters are those of the step in a recipe. `Stepped` is a method with its steps, as one kernel.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from mergemill.engine.errors import PlanError
+from mergemill.engine.errors import MergeError, PlanError
 from mergemill.engine.methods.contract import Grain, Method, Parameter, find_block, read_signature
+from mergemill.engine.methods.docstrings import read_docstring
 from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.kernels import Rounds
 from mergemill.engine.tensors.lazy import Tensor
@@ -43,7 +43,7 @@ class Step:
     @property
     def title(self) -> str:
         """The first line of the step's file."""
-        return (inspect.getmodule(self.function).__doc__ or self.name).strip().splitlines()[0]
+        return (read_docstring(self.function) or self.name).strip().splitlines()[0]
 
     def block(self, shape: tuple[int, ...], settings: Mapping[str, Any]) -> int:
         """Return the elements at whose multiples a tensor of `shape` may be cut into slabs."""
@@ -186,7 +186,8 @@ class Stepped:
         steps = self._steps_for(place.shape)
         if not steps:
             return self.method.combine(tensors, base, statistics, place, settings)
-        assert base is not None, f"{self.name}: steps need a base"
+        if base is None:
+            raise MergeError(f"{self.name}: steps need a base")
         deltas, kept = [tensor.clone() for tensor in tensors], base.clone()  # the method overwrites its own
         merged = self.method.combine(tensors, base, statistics, place, settings).sub_(kept)
         for step, chosen in steps:

@@ -16,7 +16,7 @@ from mergemill.engine.runs.tasks.piece import find_factors, gather_rest, gather_
 from mergemill.engine.runs.tasks.rounds import iter_cut_tensors
 from mergemill.engine.runs.tasks.task import merge_part
 from mergemill.engine.runs.worker.workplace import Workplace
-from mergemill.engine.storage.ranges import Pin, join, read_into, read_whole
+from mergemill.engine.storage.ranges import Pin, join, read_into, read_pieces, read_whole
 from mergemill.engine.storage.store import Options, Storage, join_options, make_storage
 from mergemill.engine.tensors.kernels import Partial, add_partials
 
@@ -147,7 +147,7 @@ def _check_file(output: Output, name: str, expected: str) -> None:
     where, pin = join(str(output), name), output.find(name)
     if pin is None:
         raise VerifyError(f"{where}: is gone; it was written with the merge")
-    if checksum(read_whole(pin, storage=output.storage)) != expected:
+    if checksum(read_pieces(pin, storage=output.storage)) != expected:
         raise VerifyError(f"{where}: changed since it was written")
 
 

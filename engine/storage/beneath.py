@@ -9,7 +9,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
@@ -21,6 +21,7 @@ _FILE = os.O_NOFOLLOW | os.O_NONBLOCK  # so that a FIFO in a file's place is ref
 _WRITES = os.O_WRONLY | os.O_RDWR
 _LINKED = (errno.ELOOP, errno.EMLINK)  # what a link is to O_NOFOLLOW: of POSIX, and of FreeBSD
 UNFINISHED = ".tmp-"  # in the name of a file that is being written
+PIECE_BYTES = 4 << 20  # that are read of a file at a time
 
 
 class Beneath:
@@ -68,6 +69,12 @@ class Beneath:
         with self._explained(name, "reading"), open(self.open(name, os.O_RDONLY), "rb") as file:
             return file.read()
 
+    def read_pieces(self, name: str) -> Iterator[bytes]:
+        """Yield a file that is there, a few megabytes at a time."""
+        with self._explained(name, "reading"), open(self.open(name, os.O_RDONLY), "rb") as file:
+            while piece := file.read(PIECE_BYTES):
+                yield piece
+
     def list_names(self, name: str) -> list[str]:
         """Return what a folder holds, sorted; nothing where there is no folder."""
         try:
@@ -76,7 +83,7 @@ class Beneath:
         except _Absent:
             return []
 
-    def write(self, name: str, data: bytes, *, beside: str, synced: bool = True) -> None:
+    def write(self, name: str, data: bytes | Iterable[bytes], *, beside: str, synced: bool = True) -> None:
         """Write a file so that it is there whole or not at all: in the folder `beside`, synced, renamed.
 
         One that is there is replaced. The folders of the name are made.
@@ -87,7 +94,8 @@ class Beneath:
         try:
             with self._explained(name, "writing"):
                 with open(self.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
-                    file.write(data)
+                    for piece in [data] if isinstance(data, bytes) else data:
+                        file.write(piece)
                     file.flush()
                     if synced:
                         system.sync(file.fileno())
@@ -165,8 +173,8 @@ class _Absent(StorageError):
 def _split(name: str) -> tuple[str, ...]:
     """Return the parts of a name, its last a dot where the folder itself is meant."""
     parts = PurePosixPath(name).parts
-    assert not name.startswith("/"), name  # see `check_names`
-    assert ".." not in parts, name
+    if name.startswith("/") or ".." in parts:  # of a plan they are refused before: see `check_names`
+        raise OutputError(f"{name!r}: is a name outside of the folder that it is to be in")
     return (*parts, ".") if name.endswith("/.") else parts
 
 

@@ -39,7 +39,7 @@ def check_range(pin: Pin, offset_bytes: int, size_bytes: int, status: int, heade
         raise changed(pin, f"{found.rsplit('/', 1)[-1]} bytes")
     if expected and found != expected:
         raise Unavailable(f"the answer holds {found or 'an unknown range'} instead of {expected}")
-    if length is not None and int(length) != size_bytes:
+    if length is not None and length.strip() != str(size_bytes):
         raise Unavailable(f"the answer has {length} bytes instead of {size_bytes}")
 
 

@@ -57,6 +57,7 @@ BENEATH = ("config.json", "model.safetensors")
 
 PROBES = 8  # of them at a time
 
+MOST_DIGITS = 18  # of a file's size in bytes: no file has more
 _FORBIDDEN = (401, 403)
 _GONE = (404, 410)
 _NO_HEAD = (400, 401, 403, 405, 501)  # as answers to HEAD: a signed redirect may be for GET alone
@@ -134,7 +135,7 @@ class HttpStore:
             return answer.status
         whole = answer.headers.get("content-length", "")
         size = whole if answer.status == 200 else answer.headers.get("content-range", "").rpartition("/")[2]
-        if answer.status not in (200, 206, 416) or not size.isdecimal():
+        if answer.status not in (200, 206, 416) or not size.isdecimal() or len(size) > MOST_DIGITS:
             raise CheckpointError(f"{url}: its server answers {answer.status} and not how long it is")
         return Pin(url, int(size), _stamp(answer.headers) or sample_remote(self, url, int(size)))
 

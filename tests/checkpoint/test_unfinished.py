@@ -10,7 +10,7 @@ import pytest
 from models import read_tensors, write_llama
 
 from mergemill.engine.checkpoint.checkpoint import open_checkpoint
-from mergemill.engine.checkpoint.unfinished import check_layers
+from mergemill.engine.checkpoint.unfinished import check_layers, check_names
 from mergemill.engine.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
@@ -128,3 +128,10 @@ def test_a_state_folder_that_holds_no_plan_says_nothing(model: Path) -> None:
     (model / ".mergemill").mkdir()
     (model / ".mergemill" / "journal.jsonl").write_bytes(b"")
     assert open_checkpoint(str(model)).tensors
+
+
+def test_many_shards_are_counted_in_linear_time() -> None:
+    names = [f"model-{number:05d}-of-40000.safetensors" for number in range(1, 40_001)]
+    check_names(names, "a")
+    with pytest.raises(CheckpointError, match="39999 of 40000 shards"):
+        check_names(names[1:], "a")

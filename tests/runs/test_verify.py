@@ -142,7 +142,7 @@ def test_a_replay_finds_a_part_that_was_merged_wrongly(method: str, family: Path
     data = (out / SHARD).read_bytes()[part.start_bytes : part.stop_bytes]
     journal = FolderOutput(out).journal
     (receipt,) = (found for found in journal.read() if found.part == 7)
-    journal.append(replace(receipt, checksum=checksum(data)))
+    journal.append(replace(receipt, checksum=checksum([data])))
     assert verify(out).parts == len(plan.parts)
     with pytest.raises(
         VerifyError, match=f"{SHARD}: merging bytes {part.start_bytes} to {part.stop_bytes} again gives other bytes"

@@ -130,3 +130,15 @@ def test_a_folder_with_something_in_it_is_kept(tmp_path: Path) -> None:
     files.remove("a/file")
     files.remove_folder("a")
     assert not files.find_folder("a")
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../a", "a/../../b"])
+def test_a_name_that_leads_out_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="outside of the folder"):
+        Beneath(tmp_path).find(name)
+
+
+def test_pieces_are_written_and_read_one_after_the_other(tmp_path: Path) -> None:
+    files = Beneath(tmp_path)
+    files.write("a", iter([b"1", b"23"]), beside=".", synced=False)
+    assert b"".join(files.read_pieces("a")) == b"123"

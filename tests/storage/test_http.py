@@ -17,10 +17,11 @@ from mergemill.engine.checkpoint import folder, open_checkpoint
 from mergemill.engine.checkpoint.needed import find_needed
 from mergemill.engine.errors import CheckpointError, MergemillError, SourceChanged, StorageError
 from mergemill.engine.storage import connections, fetch, http, tries
+from mergemill.engine.storage.body import check_range
 from mergemill.engine.storage.connections import find_proxy
 from mergemill.engine.storage.ranges import Pin, check_pin, close_all, list_files, pin_file, read_into, read_whole
 from mergemill.engine.storage.sample import make_sample
-from mergemill.engine.storage.store import store_of
+from mergemill.engine.storage.store import Unavailable, store_of
 
 CONTENT = bytes(i * 7 % 251 for i in range(300_000))
 DATE = "Wed, 21 Oct 2026 07:28:00 GMT"
@@ -369,3 +370,9 @@ def test_the_proxy_of_the_environment_is_used_but_for_what_it_leaves_out(
         assert read_whole(pin_file("http://far.example/f")) == CONTENT
         assert find_proxy(origin.url) is None
         assert pin_file(f"{origin.url}/model.safetensors").size_bytes == len(CONTENT)
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "-1", "x"])
+def test_a_length_that_is_no_size_is_an_answer_of_something_else(length: str) -> None:
+    with pytest.raises(Unavailable, match="instead of 10"):
+        check_range(Pin("http://h/a", 10, ""), 0, 10, 200, {"content-length": length})

@@ -6,7 +6,6 @@ written, the index last: only then does a loader find a model.
 """
 
 import os
-import stat
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from mergemill.engine.checkpoint.unfinished import STATE_NAME
 from mergemill.engine.errors import OutputError, RunError, StorageError
-from mergemill.engine.plan.values import Plan, Shard
+from mergemill.engine.plan.values import Plan, Shard, SmallFile
 from mergemill.engine.runs.outputs.lease import RENEW_S
 from mergemill.engine.runs.outputs.notes import FileNotes
 from mergemill.engine.runs.outputs.receipts import Journal, Receipt, keep_planned
@@ -174,7 +173,7 @@ class FolderOutput:
                 raise _gone(self._files.place(name))
         sync_folder(self.folder)
         for file in plan.files:
-            self._write_small(file.name, read_small(file, self.storage))
+            self._write_small(file)
         self.journal.append_commit()
 
     def check_recorded(self, plan: Plan) -> None:
@@ -260,8 +259,7 @@ class FolderOutput:
             return file.read(len(header)) == header
 
     def _holds(self, name: str, expected: str) -> bool:
-        data = self._files.read(name) if self._files.find_file(name) else None
-        return data is not None and checksum(data) == expected
+        return self._files.find_file(name) is not None and checksum(self._files.read_pieces(name)) == expected
 
     def _count_lacking(self, name: str, size_bytes: int) -> int:
         """Return what the disk must still give for a file of `size_bytes`, which may be there with holes."""
@@ -272,13 +270,13 @@ class FolderOutput:
         if self._files.find(name) is not None:
             raise _appeared(self._files.place(name))
 
-    def _write_small(self, name: str, data: bytes) -> None:
-        """Write a small file; what somebody else put there in the meantime is not overwritten."""
-        found = self._files.find(name)
-        if found is None:
-            self._files.write(name, data, beside=STATE_NAME)
-        elif not stat.S_ISREG(found.st_mode) or self._files.read(name) != data:
-            raise _appeared(self._files.place(name))
+    def _write_small(self, file: SmallFile) -> None:
+        """Write a small file, in pieces; what somebody else put there in the meantime is not overwritten."""
+        pieces = read_small(file, self.storage)
+        if self._files.find(file.name) is None:
+            self._files.write(file.name, pieces, beside=STATE_NAME)
+        elif not self._holds(file.name, checksum(pieces)):
+            raise _appeared(self._files.place(file.name))
 
     def _remove_empty(self, name: str) -> None:
         if name != ".":

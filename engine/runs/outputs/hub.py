@@ -121,7 +121,7 @@ class HubOutput:
         if missing:
             raise RunError(f"{self}: the Hub has lost {missing[0]}; run the same merge again to resume")
         empty = {shard.name: shard.header for shard in plan.shards if shard.name not in contents}
-        files = {file.name: read_small(file, self.storage) for file in plan.files}
+        files = {file.name: b"".join(read_small(file, self.storage)) for file in plan.files}
         state = make_state(plan, [receipts[part.number] for part in plan.parts], self.storage)
         self._commit(plan, list(contents.values()), {**empty, **files, **state})
         self._local.discard()  # what is left of it counts no more

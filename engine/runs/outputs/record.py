@@ -1,7 +1,7 @@
 """``plan.json``: what an output is, or will be, made from, kept beside it so that it can be resumed and verified."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
@@ -14,7 +14,7 @@ from mergemill.engine.errors import OutputError
 from mergemill.engine.plan.digest import engine_version
 from mergemill.engine.plan.values import Plan, SmallFile
 from mergemill.engine.runs.outputs.receipts import Range
-from mergemill.engine.storage.ranges import Pin, is_remote, read_whole
+from mergemill.engine.storage.ranges import Pin, is_remote, read_pieces
 from mergemill.engine.storage.stamps import describe_change
 from mergemill.engine.storage.store import Storage
 
@@ -106,17 +106,21 @@ def _list_copied(plan: Plan) -> list[Pin]:
     return [file.copied for file in plan.files if file.copied is not None]
 
 
-def read_small(file: SmallFile, storage: Storage) -> bytes:
-    """Return the content of a small file: made by the plan, or the donor's, unchanged since the plan."""
+def read_small(file: SmallFile, storage: Storage) -> Iterator[bytes]:
+    """Yield pieces of a small file: made by the plan, or the donor's, unchanged since the plan, which may be large."""
     if file.data is not None:
-        return file.data
+        yield file.data
+        return
     assert file.copied is not None
-    return read_whole(file.copied, storage=storage)
+    yield from read_pieces(file.copied, storage=storage)
 
 
-def checksum(data: bytes) -> str:
-    """Return the xxh3_128 of `data` as 32 hexadecimal digits."""
-    return xxhash.xxh3_128_hexdigest(data)
+def checksum(pieces: Iterable[bytes]) -> str:
+    """Return the xxh3_128 of `pieces`, one after the other, as 32 hexadecimal digits."""
+    found = xxhash.xxh3_128()
+    for piece in pieces:
+        found.update(piece)
+    return found.hexdigest()
 
 
 def parse_record(text: bytes, where: str) -> Record:

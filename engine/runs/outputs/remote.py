@@ -131,7 +131,7 @@ class RemoteOutput:
     def _commit_files(self, plan: Plan) -> None:
         """Write the small files, the index last, and note that the output is whole."""
         for file in plan.files:
-            data = read_small(file, self.storage)
+            data = b"".join(read_small(file, self.storage))
             # One that somebody else put there in the meantime is not overwritten.
             if not self._objects.put(self._place(file.name), data, absent=True):
                 raise self._appeared(file.name)
@@ -166,7 +166,7 @@ class RemoteOutput:
     def _is_ours(self, name: str, size_bytes: int, record: Record) -> bool:
         """Whether an interrupted commit wrote the object."""
         if name in record.files:
-            return checksum(self._objects.get(self._place(name)) or b"") == record.files[name]
+            return checksum([self._objects.get(self._place(name)) or b""]) == record.files[name]
         shard = record.shards.get(name)
         return shard is not None and size_bytes == shard["size_bytes"] and self._begins_as_planned(name, record)
 

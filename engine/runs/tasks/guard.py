@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mergemill.engine.errors import RunError
+from mergemill.engine.methods.contract import say_number
 from mergemill.engine.plan.values import OutputTensor, Plan
 from mergemill.engine.runs.outputs.receipts import Receipt
 from mergemill.engine.tensors.drift import Drift
@@ -46,8 +47,18 @@ def find_fault(drift: Drift, most_growth: float) -> str:
         return f"has {drift.broken:,} values that are not finite"
     growth = find_growth(drift)
     if growth > most_growth:
-        return f"changed {growth:.3g} times as much as any of its inputs, more than {most_growth:g} times"
+        most = say_number(most_growth)
+        return f"changed {_say_more(growth, most_growth)} times as much as any of its inputs, more than {most} times"
     return ""
+
+
+def _say_more(value: float, than: float) -> str:
+    """Return a number in as few digits as show that it is more.
+
+    >>> _say_more(12.3456, 10.0), _say_more(10.0001, 10.0)
+    ('12.3', '10.0001')
+    """
+    return next(text for digits in (3, 6, 17) if float(text := f"{value:.{digits}g}") > than)
 
 
 def find_growth(drift: Drift) -> float:

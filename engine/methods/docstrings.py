@@ -1,0 +1,39 @@
+"""What a file of methods says of itself, a part of the model card: also where Python keeps no docstrings."""
+
+import ast
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+
+def read_docstring(function: Callable[..., Any]) -> str:
+    """Return the docstring of a function's module; empty where it has none. Under ``python -OO`` from its source."""
+    module = inspect.getmodule(function)
+    if module is None:
+        return ""
+    return module.__doc__ or _parse_module(module.__file__ or "")
+
+
+def parse_docstrings(text: str, name: str) -> tuple[str, str]:
+    """Return the docstrings of a module of that text and of a function in it; empty where there are none.
+
+    >>> parse_docstrings("'''A.'''\\ndef f():\\n    '''B.'''", "f")
+    ('A.', 'B.')
+    """
+    module = ast.parse(text)
+    found = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == name]
+    return _find(module), _find(found[-1]) if found else ""
+
+
+@functools.cache
+def _parse_module(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return _find(ast.parse(file.read()))
+    except (OSError, ValueError, SyntaxError):  # of a function that was typed in, or is compiled
+        return ""
+
+
+def _find(node: ast.Module | ast.FunctionDef) -> str:
+    return ast.get_docstring(node, clean=False) or ""
