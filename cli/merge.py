@@ -35,7 +35,7 @@ from mergemill.cli.signals import Interrupted, hold_back, let_through, raise_int
 from mergemill.cli.status import run_in
 
 if TYPE_CHECKING:
-    from mergemill.engine import events
+    from mergemill.engine import events, values
 
 EVENTS = {"Waiting": "waiting", "Started": "started", "PartFinished": "part", "Committed": "committed"}
 
@@ -89,38 +89,24 @@ def merge(
             storage=storage,
         )
         watch = Watch(stack, quiet=quiet, json=json)
-        numbers = describe_plan(
-            plan,
-            memory=memory,
-            workers=workers,
-            threads=threads,
-            scheduler=scheduler,
-            cluster=file,
-            out=out,
-            device=device,
-            device_memory=device_memory,
-        )
+        crew: values.WorkerKeywords = {
+            "workers": workers,
+            "threads": threads,
+            "memory": memory,
+            "scheduler": scheduler,
+            "wait_s": wait,
+            "cluster": file,
+            "device": device,
+            "device_memory": device_memory,
+            "cache": cache,
+            "cache_folder": cache_folder,
+            "storage": storage,
+        }
+        numbers = describe_plan(plan, out=out, **crew)
         watch.show_plan(numbers)
         resume, resume_anywhere = find_resume(context.obj or sys.argv[1:], scheduler)
         with _say_how_to_resume(watch, resume), raise_interrupts(), hold_back(processes=numbers["processes"]):
-            run(
-                plan,
-                out,
-                workers=workers,
-                threads=threads,
-                memory=memory,
-                scheduler=scheduler,
-                wait_s=wait,
-                cluster=file,
-                device=device,
-                device_memory=device_memory,
-                cache=cache,
-                cache_folder=cache_folder,
-                public=public,
-                storage=storage,
-                resume=resume_anywhere,
-                on_event=watch,
-            )
+            run(plan, out, public=public, resume=resume_anywhere, on_event=watch, **crew)
 
 
 class Watch:

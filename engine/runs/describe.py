@@ -1,56 +1,32 @@
 """A plan in numbers, as JSON values: what it reads and writes, and what it takes of the workers that would run it."""
 
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from mergemill.engine.errors import OutputError
 from mergemill.engine.plan.memory import check_memory, count_device_tensors, device_need, task_bytes
 from mergemill.engine.plan.summary import find_dtypes
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.recipe import ClusterFile
 from mergemill.engine.runs.environment import describe_slowness
 from mergemill.engine.runs.outputs.output import find_output
 from mergemill.engine.runs.traffic import find_traffic
-from mergemill.engine.runs.worker.workers import DEVICE_MEMORY, choose_workers, find_storage
+from mergemill.engine.runs.worker.options import WorkerKeywords, WorkerOptions
+from mergemill.engine.runs.worker.workers import choose_workers
 from mergemill.engine.runs.worker.workplace import Workplace
 from mergemill.engine.storage.urls import parse_place
 
 
-def describe_plan(
-    plan: Plan,
-    *,
-    memory: str | int | None = None,
-    workers: int | None = None,
-    threads: int | None = None,
-    scheduler: str | None = None,
-    cluster: str | Path | ClusterFile | None = None,
-    device: str | None = None,
-    device_memory: str | int = DEVICE_MEMORY,
-    out: str | None = None,
-) -> dict[str, Any]:
-    """Return the plan's numbers for the workers that `run` would start with the same options.
+def describe_plan(plan: Plan, *, out: str | None = None, **options: Unpack[WorkerKeywords]) -> dict[str, Any]:
+    """Return the plan's numbers for the workers that `run` would start with the same options: see `WorkerOptions`.
 
     ``projected_bytes`` is the most that a worker's tasks take together, beyond the process itself. ``remote`` is what
-    goes to and from remote storage, `out` included where it is given. Raises `PlanError` where a part cannot run in so
-    little memory.
+    goes to and from remote storage, `out` included where it is given, and the cache not counted. Raises `PlanError`
+    where a part cannot run in so little memory.
     """
     out = None if out is None else parse_place(out, OutputError)
-    chosen = choose_workers(
-        plan,
-        workers=workers,
-        threads=threads,
-        memory=memory,
-        scheduler=scheduler,
-        cluster=cluster,
-        device=device,
-        device_memory=device_memory,
-    )
-    check_memory(
-        plan.parts,
-        chosen.memory_bytes,
-        find_output(out, find_storage(plan, chosen)).beside_bytes if out is not None else 0,
-    )
+    chosen = choose_workers(plan, WorkerOptions(**options))
+    beside_bytes = find_output(out, chosen.storage).beside_bytes if out is not None else 0
+    check_memory(plan.parts, chosen.memory_bytes, beside_bytes)
     slowness = "" if chosen.scheduler or chosen.cluster else describe_slowness()  # of other machines nothing is known
     share_bytes = Workplace(chosen.memory_bytes, chosen.threads).share_bytes
     most_bytes = max((task_bytes(part, share_bytes) for part in plan.parts), default=0)

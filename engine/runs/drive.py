@@ -5,19 +5,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
-from mergemill.engine.errors import OutputError, PlanError, RunError
+from mergemill.engine.errors import OutputError, RunError
 from mergemill.engine.plan.memory import check_memory
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.recipe import ClusterFile
 from mergemill.engine.runs.caching import choose_cache
 from mergemill.engine.runs.clusters.preflight import Needs
 from mergemill.engine.runs.clusters.reach import choose_samples
 from mergemill.engine.runs.crew import Crew, check_crew, open_crew
 from mergemill.engine.runs.driver import Driving, drive
 from mergemill.engine.runs.environment import describe_slowness
-from mergemill.engine.runs.events import Committed, OnEvent, PartFinished, Started, Waiting, ignore
+from mergemill.engine.runs.events import Committed, OnEvent, PartFinished, Started, Waiting
 from mergemill.engine.runs.graph import make_checks, make_tasks
+from mergemill.engine.runs.options import RunKeywords, RunOptions
 from mergemill.engine.runs.outputs.output import (
     Output,
     check_same,
@@ -31,78 +32,46 @@ from mergemill.engine.runs.outputs.record import list_ranges
 from mergemill.engine.runs.progress import show_progress
 from mergemill.engine.runs.tasks.failures import WorkersDied, explain_deaths
 from mergemill.engine.runs.tasks.guard import Report, check_report, make_report
-from mergemill.engine.runs.worker.workers import DEVICE_MEMORY, Workers, choose_workers, find_storage
+from mergemill.engine.runs.worker.workers import Workers, choose_workers
 from mergemill.engine.storage.ranges import check_pin, is_remote
-from mergemill.engine.storage.store import Options
 from mergemill.engine.storage.urls import parse_place
-from mergemill.engine.tensors.slabs import SLAB
 
 
-def run(
-    plan: Plan,
-    out: str | Path,
-    *,
-    workers: int | None = None,
-    threads: int | None = None,
-    memory: str | int | None = None,
-    scheduler: str | None = None,
-    wait_s: float = 0.0,
-    cluster: str | Path | ClusterFile | None = None,
-    device: str | None = None,
-    device_memory: str | int = DEVICE_MEMORY,
-    cache: str | int | None = None,
-    cache_folder: str | Path | None = None,
-    public: bool = False,
-    storage: Options | None = None,
-    resume: str = "",
-    progress: bool = False,
-    on_event: OnEvent = ignore,
-    slab: int = SLAB,
-) -> Committed:
+def run(plan: Plan, out: str | Path, **options: Unpack[RunKeywords]) -> Committed:
     """Run `plan` into the folder, prefix or repository `out`, which is new, empty, or holds the same merge unfinished.
 
-    An unfinished merge is resumed: only parts without a receipt are merged, the others are checked. `on_event` is
-    called in this thread. `workers`, `threads`, `memory`, `scheduler`, `cluster`, `device` and `device_memory` are
-    those of `choose_workers`; all workers of a cluster must see the inputs and `out` at the same paths. `wait_s` is how
-    long a scheduler is waited for that does not answer yet. `cache` is the most bytes of remote sources that each host
-    keeps on a local disk for later merges, such as ``"50GB"``, in `cache_folder`, by default ``~/.cache/mergemill``;
-    None keeps none. A repository that is made on the Hub is private unless `public`. `storage` is that of `make_plan`;
-    None is the cluster file's. `resume` is the command that repeats this from any directory, for `status`.
-    `progress` shows a bar, in a terminal or a notebook, and lines elsewhere. Raises
-    `OutputError` before anything is written where `out` holds something else, `ClusterError` where workers cannot do
-    it, `RunError` for what goes wrong later, and `Cancelled` where `cancel` asked it to end; the run can then be
-    repeated.
+    An unfinished merge is resumed: only parts without a receipt are merged, the others are checked. options: of the
+    workers, `workers`, `threads`, `memory`, `scheduler`, `wait_s`, `cluster`, `device`, `device_memory`, `cache`,
+    `cache_folder` and `storage`, see `WorkerOptions`; and `public`, `progress`, `on_event`, `resume` and `slab`, see
+    `RunOptions`. Raises `OutputError` before anything is written where `out` holds something else, `ClusterError` where
+    workers cannot do it, `RunError` for what goes wrong later, and `Cancelled` where `cancel` asked it to end; the run
+    can then be repeated.
     """
+    return run_as(plan, out, RunOptions(**options))
+
+
+def run_as(plan: Plan, out: str | Path, asked: RunOptions) -> Committed:
+    """Run `plan` into `out` as is asked: see `run`."""
     started = time.perf_counter()
+    on_event = asked.on_event
     out = parse_place(out, OutputError)
-    chosen = choose_workers(
-        plan,
-        workers=workers,
-        threads=threads,
-        memory=memory,
-        scheduler=scheduler,
-        cluster=cluster,
-        device=device,
-        device_memory=device_memory,
-    )
-    if wait_s and not chosen.scheduler:
-        raise PlanError("--wait: is for a scheduler that is there already, or will be; give --scheduler")
-    kept = choose_cache(cache, cache_folder, out, plan.write_bytes, here=chosen.is_here)
-    chosen = replace(chosen, cache=kept, storage=find_storage(plan, chosen, storage))
-    place = find_output(out, chosen.storage, public=public)
+    chosen = choose_workers(plan, asked)
+    kept = choose_cache(asked.cache, asked.cache_folder, out, plan.write_bytes, here=chosen.is_here)
+    chosen = replace(chosen, cache=kept)
+    place = find_output(out, chosen.storage, public=asked.public)
     place.check_workers(chosen, plan)
     check_memory(plan.parts, chosen.memory_bytes, place.beside_bytes)
-    check_crew(chosen, _list_needs(plan, out), _make_teller(chosen, on_event), wait_s)
-    output = open_output(out, plan, chosen.storage, public=public)
+    check_crew(chosen, _list_needs(plan, out), _make_teller(chosen, on_event), asked.wait_s)
+    output = open_output(out, plan, chosen.storage, public=asked.public)
     with output.locked():
         check_same(output, plan)  # again: another driver may just have been here
         if output.journal.is_committed():
             return _finish_again(output, plan, on_event)
-        with drive(output.notes, resume) as driving:
+        with drive(output.notes, asked.resume) as driving:
             for pin in plan.pins:
                 check_pin(pin, chosen.storage)
-            with show_progress(on_event, wanted=progress) as tell:
-                redone, read_bytes = _run_parts(plan, output, chosen, tell, driving, slab)
+            with show_progress(on_event, wanted=asked.progress) as tell:
+                redone, read_bytes = _run_parts(plan, output, chosen, tell, driving, asked.slab)
             report = _read_report(output, plan)
             check_report(report, plan.guard.policy, out)
             commit_output(output, plan)

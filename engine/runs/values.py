@@ -5,7 +5,22 @@ from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import ClusterFile, Recipe
 from mergemill.engine.runs.driver import Driver
 from mergemill.engine.runs.inspect import Inspection
+from mergemill.engine.runs.options import RunKeywords, RunOptions
 from mergemill.engine.runs.status import Status
 from mergemill.engine.runs.verify import Verified
+from mergemill.engine.runs.worker.options import WorkerKeywords, WorkerOptions
 
-__all__ = ["ClusterFile", "Cost", "Driver", "Inspection", "Plan", "Recipe", "Status", "Verified"]
+__all__ = [
+    "ClusterFile",
+    "Cost",
+    "Driver",
+    "Inspection",
+    "Plan",
+    "Recipe",
+    "RunKeywords",
+    "RunOptions",
+    "Status",
+    "Verified",
+    "WorkerKeywords",
+    "WorkerOptions",
+]

@@ -10,7 +10,9 @@ from mergemill.engine import describe_plan, run
 from mergemill.engine.errors import ClusterError, InputError, PlanError
 from mergemill.engine.recipe import ClusterFile, parse_cluster
 from mergemill.engine.runs.events import Event, Started, Waiting
-from mergemill.engine.runs.worker.workers import choose_workers, find_storage
+from mergemill.engine.runs.worker.options import WorkerOptions
+from mergemill.engine.runs.worker.workers import choose_workers
+from mergemill.engine.storage.store import make_storage
 
 
 def make_local(workers: str, more: str = "") -> ClusterFile:
@@ -69,26 +71,28 @@ def test_options_that_the_class_does_not_take_are_one_error(
 def test_what_says_who_works_twice_is_refused(family: Path) -> None:
     plan, cluster = plan_merge("linear", family), make_local("2")
     with pytest.raises(PlanError, match="leave out --workers and --threads"):
-        choose_workers(plan, cluster=cluster, workers=2)
+        choose_workers(plan, WorkerOptions(cluster=cluster, workers=2))
     with pytest.raises(PlanError, match="give one of the two"):
-        choose_workers(plan, cluster=cluster, scheduler="tcp://127.0.0.1:1")
+        choose_workers(plan, WorkerOptions(cluster=cluster, scheduler="tcp://127.0.0.1:1"))
     bad = parse_cluster("kind: local\nworkers: 1\nmemory: much\n", name="mine.yml")
     with pytest.raises(InputError, match=r"mine.yml: memory: 'much' is not a size"):
-        choose_workers(plan, cluster=bad)
+        choose_workers(plan, WorkerOptions(cluster=bad))
 
 
 def test_memory_of_the_command_is_stronger_than_that_of_the_file(family: Path) -> None:
     plan, cluster = plan_merge("linear", family), make_local("2")
-    assert choose_workers(plan, cluster=cluster).memory_bytes == 256 << 20
-    assert choose_workers(plan, cluster=cluster, memory="300MiB").memory_bytes == 300 << 20
-    assert choose_workers(plan, cluster=parse_cluster("kind: local\n")).memory_bytes == 1 << 30
+    silent = parse_cluster("kind: local\n")
+    assert choose_workers(plan, WorkerOptions(cluster=cluster)).memory_bytes == 256 << 20
+    assert choose_workers(plan, WorkerOptions(cluster=cluster, memory="300MiB")).memory_bytes == 300 << 20
+    assert choose_workers(plan, WorkerOptions(cluster=silent)).memory_bytes == 1 << 30
     assert describe_plan(plan, cluster=cluster)["cluster"] == "mine.yml"
 
 
 def test_storage_options_of_a_recipe_are_stronger_than_those_of_the_cluster_file(family: Path) -> None:
     plan = plan_merge("linear", family, more="storage_options: {s3: {profile: recipe}}\n")
     cluster = make_local("1", "storage_options: {s3: {profile: cluster, region: here}, gs: {project: a}}\n")
-    assert find_storage(plan, choose_workers(plan, cluster=cluster)) == {
-        "s3": {"profile": "recipe", "region": "here"},
-        "gs": {"project": "a"},
-    }
+    assert choose_workers(plan, WorkerOptions(cluster=cluster)).storage == make_storage(
+        {"s3": {"profile": "recipe", "region": "here"}, "gs": {"project": "a"}}
+    )
+    told = WorkerOptions(cluster=cluster, storage={"s3": {"region": "there"}})
+    assert choose_workers(plan, told).storage == make_storage({"s3": {"profile": "recipe", "region": "there"}})

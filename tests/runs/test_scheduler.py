@@ -234,6 +234,8 @@ def test_a_scheduler_that_is_not_there_yet_is_waited_for(family: Path, tmp_path:
 def test_only_a_scheduler_can_be_waited_for(family: Path, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"^--wait: .* give --scheduler$"):
         run(plan_merge("linear", family), tmp_path / "out", wait_s=60)
+    with pytest.raises(PlanError, match=r"^--wait: .* give --scheduler$"):
+        describe_plan(plan_merge("linear", family), wait_s=60)
     assert not (tmp_path / "out").exists()
 
 

@@ -1,22 +1,21 @@
 """How many workers a merge gets, of what, and what each is given."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from mergemill.engine.errors import PlanError
 from mergemill.engine.plan.memory import check_device_memory
 from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.recipe import ClusterFile, load_cluster
+from mergemill.engine.recipe import ClusterFile
 from mergemill.engine.runs.worker.accelerator import choose_device, count_devices
+from mergemill.engine.runs.worker.options import WorkerOptions
 from mergemill.engine.storage import system
 from mergemill.engine.storage.cache import CacheOptions
-from mergemill.engine.storage.store import ENVIRONMENT, Options, Storage, join_options, make_storage
+from mergemill.engine.storage.store import ENVIRONMENT, Storage, join_options, make_storage
 
 MEMORY = "1GiB"
 SMALL_BYTES = 4 << 30  # merges that write less than this run as threads of this process
 HERE = ("local", "cuda")  # kinds of cluster files
-DEVICE_MEMORY = "4GiB"  # of a card of 8 GB, with room for what is CUDA's own
 DEVICE_THREADS = 2  # of a worker with a device: one reads and writes while the other has it work
 FEW_CORES = 4  # so do, on so many, merges by native loops: their threads hardly wait for the interpreter
 MOST_PER_CORE = 4  # processes, of a core: each is one of Python with torch in it
@@ -57,77 +56,47 @@ class Workers:
         return not self.scheduler and (self.cluster is None or self.cluster.kind in HERE)
 
 
-def find_storage(plan: Plan, workers: Workers, storage: Options | None = None) -> Storage:
-    """Return how storage is reached: by the recipe's options, and beside them `storage`, or the cluster file's."""
-    if storage is None:
-        storage = workers.cluster.storage if workers.cluster else {}
-    return make_storage(join_options(storage, plan.storage))
-
-
-def choose_workers(
-    plan: Plan,
-    *,
-    workers: int | None = None,
-    threads: int | None = None,
-    memory: str | int | None = None,
-    scheduler: str | None = None,
-    cluster: str | Path | ClusterFile | None = None,
-    device: str | None = None,
-    device_memory: str | int = DEVICE_MEMORY,
-) -> Workers:
-    """Return the workers of a merge: on this machine, of a Dask cluster that is there already, or of a new one.
-
-    workers: processes; 0 means threads of this process; None chooses, by the size of the merge. threads: of each
-    worker; None is one a process, or as many as there are cores. memory: promised to each worker; None is what the
-    cluster file says, or 1 GiB. scheduler: the cluster's address, such as ``tcp://10.0.0.1:8786``, or the path of its
-    scheduler file. cluster: a cluster file, or the name of one that is built in. device: what each merges
-    on: ``cpu``, ``cuda``, ``xpu``, ``mps``, or ``auto``; None is what the cluster file says, or the CPU.
-    device_memory: of it, promised to each worker. On this machine each GPU has a worker process of its own, or one GPU
-    this process.
-    """
-    if device is None:
-        file = load_cluster(cluster) if isinstance(cluster, str | Path) else cluster
-        device = (file.device if file else None) or "cpu"
-    chosen = _choose_places(plan, workers=workers, threads=threads, memory=memory, scheduler=scheduler, cluster=cluster)
+def choose_workers(plan: Plan, options: WorkerOptions) -> Workers:
+    """Return the workers of a merge, of what was asked; `PlanError` for what does not go together."""
+    file = options.find_cluster()
+    if options.wait_s and not options.scheduler:
+        raise PlanError("--wait: is for a scheduler that is there already, or will be; give --scheduler")
+    storage = make_storage(join_options(options.find_storage(), plan.storage))
+    places = _choose_cluster(file, options) if file else _choose_places(plan, options)
+    chosen = replace(places, storage=storage)
+    device = options.device if options.device is not None else (file.device if file else None) or "cpu"
     if device == "cpu":
         return chosen
     kind = choose_device(device, plan, here=chosen.is_here)
     chosen = replace(chosen, device=kind)
     if kind == "cpu":
         return chosen
-    memory_bytes = parse_size(device_memory, what="--device-memory")
+    memory_bytes = parse_size(options.device_memory, what="--device-memory")
     check_device_memory(plan.parts, kind, memory_bytes)
     chosen = replace(chosen, device_memory_bytes=memory_bytes)
-    if scheduler or cluster is not None:
+    if options.scheduler or file:
         return chosen
-    return _share_devices(chosen, count_devices(kind), workers, threads)
+    return _share_devices(chosen, count_devices(kind), options)
 
 
-def _share_devices(chosen: Workers, devices: int, workers: int | None, threads: int | None) -> Workers:
+def _share_devices(chosen: Workers, devices: int, options: WorkerOptions) -> Workers:
     """Return a worker for each of the devices of this machine, or as many as were asked for."""
-    wanted = (devices if devices > 1 else 0) if workers is None else workers
+    wanted = (devices if devices > 1 else 0) if options.workers is None else options.workers
     if wanted > devices:
         raise PlanError(f"--workers {wanted}: a worker has a {chosen.device} device of its own, and here are {devices}")
-    return replace(chosen, processes=wanted, threads=threads or DEVICE_THREADS)
+    return replace(chosen, processes=wanted, threads=options.threads or DEVICE_THREADS)
 
 
-def _choose_places(
-    plan: Plan,
-    *,
-    workers: int | None,
-    threads: int | None,
-    memory: str | int | None,
-    scheduler: str | None,
-    cluster: str | Path | ClusterFile | None,
-) -> Workers:
-    """Return where the workers are, and what each has of its machine."""
-    if cluster is not None:
-        return _choose_cluster(cluster, memory, workers=workers, threads=threads, scheduler=scheduler)
-    memory = MEMORY if memory is None else memory
-    if scheduler:
+def _choose_places(plan: Plan, options: WorkerOptions) -> Workers:
+    """Return the workers of this machine, or of a cluster that is there, and what each has of its machine."""
+    memory_bytes = parse_size(MEMORY if options.memory is None else options.memory, what="--memory")
+    workers, threads = options.workers, options.threads
+    if options.scheduler:
         if workers is not None or threads is not None:
-            raise PlanError(f"{scheduler}: has workers and threads of its own; leave out --workers and --threads")
-        return Workers(0, 1, parse_size(memory, what="--memory"), scheduler)
+            raise PlanError(
+                f"{options.scheduler}: has workers and threads of its own; leave out --workers and --threads"
+            )
+        return Workers(0, 1, memory_bytes, options.scheduler)
     cores = system.count_cores()
     if workers is None:
         alone = cores == 1 or plan.write_bytes < SMALL_BYTES or (cores <= FEW_CORES and _is_native(plan))
@@ -138,28 +107,22 @@ def _choose_places(
             f"--workers {workers}: this process may use {cores} of this machine's cores; give at most {most}, "
             f"or a cluster file of kind local, which is taken at its word"
         )
-    return Workers(workers, threads or (1 if workers else cores), parse_size(memory, what="--memory"))
+    return Workers(workers, threads or (1 if workers else cores), memory_bytes)
 
 
-def _choose_cluster(
-    cluster: str | Path | ClusterFile,
-    memory: str | int | None,
-    *,
-    workers: int | None,
-    threads: int | None,
-    scheduler: str | None,
-) -> Workers:
+def _choose_cluster(file: ClusterFile, options: WorkerOptions) -> Workers:
     """Return the workers of a cluster that is to be started."""
-    file = cluster if isinstance(cluster, ClusterFile) else load_cluster(cluster)
     name = file.name or file.kind
-    if scheduler:
-        raise PlanError(f"{name}: is started for the merge, and {scheduler} is there already; give one of the two")
-    if workers is not None or threads is not None:
+    if options.scheduler:
+        raise PlanError(
+            f"{name}: is started for the merge, and {options.scheduler} is there already; give one of the two"
+        )
+    if options.workers is not None or options.threads is not None:
         raise PlanError(f"{name}: says itself how many workers and threads; leave out --workers and --threads")
-    if memory is None and file.memory is not None:
+    if options.memory is None and file.memory is not None:
         memory_bytes = parse_size(file.memory, what=f"{name}: memory")
     else:
-        memory_bytes = parse_size(MEMORY if memory is None else memory, what="--memory")
+        memory_bytes = parse_size(MEMORY if options.memory is None else options.memory, what="--memory")
     return Workers(file.count, file.threads or 1, memory_bytes, cluster=file)
 
 
