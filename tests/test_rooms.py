@@ -215,6 +215,36 @@ def test_the_engine_never_prints() -> None:
     assert calls == []
 
 
+MOST_PARAMETERS = 8
+EXEMPT = {
+    "merge_method": "declares a method, and its keywords are the fields of one, each with a default",
+    "make_files": "is to take what a plan is finished from as one value",
+}
+"""Functions that take more parameters than that, with the reason; so do merge methods, whose are a recipe's keys."""
+
+
+def test_no_function_takes_more_than_eight_parameters() -> None:
+    """The command line's take one for each option of a command."""
+    functions = [
+        (f"{path.relative_to(ENGINE).as_posix()}: {node.name}", node)
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    many = {name: node for name, node in functions if count_parameters(node) > MOST_PARAMETERS}
+    free = {name for name, node in many.items() if any("merge_method(" in ast.unparse(d) for d in node.decorator_list)}
+    assert len(functions) > 2000
+    assert len(free) > 5
+    assert {name.split(": ")[1] for name in many.keys() - free} == EXEMPT.keys()
+
+
+def count_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Return how many parameters a function names; what takes any number counts as one."""
+    given = function.args
+    named = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+    return len(named) + (given.vararg is not None) + (given.kwarg is not None)
+
+
 REACHING = {
     "AnyObjects",
     "Fetch",

@@ -1,6 +1,6 @@
 """What is stored: headers, index, config, tokenizer files; opening a model without its weights."""
 
-from mergemill.engine.checkpoint.card import common_license, hub_names, make_card
+from mergemill.engine.checkpoint.card import Card, common_license, hub_names, make_card
 from mergemill.engine.checkpoint.checkpoint import Checkpoint, StoredTensor, open_checkpoint, read_file
 from mergemill.engine.checkpoint.config import (
     CONFIG_DTYPES,
@@ -35,6 +35,7 @@ __all__ = [
     "CONFIG_DTYPES",
     "DTYPE_BITS",
     "INDEX_NAME",
+    "Card",
     "Changes",
     "Checkpoint",
     "Family",

@@ -6,8 +6,8 @@ Only what is stored beside the inputs is looked at; the network never is.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -24,34 +24,34 @@ _TEXT = "tag:yaml.org,2002:str"
 _FRONT = re.compile(r"\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 
 
-def make_card(
-    *,
-    title: str,
-    method_title: str,
-    method_source: str,
-    models: Sequence[str],
-    recipe_text: str,
-    dtypes: Sequence[str],
-    tensor_count: int,
-    parameter_count: int,
-    license_fields: Mapping[str, str],
-    code: Mapping[str, str] = MappingProxyType({}),
-) -> str:
-    """Return the text of a ``README.md`` for a merge.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """What a model card tells of a merge."""
 
-    models: as the recipe writes them, base first; those that are Hub names go into ``base_model``.
-    method_source: one line; an ``arXiv:`` number in it becomes a link. license_fields: see `common_license`. code:
-    files of methods beside the card, each with its sha256.
-    """
-    front = yaml.safe_dump(_make_front(models, license_fields), sort_keys=False, allow_unicode=True)
+    title: str
+    method_title: str
+    method_source: str  # one line; an ``arXiv:`` number in it becomes a link
+    models: Sequence[str]  # as the recipe writes them, base first; Hub names among them go into ``base_model``
+    recipe_text: str
+    dtypes: Sequence[str]
+    tensor_count: int
+    parameter_count: int
+    license_fields: Mapping[str, str]  # see `common_license`
+    code: Mapping[str, str] = field(default_factory=dict)  # files of methods beside the card, each with its sha256
+
+
+def make_card(card: Card) -> str:
+    """Return the text of a ``README.md`` for a merge."""
+    front = yaml.safe_dump(_make_front(card.models, card.license_fields), sort_keys=False, allow_unicode=True)
+    counts = f"{card.tensor_count:,} tensors, {card.parameter_count:,} parameters, {', '.join(card.dtypes)}."
     body = [
-        f"# {title}",
+        f"# {card.title}",
         "A merge of models, made with mergemill.",
-        f"## Method\n\n**{method_title}.** {_link_papers(method_source)}".rstrip(),
-        "## Models\n\n" + "\n".join(f"* {_mention(model)}" for model in models),
-        f"## Tensors\n\n{tensor_count:,} tensors, {parameter_count:,} parameters, {', '.join(dtypes)}.",
-        f"## Recipe\n\n{_fence(recipe_text)}",
-        *([f"## Code\n\n{_describe_code(code)}"] if code else []),
+        f"## Method\n\n**{card.method_title}.** {_link_papers(card.method_source)}".rstrip(),
+        "## Models\n\n" + "\n".join(f"* {_mention(model)}" for model in card.models),
+        f"## Tensors\n\n{counts}",
+        f"## Recipe\n\n{_fence(card.recipe_text)}",
+        *([f"## Code\n\n{_describe_code(card.code)}"] if card.code else []),
     ]
     return f"---\n{front}---\n\n" + "\n\n".join(body) + "\n"
 

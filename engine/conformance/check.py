@@ -4,12 +4,12 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Unpack
 
 from mergemill.engine.conformance import bits, masks, values
 from mergemill.engine.conformance.claim import Claim, iter_claims
 from mergemill.engine.conformance.mill import Mill, Settings
-from mergemill.engine.conformance.subject import Oracle, Subject
+from mergemill.engine.conformance.subject import ClaimKeywords, Oracle, Subject
 from mergemill.engine.methods.contract import Method
 
 
@@ -24,11 +24,7 @@ def check_method(
     settings: Settings | Sequence[Settings] = MappingProxyType({}),
     models: int | None = None,
     oracle: Oracle | None = None,
-    symmetric: bool = False,
-    random: bool = False,
-    even: Settings | None = None,
-    equal: Settings | None = None,
-    rounding: float = 2e-6,
+    **claims: Unpack[ClaimKeywords],
 ) -> None:
     """Put a method through the suite that mergemill's own go through; an `AssertionError` names the claim that fails.
 
@@ -45,7 +41,7 @@ def check_method(
         raise TypeError(f"{method!r} is no merge method; decorate it with @merge_method")
     variants = (settings,) if isinstance(settings, Mapping) else tuple(settings)
     count = models if models is not None else found.most_inputs or max(3, found.least_inputs)
-    subject = Subject(found, count, variants, oracle, symmetric, random, even, equal, rounding)
+    subject = Subject(found, count, variants, oracle, **claims)
     with tempfile.TemporaryDirectory() as folder:
         mill = Mill(Path(folder))
         for claim in list_claims(subject):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,16 @@ class Based(dict[str, Any]):
 Oracle = Callable[[Task], Expected | Array]
 
 
+class ClaimKeywords(TypedDict, total=False):
+    """What is claimed of a method beside its values, as keywords: see `Subject`."""
+
+    symmetric: bool
+    random: bool
+    even: Settings | None
+    equal: Settings | None
+    rounding: float
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """A method, and what is claimed of it; `variants` are settings for `models` models."""
@@ -37,7 +47,7 @@ class Subject:
     models: int
     variants: tuple[Settings, ...]  # the first is the one that most claims use
     oracle: Oracle | None  # in float64, written from the formula; None: nothing is known of the values
-    symmetric: bool  # permuting the models with their parameters changes nothing
+    symmetric: bool = False  # permuting the models with their parameters changes nothing
     random: bool = False  # seed, name of the tensor and places of the models matter
     even: Settings | None = None  # with these, a random method keeps every element with the density itself
     equal: Settings | None = None  # with these, equal models give that model

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from mergemill.engine.checkpoint.card import common_license, make_card
+from mergemill.engine.checkpoint.card import Card, common_license, make_card
 from mergemill.engine.checkpoint.checkpoint import CONFIG_NAME, Checkpoint, check_file
 from mergemill.engine.checkpoint.config import (
     CONFIG_DTYPES,
@@ -112,7 +112,7 @@ def _card(
 ) -> str:
     names = list(checkpoints)
     title = " + ".join(name.rstrip("/").rsplit("/", 1)[-1] for name in names)
-    return make_card(
+    card = Card(
         title=f"{title} ({method.name})",
         method_title=method.title.removesuffix("."),
         method_source=method.source,
@@ -124,6 +124,7 @@ def _card(
         parameter_count=sum(_size(tensor) for tensor in tensors),
         license_fields=common_license(list(checkpoints.values())),
     )
+    return make_card(card)
 
 
 def _size(tensor: OutputTensor) -> int:

@@ -8,7 +8,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from mergemill.engine.checkpoint import common_license, hub_names, make_card, open_checkpoint
+from mergemill.engine.checkpoint import Card, common_license, hub_names, make_card, open_checkpoint
 from mergemill.engine.checkpoint.card import parse_front_matter
 
 RECIPE = "merge_method: ties\nmodels:\n- model: org/a\n"
@@ -26,7 +26,7 @@ CARD = {
 
 
 def make(**changes: object) -> str:
-    return make_card(**(CARD | changes))
+    return make_card(Card(**(CARD | changes)))
 
 
 def write_readme(folder: Path, text: str | None):

@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from mergemill.engine.conformance import Based, Claim, Mill, Subject, Task, check_method, list_claims
 from mergemill.engine.conformance.mill import Array
+from mergemill.engine.conformance.subject import ClaimKeywords
 from mergemill.engine.methods import Density, PerModel, merge_method
 from mergemill.engine.methods.own import load_methods, open_methods
 
@@ -138,3 +140,8 @@ def test_a_variant_says_whether_an_optional_base_is_there(tmp_path: Path) -> Non
 def test_what_is_no_method_is_refused() -> None:
     with pytest.raises(TypeError, match="is no merge method; decorate it with @merge_method"):
         check_method(mean)
+
+
+def test_claims_are_fields_of_the_subject_that_is_checked() -> None:
+    fields = get_type_hints(Subject)
+    assert get_type_hints(ClaimKeywords) == {name: fields[name] for name in ClaimKeywords.__annotations__}
