@@ -218,7 +218,6 @@ def test_the_engine_never_prints() -> None:
 MOST_PARAMETERS = 8
 EXEMPT = {
     "merge_method": "declares a method, and its keywords are the fields of one, each with a default",
-    "make_files": "is to take what a plan is finished from as one value",
 }
 """Functions that take more parameters than that, with the reason; so do merge methods, whose are a recipe's keys."""
 
