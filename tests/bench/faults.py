@@ -108,7 +108,7 @@ def make_faults(folder: Path, count: int, seed: int, found: list[Found]) -> None
 
 
 def format_table(found: list[Found]) -> str:
-    """Return the table of the README."""
+    """Return the table of the page of figures."""
     kinds: dict[str, list[Found]] = defaultdict(list)
     for each in found:
         kinds[each.kind].append(each)

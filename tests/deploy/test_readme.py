@@ -15,8 +15,11 @@ def iter_lines() -> list[str]:
 
 def test_commands_are_those_that_mergemill_has() -> None:
     commands = [check_mergemill(words) for words in iter_commands("\n".join(iter_lines()))]
-    where = [(given["command"], given.get("scheduler") or given["cluster"]) for given in commands]
-    assert where == [("submit", "my.yml"), ("merge", "tcp://scheduler:8786"), ("merge", "tls://scheduler:8786")]
+    assert {given["command"] for given in commands} == {"merge", "plan", "submit", "status", "attach", "cancel"}
+    merging = [given for given in commands if given["command"] in ("merge", "submit")]
+    where = [given.get("scheduler") or given["cluster"] for given in merging]
+    started = ["/shared/scheduler.json", "slurm.yml", "pods.yml", None, "my.yml"]
+    assert where == [*started, "tcp://scheduler:8786", "tls://scheduler:8786"]
 
 
 def test_dask_is_started_as_dask_is() -> None:

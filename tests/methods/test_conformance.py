@@ -26,7 +26,7 @@ def expect_midpoint(task: Task) -> Array:
 
 
 def test_the_example_keeps_to_the_suite() -> None:
-    """What the README says to write in a test of one's own."""
+    """What the page of methods says to write in a test of one's own."""
     spec = importlib.util.spec_from_file_location("my_methods", EXAMPLE)
     assert spec is not None
     assert spec.loader is not None

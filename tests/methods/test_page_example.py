@@ -1,4 +1,4 @@
-"""The README's example of a method of one's own, done as it says."""
+"""The example of a method of one's own in the page of methods, done as it says."""
 
 import os
 import re
@@ -12,8 +12,9 @@ from runs.merging import hash_output
 
 from mergemill.cli.main import execute
 
-ROOT = Path(__file__).parents[1]
-SECTION = (ROOT / "README.md").read_text().partition("## Your own method\n")[2].partition("\n## ")[0]
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "engine" / "methods" / "README.md"
+SECTION = PAGE.read_text().partition("## A method of your own\n")[2].partition("\n## ")[0]
 FILES = dict(re.findall(r"```\w+\n# (\S+\.\w+)\n(.*?)```", SECTION, re.DOTALL))
 
 
