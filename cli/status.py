@@ -77,7 +77,8 @@ def _driver_facts(found: "values.Status", driver: "values.Driver") -> Iterator[t
     from mergemill.engine import format_size
 
     seen = f", last seen {say_time(found.seen_s)} ago" if found.seen_s is not None else ""
-    yield "driver", f"process {driver.pid} of {driver.host}, since {_say_date(driver.since)}{seen}"
+    if driver.host:
+        yield "driver", f"{driver.say_process()}, since {_say_date(driver.since)}{seen}"
     if driver.job:
         yield "job", driver.job
     if driver.ended is not None:

@@ -18,6 +18,9 @@ from mergemill.engine.storage.shallow import ShallowLoader
 
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 _HUB = "hf://"
+_ABSOLUTE = re.compile(r"(file://|local://)?/")
+_LORA = re.compile(r"\+(?=/)")  # before an adapter in a folder
+_IN_COMMENT = re.compile(r"(?<![\w.~:/-])/(?:[^\s/]+/)+([^\s/]*)")
 _LICENSE_KEYS = ("license", "license_name", "license_link")
 _MOST_LICENSE = 1000  # characters of one of them
 _TEXT = "tag:yaml.org,2002:str"
@@ -41,19 +44,53 @@ class Card:
 
 
 def make_card(card: Card) -> str:
-    """Return the text of a ``README.md`` for a merge."""
-    front = yaml.safe_dump(_make_front(card.models, card.license_fields), sort_keys=False, allow_unicode=True)
+    """Return the text of a ``README.md`` for a merge.
+
+    Of folders given by an absolute path, as models and in the recipe, only the last name is written: a card is for all.
+    """
+    models = [shorten_path(model) for model in card.models]
+    front = yaml.safe_dump(_make_front(models, card.license_fields), sort_keys=False, allow_unicode=True)
     counts = f"{card.tensor_count:,} tensors, {card.parameter_count:,} parameters, {', '.join(card.dtypes)}."
     body = [
         f"# {card.title}",
         "A merge of models, made with mergemill.",
         f"## Method\n\n**{card.method_title}.** {_link_papers(card.method_source)}".rstrip(),
-        "## Models\n\n" + "\n".join(f"* {_mention(model)}" for model in card.models),
+        "## Models\n\n" + "\n".join(f"* {_mention(model)}" for model in models),
         f"## Tensors\n\n{counts}",
-        f"## Recipe\n\n{_fence(card.recipe_text)}",
+        f"## Recipe\n\n{_fence(shorten_paths(card.recipe_text))}",
         *([f"## Code\n\n{_describe_code(card.code)}"] if card.code else []),
     ]
     return f"---\n{front}---\n\n" + "\n\n".join(body) + "\n"
+
+
+def shorten_path(text: str) -> str:
+    """Return the last name of an absolute path of this machine; any other text as it is.
+
+    >>> shorten_path("/home/me/base/"), shorten_path("/home/me/base@v1+/home/me/lora"), shorten_path("./org/base")
+    ('base', 'base@v1+lora', './org/base')
+    """
+    if not _ABSOLUTE.match(text):
+        return text
+    return "+".join(part.rstrip("/").rpartition("/")[2] for part in _LORA.split(text))
+
+
+def shorten_paths(recipe: str) -> str:
+    """Return a recipe with the last name alone of each absolute path, also in its comments.
+
+    >>> shorten_paths("- model: /home/me/base  # was /home/me/old\\n- model: org/tuned")
+    '- model: base  # was old\\n- model: org/tuned'
+    """
+    pieces, at = [], 0
+    for token in yaml.scan(recipe, Loader=yaml.SafeLoader):
+        if isinstance(token, yaml.ScalarToken):
+            start, stop = token.start_mark.index, token.end_mark.index
+            written = shorten_path(token.value)
+            pieces += [
+                _IN_COMMENT.sub(r"\1", recipe[at:start]),
+                recipe[start:stop] if written == token.value else written,
+            ]
+            at = stop
+    return "".join(pieces) + _IN_COMMENT.sub(r"\1", recipe[at:])
 
 
 def hub_names(models: Iterable[str]) -> tuple[str, ...]:

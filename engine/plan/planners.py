@@ -22,9 +22,13 @@ def replan(origin: Origin, shard_size: str | int, storage: Storage) -> Plan:
     return PLANNERS[origin.kind](origin, shard_size, storage)
 
 
+def open_recipe(origin: Origin) -> Recipe:
+    """Return the recipe of a merge, as its text says it where it has one."""
+    return parse_recipe(origin.text, name=origin.name) if origin.text else Recipe.model_validate(dict(origin.value))
+
+
 def _replan_merge(origin: Origin, shard_size: str | int, storage: Storage) -> Plan:
-    recipe = parse_recipe(origin.text, name=origin.name) if origin.text else Recipe.model_validate(dict(origin.value))
-    return make_plan(recipe, seed=origin.seed, shard_size=shard_size, methods=origin.code, storage=storage)
+    return make_plan(open_recipe(origin), seed=origin.seed, shard_size=shard_size, methods=origin.code, storage=storage)
 
 
 PLANNERS: dict[str, Replan] = {"merge": _replan_merge}

@@ -68,7 +68,7 @@ def _follow(output: Output, driver: Driver, on_event: OnEvent) -> Committed:
         current = now is not None and now.token == driver.token
         if now is not None and current and now.started is not None and not started:
             started = True
-            on_event(_parse_started(now.started))
+            on_event(_parse_started(now.started, output))
             onlooker.look(kept=True)
         if started:
             onlooker.look()
@@ -101,20 +101,21 @@ def _read_committed(output: Output, driver: Driver | None) -> Committed:
         time.sleep(0.1)
     last = read_driver(output.notes) if driver is not None else None
     if last is not None and last.committed is not None:
-        return _parse_committed(last.committed)
+        return _parse_committed(last.committed, output)
     record = output.read_record()
     assert record is not None  # it is committed
     write_bytes = sum(stop - start for _, start, stop in record.parts)
     return Committed(str(output), record.digest, len(record.parts), 0, write_bytes, 0, 0.0, Report((), ()))
 
 
-def _parse_started(value: Mapping[str, Any]) -> Started:
-    return Started(**{**value, "warnings": tuple(value["warnings"])})
+def _parse_started(value: Mapping[str, Any], output: Output) -> Started:
+    return Started(**{**value, "out": value["out"] or str(output), "warnings": tuple(value["warnings"])})
 
 
-def _parse_committed(value: Mapping[str, Any]) -> Committed:
+def _parse_committed(value: Mapping[str, Any], output: Output) -> Committed:
     guard = {name: tuple(TensorChange(**change) for change in changes) for name, changes in value["guard"].items()}
-    return Committed(**{**value, "guard": Report(**guard), "warnings": tuple(value.get("warnings", ()))})
+    more = {"out": value["out"] or str(output), "warnings": tuple(value.get("warnings", ()))}
+    return Committed(**{**value, **more, "guard": Report(**guard)})
 
 
 def _explain_idle(output: Output) -> OutputError | RunError:
@@ -129,7 +130,7 @@ def _explain_end(output: Output, driver: Driver | None) -> RunError:
     """Return the error of who watched a merge that has ended without being finished."""
     if driver is None:
         return RunError(f"{output}: nobody drives this merge; run it again to resume")
-    where = f"process {driver.pid} of {driver.host}"
+    where = driver.say_process()
     if driver.ended is None:
         return RunError(f"{output}: {where} is gone without a word, as if killed; run the merge again to resume")
     why = f": {driver.error}" if driver.error else ""

@@ -40,13 +40,13 @@ def _wait(output: Output, driver: Driver, wait_s: float) -> None:
     while (alive := find_live_driver(output)) and alive.token == driver.token:
         if time.monotonic() > end_s:
             raise RunError(
-                f"{output}: process {driver.pid} of {driver.host} has not ended in {wait_s:g} s; it is asked to, and "
+                f"{output}: {driver.say_process()} has not ended in {wait_s:g} s; it is asked to, and "
                 f"will when it looks; see: mergemill status {shlex.quote(str(output))}"
             )
         time.sleep(_LOOK_S)
     last = read_driver(output.notes)
-    if last is not None and last.token == driver.token and last.ended is None:
-        output.notes.remove(CANCEL_NAME)  # it was killed, and nobody will
+    if last is not None and last.token == driver.token:
+        output.notes.remove(CANCEL_NAME)  # it was killed, or ended before it could see this, and nobody will
 
 
 def _say_idle(status: Status) -> str:

@@ -88,6 +88,7 @@ def run_as(plan: Plan, out: str | Path, asked: RunOptions) -> Committed:
                 _find_warnings(chosen) if redone else (),
             )
             driving.commit(committed)
+            output.mark_committed()
     on_event(committed)
     return committed
 

@@ -3,6 +3,9 @@
 The driver writes ``.mergemill/driver.json`` when it begins, when the workers are there, and when it ends, and says why.
 That it lives shows in ``.mergemill/lock``, which it renews. A request to end, ``.mergemill/cancel``, names the driver
 that it is for, so that it ends no other one.
+
+An output may be uploaded with all that lies beside it. So before it is marked as whole, the note is replaced by one
+that tells nothing of where the merge ran: no host, process, job, folder, command or address (decided 2026-11-29).
 """
 
 import itertools
@@ -37,7 +40,7 @@ _JOBS = {"SLURM_JOB_ID": "slurm", "PBS_JOBID": "pbs", "LSB_JOBID": "lsf"}  # var
 class Driver:
     """The process that runs a merge, or ran it last."""
 
-    host: str
+    host: str  # empty, like all that tells where it runs, once the output is a checkpoint
     pid: int
     processes: str  # what processes share that see each other by number
     began: str | None  # of the process, in ticks since its machine began
@@ -56,6 +59,10 @@ class Driver:
     def to_json(self) -> bytes:
         """Return the bytes of ``driver.json``."""
         return json.dumps(asdict(self)).encode()
+
+    def say_process(self) -> str:
+        """Return what messages call it."""
+        return f"process {self.pid} of {self.host}" if self.host else "its driver"
 
 
 def read_driver(notes: Notes) -> Driver | None:
@@ -117,8 +124,11 @@ class Driving:
             self._write(started=asdict(started), resumed_bytes=resumed_bytes)
 
     def commit(self, committed: Committed) -> None:
-        """Say that the output is a checkpoint."""
-        self._driver = replace(self._driver, committed=asdict(committed))
+        """Say that the output is a checkpoint, and no more where it was merged, or who asked for what."""
+        self._driver = hide_places(replace(self._driver, committed=asdict(committed)))
+        if not self._is_replaced():
+            self._notes.remove(CANCEL_NAME)
+            self._write()
 
     @contextmanager
     def stopped_by(self, stop: Callable[[], None]) -> Iterator[None]:
@@ -203,6 +213,14 @@ def drive(notes: Notes, resume: str = "") -> Iterator[Driving]:
     ended.set()
     looker.join()
     driving.end(None)
+
+
+def hide_places(driver: Driver) -> Driver:
+    """Return what a finished output keeps of its driver: nothing of where that ran."""
+    started = {**driver.started, "out": "", "dashboard": "", "warnings": ()} if driver.started else None
+    committed = {**driver.committed, "out": "", "warnings": ()} if driver.committed else None
+    hidden = Driver("", 0, "", None, driver.token, driver.since, started=started, committed=committed)
+    return replace(hidden, resumed_bytes=driver.resumed_bytes, ended=driver.ended, how=driver.how)
 
 
 def _describe_here() -> Driver:

@@ -4,9 +4,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mergemill.engine.errors import OutputError, VerifyError
+from mergemill.engine.errors import InputError, OutputError, VerifyError
 from mergemill.engine.methods.own import MethodsFile
-from mergemill.engine.plan.planners import replan
+from mergemill.engine.plan.folder import RECIPE_NAME
+from mergemill.engine.plan.planners import open_recipe, replan
 from mergemill.engine.plan.values import Origin, Part, Plan
 from mergemill.engine.runs.outputs.checksum import checksum_copied, checksum_range
 from mergemill.engine.runs.outputs.output import Output, find_output
@@ -48,7 +49,7 @@ def verify(
     storage = make_storage(storage_options)
     output = find_output(out, storage)
     record = _open_record(output)
-    code = _open_code(output, record, run_code) if replay else ()
+    origin = _open_origin(output, record, run_code) if replay else None
     receipts = {(receipt.shard, receipt.start_bytes): receipt for receipt in output.journal.read()}
     workplace = _open_workplace(storage)
     shards = {name: _check_shard(output, record, name) for name in record.shards}
@@ -56,7 +57,7 @@ def verify(
         _check_part(shards[shard], receipts.get((shard, start_bytes)), stop_bytes, workplace)
     for name, expected in record.files.items():
         _check_file(output, name, expected)
-    replayed = _replay(record, code, receipts, replay, storage_options) if replay else 0
+    replayed = _replay(output, record, origin, receipts, replay, storage_options) if origin else 0
     return Verified(
         out=str(out),
         digest=record.digest,
@@ -82,10 +83,25 @@ def _list_code(record: Record) -> list[MethodsFile]:
     return [MethodsFile(name, name, text) for name, text in record.code.items()]
 
 
-def _open_code(output: Output, record: Record, run_code: Collection[str]) -> Sequence[MethodsFile]:
+def _open_origin(output: Output, record: Record, run_code: Collection[str]) -> Origin:
+    """Return what the output was made from, as it says itself; `VerifyError` unless its code is kept, and may run."""
+    text = _read_recipe(output, record) if RECIPE_NAME in record.files else record.recipe_text
+    origin = Origin(record.kind, record.title, record.recipe, text, record.recipe_name, record.seed)
+    return replace(origin, code=tuple(_open_code(output, record, origin, run_code)))
+
+
+def _read_recipe(output: Output, record: Record) -> str:
+    where, pin = join(str(output), RECIPE_NAME), output.find(RECIPE_NAME)
+    text = b"" if pin is None else read_whole(pin, storage=output.storage)
+    if checksum(text) != record.files[RECIPE_NAME]:
+        raise VerifyError(f"{where}: {'is gone' if pin is None else 'changed since it was written'}; merge again")
+    return text.decode()
+
+
+def _open_code(output: Output, record: Record, origin: Origin, run_code: Collection[str]) -> Sequence[MethodsFile]:
     """Return the files of methods that the output keeps; `VerifyError` unless they are all it needs, and may run."""
     kept = _list_code(record)
-    for name in record.recipe.get("methods") or ():
+    for name in (open_recipe(origin).methods or ()) if origin.kind == "merge" else ():
         if name not in record.code:
             raise VerifyError(f"{output}: its plan keeps no text of {name!r}, which its recipe runs; merge it again")
     for file in kept:
@@ -152,17 +168,21 @@ def _check_file(output: Output, name: str, expected: str) -> None:
 
 
 def _replay(
+    output: Output,
     record: Record,
-    code: Sequence[MethodsFile],
+    origin: Origin,
     receipts: Mapping[tuple[str, int], Receipt],
     count: int,
     storage: Options | None,
 ) -> int:
     size = int(record.shard_size) if record.shard_size.isdecimal() else record.shard_size
-    origin = Origin(
-        record.kind, record.title, record.recipe, record.recipe_text, record.recipe_name, record.seed, tuple(code)
-    )
-    plan = replan(origin, size, storage)
+    try:
+        plan = replan(origin, size, storage)
+    except InputError as error:
+        raise VerifyError(
+            f"{output}: cannot be merged again from here: {error}; paths in its recipe go from where it was merged, so "
+            "verify there, with the models as they were"
+        ) from error
     workplace = _open_workplace(make_storage(join_options(storage or {}, plan.storage)))
     if plan.digest != record.digest:
         raise VerifyError(

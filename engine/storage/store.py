@@ -78,6 +78,15 @@ def is_remote(url: str) -> bool:
     return is_url(url)
 
 
+def is_on_disk(url: str) -> bool:
+    """Whether `url` is a path of this machine, or holds one.
+
+    >>> is_on_disk("models/a"), is_on_disk("file:///models/a"), is_on_disk("local:///models/a"), is_on_disk("s3://b/a")
+    (True, True, True, False)
+    """
+    return not is_remote(url) or url.startswith("local://")
+
+
 def make_storage(options: Options | None) -> Storage:
     """Return options as a value; `CheckpointError` for one that is not text, a number or true."""
     for scheme, named in (options or {}).items():

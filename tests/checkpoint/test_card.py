@@ -62,7 +62,7 @@ def test_body_names_method_models_numbers_and_recipe():
 
 
 def test_recipe_with_a_fence_does_not_end_its_block():
-    assert "````yaml\n```\nx\n````\n" in make(recipe_text="```\nx\n")
+    assert "````yaml\nx: |\n  ```\n  y\n````\n" in make(recipe_text="x: |\n  ```\n  y\n")
 
 
 def test_local_folder_is_no_hub_name(tmp_path, monkeypatch):

@@ -276,10 +276,10 @@ def test_a_part_of_a_file_that_others_still_write_into_is_merged_again(
     cancel_half_way(plan, out)
     read_into, times = checksum.read_into, list[float]()
 
-    def read_while_others_write(pin: Pin, start: int, buffer: Any) -> None:
+    def read_while_others_write(pin: Pin, start: int, buffer: Any, *more: Any) -> None:
         times.append(time.time() - 1000 + len(times))
         os.utime(pin.url, (times[-1], times[-1]))
-        read_into(pin, start, buffer)
+        read_into(pin, start, buffer, *more)
 
     with monkeypatch.context() as patch:
         patch.setattr(checksum, "read_into", read_while_others_write)
@@ -347,13 +347,13 @@ def test_a_merge_by_threads_is_cancelled_while_its_receipts_are_checked(
     monkeypatch.setattr(driver_module, "LOOK_S", 0.01)
     asked, read_into = list[int](), checksum.read_into
 
-    def read_slowly(pin: Pin, start: int, buffer: Any) -> None:
+    def read_slowly(pin: Pin, start: int, buffer: Any, *more: Any) -> None:
         driver = read_driver(find_output(out).notes)
         assert driver is not None
         request_cancel(find_output(out).notes, driver, "somebody")
         asked.append(start)
         time.sleep(0.5)
-        read_into(pin, start, buffer)
+        read_into(pin, start, buffer, *more)
 
     monkeypatch.setattr(checksum, "read_into", read_slowly)
     with pytest.raises(Cancelled, match=r"^cancelled by somebody$"):

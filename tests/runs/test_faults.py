@@ -208,17 +208,17 @@ def dying_in_commit(monkeypatch: pytest.MonkeyPatch, step: int) -> Iterator[Coun
 def test_a_commit_may_end_before_any_of_its_steps_and_is_a_whole_model_or_none(family: Path, tmp_path: Path) -> None:
     plan = plan_merge("linear", family, part_bytes=1 << 20, shard_size="1MB")
     run(plan, tmp_path / "expected", workers=0, threads=2)
-    steps = len(plan.shards) + 1 + len(plan.files) + 1
+    steps = len(plan.shards) + 1 + len(plan.files) + 3  # plan and driver that tell no more where, and the mark
     assert steps > 8
     for step in range(steps):
         out = tmp_path / f"out-{step}"
         with pytest.MonkeyPatch.context() as patch, dying_in_commit(patch, step) as done, pytest.raises(Killed):
             run(plan, out, workers=0, threads=2)
         assert sum(done.values()) == step
-        assert is_loadable(out) == (step == steps - 1), "the index is written last"
+        assert is_loadable(out) == (step >= steps - 3), "the index is the last of the model"
         with pytest.raises(CheckpointError, match="holds a merge that is not finished; run the same merge again"):
             open_checkpoint(str(out))
-        assert load_with_transformers(out) in ([plan.tensors] if step == steps - 1 else [0])
+        assert load_with_transformers(out) in ([plan.tensors] if step >= steps - 3 else [0])
         if (out / "config.json").exists():  # by which some loaders take whatever shards there are
             assert all((out / shard.name).exists() for shard in plan.shards)
         committed, _ = resume(plan, out)

@@ -214,14 +214,14 @@ def test_a_commit_may_end_before_any_of_its_steps(
 ) -> None:
     plan = plan_shards(family)
     run_here(plan, str(tmp_path / "expected"))
-    steps = len(plan.shards) + len(plan.files) + 1
+    steps = len(plan.shards) + len(plan.files) + 3  # plan and driver that tell no more where, and the mark
     for step in range(steps):
         place = make_place("local", tmp_path)
         with monkeypatch.context() as patch:
             _die_at_step(patch, step)
             with pytest.raises(Killed):
                 run_here(plan, place.url)
-        assert (INDEX in place.sizes()) == (step == steps - 1), "the index is written last"
+        assert (INDEX in place.sizes()) == (step >= steps - 3), "the index is the last of the model"
         assert inspect(place.url).state.startswith("unfinished")
         if step % 3 == 0:
             assert abort(place.url) >= 0

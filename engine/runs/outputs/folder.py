@@ -20,6 +20,7 @@ from mergemill.engine.runs.outputs.receipts import Journal, Receipt, keep_planne
 from mergemill.engine.runs.outputs.record import (
     Record,
     checksum,
+    hide_places,
     list_ranges,
     make_record,
     parse_record,
@@ -30,7 +31,7 @@ from mergemill.engine.runs.outputs.state import JOURNAL_NAME, LOCK_NAME, RECORD_
 from mergemill.engine.runs.outputs.target import FileTarget, Target
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.storage import system
-from mergemill.engine.storage.beneath import Beneath
+from mergemill.engine.storage.beneath import UNFINISHED, Beneath
 from mergemill.engine.storage.positioned import (
     check_space,
     create_positioned,
@@ -160,7 +161,7 @@ class FolderOutput:
         No loader takes any step of it for a model: those that go by an index find none, those that take whatever
         shards there are need config.json, which comes after the last of them, and mergemill asks the journal.
         """
-        self.check_recorded(plan)
+        record = self.check_recorded(plan)
         for shard in plan.shards:
             name = self._name_unfinished(shard.name, plan.digest)
             if self._has_size(name, shard.size_bytes):
@@ -174,10 +175,17 @@ class FolderOutput:
         sync_folder(self.folder)
         for file in plan.files:
             self._write_small(file)
+        self._files.write(RECORD_NAME, hide_places(record).to_json(), beside=STATE_NAME)
+
+    def mark_committed(self) -> None:
+        """Note that the output is whole; of what a driver that was killed had begun to note, nothing is left beside."""
+        for name in self.list_state():
+            if UNFINISHED in name:
+                self._files.remove(f"{STATE_NAME}/{name}")
         self.journal.append_commit()
 
-    def check_recorded(self, plan: Plan) -> None:
-        """Raise `RunError` where what was noted of this merge is not there any more: nobody could verify its output."""
+    def check_recorded(self, plan: Plan) -> Record:
+        """Return what was noted of this merge; `RunError` where it is not there: nobody could verify the output."""
         held, found = self._lock, self._files.find(LOCK_NAME)
         if held is not None and (found is None or not os.path.samestat(held, found)):
             raise _gone(self._files.place(LOCK_NAME))
@@ -191,6 +199,7 @@ class FolderOutput:
                 f"{journal}: has lost the receipts of {lacking} of {len(plan.parts)} parts while the merge ran; "
                 "nothing was committed: run the same merge again"
             )
+        return record
 
     def list_state(self) -> list[str]:
         """Return the names of mergemill's own files in its folder, relative to that."""

@@ -124,7 +124,10 @@ class HubOutput:
         files = {file.name: b"".join(read_small(file, self.storage)) for file in plan.files}
         state = make_state(plan, [receipts[part.number] for part in plan.parts], self.storage)
         self._commit(plan, list(contents.values()), {**empty, **files, **state})
-        self._local.discard()  # what is left of it counts no more
+
+    def mark_committed(self) -> None:
+        """Remove what this machine noted of the merge; what is left of it counts no more."""
+        self._local.discard()
 
     def find(self, name: str) -> Pin | None:
         """Return the pin of a file of the finished output."""

@@ -77,7 +77,13 @@ class Output(Protocol):
         """Return files that every worker must see, sizes in bytes by path."""
 
     def commit(self, plan: Plan) -> None:
-        """Turn finished parts into a checkpoint; the index is written last."""
+        """Turn finished parts into a checkpoint; the index is written last.
+
+        Then its plan tells nothing of this machine any more.
+        """
+
+    def mark_committed(self) -> None:
+        """Note that the committed output is whole; nothing beside it tells of this machine any more."""
 
     def find(self, name: str) -> Pin | None:
         """Return the pin of a file of the finished output."""

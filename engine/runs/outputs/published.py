@@ -2,16 +2,16 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TypeVar
 
 from mergemill.engine.checkpoint.unfinished import STATE_NAME
 from mergemill.engine.errors import Absent, OutputError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.runs.outputs.receipts import Receipt, parse_receipts
-from mergemill.engine.runs.outputs.record import Record, make_record, parse_record
+from mergemill.engine.runs.outputs.record import Record, hide_places, make_record, parse_record
 from mergemill.engine.runs.outputs.state import RECORD_NAME
-from mergemill.engine.storage.ranges import Pin, is_remote, join, pin_file, read_whole
+from mergemill.engine.storage.ranges import Pin, join, pin_file, read_whole
 from mergemill.engine.storage.store import Storage, store_of
 
 T = TypeVar("T")
@@ -55,11 +55,9 @@ class Published:
 
 def make_state(plan: Plan, receipts: Iterable[Receipt], storage: Storage) -> Mapping[str, bytes]:
     """Return the files beside a merge by which it can be verified: nothing in them tells of this machine's folders."""
-    record = make_record(plan, storage)
-    remote = {url: pin for url, pin in record.sources.items() if is_remote(url)}
     lines = [json.dumps(asdict(receipt)) for receipt in receipts]
     return {
-        RECORD_NAME: replace(record, sources=remote).to_json(),
+        RECORD_NAME: hide_places(make_record(plan, storage)).to_json(),
         JOURNAL_NAME: ("[" + ",\n".join(lines) + "]\n").encode(),
     }
 

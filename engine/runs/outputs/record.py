@@ -1,22 +1,28 @@
-"""``plan.json``: what an output is, or will be, made from, kept beside it so that it can be resumed and verified."""
+"""``plan.json``: what an output is, or will be, made from, kept beside it so that it can be resumed and verified.
+
+While a merge is unfinished it tells all of that. A finished one may be uploaded, and keeps nothing of the folders that
+it was merged from: `hide_places`.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from pathlib import PurePosixPath
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import PurePath, PurePosixPath
 from typing import Any
 
 import xxhash
 from pydantic import TypeAdapter, ValidationError
 
+from mergemill.engine.checkpoint.card import shorten_path
 from mergemill.engine.errors import OutputError
 from mergemill.engine.plan.digest import engine_version
+from mergemill.engine.plan.folder import RECIPE_NAME
 from mergemill.engine.plan.values import Plan, SmallFile
 from mergemill.engine.runs.outputs.receipts import Range
 from mergemill.engine.storage.ranges import Pin, is_remote, read_pieces
 from mergemill.engine.storage.stamps import describe_change
-from mergemill.engine.storage.store import Storage
+from mergemill.engine.storage.store import Storage, is_on_disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +43,17 @@ class Record:
     code: Mapping[str, str] = field(default_factory=dict)  # files of the user's own methods: name -> text
     kind: str = "merge"  # of the planner
     title: str = ""  # of what was made, for people
+    finished: bool = False  # then it tells nothing of this machine's folders: see `hide_places`
 
     def to_json(self) -> bytes:
         """Return the bytes of ``plan.json``."""
         return json.dumps(asdict(self), indent=1, ensure_ascii=False).encode() + b"\n"
 
     def describe_difference(self, other: "Record") -> str:
-        """Say in which respects two records differ."""
+        """Say in which respects two records differ; the other is of an unfinished merge."""
+        if self.finished:
+            recipe = other.recipe if self.files.get(RECIPE_NAME) != other.files.get(RECIPE_NAME) else self.recipe
+            other = replace(hide_places(other), recipe=recipe)
         names = {
             "recipe": "the recipe",
             "code": "the methods file",
@@ -55,7 +65,7 @@ class Record:
             "files": "the small files",
         }
         different = [words for name, words in names.items() if getattr(self, name) != getattr(other, name)]
-        return ", ".join(different) or "its plan"
+        return ", ".join(different) or ("the sources, which changed since" if self.finished else "its plan")
 
 
 def _compare_sources(then: Mapping[str, tuple[int, str]], now: Mapping[str, tuple[int, str]]) -> str:
@@ -95,6 +105,30 @@ def make_record(plan: Plan, storage: Storage) -> Record:
         files={file.name: checksum(read_small(file, storage)) for file in plan.files},
         code={file.name: file.text for file in plan.origin.code},
     )
+
+
+def hide_places(record: Record) -> Record:
+    """Return what a finished output keeps of a record: no path of this machine, so that it may be uploaded.
+
+    A path that the user wrote is in the output's recipe, and in that file alone (decided 2026-11-29): replaying reads
+    it there. Of what was asked for otherwise, absolute paths are shortened to their last name.
+    """
+    return replace(
+        record,
+        recipe={} if RECIPE_NAME in record.files else _shorten(record.recipe),
+        recipe_text="",
+        recipe_name=PurePath(record.recipe_name).name,
+        sources={url: source for url, source in record.sources.items() if not is_on_disk(url)},
+        finished=True,
+    )
+
+
+def _shorten(value: Any) -> Any:
+    if isinstance(value, str):
+        return shorten_path(value)
+    if isinstance(value, Mapping):
+        return {key: _shorten(inner) for key, inner in value.items()}
+    return [_shorten(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def list_ranges(plan: Plan) -> list[Range]:

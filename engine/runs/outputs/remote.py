@@ -14,7 +14,7 @@ from mergemill.engine.plan.values import Plan, Shard
 from mergemill.engine.runs.outputs.lease import Lease, hold_lease
 from mergemill.engine.runs.outputs.notes import ObjectNotes
 from mergemill.engine.runs.outputs.object_journal import ObjectJournal
-from mergemill.engine.runs.outputs.record import Record, checksum, parse_record, parse_sound, read_small
+from mergemill.engine.runs.outputs.record import Record, checksum, hide_places, parse_record, parse_sound, read_small
 from mergemill.engine.runs.outputs.state import RECORD_NAME, check_own, is_own
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.storage.objects import Objects
@@ -90,10 +90,7 @@ class RemoteOutput:
         record = self.read_record()
         lost = self.journal.find_lost()
         if record is None or record.digest != plan.digest or lost is not None:
-            raise RunError(
-                f"{lost or self._record_url}: was removed or replaced while the merge ran; nothing was committed: run "
-                "the same merge again"
-            )
+            raise self._gone(lost or self._record_url)
 
     def _check_own(self, found: Iterable[str], record: Record | None) -> None:
         state = [name.removeprefix(f"{STATE_NAME}/") for name in found if name.startswith(f"{STATE_NAME}/")]
@@ -124,17 +121,29 @@ class RemoteOutput:
         if self.find(name) is not None:
             raise self._appeared(name)
 
+    def _gone(self, url: str) -> RunError:
+        return RunError(
+            f"{url}: was removed or replaced while the merge ran; nothing was committed: run the same merge again"
+        )
+
     def _appeared(self, name: str) -> OutputError:
         place = self._place(name)
         return OutputError(f"{place}: appeared while the merge ran; move it away and run the merge again to finish")
 
     def _commit_files(self, plan: Plan) -> None:
-        """Write the small files, the index last, and note that the output is whole."""
+        """Write the small files, the index last, and hide what tells of this machine."""
         for file in plan.files:
             data = b"".join(read_small(file, self.storage))
             # One that somebody else put there in the meantime is not overwritten.
             if not self._objects.put(self._place(file.name), data, absent=True):
                 raise self._appeared(file.name)
+        record = self.read_record()
+        if record is None:
+            raise self._gone(self._record_url)
+        self._objects.put(self._record_url, hide_places(record).to_json())
+
+    def mark_committed(self) -> None:
+        """Note that the output is whole."""
         self.journal.append_commit()
 
     def _list_for_abort(self) -> Mapping[str, int]:
