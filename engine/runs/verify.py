@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mergemill.engine.errors import InputError, OutputError, VerifyError
+from mergemill.engine.errors import CheckpointError, OutputError, VerifyError
 from mergemill.engine.methods.own import MethodsFile
 from mergemill.engine.plan.folder import RECIPE_NAME
 from mergemill.engine.plan.planners import open_recipe, replan
@@ -178,7 +178,7 @@ def _replay(
     size = int(record.shard_size) if record.shard_size.isdecimal() else record.shard_size
     try:
         plan = replan(origin, size, storage)
-    except InputError as error:
+    except CheckpointError as error:
         raise VerifyError(
             f"{output}: cannot be merged again from here: {error}; paths in its recipe go from where it was merged, so "
             "verify there, with the models as they were"
