@@ -84,7 +84,7 @@ def is_on_disk(url: str) -> bool:
     >>> is_on_disk("models/a"), is_on_disk("file:///models/a"), is_on_disk("local:///models/a"), is_on_disk("s3://b/a")
     (True, True, True, False)
     """
-    return not is_remote(url) or url.startswith("local://")
+    return not is_remote(url) or url.startswith(("local://", "file://"))
 
 
 def make_storage(options: Options | None) -> Storage:
