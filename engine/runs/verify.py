@@ -93,7 +93,7 @@ def _open_origin(output: Output, record: Record, run_code: Collection[str]) -> O
 def _read_recipe(output: Output, record: Record) -> str:
     where, pin = join(str(output), RECIPE_NAME), output.find(RECIPE_NAME)
     text = b"" if pin is None else read_whole(pin, storage=output.storage)
-    if checksum(text) != record.files[RECIPE_NAME]:
+    if checksum([text]) != record.files[RECIPE_NAME]:
         raise VerifyError(f"{where}: {'is gone' if pin is None else 'changed since it was written'}; merge again")
     return text.decode()
 
