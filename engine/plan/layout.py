@@ -109,12 +109,18 @@ def _cut_shard(
     held: list[Piece] = []
     for piece in _cut_tensors(group, start_bytes, part_bytes):
         held_bytes = _end(held[-1]) - held[0].offset_bytes if held else 0
-        if held_bytes >= LEAST_PART_BYTES and _end(piece) - held[0].offset_bytes > part_bytes:
+        full = held_bytes >= LEAST_PART_BYTES and _end(piece) - held[0].offset_bytes > part_bytes
+        if full and not _are_made_together(held[-1], piece):
             yield _make_part(held, shard, first)
             first, held = first + 1, []
         held.append(piece)
     if held:
         yield _make_part(held, shard, first)
+
+
+def _are_made_together(one: Piece, other: Piece) -> bool:
+    made_with = one.tensor.expression.made_with
+    return made_with is not None and made_with is other.tensor.expression.made_with
 
 
 def _cut_tensors(group: Sequence[OutputTensor], offset_bytes: int, part_bytes: int) -> Iterator[Piece]:

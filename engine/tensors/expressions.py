@@ -92,6 +92,11 @@ class Expression:
         counts = [each.count_rounds() for each in self.inputs] or [(0, 0)]
         return max(usual for usual, _ in counts), max(most for _, most in counts)
 
+    @property
+    def made_with(self) -> object:
+        """What tensors that are best written by one task have in common; None: it has no such."""
+        return None
+
     def reads(self, span: Span) -> Iterator[Read]:
         """Yield what a slab of `span` reads; for a part of the span, parts of these ranges."""
         for each in self.inputs:

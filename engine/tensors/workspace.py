@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -63,6 +63,21 @@ class _Coming:
     fetch: Fetch
 
 
+class Results:
+    """What a task has computed last of that which gives several tensors: the next of them finds it here."""
+
+    def __init__(self) -> None:
+        self._of: object = None
+        self._found: Sequence[Tensor] = ()
+
+    def find(self, computation: object, compute: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
+        """Return what `compute` gives, called once for a computation until there is another."""
+        if self._of is not computation:
+            self._found = ()  # so that two are never held at once
+            self._found, self._of = compute(), computation
+        return self._found
+
+
 class Workspace:
     """Hands out flat tensors that lie in `arena`, and never allocates.
 
@@ -85,6 +100,7 @@ class Workspace:
         storage: Storage = ENVIRONMENT,
         cache: RangeCache | None = None,
         lanes: Lanes | None = None,
+        results: Results | None = None,
     ) -> None:
         self._arena = arena
         self._raw = arena.data
@@ -92,6 +108,7 @@ class Workspace:
         self._storage = storage
         self._cache = cache
         self.lanes = lanes
+        self.results = results or Results()
         self._found: dict[tuple[str, int], tuple[int, int]] = {}  # what was read: where in the arena, and how much
         self._held: dict[str, list[_Held]] = {}
         self._notes: dict[tuple[int, ...], Arena] = {}

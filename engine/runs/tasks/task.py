@@ -20,7 +20,7 @@ from mergemill.engine.tensors.device import Staging
 from mergemill.engine.tensors.dtypes import item_bytes
 from mergemill.engine.tensors.expressions import Read
 from mergemill.engine.tensors.slabs import SLAB
-from mergemill.engine.tensors.workspace import Arena, aligned
+from mergemill.engine.tensors.workspace import Arena, Results, aligned
 
 Sink = Callable[[int, memoryview], None]  # given where in the shard, and the bytes
 
@@ -99,10 +99,11 @@ def _merge_part(
     read_bytes = 0
     started = time.perf_counter()
     drifts: list[Row] = []
+    results = Results()
     for piece in part.pieces:
         staging = find_device_staging(piece, workplace, slab)
         keep = piece.whole and piece.projected.most_rounds > 0 and _keeping_bytes(piece, staging) <= need_bytes
-        with open_work(piece, arena, workplace, staging, keep=keep) as work:
+        with open_work(piece, arena, workplace, staging, keep=keep, results=results) as work:
             for span, merged in merge_piece(piece, totals, work, workplace, slab, drifts):
                 data = merged.data
                 checksum.update(data)

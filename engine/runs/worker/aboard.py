@@ -18,7 +18,7 @@ from mergemill.engine.tensors.drift import Watch
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.rounds import Ready
 from mergemill.engine.tensors.slabs import Span
-from mergemill.engine.tensors.workspace import Arena, Workspace
+from mergemill.engine.tensors.workspace import Arena, Results, Workspace
 
 
 def find_device_staging(piece: Piece, workplace: Workplace, slab: int) -> Staging | None:
@@ -31,9 +31,17 @@ def find_device_staging(piece: Piece, workplace: Workplace, slab: int) -> Stagin
 
 @contextmanager
 def open_work(
-    piece: Piece, arena: Arena, workplace: Workplace, staging: Staging | None, *, keep: bool = False
+    piece: Piece,
+    arena: Arena,
+    workplace: Workplace,
+    staging: Staging | None,
+    *,
+    keep: bool = False,
+    results: Results | None = None,
 ) -> Iterator[Workspace]:
     """Yield the workspace of one piece; with a `staging`, its slabs lie on the workplace's device.
+
+    results: of the part's other pieces.
 
     Raises `RunError` where the device has not the memory that it was promised to have.
     """
@@ -41,7 +49,7 @@ def open_work(
         # The device's memory is no variable here: an error that goes by holds all of them for as long as it is there.
         lanes = _take_lanes(piece, workplace, staging, stack)
         yield stack.enter_context(
-            Workspace(arena, keep=keep, storage=workplace.storage, cache=workplace.cache, lanes=lanes)
+            Workspace(arena, keep=keep, storage=workplace.storage, cache=workplace.cache, lanes=lanes, results=results)
         )
 
 
