@@ -23,6 +23,8 @@ if sys.platform in ("win32", "cygwin"):  # which `engine/storage/system.py` says
 if TYPE_CHECKING:
     from mergemill.engine import errors as errors
     from mergemill.engine import methods as methods
+    from mergemill.engine.methods.contract import PerModel as PerModel
+    from mergemill.engine.methods.contract import merge_method as merge_method
     from mergemill.engine.plan.cost import estimate_cost as estimate_cost
     from mergemill.engine.plan.make import make_plan as make_plan
     from mergemill.engine.plan.sizes import format_size as format_size
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from mergemill.engine.runs.verify import verify as verify
 
 _PLACES = {
+    "PerModel": "methods.contract",
     "abort": "runs.outputs.output",
     "attach": "runs.attach",
     "cancel": "runs.cancel",
@@ -69,6 +72,7 @@ _PLACES = {
     "make_bar": "runs.progress",
     "make_plan": "plan.make",
     "merge": "runs.merge",
+    "merge_method": "methods.contract",
     "merge_state_dicts": "runs.in_memory",
     "merge_tensors": "runs.in_memory",
     "methods": "",

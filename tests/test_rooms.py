@@ -68,6 +68,7 @@ NEVER = {
 }
 
 FACE = [
+    "PerModel",
     "abort",
     "attach",
     "cancel",
@@ -87,6 +88,7 @@ FACE = [
     "make_bar",
     "make_plan",
     "merge",
+    "merge_method",
     "merge_state_dicts",
     "merge_tensors",
     "methods",
