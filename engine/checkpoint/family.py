@@ -99,16 +99,27 @@ def find_tie(name: str, names: Collection[str], family: Family) -> str | None:
 
     None where there is none, or where several could be meant.
     """
-    for tied, source in family.ties:
-        if fnmatchcase(name, tied):
-            found = [other for other in names if _may_tie(other, name, source)]
-            if len(found) == 1:
-                return found[0]
-    return None
+    return find_ties([name], names, family).get(name)
 
 
-def _may_tie(other: str, name: str, pattern: str) -> bool:
-    return other != name and fnmatchcase(other, pattern) and split_layer(other) is None
+def find_ties(lacking: Iterable[str], names: Collection[str], family: Family) -> Mapping[str, str]:
+    """Return for those of `lacking` that have one, the one of `names` that stands for it, with one look at these."""
+    found: dict[str, str] = {}
+    sources: dict[str, list[str]] = {}
+    for name in lacking:
+        for tied, source in family.ties:
+            if name in found or not fnmatchcase(name, tied):
+                continue
+            if source not in sources:
+                sources[source] = [other for other in names if _may_tie(other, source)]
+            others = sources[source]
+            if len(others) - (name in names and _may_tie(name, source)) == 1:
+                found[name] = next(other for other in others if other != name)
+    return found
+
+
+def _may_tie(other: str, pattern: str) -> bool:
+    return fnmatchcase(other, pattern) and split_layer(other) is None
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

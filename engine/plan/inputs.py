@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.checkpoint.config import says_tied
 from mergemill.engine.checkpoint.factors import find_factors
-from mergemill.engine.checkpoint.family import Family, find_tie, is_vocabulary, split_layer
+from mergemill.engine.checkpoint.family import Family, find_ties, is_vocabulary, split_layer
 from mergemill.engine.checkpoint.quantized import find_quantization
 from mergemill.engine.errors import PlanError
 from mergemill.engine.offers.offer import Offers
@@ -37,7 +37,7 @@ def check_heads(stacks: Sequence[Stack], checkpoints: Mapping[str, Checkpoint], 
     for model in tails:
         tensors, config = checkpoints[model].tensors, checkpoints[model].config
         lacking = sorted(heads - tensors.keys()) if says_tied(config) is False else []
-        stand_in = next(((name, tie) for name in lacking if (tie := find_tie(name, tensors, family))), None)
+        stand_in = next(iter(find_ties(lacking, tensors, family).items()), None)
         if stand_in is not None:
             raise PlanError(
                 f"{where}: {model} stores no {stand_in[0]}, and its config says that {stand_in[1]} does not stand for "

@@ -12,6 +12,8 @@ from typing import Any
 
 from mergemill.engine.errors import MergemillError, OutputError, StorageError
 from mergemill.engine.storage import fetch
+from mergemill.engine.storage.bounds import find_state_bound
+from mergemill.engine.storage.objects import check_state
 from mergemill.engine.storage.store import Storage
 from mergemill.engine.storage.streams import UNFINISHED, explained, in_folder, is_folder_like, locate
 
@@ -42,9 +44,10 @@ class AnyObjects:
         system, path = locate(url, self._storage)
         with explained(url, error, "read"):
             try:
-                return bytes(system.cat_file(path))
+                data = bytes(system.cat_file(path, end=find_state_bound(url) + 1))
             except FileNotFoundError:
                 return None
+        return check_state(data, url)
 
     def get_all(self, urls: Sequence[str]) -> list[bytes | None]:
         """Return objects, fetched at the same time."""

@@ -15,6 +15,8 @@ from pathlib import Path, PurePosixPath
 
 from mergemill.engine.errors import OutputError, StorageError
 from mergemill.engine.storage import system
+from mergemill.engine.storage.bounds import find_state_bound
+from mergemill.engine.storage.objects import check_state
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK  # so that a FIFO in a file's place is refused at once
@@ -63,11 +65,12 @@ class Beneath:
             raise StorageError(f"{self.place(name)}: opening this file failed: {absent.strerror}") from absent
 
     def read(self, name: str) -> bytes | None:
-        """Return a file; None where there is none."""
+        """Return a file; None where there is none, `StorageError` where it is larger than such a file may be."""
         if self.find(name) is None:
             return None
         with self._explained(name, "reading"), open(self.open(name, os.O_RDONLY), "rb") as file:
-            return file.read()
+            data = file.read(find_state_bound(name) + 1)
+        return check_state(data, str(self.place(name)))
 
     def read_pieces(self, name: str) -> Iterator[bytes]:
         """Yield a file that is there, a few megabytes at a time."""

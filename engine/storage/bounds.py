@@ -12,9 +12,11 @@ from pathlib import PurePosixPath
 CARD_BYTES = 128 << 10  # of a model card, which is read no further: its front matter ends there
 RECIPE_BYTES = 1 << 20  # of a recipe, or a cluster file
 METHODS_BYTES = 4 << 20  # of a file of methods
-NOTE_BYTES = 1 << 20  # of a note of a driver beside an output
+NOTE_BYTES = 1 << 20  # of a note of a driver, beside an output
+STATE_BYTES = 1 << 30  # of plan, journal, receipts and uploads there, which grow with the tensors
 COPIED_BYTES = 2 << 30  # of any other file beside a model's weights
 
+_NOTES = ("driver.json", "cancel.json", "lease.json", "lock")
 _PARSED: Mapping[str, int] = {
     "config.json": 16 << 20,
     "*.index.json": 256 << 20,
@@ -31,3 +33,12 @@ def find_bound(name: str) -> int:
     """
     name = PurePosixPath(name).name
     return next((size for pattern, size in _PARSED.items() if fnmatchcase(name, pattern)), COPIED_BYTES)
+
+
+def find_state_bound(name: str) -> int:
+    """Return the most bytes that a file of mergemill's own has, which lies beside an output.
+
+    >>> find_state_bound(".mergemill/driver.json") >> 20, find_state_bound("s3://b/.mergemill/plan.json") >> 20
+    (1, 1024)
+    """
+    return NOTE_BYTES if PurePosixPath(name).name in _NOTES else STATE_BYTES

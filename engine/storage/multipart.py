@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 from mergemill.engine.errors import MergemillError, StorageError
 from mergemill.engine.storage import fetch
 from mergemill.engine.storage.body import make_range
+from mergemill.engine.storage.bounds import find_state_bound
+from mergemill.engine.storage.objects import check_state
 from mergemill.engine.storage.pin import Pin, changed
 from mergemill.engine.storage.s3 import S3Store, explained, split_url
 from mergemill.engine.storage.store import ENVIRONMENT, Storage, find_store
@@ -55,12 +57,15 @@ class S3Objects:
         """Return a small object; None where there is none."""
         bucket, key = split_url(url)
         try:
-            data: bytes = self._ask(url, lambda client: client.get_object(Bucket=bucket, Key=key)["Body"].read(), error)
+            most = find_state_bound(url) + 1
+            data: bytes = self._ask(
+                url, lambda client: client.get_object(Bucket=bucket, Key=key)["Body"].read(most), error
+            )
         except error as found:
             if is_missing(found):
                 return None
             raise
-        return data
+        return check_state(data, url)
 
     def get_all(self, urls: Sequence[str]) -> list[bytes | None]:
         """Return small objects, fetched at the same time."""

@@ -4,6 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from mergemill.engine.errors import MergemillError, StorageError
+from mergemill.engine.storage.bounds import find_state_bound
+
+
+def check_state(data: bytes, place: str) -> bytes:
+    """Return what was read of a file beside an output; `StorageError` where it is more than such a file may be."""
+    if len(data) > (most := find_state_bound(place)):
+        raise StorageError(
+            f"{place}: has more than the {most} bytes that such a file may have; it is none of mergemill's"
+        )
+    return data
 
 
 class Objects(Protocol):

@@ -12,6 +12,7 @@ from mergemill.engine.checkpoint import (
     section,
     split_layer,
 )
+from mergemill.engine.checkpoint.family import find_ties
 
 LLAMA = choose_family({"model_type": "llama"})
 
@@ -161,3 +162,13 @@ def test_buffers_of_gpt2_are_optional_and_biases_of_others_are_not():
 @pytest.mark.parametrize("config", [{}, {"model_type": None}, {"model_type": "new"}, {"model_type": ["x"]}])
 def test_unknown_type_has_the_default_family(config):
     assert choose_family(config) == LLAMA
+
+
+def test_ties_of_many_names_are_those_of_each() -> None:
+    family = choose_family({})
+    names = ["model.embed_tokens.weight", "model.layers.0.mlp.weight"]
+    lacking = ["lm_head.weight", "model.lm_head.weight", "model.norm.weight"]
+    assert find_ties(lacking, names, family) == {
+        name: tie for name in lacking if (tie := find_tie(name, names, family)) is not None
+    }
+    assert find_ties(["lm_head.weight"], [*names, "other.embed_tokens.weight"], family) == {}

@@ -142,3 +142,10 @@ def test_pieces_are_written_and_read_one_after_the_other(tmp_path: Path) -> None
     files = Beneath(tmp_path)
     files.write("a", iter([b"1", b"23"]), beside=".", synced=False)
     assert b"".join(files.read_pieces("a")) == b"123"
+
+
+def test_a_note_of_gigabytes_is_refused_unread(tmp_path: Path) -> None:
+    (tmp_path / "driver.json").touch()
+    os.truncate(tmp_path / "driver.json", 1 << 40)
+    with pytest.raises(StorageError, match=r"driver.json: has more than 1048576 bytes, as no such file of mergemill"):
+        Beneath(tmp_path).read("driver.json")
