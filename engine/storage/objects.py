@@ -10,9 +10,7 @@ from mergemill.engine.storage.bounds import find_state_bound
 def check_state(data: bytes, place: str) -> bytes:
     """Return what was read of a file beside an output; `StorageError` where it is more than such a file may be."""
     if len(data) > (most := find_state_bound(place)):
-        raise StorageError(
-            f"{place}: has more than the {most} bytes that such a file may have; it is none of mergemill's"
-        )
+        raise StorageError(f"{place}: has more than {most} bytes, as no such file of mergemill's has; remove it")
     return data
 
 
