@@ -12,7 +12,6 @@ from dask.delayed import Delayed, delayed
 from distributed import get_task_stream
 from simulate import Place, Task
 
-from mergemill.engine.plan.memory import needs_passes
 from mergemill.engine.plan.values import Part, Piece, Plan
 from mergemill.engine.runs.clusters.cluster import Cluster, open_cluster
 from mergemill.engine.runs.graph import make_tasks
@@ -135,7 +134,7 @@ def list_cut_pieces(plan: Plan) -> dict[str, list[Piece]]:
 
 def is_cut(piece: Piece) -> bool:
     """Whether tasks before must gather statistics for a piece."""
-    return not piece.whole and needs_passes(piece)
+    return not piece.whole and piece.projected.most_rounds > 0
 
 
 def name_kind(key: str, plan: Plan) -> str:

@@ -18,6 +18,7 @@ from mergemill.engine.methods.catalogue import get_method, get_step
 from mergemill.engine.methods.steps import Stepped
 from mergemill.engine.runs.worker.process import keep_freed_pages
 from mergemill.engine.tensors.merged import Merged
+from mergemill.engine.tensors.rounds import finish_rounds
 from mergemill.engine.tensors.slabs import Span
 from mergemill.engine.tensors.workspace import Workspace
 
@@ -38,13 +39,14 @@ def express(mill: Mill, name: str, shape: tuple[int, int], dtype: torch.dtype, m
 def measure(expression: Merged) -> dict[str, int]:
     """Return what the kernel allocated at most, and what it promised."""
     size, kernel = expression.place.size, expression.kernel
+    ready = finish_rounds(expression.rounds(), (), lambda asked: ())  # none of them gathers anything
     room = sum(source.slab_bytes(size, expression.dtype) for source in expression.inputs)
     arena = np.frombuffer(mmap.mmap(-1, room), np.uint8)
     arena.fill(0)
     ctypes.CDLL(None).malloc_trim(0)  # pages freed by an earlier method would hide what this one takes
     before = read_status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    expression.combine(None, Span(0, size), Workspace(arena))
+    ready.slab(Span(0, size), Workspace(arena), expression.dtype)
     promised = (kernel.extra_slabs + kernel.extra_slabs_each * len(expression.inputs)) * size * 8
     return {"took": read_status("VmHWM") - before, "promised": promised}
 
