@@ -47,9 +47,15 @@ def open_work(
     """
     with ExitStack() as stack:
         # The device's memory is no variable here: an error that goes by holds all of them for as long as it is there.
-        lanes = _take_lanes(piece, workplace, staging, stack)
         yield stack.enter_context(
-            Workspace(arena, keep=keep, storage=workplace.storage, cache=workplace.cache, lanes=lanes, results=results)
+            Workspace(
+                arena,
+                keep=keep,
+                storage=workplace.storage,
+                cache=workplace.cache,
+                lanes=_take_lanes(piece, workplace, staging, stack),
+                results=results,
+            )
         )
 
 
