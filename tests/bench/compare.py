@@ -41,9 +41,9 @@ from programs import (
     make_environ,
     make_job,
 )
-from runs import Run, find_median, wall_s
 from tables import format_disk, format_likeness, format_runs, format_table
 from targets import judge, judge_small
+from timings import Run, find_median, wall_s
 
 SMALL, SMALL_METHOD = "1MB", "ties"
 

@@ -27,10 +27,9 @@ from mergemill.engine.recipe.access import ALLOWED
 from mergemill.engine.runs.outputs import output
 from mergemill.engine.runs.outputs.folder import FolderOutput
 from mergemill.engine.runs.outputs.receipts import Receipt, Upload
-from mergemill.engine.runs.outputs.record import make_record
 from mergemill.engine.runs.outputs.target import Target
 from mergemill.engine.runs.worker.workplace import Workplace
-from mergemill.engine.storage.positioned import make_folder, write_file
+from mergemill.engine.storage.store import Storage
 from mergemill.engine.tensors.workspace import Arena
 
 CLOCKS = "MERGEMILL_BENCH_CLOCKS"  # the variable that names a folder for what `TaskClock` counts
@@ -44,8 +43,8 @@ def settings() -> Iterator[Mapping[str, Any]]:
     """Have merges of this process write to ``drop://``, and yield what Dask must be set to for their workers."""
     before = output._find_remote
 
-    def find(scheme: str, place: str, *, public: bool) -> output.Output:
-        return DropOutput(place) if scheme.startswith("drop") else before(scheme, place, public=public)
+    def find(scheme: str, place: str, storage: Storage, *, public: bool) -> output.Output:
+        return DropOutput(place) if scheme.startswith("drop") else before(scheme, place, storage, public=public)
 
     output._find_remote = find
     try:
@@ -152,8 +151,7 @@ class DropOutput(FolderOutput):
 
     def start(self, plan: Plan) -> Mapping[int, Receipt]:
         """Write the record and the headers; the disk need not have room for more."""
-        make_folder(self.state)
-        write_file(self.state / "plan.json", make_record(plan, self.storage).to_json())
+        self.write_record(plan)
         for shard in plan.shards:
             with self.unfinished(shard.name, plan.digest).open("wb") as file:
                 file.write(shard.header)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from contents import Likeness
 from programs import FLOOR, MERGEKIT, RANDOM
-from runs import Cost, Run, choose, cpu_s, find_median, find_ratio, peak_bytes, peak_private_bytes, synced_s, wall_s
+from timings import Cost, Run, choose, cpu_s, find_median, find_ratio, peak_bytes, peak_private_bytes, synced_s, wall_s
 
 COLUMNS = (
     "method",

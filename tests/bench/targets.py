@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from programs import FLOOR, MERGEKIT, MERGEMILL
-from runs import Cost, Run, cpu_s, cpu_s_per_gib, find_ratio, peak_bytes, synced_s, wall_s
+from timings import Cost, Run, cpu_s, cpu_s_per_gib, find_ratio, peak_bytes, synced_s, wall_s
 
 ELEMENTWISE = ("linear", "slerp", "task_arithmetic")
 SMALL_S, HELP_S = 3.0, 0.3

@@ -20,7 +20,7 @@ from mergemill.engine.runs.status import Status
 DRIVER = DEPLOY / "slurm" / "driver.sh"
 WAIT_S = 120.0
 SLOW_S = 0.2  # a slab
-SLOW = "import sys; sys.path.insert(0, {tests!r})\nfrom run.merging import slow_down\nslow_down({slow_s})\n"
+SLOW = "import sys; sys.path.insert(0, {tests!r})\nfrom runs.merging import slow_down\nslow_down({slow_s})\n"
 
 pytestmark = pytest.mark.slow
 
