@@ -13,9 +13,18 @@ from typing import Any
 from mergemill.engine.errors import MergemillError, OutputError, StorageError
 from mergemill.engine.storage import fetch
 from mergemill.engine.storage.bounds import find_state_bound
+from mergemill.engine.storage.copied import Copied
 from mergemill.engine.storage.objects import check_state
 from mergemill.engine.storage.store import Storage
-from mergemill.engine.storage.streams import UNFINISHED, explained, in_folder, is_folder_like, locate
+from mergemill.engine.storage.streams import (
+    UNFINISHED,
+    explained,
+    in_folder,
+    is_folder_like,
+    is_of_process,
+    locate,
+    open_stream,
+)
 
 
 class AnyObjects:
@@ -25,8 +34,18 @@ class AnyObjects:
         self._beside = beside
         self._storage = storage
 
-    def put(self, url: str, data: bytes, *, absent: bool = False, error: type[MergemillError] = StorageError) -> bool:
-        """Write an object; with `absent` only where there is none, and return whether `data` is there now."""
+    def put(
+        self, url: str, data: bytes | Copied, *, absent: bool = False, error: type[MergemillError] = StorageError
+    ) -> bool:
+        """Write an object; with `absent` only where there is none, and return whether `data` is there now.
+
+        What is larger is streamed, as shards are, after it was looked for: drivers create no stream only where there
+        is none.
+        """
+        if isinstance(data, Copied) and is_of_process(url):
+            data = b"".join(data.read_pieces())  # it lies in this memory anyhow
+        if isinstance(data, Copied):
+            return self._put_copied(url, data, absent=absent, error=error)
         if absent and (there := self.get(url, error=error)) is not None:
             return there == data
         if is_folder_like(url):
@@ -102,11 +121,36 @@ class AnyObjects:
 
     def _put_whole(self, url: str, data: bytes, error: type[MergemillError]) -> bool:
         """Write an object where one that is being written can be seen."""
-        beside = f"{self._beside}/object{UNFINISHED}{secrets.token_hex(4)}"
+        beside = self._name_unfinished()
         in_folder(beside, self._storage, lambda system, path: system.pipe_file(path, data), error)
+        self._move(beside, url, error)
+        return True
+
+    def _put_copied(self, url: str, data: Copied, *, absent: bool, error: type[MergemillError]) -> bool:
+        """Stream a file to where it belongs, or in a store with folders to where one that is being written can be seen.
+
+        An object store shows a file when it is whole.
+        """
+        system, path = locate(url, self._storage)
+        with explained(url, error, "read"):
+            system.invalidate_cache()
+            if absent and system.exists(path):
+                return data.is_at(url, self._storage)
+        beside = self._name_unfinished() if is_folder_like(url) else url
+        with open_stream(beside, self._storage) as stream:
+            for piece in data.read_pieces():
+                stream.write(memoryview(piece))
+            stream.finish()
+        if beside != url:
+            self._move(beside, url, error)
+        return True
+
+    def _name_unfinished(self) -> str:
+        return f"{self._beside}/object{UNFINISHED}{secrets.token_hex(4)}"
+
+    def _move(self, beside: str, url: str, error: type[MergemillError]) -> None:
         _, new = locate(beside, self._storage)
         in_folder(url, self._storage, lambda system, path: system.mv(new, path), error)
-        return True
 
 
 def _find_option(system: Any) -> Mapping[str, str]:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants
@@ -96,12 +95,15 @@ class HubRepo:
             missing += [content for content in some if content.sha256 in wanted]
         return missing
 
-    def upload(self, content: Content, path: Path, check_going: Callable[[], None]) -> None:
-        """Bring a file into the storage of the Hub, unless it has one like it; `check_going` may raise to end that."""
+    def upload(self, content: Content, open_raw: Callable[[], io.RawIOBase], check_going: Callable[[], None]) -> None:
+        """Bring a file into the storage of the Hub, unless it has one like it.
+
+        open_raw: opens what is sent, again for each attempt. `check_going` may raise to end that.
+        """
 
         def send() -> None:
             for action in self._plan_uploads([content]):  # with another signature at each attempt
-                self._send(content, path, action, check_going)
+                self._send(content, open_raw, action, check_going)
 
         self._patiently(send, f"uploading {content.name}")
 
@@ -130,9 +132,15 @@ class HubRepo:
             raise StorageError(f"{self}: the Hub does not take {errors[0]['oid']}: {errors[0]['error']['message']}")
         return actions
 
-    def _send(self, content: Content, path: Path, action: dict[str, Any], check_going: Callable[[], None]) -> None:
+    def _send(
+        self,
+        content: Content,
+        open_raw: Callable[[], io.RawIOBase],
+        action: dict[str, Any],
+        check_going: Callable[[], None],
+    ) -> None:
         addition = _make_addition(content)
-        with path.open("rb", buffering=0) as raw, _Watched(raw, check_going) as file:
+        with open_raw() as raw, _Watched(raw, check_going) as file:
             addition.path_or_fileobj = file
             try:
                 lfs_upload(addition, action, headers=_make_headers(), endpoint=self.endpoint)
@@ -153,7 +161,7 @@ class HubRepo:
 class _Watched(io.BufferedReader):
     """A file that is sent for as long as somebody wants it."""
 
-    def __init__(self, raw: io.FileIO, check_going: Callable[[], None]) -> None:
+    def __init__(self, raw: io.RawIOBase, check_going: Callable[[], None]) -> None:
         super().__init__(raw)
         self._check_going = check_going
 

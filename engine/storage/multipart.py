@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
+from botocore.exceptions import BotoCoreError
+
 from mergemill.engine.errors import MergemillError, StorageError
 from mergemill.engine.storage import fetch
 from mergemill.engine.storage.body import make_range
 from mergemill.engine.storage.bounds import find_state_bound
+from mergemill.engine.storage.copied import Copied
 from mergemill.engine.storage.objects import check_state
 from mergemill.engine.storage.pin import Pin, changed
 from mergemill.engine.storage.s3 import S3Store, explained, split_url
@@ -41,15 +44,22 @@ class S3Objects:
 
     storage: Storage = ENVIRONMENT
 
-    def put(self, url: str, data: bytes, *, absent: bool = False, error: type[MergemillError] = StorageError) -> bool:
-        """Write a small object; with `absent` only where there is none, and return whether `data` is there now."""
+    def put(
+        self, url: str, data: bytes | Copied, *, absent: bool = False, error: type[MergemillError] = StorageError
+    ) -> bool:
+        """Write a small object; with `absent` only where there is none, and return whether `data` is there now.
+
+        One that is larger is sent from a file, in one request (decided 2026-11-29): S3 takes 5 GiB in one, it can be
+        made only where there is none, and no upload is left of one that ends halfway.
+        """
         condition = {"IfNoneMatch": "*"} if absent else {}
         bucket, key = split_url(url)
         try:
-            self._ask(url, lambda client: client.put_object(Bucket=bucket, Key=key, Body=data, **condition), error)
+            self._ask(url, lambda client: _put(client, data, Bucket=bucket, Key=key, **condition), error)
         except error as found:
             if absent and _code(found) in ("PreconditionFailed", "412"):
-                return self.get(url) == data  # as after an attempt whose answer was lost
+                # It may be ours, as after an attempt whose answer was lost.
+                return data.is_at(url, self.storage) if isinstance(data, Copied) else self.get(url) == data
             raise
         return True
 
@@ -242,6 +252,19 @@ class _Body(io.RawIOBase):
         left = self._data[self._at :]
         self._at = len(self._data)
         return left
+
+
+def _put(client: Any, data: bytes | Copied, **where: str) -> None:
+    if not isinstance(data, Copied):
+        client.put_object(**where, Body=data)
+        return
+    with data.open() as body:
+        try:
+            client.put_object(**where, Body=body, ContentLength=data.size_bytes)
+        except BotoCoreError:
+            if body.failed is not None:
+                raise body.failed from None
+            raise
 
 
 def _delete(client: Any, where: Mapping[str, str]) -> None:

@@ -1,10 +1,14 @@
-"""Small objects of a storage, each written and read whole: what is kept beside an output to resume and verify it."""
+"""Small objects of a storage, each read whole: what is kept beside an output to resume and verify it.
+
+They are written whole, too, but for files that are only copied and may be larger: see `copied`.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from mergemill.engine.errors import MergemillError, StorageError
 from mergemill.engine.storage.bounds import find_state_bound
+from mergemill.engine.storage.copied import Copied
 
 
 def check_state(data: bytes, place: str) -> bytes:
@@ -17,7 +21,9 @@ def check_state(data: bytes, place: str) -> bytes:
 class Objects(Protocol):
     """Objects by their URLs; `S3Objects` for S3, `AnyObjects` for what fsspec knows."""
 
-    def put(self, url: str, data: bytes, *, absent: bool = False, error: type[MergemillError] = StorageError) -> bool:
+    def put(
+        self, url: str, data: bytes | Copied, *, absent: bool = False, error: type[MergemillError] = StorageError
+    ) -> bool:
         """Write an object; with `absent` only where there is none, and return whether `data` is there now."""
 
     def get(self, url: str, *, error: type[MergemillError] = StorageError) -> bytes | None:

@@ -6,6 +6,7 @@ commit takes them along, so that the merge can be verified from anywhere. Anothe
 over has no receipts: it merges again, and uploads what the Hub has not.
 """
 
+import hashlib
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,12 +20,13 @@ from mergemill.engine.plan.values import Plan
 from mergemill.engine.runs.outputs.folder import FolderOutput
 from mergemill.engine.runs.outputs.published import Published, make_state
 from mergemill.engine.runs.outputs.receipts import Receipt, keep_planned
-from mergemill.engine.runs.outputs.record import Record, list_ranges, read_small
+from mergemill.engine.runs.outputs.record import Record, list_ranges, take_small
 from mergemill.engine.runs.outputs.staged import BESIDE_BYTES, StagedTarget
 from mergemill.engine.runs.outputs.state import RECORD_NAME
 from mergemill.engine.runs.outputs.target import Target
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.storage.cache import default_folder
+from mergemill.engine.storage.copied import Copied
 from mergemill.engine.storage.hub_place import parse_url
 from mergemill.engine.storage.hub_upload import Content, Head, HubRepo, find_endpoint
 from mergemill.engine.storage.ranges import Pin
@@ -121,9 +123,23 @@ class HubOutput:
         if missing:
             raise RunError(f"{self}: the Hub has lost {missing[0]}; run the same merge again to resume")
         empty = {shard.name: shard.header for shard in plan.shards if shard.name not in contents}
-        files = {file.name: b"".join(read_small(file, self.storage)) for file in plan.files}
+        small = {file.name: take_small(file, self.storage) for file in plan.files}
+        files = {name: data for name, data in small.items() if isinstance(data, bytes)}
+        copied = [self._upload_copied(name, data) for name, data in small.items() if isinstance(data, Copied)]
         state = make_state(plan, [receipts[part.number] for part in plan.parts], self.storage)
-        self._commit(plan, list(contents.values()), {**empty, **files, **state})
+        self._commit(plan, [*contents.values(), *copied], {**empty, **files, **state})
+
+    def _upload_copied(self, name: str, copied: Copied) -> Content:
+        """Upload a file that is too large to go with the commit, as shards are; one that is there already is not sent.
+
+        It is read twice: its SHA-256 is asked for first.
+        """
+        found = hashlib.sha256()
+        for piece in copied.read_pieces():
+            found.update(piece)
+        content = Content(name, copied.size_bytes, found.hexdigest())
+        self._repo.upload(content, copied.open, lambda: None)
+        return content
 
     def mark_committed(self) -> None:
         """Remove what this machine noted of the merge; what is left of it counts no more."""

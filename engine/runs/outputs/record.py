@@ -20,6 +20,7 @@ from mergemill.engine.plan.digest import engine_version
 from mergemill.engine.plan.folder import RECIPE_NAME
 from mergemill.engine.plan.values import Plan, SmallFile
 from mergemill.engine.runs.outputs.receipts import Range
+from mergemill.engine.storage.copied import JOINED_BYTES, Copied
 from mergemill.engine.storage.ranges import Pin, is_remote, read_pieces
 from mergemill.engine.storage.stamps import describe_change
 from mergemill.engine.storage.store import Storage, is_on_disk
@@ -147,6 +148,13 @@ def read_small(file: SmallFile, storage: Storage) -> Iterator[bytes]:
         return
     assert file.copied is not None
     yield from read_pieces(file.copied, storage=storage)
+
+
+def take_small(file: SmallFile, storage: Storage) -> bytes | Copied:
+    """Return a small file to be written into any storage: its bytes, or else what is read while it is sent."""
+    if file.copied is not None and file.copied.size_bytes > JOINED_BYTES:
+        return Copied(file.copied, storage)
+    return b"".join(read_small(file, storage))
 
 
 def checksum(pieces: Iterable[bytes]) -> str:

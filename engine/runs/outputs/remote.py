@@ -14,11 +14,12 @@ from mergemill.engine.plan.values import Plan, Shard
 from mergemill.engine.runs.outputs.lease import Lease, hold_lease
 from mergemill.engine.runs.outputs.notes import ObjectNotes
 from mergemill.engine.runs.outputs.object_journal import ObjectJournal
-from mergemill.engine.runs.outputs.record import Record, checksum, hide_places, parse_record, parse_sound, read_small
+from mergemill.engine.runs.outputs.record import Record, checksum, hide_places, parse_record, parse_sound, take_small
 from mergemill.engine.runs.outputs.state import RECORD_NAME, check_own, is_own
 from mergemill.engine.runs.worker.workers import Workers
+from mergemill.engine.storage.bounds import COPIED_BYTES
 from mergemill.engine.storage.objects import Objects
-from mergemill.engine.storage.ranges import Pin, join, pin_file, read_beginning
+from mergemill.engine.storage.ranges import Pin, join, pin_file, read_beginning, read_pieces
 from mergemill.engine.storage.store import Storage
 
 
@@ -133,9 +134,8 @@ class RemoteOutput:
     def _commit_files(self, plan: Plan) -> None:
         """Write the small files, the index last, and hide what tells of this machine."""
         for file in plan.files:
-            data = b"".join(read_small(file, self.storage))
             # One that somebody else put there in the meantime is not overwritten.
-            if not self._objects.put(self._place(file.name), data, absent=True):
+            if not self._objects.put(self._place(file.name), take_small(file, self.storage), absent=True):
                 raise self._appeared(file.name)
         record = self.read_record()
         if record is None:
@@ -175,9 +175,14 @@ class RemoteOutput:
     def _is_ours(self, name: str, size_bytes: int, record: Record) -> bool:
         """Whether an interrupted commit wrote the object."""
         if name in record.files:
-            return checksum([self._objects.get(self._place(name)) or b""]) == record.files[name]
+            return size_bytes <= COPIED_BYTES and self._holds(name, record.files[name])
         shard = record.shards.get(name)
         return shard is not None and size_bytes == shard["size_bytes"] and self._begins_as_planned(name, record)
+
+    def _holds(self, name: str, expected: str) -> bool:
+        """Whether a small file is there and has such a checksum."""
+        pin = self.find(name)
+        return pin is not None and checksum(read_pieces(pin, storage=self.storage)) == expected
 
     def _begins_as_planned(self, name: str, record: Record) -> bool:
         text = record.shards[name]["header"].encode()

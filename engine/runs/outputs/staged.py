@@ -70,5 +70,5 @@ class StagedWriter:
         """Upload it; returns its SHA-256."""
         sha256 = self._hash.hexdigest()
         content = Content(self._target.shard, self._target.size_bytes, sha256)
-        self._target.repo.upload(content, self._path, check_going)
+        self._target.repo.upload(content, lambda: self._path.open("rb", buffering=0), check_going)
         return ((1, sha256),)
