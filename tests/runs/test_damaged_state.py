@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from runs.buckets import Place as Prefix
+from runs.buckets import new_place
 from runs.merging import Killed, hash_output, is_loadable, plan_merge, run_until, write_family
 from runs.test_whole_shards import Place, make_place
+from servers.s3 import S3
 
 from mergemill.engine import abort, cancel, inspect, run, status, verify
 from mergemill.engine.errors import MergemillError, OutputError, RunError
@@ -309,7 +312,7 @@ def test_a_prefix_with_anothers_state_is_neither_used_nor_emptied(plan: Plan, pl
     assert place.read() == {".mergemill/thesis.tex": b"precious"}
 
 
-def leave_half(plan: Plan, place: Place) -> None:
+def leave_half(plan: Plan, place: Place | Prefix) -> None:
     """Run a plan and end as if killed after some parts, whose receipts are there."""
 
     def stop(event: Event) -> None:
@@ -318,3 +321,72 @@ def leave_half(plan: Plan, place: Place) -> None:
 
     with pytest.raises(Killed):
         run(plan, place.url, workers=0, threads=1, on_event=stop)
+
+
+# --- objects of S3 ---
+
+
+@pytest.fixture(scope="module")
+def s3_plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """Shards of one part each, which S3 takes however small they are."""
+    family = write_family(tmp_path_factory.mktemp("small"), vocab=256, hidden=64, layers=2)
+    plan = plan_merge("linear", family, part_bytes=5 << 20, shard_size="100KB")
+    assert len(plan.shards) > 3
+    return plan
+
+
+DAMAGED = [b"", b"\xff", b"{", b"[]", DEEP, b'{"digest": 1}']
+UPLOADS = "uploads.json"
+
+
+def leave_half_with_others(plan: Plan, out: Prefix) -> dict[str, str]:
+    """Leave an unfinished merge and what is another's beside it; return the uploads that are not ours."""
+    leave_half(plan, out)
+    assert {f".mergemill/{name}" for name in (RECORD, UPLOADS)} <= out.sizes().keys()
+    assert len(out.uploads()) == len(plan.shards)
+    out.put("notes.txt", b"mine")
+    out.put("data/large.safetensors", b"mine, too")
+    return {out.start_upload(name): name for name in ("large.bin", "data/model-00001-of-00002.safetensors")}
+
+
+def check_aborted(out: Prefix, others: dict[str, str]) -> None:
+    """Give the merge up: nothing of it is left, and all of the others'."""
+    abort(out.url)
+    assert out.read() == {"notes.txt": b"mine", "data/large.safetensors": b"mine, too"}
+    assert out.uploads() == others
+
+
+@pytest.mark.parametrize("data", [*DAMAGED, b'{"large.bin": "x", "../b": "y"}'])
+@pytest.mark.parametrize("names", [[RECORD], [UPLOADS], [RECORD, UPLOADS]], ids=["plan", "uploads", "both"])
+def test_of_s3_with_a_damaged_plan_or_note_of_uploads_what_is_ours_is_aborted(
+    names: list[str], data: bytes, s3: S3, s3_plan: Plan
+) -> None:
+    out = new_place(s3)
+    others = leave_half_with_others(s3_plan, out)
+    for name in names:
+        out.put(f".mergemill/{name}", data)
+    for look in LOOKS:
+        with suppress(MergemillError):
+            look(out.url)
+    check_aborted(out, others)
+
+
+@pytest.mark.parametrize("data", DAMAGED[1:])
+def test_a_damaged_note_of_uploads_is_not_taken_up(data: bytes, s3: S3, s3_plan: Plan) -> None:
+    out = new_place(s3)
+    others = leave_half_with_others(s3_plan, out)
+    out.put(f".mergemill/{UPLOADS}", data)
+    before = out.uploads()
+    with pytest.raises(OutputError, match=r"uploads\.json: is damaged, .* mergemill abort"):
+        run(s3_plan, out.url, workers=0, threads=1)
+    assert out.uploads() == before
+    check_aborted(out, others)
+
+
+def test_an_empty_note_of_uploads_is_none(s3: S3, s3_plan: Plan) -> None:
+    out = new_place(s3)
+    others = leave_half_with_others(s3_plan, out)
+    out.put(f".mergemill/{UPLOADS}", b"")
+    run(s3_plan, out.url, workers=0, threads=1)
+    assert verify(out.url).parts == len(s3_plan.parts)
+    assert out.uploads() == others

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from models import write_llama
-from runs.merging import Killed, hash_output, make_recipe_of, parts_of, plan_merge
+from runs.merging import Killed, hash_output, make_recipe_of, parts_of, plan_merge, write_family
 from servers import faults
 from servers.hub import Hub
 from servers.hub_store import Repo
@@ -27,6 +27,7 @@ from mergemill.engine.errors import MergemillError, OutputError, RunError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.runs.events import Committed, Event, PartFinished, Started
 from mergemill.engine.runs.outputs import hub as hub_module
+from mergemill.engine.runs.outputs import record
 from mergemill.engine.storage.hub_upload import Content, HubRepo
 from mergemill.engine.storage.store import Unavailable
 
@@ -171,6 +172,29 @@ def test_what_is_published_tells_nothing_of_folders_and_tokens(hub: Hub, plan: P
         assert hub.token not in text
         assert f"{family}/A/" not in text, "files of it; the recipe itself names the folder"
         assert json.loads(text)
+
+
+def test_a_large_file_that_is_only_copied_goes_as_shards_do(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "JOINED_BYTES", 1 << 20)
+    data = b"".join(number.to_bytes(8, "little") for number in range(600_000))
+    models = write_family(tmp_path / "models", vocab=256, hidden=64, layers=1)
+    (models / "base" / "spiece.model").write_bytes(data)
+    plan = plan_shards(models)
+    run_here(plan, tmp_path / "expected")
+    sent: list[str] = []
+    upload = HubRepo.upload
+
+    def note(self: HubRepo, content: Content, *rest: Any) -> None:
+        sent.append(content.name)
+        upload(self, content, *rest)
+
+    monkeypatch.setattr(HubRepo, "upload", note)
+    run_here(plan)
+    assert hash_repo(hub) == hash_output(tmp_path / "expected")
+    assert sent[-1] == "spiece.model"
+    assert verify(URL).parts == len(plan.parts)
 
 
 def test_shards_of_no_elements_are_written_too(hub: Hub, tmp_path: Path) -> None:
@@ -368,7 +392,7 @@ def test_an_upload_ends_when_the_worker_does(hub: Hub, tmp_path: Path) -> None:
 
     content = Content("model.safetensors", len(data), hashlib.sha256(data).hexdigest())
     with pytest.raises(RunError, match="being stopped"):
-        HubRepo(NAME, hub.url).upload(content, path, check_going)
+        HubRepo(NAME, hub.url).upload(content, lambda: path.open("rb", buffering=0), check_going)
     assert len(asked) == 5
 
 

@@ -26,7 +26,6 @@ from mergemill.engine.runs.events import Committed, Event, PartFinished, Started
 from mergemill.engine.runs.outputs import lease, whole
 from mergemill.engine.runs.outputs.output import find_output
 from mergemill.engine.storage import streams
-from mergemill.engine.storage.any_objects import AnyObjects
 from mergemill.engine.storage.ranges import close_all
 from mergemill.engine.storage.store import ENVIRONMENT
 from mergemill.engine.storage.streams import BESIDE_BYTES, BLOCK_BYTES, open_stream
@@ -207,53 +206,6 @@ def test_until_the_commit_there_is_nothing_that_a_loader_takes_for_a_model(near:
     run_here(plan, near.url, on_event=look)
     assert len(seen) == len(plan.parts)
     assert renames or max(seen) == len(plan.shards)
-
-
-def test_a_commit_may_end_before_any_of_its_steps(
-    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan = plan_shards(family)
-    run_here(plan, str(tmp_path / "expected"))
-    steps = len(plan.shards) + len(plan.files) + 3  # plan and driver that tell no more where, and the mark
-    for step in range(steps):
-        place = make_place("local", tmp_path)
-        with monkeypatch.context() as patch:
-            _die_at_step(patch, step)
-            with pytest.raises(Killed):
-                run_here(plan, place.url)
-        assert (INDEX in place.sizes()) == (step >= steps - 3), "the index is the last of the model"
-        assert inspect(place.url).state.startswith("unfinished")
-        if step % 3 == 0:
-            assert abort(place.url) >= 0
-            assert place.sizes() == {}
-        else:
-            assert run_here(plan, place.url).redone_parts == 0
-            assert place.hash() == hash_output(tmp_path / "expected")
-
-
-def _die_at_step(patch: pytest.MonkeyPatch, step: int) -> None:
-    """Raise `Killed` instead of taking a step of the commit."""
-    left = [step]
-
-    def guard(target: Any, name: str) -> None:
-        function = getattr(target, name)
-
-        def guarded(*args: Any, **options: Any) -> Any:
-            if left[0] == 0:
-                raise Killed
-            left[0] -= 1
-            return function(*args, **options)
-
-        patch.setattr(target, name, guarded)
-
-    begin = whole.WholeOutput._begin_commit
-
-    def begin_guarded(self: Any, plan: Plan) -> None:
-        begin(self, plan)
-        guard(streams, "rename")
-        guard(AnyObjects, "put")
-
-    patch.setattr(whole.WholeOutput, "_begin_commit", begin_guarded)
 
 
 # --- resuming ---

@@ -6,7 +6,6 @@ shard's upload.
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -17,6 +16,7 @@ from mergemill.engine.runs.outputs.chunks import BESIDE_BYTES
 from mergemill.engine.runs.outputs.receipts import Receipt, keep_planned
 from mergemill.engine.runs.outputs.record import list_ranges, make_record
 from mergemill.engine.runs.outputs.remote import RemoteOutput
+from mergemill.engine.runs.outputs.state import is_shard
 from mergemill.engine.runs.outputs.target import Target
 from mergemill.engine.runs.outputs.upload import check_limits, make_targets
 from mergemill.engine.storage.multipart import S3Objects, StoredPart
@@ -77,21 +77,19 @@ class BucketOutput(RemoteOutput):
         self._commit_files(plan)
 
     def abort(self) -> int:
-        """End the uploads and remove what an unfinished merge left; returns the bytes freed."""
+        """End the uploads and remove what an unfinished merge left; returns the bytes freed.
+
+        Where no plan names the shards their uploads are known by their names, as shards in a state folder are, and not
+        by ``uploads.json``, which may be damaged as well, or name what is another's (decided 2026-11-29).
+        """
         self._list_for_abort()
         with self.locked():
             found = self._list_for_abort()  # again: a driver may just have finished it
             record = self._read_sound_record()
-            ours = {self._place(name) for name in (record.shards if record else self._list_noted())}
-            uploads = [(url, upload) for url, upload in self._s3.list_uploads(self._url) if url in ours]
-            freed_bytes = sum(_drop(self._s3, url, upload) for url, upload in uploads)
+            begun = list(self._s3.list_uploads(self._url))
+            ours = [each for each in begun if is_shard(each[0].removeprefix(self._place("")), record)]
+            freed_bytes = sum(_drop(self._s3, url, upload) for url, upload in ours)
             return freed_bytes + self._remove(found)
-
-    def _list_noted(self) -> list[str]:
-        """Return the shards whose uploads are noted, where no plan names them."""
-        with suppress(OutputError):
-            return list(self._read_uploads())
-        return []
 
     def _read_uploads(self) -> dict[str, str]:
         """Return the id of each upload by the name of its shard, as an earlier run noted them."""

@@ -31,7 +31,12 @@ def is_own(name: str, record: Record | None) -> bool:
     if _NOTES.fullmatch(name):
         return True
     shard = _SHARD.fullmatch(name)
-    return shard is not None and (shard["name"] in record.shards if record else bool(_NAMED.fullmatch(shard["name"])))
+    return shard is not None and (is_shard(shard["name"], record))
+
+
+def is_shard(name: str, record: Record | None) -> bool:
+    """Whether a file's name is that of a shard: of the merge of `record`, or where no plan can be asked, of any."""
+    return name in record.shards if record else bool(_NAMED.fullmatch(name))
 
 
 def check_own(names: Iterable[str], record: Record | None, where: str) -> None:
