@@ -43,9 +43,11 @@ def main() -> int:
 
 def fuzz(name: str, seconds: int, found: Path) -> None:
     """Fuzz a target; does not return."""
-    words = Path(tempfile.gettempdir(), "words")
-    words.write_text("".join(f'"{_escape(word)}"\n' for word in TARGETS[name].words))
-    options = [*OPTIONS, f"-max_total_time={seconds}", f"-dict={words}"]
+    options = [*OPTIONS, f"-max_total_time={seconds}"]
+    if TARGETS[name].words:  # libFuzzer takes no empty dictionary
+        words = Path(tempfile.gettempdir(), "words")
+        words.write_text("".join(f'"{_escape(word)}"\n' for word in TARGETS[name].words))
+        options.append(f"-dict={words}")
     atheris.Setup(
         [sys.argv[0], *options, str(found), str(CORPUS / name)],
         lambda data: try_target(name, data),
