@@ -1,4 +1,4 @@
-"""A driver of its own process, to be killed: ``python -m runs.driver '{"method": …}'``; prints a line for each event."""
+"""A driver of its own process, to be killed: ``python -m runs.driver '{"method": …}'``: a line for each event."""
 
 import json
 import os
