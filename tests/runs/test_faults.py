@@ -369,8 +369,8 @@ def test_a_driver_that_waited_at_the_door_finds_the_other_merge(
     other = plan_merge("linear", family)
     opened = drive.open_output
 
-    def open_and_wait(folder: Path, wanted: Plan, **options: Any) -> FolderOutput:
-        found = opened(folder, wanted, **options)
+    def open_and_wait(folder: Path, wanted: Plan, *more: Any, **options: Any) -> FolderOutput:
+        found = opened(folder, wanted, *more, **options)
         monkeypatch.setattr(drive, "open_output", opened)
         run(other, out, workers=0)
         return found

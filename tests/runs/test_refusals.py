@@ -434,9 +434,9 @@ def test_abort_after_an_interrupted_commit_removes_the_renamed_shards_too(
     plan = plan_merge("linear", family, shard_size="1MB")
     out = tmp_path / "out"
 
-    def fail(files: Beneath, name: str, data: bytes, **options: Any) -> None:
+    def fail(files: Beneath, name: str, data: Any, **options: Any) -> None:
         if name == "config.json":
-            files.place(f".mergemill/.{name}.tmp-0123abcd").write_bytes(data[:10])  # as kill -9 leaves it
+            files.place(f".mergemill/.{name}.tmp-0123abcd").write_bytes(b'{"archi')  # as kill -9 leaves it
             raise StorageError("no more")
         write(files, name, data, **options)
 
