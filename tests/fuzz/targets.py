@@ -19,7 +19,7 @@ from models import write_llama
 
 from mergemill.cli.status import list_facts, say_progress
 from mergemill.engine import cancel, inspect, load_recipe, make_plan, status
-from mergemill.engine.checkpoint.card import common_license, make_card, parse_front_matter
+from mergemill.engine.checkpoint.card import Card, common_license, make_card, parse_front_matter
 from mergemill.engine.checkpoint.checkpoint import open_checkpoint
 from mergemill.engine.checkpoint.header import parse_header
 from mergemill.engine.checkpoint.index import check_index, check_shards, parse_index
@@ -115,7 +115,7 @@ def use_card(data: bytes) -> None:
     (model / "README.md").write_bytes(data)
     (model / "config.json").write_text("{}")
     fields = common_license([open_checkpoint(str(model))])
-    card = make_card(
+    told = Card(
         title="a",
         method_title="b",
         method_source="c",
@@ -126,7 +126,7 @@ def use_card(data: bytes) -> None:
         parameter_count=1,
         license_fields=fields,
     )
-    written = parse_front_matter(card)
+    written = parse_front_matter(make_card(told))
     assert {key: written.get(key) for key in fields} == fields
 
 

@@ -40,7 +40,7 @@ def test_chunks_are_as_large_as_s3_asks_and_fit_the_memory_that_is_set_aside(siz
 
 def plan_sketch(folder: Path, *elements: int, shard_size: str = "5GB") -> Plan:
     """Plan the copy of a model with bfloat16 vectors of these sizes, whose values take no disk."""
-    write_sketch(folder, {f"layers.{i}.weight": ("BF16", [size]) for i, size in enumerate(elements)})
+    write_sketch(folder, {f"layers.{i}.table": ("BF16", [size]) for i, size in enumerate(elements)})
     return plan_of({"merge_method": "passthrough", "models": [{"model": str(folder)}]}, shard_size=shard_size)
 
 
