@@ -185,7 +185,8 @@ def test_figures_of_the_readme_are_those_of_the_page_of_figures() -> None:
 def test_options_of_storage_are_those_that_may_stand_there() -> None:
     rows = list_rows(PAGES["configs/README.md"], "| schemes | options |")
     told = {scheme: tuple(read_words(options)) for schemes, options in rows for scheme in read_words(schemes)}
-    assert told == ALLOWED
+    own = {"far"}  # which a benchmark adds where it was imported before
+    assert told == {scheme: names for scheme, names in ALLOWED.items() if scheme not in own}
 
 
 def read_words(cell: str) -> list[str]:
