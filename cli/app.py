@@ -69,5 +69,5 @@ def mergemill(
     Example: mergemill demo
     """
     if context.invoked_subcommand is None:
-        console.note(context.get_help())
+        console.note_lines(context.get_help())
         raise typer.Exit(2)

@@ -61,9 +61,14 @@ def show(text: str, most: int) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def say(text: str = "", *, whole: bool = False) -> None:
-    """Write lines of the result; with `whole` however long they are, for what is no text to read but to use."""
-    _write(_show_lines(text, sys.maxsize if whole else MOST_LINE))
+def say(text: str = "") -> None:
+    """Write a line of the result: a line break that comes from a file makes no second one."""
+    _write(show(text, MOST_LINE))
+
+
+def say_whole(text: str) -> None:
+    """Write the lines of a result however long they are: no text to read but to use."""
+    _write(_show_lines(text, sys.maxsize))
 
 
 def _write(text: str) -> None:
@@ -101,9 +106,18 @@ def _escape_json(line: str) -> str:
 
 
 def note(text: str) -> None:
-    """Write a line about the work to stderr."""
+    """Write a line about the work to stderr, see `say`."""
+    _note(show(text, MOST_LINE))
+
+
+def note_lines(text: str) -> None:
+    """Write lines to stderr that are ours to break."""
+    _note(_show_lines(text, MOST_LINE))
+
+
+def _note(text: str) -> None:
     try:
-        sys.stderr.write(_show_lines(text, MOST_LINE) + "\n")
+        sys.stderr.write(text + "\n")
         sys.stderr.flush()
     except OSError:  # full, or nobody reads it: the work goes on, and the exit code tells of it
         _drop(sys.stderr)
@@ -186,7 +200,7 @@ def make_lines(total_bytes: int, parts: int, clock: Callable[[], float] = time.m
 def show_error(error: BaseException) -> None:
     """Write an error as one line, or as a traceback with ``MERGEMILL_DEBUG=1``."""
     if os.environ.get(DEBUG):
-        note("".join(traceback.format_exception(error)).rstrip("\n"))
+        note_lines("".join(traceback.format_exception(error)).rstrip("\n"))
     note(f"mergemill: error: {explain(error)}")
 
 

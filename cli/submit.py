@@ -68,7 +68,7 @@ def submit(
         resume=run_in(str(Path.cwd()), shlex.join(["mergemill", *(word for word in words if word != "--dry-run")])),
     )
     if dry_run:
-        console.say(job.text.rstrip("\n"), whole=True)
+        console.say_whole(job.text.rstrip("\n"))
         return
     reach = say_storage(recipe if loaded.storage else None, cluster if file.storage else None)
     name, place = jobs.submit_job(job), f"{shlex.quote(out)}{reach}"

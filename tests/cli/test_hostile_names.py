@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 Run = Callable[..., tuple[int, str, str]]
 
-HOSTILE = "\x1b]0;owned\x07\x9b31m\u202e\r" + "x" * 100_000
+HOSTILE = "\x1b]0;owned\x07\x9b31m\u202e\r\nforged: line\n" + "x" * 100_000
 RECIPE = "merge_method: linear\nmodels: [{model: ./a, parameters: {weight: 1}}]\n"
 
 
@@ -25,8 +25,9 @@ def _model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check_lines(text: str, most: int) -> None:
-    """Check that a terminal is told nothing but characters, and few of them a line."""
+    """Check that a terminal is told nothing but characters, few of them a line, and no line but ours."""
     for line in text.split("\n"):
+        assert not line.startswith("forged")
         assert line.isprintable(), ascii(line)[:200]
         assert len(line) <= most
 
