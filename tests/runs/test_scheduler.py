@@ -239,6 +239,18 @@ def test_only_a_scheduler_can_be_waited_for(family: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "address", ["tcp://me:hush@h:8786", "hush@h:8786", "tls://h:8786?token=hush", "tcp://h:1#hush"]
+)
+def test_an_address_with_a_secret_is_refused_and_not_repeated(address: str, family: Path, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"^--scheduler: .* write tcp://host:port") as refused:
+        run(plan_merge("linear", family), tmp_path / "out", scheduler=address)
+    assert "hush" not in str(refused.value)
+    with pytest.raises(PlanError, match=r"^--scheduler: "):
+        describe_plan(plan_merge("linear", family), scheduler=address)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_scheduler_without_workers(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connect, "WORKERS_S", 1)
     with start_cluster(tmp_path, count=0) as own, pytest.raises(ClusterError, match="no worker has joined"):

@@ -14,8 +14,9 @@ from distributed.comm.core import connect
 from distributed.security import Security
 
 from mergemill.engine.errors import ClusterError
-from mergemill.engine.runs.clusters.encryption import check_certificates, explain_refusal, is_file
+from mergemill.engine.runs.clusters.encryption import check_certificates, explain_refusal
 from mergemill.engine.runs.clusters.watch import ANSWER_S, DONE_IS_KEPT, TELL_S, SchedulerLost, noticing_loss
+from mergemill.engine.runs.worker.workers import is_scheduler_file
 
 CLOSE_S = 5.0  # for the connections of a client to end
 CONNECT_S = 10  # for a scheduler to answer
@@ -28,7 +29,7 @@ def open_client(scheduler: str) -> Client:
     """Return a client of the scheduler at an address, or that a file names."""
     check_certificates(scheduler)
     try:
-        address = json.loads(Path(scheduler).read_text())["address"] if is_file(scheduler) else scheduler
+        address = json.loads(Path(scheduler).read_text())["address"] if is_scheduler_file(scheduler) else scheduler
         with ThreadPoolExecutor(1) as pool:  # this thread may have a running loop, as in a notebook
             pool.submit(asyncio.run, _shake_hands(address)).result()
         return Client(address, timeout=CONNECT_S, set_as_default=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 import dask
 
 from mergemill.engine.errors import ClusterError
+from mergemill.engine.runs.worker.workers import is_scheduler_file
 
 _TLS = "distributed.comm.tls"
 _NEEDED = ("ca-file", "client.cert")
@@ -45,14 +46,9 @@ def explain_refusal(scheduler: str, error: BaseException) -> str:
     return f"{scheduler}: no Dask scheduler answers there: {why}"
 
 
-def is_file(scheduler: str) -> bool:
-    """Whether a scheduler is told by its file, which need not be there yet where its name says so."""
-    return scheduler.endswith(".json") or Path(scheduler).is_file()
-
-
 def _find_address(scheduler: str) -> str:
     """Return the address of a scheduler that a file may name."""
-    if not is_file(scheduler):
+    if not is_scheduler_file(scheduler):
         return scheduler
     try:
         return str(json.loads(Path(scheduler).read_bytes())["address"])

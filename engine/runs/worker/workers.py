@@ -1,6 +1,7 @@
 """How many workers a merge gets, of what, and what each is given."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from mergemill.engine.errors import PlanError
 from mergemill.engine.plan.memory import check_device_memory
@@ -61,6 +62,7 @@ def choose_workers(plan: Plan, options: WorkerOptions) -> Workers:
     file = options.find_cluster()
     if options.wait_s and not options.scheduler:
         raise PlanError("--wait: is for a scheduler that is there already, or will be; give --scheduler")
+    _check_scheduler(options.scheduler or "")
     storage = make_storage(join_options(options.find_storage(), plan.storage))
     places = _choose_cluster(file, options) if file else _choose_places(plan, options)
     chosen = replace(places, storage=storage)
@@ -77,6 +79,20 @@ def choose_workers(plan: Plan, options: WorkerOptions) -> Workers:
     if options.scheduler or file:
         return chosen
     return _share_devices(chosen, count_devices(kind), options)
+
+
+def is_scheduler_file(scheduler: str) -> bool:
+    """Whether a scheduler is told by its file, which need not be there yet where its name says so."""
+    return scheduler.endswith(".json") or Path(scheduler).is_file()
+
+
+def _check_scheduler(scheduler: str) -> None:
+    """Raise `PlanError`, which does not repeat it, for an address with more than a scheduler's has: maybe a secret."""
+    if any(mark in scheduler for mark in "@?#") and not is_scheduler_file(scheduler):
+        raise PlanError(
+            "--scheduler: its address holds a user, a password, a query or a fragment, which no scheduler takes and "
+            "the command to resume would tell; write tcp://host:port or tls://host:port"
+        )
 
 
 def _share_devices(chosen: Workers, devices: int, options: WorkerOptions) -> Workers:
