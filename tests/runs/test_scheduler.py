@@ -251,6 +251,23 @@ def test_an_address_with_a_secret_is_refused_and_not_repeated(address: str, fami
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "told", ["", "[" * 100_000, "[1]", "{}", '{"address": 7}', '{"address": "tcp://me:hush@h:8786"}', "x" * (2 << 20)]
+)
+def test_a_file_that_names_no_scheduler_is_one_line(told: str, tmp_path: Path) -> None:
+    (tmp_path / "scheduler.json").write_text(told)
+    with pytest.raises(ClusterError, match=r"^.*scheduler\.json: no Dask scheduler answers there: ") as refused:
+        connect.open_client(str(tmp_path / "scheduler.json"))
+    assert "hush" not in str(refused.value)
+    assert len(str(refused.value)) < len(str(tmp_path)) + 200
+
+
+def test_a_pipe_in_the_place_of_a_schedulers_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "scheduler.json")
+    with pytest.raises(ClusterError, match="it is a pipe, not a file"):
+        connect.open_client(str(tmp_path / "scheduler.json"))
+
+
 def test_a_scheduler_without_workers(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connect, "WORKERS_S", 1)
     with start_cluster(tmp_path, count=0) as own, pytest.raises(ClusterError, match="no worker has joined"):

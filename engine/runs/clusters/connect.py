@@ -1,12 +1,10 @@
 """Reaching a cluster: a connection that ends in time, and a first worker."""
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from distributed import Client
@@ -14,9 +12,8 @@ from distributed.comm.core import connect
 from distributed.security import Security
 
 from mergemill.engine.errors import ClusterError
-from mergemill.engine.runs.clusters.encryption import check_certificates, explain_refusal
+from mergemill.engine.runs.clusters.encryption import check_certificates, explain_refusal, read_address
 from mergemill.engine.runs.clusters.watch import ANSWER_S, DONE_IS_KEPT, TELL_S, SchedulerLost, noticing_loss
-from mergemill.engine.runs.worker.workers import is_scheduler_file
 
 CLOSE_S = 5.0  # for the connections of a client to end
 CONNECT_S = 10  # for a scheduler to answer
@@ -29,11 +26,11 @@ def open_client(scheduler: str) -> Client:
     """Return a client of the scheduler at an address, or that a file names."""
     check_certificates(scheduler)
     try:
-        address = json.loads(Path(scheduler).read_text())["address"] if is_scheduler_file(scheduler) else scheduler
+        address = read_address(scheduler)
         with ThreadPoolExecutor(1) as pool:  # this thread may have a running loop, as in a notebook
             pool.submit(asyncio.run, _shake_hands(address)).result()
         return Client(address, timeout=CONNECT_S, set_as_default=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise ClusterError(explain_refusal(scheduler, error)) from error
 
 

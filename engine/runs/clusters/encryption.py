@@ -5,12 +5,13 @@ Certificates are configured as Dask has it, ``distributed.comm.tls``; nothing of
 
 import json
 import os
-from pathlib import Path
 
 import dask
 
 from mergemill.engine.errors import ClusterError
-from mergemill.engine.runs.worker.workers import is_scheduler_file
+from mergemill.engine.runs.worker.workers import holds_more, is_scheduler_file
+from mergemill.engine.storage.bounds import NOTE_BYTES
+from mergemill.engine.storage.regular import read_regular
 
 _TLS = "distributed.comm.tls"
 _NEEDED = ("ca-file", "client.cert")
@@ -46,13 +47,24 @@ def explain_refusal(scheduler: str, error: BaseException) -> str:
     return f"{scheduler}: no Dask scheduler answers there: {why}"
 
 
-def _find_address(scheduler: str) -> str:
-    """Return the address of a scheduler that a file may name."""
+def read_address(scheduler: str) -> str:
+    """Return the address of a scheduler that a file may name; OSError or ValueError where that does not tell it."""
     if not is_scheduler_file(scheduler):
         return scheduler
     try:
-        return str(json.loads(Path(scheduler).read_bytes())["address"])
-    except (OSError, ValueError, KeyError, TypeError):
+        told = json.loads(read_regular(scheduler, NOTE_BYTES))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    address = told.get("address") if isinstance(told, dict) else None
+    if not isinstance(address, str) or holds_more(address):
+        raise ValueError("its 'address' must be that of a scheduler, such as tcp://host:port")
+    return address
+
+
+def _find_address(scheduler: str) -> str:
+    try:
+        return read_address(scheduler)
+    except (OSError, ValueError):
         return ""  # who opens it says what is wrong
 
 

@@ -86,9 +86,14 @@ def is_scheduler_file(scheduler: str) -> bool:
     return scheduler.endswith(".json") or Path(scheduler).is_file()
 
 
+def holds_more(address: str) -> bool:
+    """Whether an address has more than a scheduler's: a user, a password, a query or a fragment."""
+    return any(mark in address for mark in "@?#")
+
+
 def _check_scheduler(scheduler: str) -> None:
     """Raise `PlanError`, which does not repeat it, for an address with more than a scheduler's has: maybe a secret."""
-    if any(mark in scheduler for mark in "@?#") and not is_scheduler_file(scheduler):
+    if holds_more(scheduler) and not is_scheduler_file(scheduler):
         raise PlanError(
             "--scheduler: its address holds a user, a password, a query or a fragment, which no scheduler takes and "
             "the command to resume would tell; write tcp://host:port or tls://host:port"
