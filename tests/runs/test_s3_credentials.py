@@ -9,7 +9,7 @@ import cloudpickle
 import pytest
 from clusters import start_cluster
 from distributed import Client
-from run import dumping
+from runs import dumping
 from runs.buckets import found_by_environment, new_place, put_family
 from runs.merging import list_files, make_recipe, plan_merge, slow_down
 from servers import faults

@@ -90,7 +90,7 @@ def test_another_signature_or_structure_is_another_version() -> None:
 
 @pytest.mark.skipif(native.load() is None, reason="the native loops were not built: there is no C compiler")
 def test_a_library_of_other_structures_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    (path,) = TENSORS.glob("_native*.so")
+    (path,) = Path(native.__file__).parent.glob("_native*.so")
     library = ctypes.CDLL(str(path))
     assert native.declare(library, path) is library
     for layout in ((0, *structures.find_layout()[1:]), structures.find_layout()[:-1], (*structures.find_layout(), 8)):
