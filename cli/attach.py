@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mergemill.cli.merge import JsonLines, Watch, errors_as_events
+from mergemill.cli.merge import JsonLines, Screen, errors_as_events
 from mergemill.cli.options import ClusterAs, Out, StorageAs, read_storage, say_storage
 from mergemill.cli.signals import Interrupted, raise_interrupts
 
@@ -33,7 +33,7 @@ def attach(
         try:
             with raise_interrupts():
                 options = read_storage(storage_as, cluster)
-                attach_to(out, wait_s=wait, storage_options=options, on_event=Watch(stack, quiet=False, json=json))
+                attach_to(out, wait_s=wait, storage_options=options, on_event=Screen(stack, quiet=False, json=json))
         except Interrupted as stop:
             look = f"mergemill status {shlex.quote(out)}{say_storage(storage_as, cluster)}"
             raise Interrupted(stop.number, f"{stop}; the merge goes on: {look}") from None

@@ -88,7 +88,7 @@ def merge(
             methods=methods or (),
             storage=storage,
         )
-        watch = Watch(stack, quiet=quiet, json=json)
+        watch = Screen(stack, quiet=quiet, json=json)
         crew: values.WorkerKeywords = {
             "workers": workers,
             "threads": threads,
@@ -109,7 +109,7 @@ def merge(
             run(plan, out, public=public, resume=resume_anywhere, on_event=watch, **crew)
 
 
-class Watch:
+class Screen:
     """Shows a merge as it goes on: to a person, to a program, or only its errors."""
 
     def __init__(self, stack: ExitStack, *, quiet: bool, json: bool) -> None:
@@ -231,7 +231,7 @@ def find_resume(arguments: Sequence[str], scheduler: str | None) -> tuple[str, s
 
 
 @contextmanager
-def _say_how_to_resume(watch: Watch, command: str) -> Iterator[None]:
+def _say_how_to_resume(watch: Screen, command: str) -> Iterator[None]:
     from mergemill.engine.errors import Cancelled
 
     try:

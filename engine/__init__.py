@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from mergemill.engine.runs.attach import attach as attach
     from mergemill.engine.runs.cancel import cancel as cancel
     from mergemill.engine.runs.describe import describe_plan as describe_plan
-    from mergemill.engine.runs.drive import run as run
     from mergemill.engine.runs.environment import describe_environment as describe_environment
     from mergemill.engine.runs.environment import describe_slowness as describe_slowness
     from mergemill.engine.runs.in_memory import merge_state_dicts as merge_state_dicts
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from mergemill.engine.runs.merge import merge as merge
     from mergemill.engine.runs.outputs.output import abort as abort
     from mergemill.engine.runs.progress import make_bar as make_bar
+    from mergemill.engine.runs.running import run as run
     from mergemill.engine.runs.status import status as status
     from mergemill.engine.runs.verify import list_code as list_code
     from mergemill.engine.runs.verify import verify as verify
@@ -77,7 +77,7 @@ _PLACES = {
     "merge_tensors": "runs.in_memory",
     "methods": "",
     "recipe_schema": "recipe",
-    "run": "runs.drive",
+    "run": "runs.running",
     "status": "runs.status",
     "values": "runs",
     "verify": "runs.verify",

@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -183,13 +184,21 @@ def test_a_library_is_known_to_its_rooms_alone(library: str) -> None:
 
 def test_dask_is_known_to_the_room_of_runs() -> None:
     """Or the tests above look for imports in the wrong place."""
-    cluster = ENGINE / "runs" / "clusters" / "crews.py"
+    cluster = ENGINE / "runs" / "clusters" / "dask_crew.py"
     assert {"dask", "distributed"} <= {name.split(".")[0] for name in list_imports(cluster)}
 
 
 def test_distributed_is_known_to_what_runs_a_cluster_alone() -> None:
     knowing = {path.name for path in FILES if any(name.split(".")[0] == "distributed" for name in list_imports(path))}
-    assert knowing == {"cluster.py", "connect.py", "crews.py", "factories.py", "plugin.py", "privacy.py", "results.py"}
+    assert knowing == {
+        "cluster.py",
+        "connect.py",
+        "dask_crew.py",
+        "factories.py",
+        "plugin.py",
+        "privacy.py",
+        "results.py",
+    }
 
 
 def test_no_room_imports_what_the_engine_does_not_need() -> None:
@@ -343,7 +352,7 @@ def test_what_is_not_of_the_face_is_known() -> None:
     assert is_of_the_face("mergemill.engine.methods.PerModel")
     assert is_of_the_face("mergemill.engine.errors.Cancelled")
     assert not is_of_the_face("mergemill.engine.methods.linear")
-    assert not is_of_the_face("mergemill.engine.runs.drive.run")
+    assert not is_of_the_face("mergemill.engine.runs.running.run")
     assert not is_of_the_face("mergemill.engine.plan")
 
 
@@ -427,3 +436,10 @@ def test_a_merge_of_local_models_leaves_the_network_alone(tmp_path: Path, monkey
     merge(str(recipe), tmp_path / "out", workers=0)
     assert (tmp_path / "out" / "model.safetensors.index.json").is_file()
     assert asked == []
+
+
+def test_every_class_has_a_name_of_its_own() -> None:
+    nodes = (node for path in FILES for node in ast.walk(ast.parse(path.read_text())))
+    named = Counter(node.name for node in nodes if isinstance(node, ast.ClassDef))
+    assert len(named) > 250
+    assert [name for name, count in named.items() if count > 1] == []

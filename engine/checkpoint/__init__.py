@@ -14,6 +14,7 @@ from mergemill.engine.checkpoint.config import (
     tie_changes,
     vocabulary_changes,
 )
+from mergemill.engine.checkpoint.copied_files import copied_files
 from mergemill.engine.checkpoint.family import (
     Family,
     Section,
@@ -26,10 +27,10 @@ from mergemill.engine.checkpoint.family import (
     section,
     split_layer,
 )
-from mergemill.engine.checkpoint.folder import copied_files, read_vocabulary, same_tokenizer
 from mergemill.engine.checkpoint.header import Header, parse_header, read_header
 from mergemill.engine.checkpoint.index import INDEX_NAME, check_index, parse_index
 from mergemill.engine.checkpoint.layout import DTYPE_BITS, TensorInfo, file_order, make_header, make_offsets
+from mergemill.engine.checkpoint.vocabulary import read_vocabulary, same_tokenizer
 
 __all__ = [
     "CONFIG_DTYPES",

@@ -1,4 +1,4 @@
-"""Arcee Fusion: take over from a model what differs most, by elements and by the distributions of their rows.
+"""Arcee Importance: take over from a model what differs most, by elements and by the distributions of their rows.
 
 Source: Arcee AI, https://arcee.ai, as mergekit 0.1.5 has it; but the quantiles of large tensors, which are estimates
 there, are exact.
@@ -28,14 +28,14 @@ Divergences = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True, slots=True)
-class Fusion:
+class Importance:
     """From which importance on an element is taken over."""
 
     threshold: float
     divergences: Divergences | None  # of all rows
 
 
-def find_threshold(place: Place, dtype: str) -> Generator[Gather, Any, Fusion]:
+def find_threshold(place: Place, dtype: str) -> Generator[Gather, Any, Importance]:
     """Find ``median + 1.5 · (q3 - q1)`` of the importance over the whole tensor."""
     divergences = None
     if _count_rows(place) <= _KEPT_ROWS:
@@ -44,7 +44,7 @@ def find_threshold(place: Place, dtype: str) -> Generator[Gather, Any, Fusion]:
     ranks = [place.size - last * quarter // 4 for quarter in (1, 2, 3)]
     derive = partial(_derive_importance, divergences)
     ((lower, median, upper),) = yield from find_ranked(place, [ranks], dtype, derive)
-    return Fusion(median + 1.5 * (upper - lower), divergences)
+    return Importance(median + 1.5 * (upper - lower), divergences)
 
 
 @merge_method(
@@ -57,7 +57,7 @@ def find_threshold(place: Place, dtype: str) -> Generator[Gather, Any, Fusion]:
     extra_slabs=4,
     extra_bytes=3 * RANK_BYTES + 2 * 8 * _KEPT_ROWS,
 )
-def arcee_fusion(models: list[Tensor], statistics: Fusion, place: Place) -> Tensor:
+def arcee_fusion(models: list[Tensor], statistics: Importance, place: Place) -> Tensor:
     """Return the base (``models[0]``), and the other model where its importance reaches the threshold.
 
     The importance of an element is ``|W_1 - W_0| · KL(softmax(W_1) ‖ softmax(W_0))`` with the divergence of its row

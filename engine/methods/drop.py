@@ -31,7 +31,7 @@ Drop = Callable[[Tensor, Place, int], Tensor]  # thins the slab of the task vect
 def kept_norms(place: Place, density: Sequence[float], rescale: bool) -> Generator[Gather, Any, tuple[float, ...]]:
     """Find the factor that restores each task vector's L1 norm after `drop_at_random`."""
     keeps = keeps_at_random(density, (1.0,) * len(density))
-    return (yield from _find_factors(_Norms(partial(_drop, density), keeps), density, rescale))
+    return (yield from _find_factors(_DropNorms(partial(_drop, density), keeps), density, rescale))
 
 
 def drop_at_random(deltas: Sequence[Tensor], density: Sequence[float], factors: Sequence[float], place: Place) -> None:
@@ -44,7 +44,7 @@ def magpruned_norms(
 ) -> Generator[Gather, Any, tuple[float, ...]]:
     """Find the factor that restores each task vector's L1 norm after `magprune`."""
     keeps = keeps_of_magprune(density, epsilon, (1.0,) * len(density), place)
-    return (yield from _find_factors(_Norms(partial(_magprune, density, epsilon), keeps), density, rescale))
+    return (yield from _find_factors(_DropNorms(partial(_magprune, density, epsilon), keeps), density, rescale))
 
 
 def magprune(
@@ -94,7 +94,7 @@ def _keep_all_or_nothing(density: float, factor: float) -> Keep | None:
 
 
 def _find_factors(
-    norms: "_Norms", density: Sequence[float], rescale: bool
+    norms: "_DropNorms", density: Sequence[float], rescale: bool
 ) -> Generator[Gather, Any, tuple[float, ...]]:
     if not rescale or all(d <= 0 or d >= 1 for d in density):
         return (1.0,) * len(density)
@@ -103,7 +103,7 @@ def _find_factors(
 
 
 @dataclass(frozen=True)
-class _Norms(StoredGather):
+class _DropNorms(StoredGather):
     """Gathers the L1 norm of each task vector before and after it is thinned."""
 
     drop: Drop

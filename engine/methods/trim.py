@@ -70,7 +70,7 @@ def _find_trims(
     trims = tuple(_make_trim(*found) if found else trim for trim, found in zip(plain, cuts, strict=True))
     if not rescale:
         return trims
-    norms = yield _Norms(trims)
+    norms = yield _TrimNorms(trims)
     return tuple(
         trim if trim.cut is None else replace(trim, factor=rescale_factor(float(whole), float(kept)))
         for trim, (whole, kept) in zip(trims, norms, strict=True)
@@ -120,7 +120,7 @@ def _keep_natively(delta: Tensor, cut: Cut, place: Place) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Norms(StoredGather):
+class _TrimNorms(StoredGather):
     """Gathers the L1 norm of each task vector that is cut, before and after."""
 
     whole = True  # they are few numbers

@@ -35,7 +35,7 @@ def wudi(
     """
 
     def join(matrices: list[Tensor]) -> Tensor:
-        parts = [Part(matrix, _find_norm(matrix)) for matrix in matrices if matrix.any()]
+        parts = [TaskVector(matrix, _find_norm(matrix)) for matrix in matrices if matrix.any()]
         if not parts:
             return base.new_zeros(place.shape, dtype=torch.float64)
         m, n = place.shape
@@ -44,7 +44,7 @@ def wudi(
     return add_matrix(base, deltas, place, join, lambda_=lambda_)
 
 
-class Part(NamedTuple):
+class TaskVector(NamedTuple):
     """A task vector that is not zero."""
 
     matrix: Tensor  # [m, n]
@@ -61,7 +61,7 @@ def _find_norm(matrix: Tensor) -> float:
     return largest * math.sqrt(float(scaled.square_().sum()))
 
 
-def _solve_columns(parts: list[Part], ridge: float) -> Tensor:
+def _solve_columns(parts: list[TaskVector], ridge: float) -> Tensor:
     """Return ``(Σ DᵢGᵢ)(Σ Gᵢ + ρ)⁻¹``."""
     m, n = parts[0].matrix.shape
     products, grams = (parts[0].matrix.new_zeros((rows, n), dtype=torch.float64) for rows in (m, n))
@@ -76,7 +76,7 @@ def _solve_columns(parts: list[Part], ridge: float) -> Tensor:
     return _divide(products, grams, ridge / n)
 
 
-def _solve_rows(parts: list[Part], ridge: float) -> Tensor:
+def _solve_rows(parts: list[TaskVector], ridge: float) -> Tensor:
     """Return ``C(BBᵀ + ρ)⁻¹B`` with ``C = [‖Dᵢ‖·BᵢBᵢᵀ …]``."""
     m, n = parts[0].matrix.shape
     rows = [slice(start, start + m) for start in range(0, len(parts) * m, m)]

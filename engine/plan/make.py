@@ -6,8 +6,8 @@ from typing import Any
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from mergemill.engine.checkpoint.family import choose_family
-from mergemill.engine.checkpoint.folder import same_tokenizer
 from mergemill.engine.checkpoint.needed import find_needed
+from mergemill.engine.checkpoint.vocabulary import same_tokenizer
 from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.contract import Method
 from mergemill.engine.methods.own import GivenMethods, get_any_method
@@ -18,11 +18,11 @@ from mergemill.engine.plan.disagreement import warn_of_disagreement
 from mergemill.engine.plan.draft import SHARD_SIZE, Draft, finish
 from mergemill.engine.plan.fill import Filling, fill_slot
 from mergemill.engine.plan.filters import warn_of_filters
-from mergemill.engine.plan.folder import make_files, warn_of_missing_files
 from mergemill.engine.plan.inputs import check_heads, check_inputs, warn_of_missing_head
 from mergemill.engine.plan.settings import warn_of_residuals, warn_of_unused
 from mergemill.engine.plan.share import share_reads
 from mergemill.engine.plan.slots import Stack, iter_slots, make_stacks
+from mergemill.engine.plan.small_files import make_files, warn_of_missing_files
 from mergemill.engine.plan.spellings import join_spellings, read_paths
 from mergemill.engine.plan.stages import make_stages
 from mergemill.engine.plan.summary import describe_choice, describe_donor, warn_of_dtypes

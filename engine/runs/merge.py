@@ -9,9 +9,9 @@ from mergemill.engine.methods.own import GivenMethods
 from mergemill.engine.plan.draft import SHARD_SIZE
 from mergemill.engine.plan.make import make_plan
 from mergemill.engine.recipe import GivenRecipe
-from mergemill.engine.runs.drive import run_as
 from mergemill.engine.runs.events import Committed
 from mergemill.engine.runs.options import RunKeywords, RunOptions
+from mergemill.engine.runs.running import run_as
 
 
 def merge(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mergemill.engine.errors import CheckpointError, OutputError, VerifyError
 from mergemill.engine.methods.own import MethodsFile
-from mergemill.engine.plan.folder import RECIPE_NAME
 from mergemill.engine.plan.planners import open_recipe, replan
+from mergemill.engine.plan.small_files import RECIPE_NAME
 from mergemill.engine.plan.values import Origin, Part, Plan
 from mergemill.engine.runs.outputs.checksum import checksum_copied, checksum_range
 from mergemill.engine.runs.outputs.output import Output, find_output

@@ -19,7 +19,7 @@ from mergemill.engine.storage.connections import Connections
 from mergemill.engine.storage.hub_cache import find_cached
 from mergemill.engine.storage.hub_listing import Listing
 from mergemill.engine.storage.hub_locations import Expired, Locations
-from mergemill.engine.storage.hub_place import Place, parse_url
+from mergemill.engine.storage.hub_place import HubPlace, parse_url
 from mergemill.engine.storage.pin import Pin
 from mergemill.engine.storage.store import check_options
 
@@ -47,8 +47,8 @@ class HubStore:
         place = parse_url(url)
         if revision is not None and place.revision is not None:
             raise CheckpointError(f"{url}@{revision}: two revisions, {place.revision!r} and {revision!r}; give one")
-        commit = self._listing.find_commit(Place(place.repo, revision or place.revision, place.path))
-        return str(Place(place.repo, commit, place.path))
+        commit = self._listing.find_commit(HubPlace(place.repo, revision or place.revision, place.path))
+        return str(HubPlace(place.repo, commit, place.path))
 
     def list_files(self, url: str, beneath: str) -> Mapping[str, Pin] | None:
         """Return a folder's files at a commit, and those of the folder `beneath` in it; None where `url` is a file."""

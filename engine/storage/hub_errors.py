@@ -18,7 +18,7 @@ from huggingface_hub.utils import build_hf_headers
 
 from mergemill.engine.errors import Absent, CheckpointError
 from mergemill.engine.storage.connections import is_transient, shorten, wait_as_told
-from mergemill.engine.storage.hub_place import Place
+from mergemill.engine.storage.hub_place import HubPlace
 from mergemill.engine.storage.store import Unavailable
 
 LOST: tuple[type[Exception], ...] = (HTTPError, OSError)  # of its HTTP library, whichever that is, and of the system
@@ -29,7 +29,7 @@ class Offline(Exception):
 
 
 @contextmanager
-def explained(place: Place, endpoint: str) -> Iterator[None]:
+def explained(place: HubPlace, endpoint: str) -> Iterator[None]:
     """Raise `CheckpointError` for what the Hub refuses, `Unavailable` for what may pass, and `Offline`.
 
     endpoint: the URL of the Hub.
@@ -57,7 +57,7 @@ def has_token() -> bool:
     return "authorization" in build_hf_headers()
 
 
-def _explain(error: HfHubHTTPError, place: Place, endpoint: str) -> CheckpointError:
+def _explain(error: HfHubHTTPError, place: HubPlace, endpoint: str) -> CheckpointError:
     page = f"{clean_endpoint(endpoint)}/{place.repo}"
     if isinstance(error, GatedRepoError):
         rest = "with the account whose token is used here" if has_token() else "and log in: hf auth login"

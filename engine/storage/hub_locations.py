@@ -14,7 +14,7 @@ from mergemill.engine.errors import Absent, CheckpointError, StorageError
 from mergemill.engine.storage.hub_cache import is_hash
 from mergemill.engine.storage.hub_errors import Offline, explained
 from mergemill.engine.storage.hub_listing import ANSWER_S
-from mergemill.engine.storage.hub_place import Place, parse_url
+from mergemill.engine.storage.hub_place import HubPlace, parse_url
 from mergemill.engine.storage.pin import Pin, changed
 from mergemill.engine.storage.store import Unavailable
 from mergemill.engine.storage.tries import BEFORE, ask_patiently
@@ -94,7 +94,7 @@ class Locations:
         parts, hub = urlsplit(found.location), urlsplit(self._api.endpoint)
         return Location(found.location, parts[:2] in (hub[:2], _HUB))
 
-    def _ask_metadata(self, pin: Pin, place: Place) -> HfFileMetadata:
+    def _ask_metadata(self, pin: Pin, place: HubPlace) -> HfFileMetadata:
         url = hf_hub_url(place.repo, place.path, revision=place.revision, endpoint=self._api.endpoint)
         try:
             with explained(place, self._api.endpoint):

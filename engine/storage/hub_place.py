@@ -18,7 +18,7 @@ _URL = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class HubPlace:
     """What a URL of the Hub names."""
 
     repo: str  # org/name
@@ -36,11 +36,11 @@ class Place:
         return f"hf download {self.repo}" + (f" --revision {self.revision}" if self.revision else "")
 
 
-def parse_url(url: str) -> Place:
+def parse_url(url: str) -> HubPlace:
     """Return what a URL names; `CheckpointError` says how one is written.
 
     >>> parse_url("hf://org/name@refs/pr/1/sub")
-    Place(repo='org/name', revision='refs/pr/1', path='sub')
+    HubPlace(repo='org/name', revision='refs/pr/1', path='sub')
     """
     kind = url.removeprefix("hf://").partition("/")[0]
     if kind in _OTHERS:
@@ -49,7 +49,7 @@ def parse_url(url: str) -> Place:
     if found is None or not _is_name(found["repo"]):
         raise CheckpointError(f"{url}: a model on the Hub is written hf://org/name[@revision][/folder]")
     revision = found["revision"]
-    return Place(found["repo"], unquote(revision) if revision else None, (found["path"] or "").strip("/"))
+    return HubPlace(found["repo"], unquote(revision) if revision else None, (found["path"] or "").strip("/"))
 
 
 def _is_name(repo: str) -> bool:

@@ -127,7 +127,7 @@ class StoredSlab:
         room = min(self.size, MOST_NEAR)
         counts = np.zeros((len(windows), blocks), np.int64)
         keys = self.work.take_bytes(4 * room * len(windows)).view(np.uint32).reshape(-1, room)
-        lowered = (structures.Window * len(windows))()
+        lowered = (structures.NativeWindow * len(windows))()
         for each, window, end, count, near in zip(lowered, windows, ends, counts, keys, strict=True):
             each.which, each.low, each.high = window
             each.low_counts, each.high_counts = (side[first:].ctypes.data for side in end)
@@ -178,7 +178,9 @@ class StoredSlab:
         dtypes, scales = _lower_dtypes(self.dtypes), _lower_floats(self.scales or (1.0,) * self.count)
         vectors = (ctypes.c_int32 * self.count)(*self.vectors)
         pointers = [ctypes.addressof(array) for array in (data, dtypes, vectors, scales)]
-        slab = structures.Slab(*pointers, self.count, self.has_base, self.size, self.place.start, self.place.block)
+        slab = structures.NativeSlab(
+            *pointers, self.count, self.has_base, self.size, self.place.start, self.place.block
+        )
         slab.alive = (data, dtypes, vectors, scales)
         return ctypes.byref(slab)
 
@@ -186,16 +188,16 @@ class StoredSlab:
         """Return the keeps as an array, None where all is kept, and what it points into."""
         if fusion.marked is not None:
             bits = self.mark(fusion.marked)
-            marked = structures.Keep(kind=_KINDS["mask"], factor=1.0, mask=bits.ctypes.data)
-            return (structures.Keep * self.count)(*(marked,) * self.count), [bits]
+            marked = structures.NativeKeep(kind=_KINDS["mask"], factor=1.0, mask=bits.ctypes.data)
+            return (structures.NativeKeep * self.count)(*(marked,) * self.count), [bits]
         if not fusion.keeps:
             return None, []
         lowered, alive = zip(*(self._lower_keep(which, keep) for which, keep in enumerate(fusion.keeps)), strict=True)
-        return (structures.Keep * self.count)(*lowered), list(alive)
+        return (structures.NativeKeep * self.count)(*lowered), list(alive)
 
-    def _lower_keep(self, which: int, keep: Keep) -> tuple[structures.Keep, Any]:
+    def _lower_keep(self, which: int, keep: Keep) -> tuple[structures.NativeKeep, Any]:
         """Return one tensor's keep, and what it points into."""
-        lowered = structures.Keep(kind=_KINDS["all"], factor=keep.factor)
+        lowered = structures.NativeKeep(kind=_KINDS["all"], factor=keep.factor)
         alive: Keys | Arena | None = None
         if keep.nothing:
             lowered.kind = _KINDS["nothing"]
@@ -244,8 +246,8 @@ def subtract_stored(left: tuple[Arena, str], right: tuple[Arena, str], out: Aren
     return out
 
 
-def _lower_cut(cut: Cut) -> structures.Cut:
-    return structures.Cut(cut.threshold, cut.block, cut.block_ties)
+def _lower_cut(cut: Cut) -> structures.NativeCut:
+    return structures.NativeCut(cut.threshold, cut.block, cut.block_ties)
 
 
 @functools.lru_cache(64)
@@ -257,9 +259,9 @@ def _lower_floats(values: tuple[float, ...]) -> Any:  # not cached: 0.0 and -0.0
     return (ctypes.c_float * len(values))(*values)
 
 
-def _lower_join(join: Join) -> tuple[structures.Join, Any]:
+def _lower_join(join: Join) -> tuple[structures.NativeJoin, Any]:
     weight = _lower_floats(join.weight)
-    return structures.Join(
+    return structures.NativeJoin(
         _JOINS[join.kind], join.normalize, ctypes.addressof(weight), join.divisor, join.lambda_
     ), weight
 

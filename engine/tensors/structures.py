@@ -12,7 +12,7 @@ from collections.abc import Iterator
 VERSION = 3  # as native.h has it
 
 
-class Slab(ctypes.Structure):
+class NativeSlab(ctypes.Structure):
     _fields_ = [
         ("data", ctypes.c_void_p),
         ("dtypes", ctypes.c_void_p),
@@ -26,16 +26,16 @@ class Slab(ctypes.Structure):
     ]
 
 
-class Cut(ctypes.Structure):
+class NativeCut(ctypes.Structure):
     _fields_ = [("threshold", ctypes.c_float), ("block", ctypes.c_int64), ("ties", ctypes.c_int64)]
 
 
-class Keep(ctypes.Structure):
+class NativeKeep(ctypes.Structure):
     _fields_ = [
         ("kind", ctypes.c_int32),
         ("factor", ctypes.c_float),
-        ("cut", Cut),
-        ("outliers", Cut),
+        ("cut", NativeCut),
+        ("outliers", NativeCut),
         ("has_outliers", ctypes.c_int32),
         ("limit", ctypes.c_int32),
         ("keys", ctypes.c_void_p),
@@ -43,7 +43,7 @@ class Keep(ctypes.Structure):
     ]
 
 
-class Join(ctypes.Structure):
+class NativeJoin(ctypes.Structure):
     _fields_ = [
         ("kind", ctypes.c_int32),
         ("normalize", ctypes.c_int32),
@@ -53,7 +53,7 @@ class Join(ctypes.Structure):
     ]
 
 
-class Window(ctypes.Structure):
+class NativeWindow(ctypes.Structure):
     _fields_ = [
         ("which", ctypes.c_int64),
         ("low", ctypes.c_uint32),
@@ -70,7 +70,12 @@ class Window(ctypes.Structure):
 
 def find_layout() -> tuple[int, ...]:
     """Return the version, and for each structure its size and where its fields begin, as the library should have it."""
-    return (VERSION, *itertools.chain.from_iterable(map(_iterate_offsets, (Slab, Cut, Keep, Join, Window))))
+    return (
+        VERSION,
+        *itertools.chain.from_iterable(
+            map(_iterate_offsets, (NativeSlab, NativeCut, NativeKeep, NativeJoin, NativeWindow))
+        ),
+    )
 
 
 def _iterate_offsets(kind: type[ctypes.Structure]) -> Iterator[int]:

@@ -22,7 +22,7 @@ from mergemill.engine.checkpoint.unfinished import STATE_NAME
 from mergemill.engine.plan import layout
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import Recipe, parse_recipe
-from mergemill.engine.runs import drive
+from mergemill.engine.runs import running
 from mergemill.engine.runs.clusters.cluster import Cluster
 from mergemill.engine.runs.crew import Crew, open_crew
 from mergemill.engine.runs.events import Event, PartFinished
@@ -192,7 +192,7 @@ def run_until(plan: Plan, out: Path, parts: int) -> None:
 @contextmanager
 def slowed(seconds: float) -> Iterator[None]:
     """Let every slab that this process or the workers of its clusters merge meanwhile take `seconds` longer."""
-    open_before, check_before = drive.open_crew, Workplace.check_going
+    open_before, check_before = running.open_crew, Workplace.check_going
 
     @contextmanager
     def open_slow_crew(workers: Workers, *more: Any) -> Iterator[Crew]:
@@ -201,12 +201,12 @@ def slowed(seconds: float) -> Iterator[None]:
                 crew.client.run(slow_down, seconds)
             yield crew
 
-    drive.open_crew = open_slow_crew
+    running.open_crew = open_slow_crew
     slow_down(seconds)
     try:
         yield
     finally:
-        drive.open_crew, Workplace.check_going = open_before, check_before
+        running.open_crew, Workplace.check_going = open_before, check_before
 
 
 def slow_down(seconds: float) -> None:

@@ -25,8 +25,8 @@ from mergemill.cli.status import say_resume
 from mergemill.engine import attach, cancel, run, status
 from mergemill.engine.errors import Cancelled, MergeError, OutputError, RunError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.runs import drive
 from mergemill.engine.runs import driver as driver_module
+from mergemill.engine.runs import running
 from mergemill.engine.runs.driver import Driving, find_request, is_alive, read_driver, request_cancel
 from mergemill.engine.runs.events import Committed, Event, PartFinished, Started
 from mergemill.engine.runs.outputs import checksum, folder
@@ -41,7 +41,9 @@ SLOW_S = 0.15  # a slab
 
 
 @contextmanager
-def running(plan: Plan, out: str | Path, slow_s: float = SLOW_S, **options: Any) -> Iterator["Future[Committed]"]:
+def merging_slowly(
+    plan: Plan, out: str | Path, slow_s: float = SLOW_S, **options: Any
+) -> Iterator["Future[Committed]"]:
     """Merge slowly in another thread while the block lasts, which begins once two parts are done."""
     ended: Future[Committed] = Future()
     two_done = threading.Event()
@@ -68,7 +70,7 @@ def running(plan: Plan, out: str | Path, slow_s: float = SLOW_S, **options: Any)
 
 def cancel_half_way(plan: Plan, out: Path) -> None:
     """Leave a merge of which some parts are done."""
-    with running(plan, out) as ended:
+    with merging_slowly(plan, out) as ended:
         cancel(out, wait_s=WAIT_S)
         with pytest.raises(Cancelled):
             ended.result()
@@ -92,7 +94,7 @@ def test_a_running_merge_is_seen_cancelled_and_resumed_to_the_same_bytes(
 ) -> None:
     plan, out, hash_there = place
     monkeypatch.setenv("SLURM_JOB_ID", "1234")
-    with running(plan, out) as ended:
+    with merging_slowly(plan, out) as ended:
         time.sleep(1.1)  # of S3: receipts are there a second later
         seen = status(out)
         assert (seen.state, seen.digest, seen.parts) == ("running", plan.digest, len(plan.parts))
@@ -129,7 +131,7 @@ def test_a_running_merge_is_seen_cancelled_and_resumed_to_the_same_bytes(
 
 def test_processes_are_cancelled_too(family: Path, tmp_path: Path) -> None:
     plan = plan_merge("dare_linear", family)
-    with running(plan, tmp_path / "out", workers=1) as ended:
+    with merging_slowly(plan, tmp_path / "out", workers=1) as ended:
         assert cancel(tmp_path / "out", wait_s=WAIT_S).state == "unfinished"
         with pytest.raises(Cancelled):
             ended.result()
@@ -139,13 +141,13 @@ def test_processes_are_cancelled_too(family: Path, tmp_path: Path) -> None:
 
 def test_a_request_that_nobody_saw_cancels_no_later_run(family: Path, tmp_path: Path) -> None:
     plan, out = plan_merge("linear", family), tmp_path / "out"
-    with running(plan, out) as ended:
+    with merging_slowly(plan, out) as ended:
         earlier = status(out).driver
         assert earlier is not None
         cancel(out, wait_s=WAIT_S)
         assert isinstance(ended.exception(), Cancelled)
     notes = FileNotes(Beneath(out), ".mergemill")
-    with running(plan, out) as ended:
+    with merging_slowly(plan, out) as ended:
         request_cancel(notes, earlier, "somebody late")  # as if it had been written a moment before
         time.sleep(3 * driver_module.LOOK_S / 2)
         assert status(out).state in ("running", "finished")
@@ -157,7 +159,7 @@ def test_who_watches_sees_the_events_of_the_merge(
 ) -> None:
     plan, out, _ = place
     events: list[Event] = []
-    with running(plan, out, slow_s=0.02) as ended:
+    with merging_slowly(plan, out, slow_s=0.02) as ended:
         committed = attach(out, on_event=events.append)
     assert committed == ended.result()
     assert isinstance(events[0], Started)
@@ -176,7 +178,7 @@ def test_who_watches_a_merge_that_is_cancelled_or_fails_is_told_why(
     family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, out = plan_merge("linear", family), tmp_path / "out"
-    with running(plan, out) as ended:
+    with merging_slowly(plan, out) as ended:
         threading.Timer(0.5, cancel, (out,)).start()
         with pytest.raises(RunError, match=r"process \d+ of .* ended, cancelled: cancelled by .*resume$"):
             attach(out)
@@ -185,9 +187,9 @@ def test_who_watches_a_merge_that_is_cancelled_or_fails_is_told_why(
     def fail(*_: object) -> None:
         raise MergeError("no such luck")
 
-    monkeypatch.setattr(drive, "commit_output", fail)
+    monkeypatch.setattr(running, "commit_output", fail)
     with (
-        running(plan, out, slow_s=0.01),
+        merging_slowly(plan, out, slow_s=0.01),
         pytest.raises(RunError, match="ended, failed: no such luck; run the merge again"),
     ):
         attach(out)
@@ -238,7 +240,7 @@ def test_a_killed_driver_is_told_on_another_machine_once_it_is_silent(
 
 def test_the_lock_of_a_running_merge_stays_young(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder, "RENEW_S", 0.1)
-    with running(plan_merge("linear", family), tmp_path / "out", slow_s=0.05) as ended:
+    with merging_slowly(plan_merge("linear", family), tmp_path / "out", slow_s=0.05) as ended:
         lock = tmp_path / "out" / ".mergemill" / "lock"
         os.utime(lock, (0, 0))
         time.sleep(0.5)
@@ -259,7 +261,7 @@ def test_a_disk_that_fails_once_leaves_the_lock_young(
         utime(*given)
 
     monkeypatch.setattr(os, "utime", fail_once)
-    with running(plan_merge("linear", family), tmp_path / "out", slow_s=0.05):
+    with merging_slowly(plan_merge("linear", family), tmp_path / "out", slow_s=0.05):
         lock = tmp_path / "out" / ".mergemill" / "lock"
         utime(lock, (0, 0))
         end_s = time.monotonic() + WAIT_S
@@ -312,7 +314,7 @@ def test_a_driver_that_another_has_replaced_ends_soon(
 ) -> None:
     plan, out, _ = place
     monkeypatch.setattr(driver_module, "LOOK_S", 0.05)
-    with running(plan, out) as ended:
+    with merging_slowly(plan, out) as ended:
         after = Driving(find_output(out).notes, "")
         after.begin()
         with pytest.raises(OutputError, match="another mergemill has begun to write here"):

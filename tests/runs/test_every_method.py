@@ -14,7 +14,7 @@ from mergemill.engine.methods import find_methods
 from mergemill.engine.methods.contract import Method
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import parse_recipe
-from mergemill.engine.runs import drive
+from mergemill.engine.runs import running
 from mergemill.engine.runs.clusters.cluster import Cluster, open_cluster
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.tensors.slabs import BLOCK
@@ -68,7 +68,7 @@ def test_threads_processes_slabs_and_parts_give_the_same_bytes(
     run(whole, tmp_path / "one thread", workers=0, threads=1)
     run(whole, tmp_path / "small slabs", workers=0, threads=1, slab=BLOCK)
     run(cut, tmp_path / "four threads, small parts", workers=0, threads=4)
-    monkeypatch.setattr(drive, "open_crew", lambda wanted, *more: nullcontext(processes))
+    monkeypatch.setattr(running, "open_crew", lambda wanted, *more: nullcontext(processes))
     committed = run(cut, tmp_path / "two processes", workers=WORKERS.processes, threads=1, memory=WORKERS.memory_bytes)
     assert committed.redone_parts == len(cut.parts)
     expected = hash_output(tmp_path / "one thread")

@@ -13,7 +13,7 @@ from runs.merging import hash_output, plan_merge, slowed
 
 from mergemill.engine import run
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.runs.clusters.results import Results
+from mergemill.engine.runs.clusters.results import TaskResults
 from mergemill.engine.runs.events import Event, PartFinished
 
 pytestmark = pytest.mark.slow
@@ -62,15 +62,15 @@ def count_executions(folder: Path) -> Counter[int]:
 def heard(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
     """When the driver heard that each part was done."""
     parts: dict[int, float] = {}
-    hear = Results._hear
+    hear = TaskResults._hear
 
-    def listen(results: Results, event: tuple[float, Any]) -> None:
+    def listen(results: TaskResults, event: tuple[float, Any]) -> None:
         hear(results, event)
         if "result" in event[1]:
             for receipt in pickle.loads(event[1]["result"]):
                 parts.setdefault(receipt.part, time.monotonic())
 
-    monkeypatch.setattr(Results, "_hear", listen)
+    monkeypatch.setattr(TaskResults, "_hear", listen)
     return parts
 
 

@@ -31,7 +31,7 @@ from mergemill.engine import abort, run, verify
 from mergemill.engine.checkpoint.checkpoint import open_checkpoint
 from mergemill.engine.errors import CheckpointError, OutputError
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.runs import drive
+from mergemill.engine.runs import running
 from mergemill.engine.runs.events import Committed, Event, PartFinished, Started
 from mergemill.engine.runs.outputs import folder, output
 from mergemill.engine.runs.outputs.folder import FolderOutput
@@ -201,7 +201,7 @@ def dying_in_commit(monkeypatch: pytest.MonkeyPatch, step: int) -> Iterator[Coun
             guard(place, name)
         commit(*args)
 
-    monkeypatch.setattr(drive, "commit_output", commit_guarded)
+    monkeypatch.setattr(running, "commit_output", commit_guarded)
     yield done
 
 
@@ -333,7 +333,7 @@ def test_a_finished_merge_is_not_run_again(plan: Plan, tmp_path: Path, monkeypat
     out = tmp_path / "out"
     run(plan, out, workers=0, threads=2)
     before = list_files(out)
-    monkeypatch.delattr(drive, "open_crew")  # no worker is started
+    monkeypatch.delattr(running, "open_crew")  # no worker is started
     committed, parts = resume(plan, out)
     assert (committed.redone_parts, committed.read_bytes, parts) == (0, 0, [])
     assert committed.parts == len(plan.parts)
@@ -344,7 +344,7 @@ def test_a_finished_merge_that_lost_a_file_says_which(plan: Plan, tmp_path: Path
     out = tmp_path / "out"
     run(plan, out, workers=0, threads=2)
     (out / "config.json").unlink()
-    with pytest.raises(drive.RunError, match=r"config\.json is gone; remove the folder and merge again"):
+    with pytest.raises(running.RunError, match=r"config\.json is gone; remove the folder and merge again"):
         run(plan, out)
 
 
@@ -367,15 +367,15 @@ def test_a_driver_that_waited_at_the_door_finds_the_other_merge(
     """Two drivers find the folder empty; one merges all it has before the other takes the lock."""
     out = tmp_path / "out"
     other = plan_merge("linear", family)
-    opened = drive.open_output
+    opened = running.open_output
 
     def open_and_wait(folder: Path, wanted: Plan, *more: Any, **options: Any) -> FolderOutput:
         found = opened(folder, wanted, *more, **options)
-        monkeypatch.setattr(drive, "open_output", opened)
+        monkeypatch.setattr(running, "open_output", opened)
         run(other, out, workers=0)
         return found
 
-    monkeypatch.setattr(drive, "open_output", open_and_wait)
+    monkeypatch.setattr(running, "open_output", open_and_wait)
     with pytest.raises(OutputError, match="holds another merge, which differs in the recipe"):
         run(plan, out, workers=0)
     assert verify(out).digest == other.digest

@@ -17,7 +17,7 @@ from runs.merging import hash_output, is_loadable, plan_merge
 
 from mergemill.engine import run
 from mergemill.engine.errors import ClusterError
-from mergemill.engine.runs.clusters import cluster, connect, crews, preflight, watch
+from mergemill.engine.runs.clusters import cluster, connect, dask_crew, preflight, watch
 from mergemill.engine.runs.clusters.cluster import open_cluster
 from mergemill.engine.runs.worker.workers import Workers
 
@@ -25,7 +25,7 @@ LOST = r"the scheduler is lost .*run the same command again to resume"
 
 
 @pytest.mark.parametrize(
-    ("module", "when"), [(cluster, "check_workers"), (crews, "check_settings"), (crews, "check_workers")]
+    ("module", "when"), [(cluster, "check_workers"), (dask_crew, "check_settings"), (dask_crew, "check_workers")]
 )
 def test_a_scheduler_that_is_killed_while_workers_are_asked_ends_the_run_with_one_error(
     module: ModuleType, when: str, family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

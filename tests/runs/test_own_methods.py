@@ -16,7 +16,7 @@ from mergemill.engine.errors import MethodsError, OutputError, PlanError, Recipe
 from mergemill.engine.methods import merge_method
 from mergemill.engine.methods.own import MethodsFile, find_all_methods, open_methods
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.runs import drive
+from mergemill.engine.runs import running
 from mergemill.engine.runs.outputs.folder import FolderOutput
 from mergemill.engine.tensors.slabs import BLOCK
 
@@ -130,7 +130,7 @@ def test_threads_and_processes_write_the_same_bytes(here: Path, tmp_path: Path) 
 
 def stop_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a run end before its commit."""
-    monkeypatch.setattr(drive, "commit_output", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(running, "commit_output", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
 
 
 def test_a_changed_file_is_another_merge(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

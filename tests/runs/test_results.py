@@ -1,4 +1,4 @@
-"""Results that workers tell unasked, and those that must be asked for all the same."""
+"""TaskResults that workers tell unasked, and those that must be asked for all the same."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from runs.merging import hash_output, plan_merge
 
 from mergemill.engine import run
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.runs.clusters.results import Results, tell_result
+from mergemill.engine.runs.clusters.results import TaskResults, tell_result
 from mergemill.engine.runs.graph import make_tasks
 
 
@@ -43,7 +43,7 @@ def test_no_result_of_a_merge_is_asked_for(
 def test_what_is_not_told_is_asked_for(
     plan: Plan, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Results, "_hear", lambda results, event: None)
+    monkeypatch.setattr(TaskResults, "_hear", lambda results, event: None)
     committed = run(plan, tmp_path / "out", workers=2)
     assert committed.redone_parts == len(plan.parts)
     assert hash_output(tmp_path / "out") == expected
@@ -58,7 +58,7 @@ def test_tasks_name_their_functions_and_do_not_carry_them(plan: Plan) -> None:
 
 
 class Scheduler:
-    """What `Results` needs of a client."""
+    """What `TaskResults` needs of a client."""
 
     id, status = "client", "running"
 
@@ -101,7 +101,7 @@ class Asked:
 
 def test_a_result_is_told_once_and_by_the_last_worker_that_had_the_task() -> None:
     client: Any = Scheduler()
-    results, worker = Results(client), Worker(client)
+    results, worker = TaskResults(client), Worker(client)
     client.log_event("client", {"action": "add-client"})  # as Dask says
     for value in (["of a lost worker"], ["receipt"]):
         worker.data[Asked.key] = value
@@ -116,7 +116,7 @@ def test_a_result_is_told_once_and_by_the_last_worker_that_had_the_task() -> Non
 def test_a_task_is_let_go_once_and_as_soon_as_its_result_is_here(when: str) -> None:
     """And not when it is taken: if its worker died until then, it would be run again."""
     client: Any = Scheduler()
-    results, worker, future = Results(client), Worker(client), Asked(["receipt"])
+    results, worker, future = TaskResults(client), Worker(client), Asked(["receipt"])
     worker.data[Asked.key] = ["receipt"]
     if when == "told before it is expected":
         tell_result(worker, Asked.key, "client")
@@ -132,7 +132,7 @@ def test_a_task_is_let_go_once_and_as_soon_as_its_result_is_here(when: str) -> N
 
 def test_a_result_that_is_told_while_it_is_asked_for_counts() -> None:
     client: Any = Scheduler()
-    results, worker = Results(client), Worker(client)
+    results, worker = TaskResults(client), Worker(client)
     worker.data[Asked.key] = ["told"]
     future = Asked(TimeoutError(), OSError("cancelled"), then="cancelled")
     results.expect([future])
@@ -142,7 +142,7 @@ def test_a_result_that_is_told_while_it_is_asked_for_counts() -> None:
 def test_what_was_told_can_be_taken_without_its_future() -> None:
     """Whose scheduler may be lost."""
     client: Any = Scheduler()
-    results, worker = Results(client), Worker(client)
+    results, worker = TaskResults(client), Worker(client)
     worker.data[Asked.key] = ["receipt"]
     tell_result(worker, Asked.key, "client")
     assert list(results.take_told()) == [(Asked.key, ["receipt"])]
@@ -165,17 +165,17 @@ class Worker:
 def test_while_a_result_does_not_come_the_cluster_is_looked_at() -> None:
     looks: list[None] = []
     future = Asked(TimeoutError(), TimeoutError(), ["receipt"])
-    assert Results(Scheduler()).take(future, lambda: looks.append(None)) == ["receipt"]
+    assert TaskResults(Scheduler()).take(future, lambda: looks.append(None)) == ["receipt"]
     assert len(looks) == 2
 
 
 @pytest.mark.parametrize("then", ["error", "cancelled"])
 def test_a_task_that_fails_when_it_is_run_again_has_no_result(then: str) -> None:
     future = Asked(TimeoutError(), OSError("of the task"), then=then)
-    assert Results(Scheduler()).take(future, lambda: None) is None
+    assert TaskResults(Scheduler()).take(future, lambda: None) is None
     assert future.status == then
 
 
 def test_an_error_that_is_not_the_tasks_is_told() -> None:
     with pytest.raises(OSError, match="of the connection"):
-        Results(Scheduler()).take(Asked(OSError("of the connection")), lambda: None)
+        TaskResults(Scheduler()).take(Asked(OSError("of the connection")), lambda: None)

@@ -13,7 +13,7 @@ from mergemill.engine import make_plan, run, verify
 from mergemill.engine.errors import MergemillError, SourceChanged
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.runs.events import Committed
-from mergemill.engine.runs.outputs.copies import Stretch, find_source, find_stretches
+from mergemill.engine.runs.outputs.copies import CopiedStretch, find_source, find_stretches
 from mergemill.engine.storage.ranges import Pin
 
 MIB = 1 << 20
@@ -95,7 +95,7 @@ def test_verifying_needs_the_source_as_it_was(seaweed: S3, tall: Path) -> None:
 
 def test_a_chunk_is_copied_from_one_stretch_that_holds_all_of_it() -> None:
     first, second = Pin("s3://b/a", 99 * MIB, "etag:1"), Pin("s3://b/b", 99 * MIB, "etag:2")
-    stretches = [Stretch(100, 20 * MIB, first, 7), Stretch(100 + 20 * MIB, 30 * MIB, second, 11)]
+    stretches = [CopiedStretch(100, 20 * MIB, first, 7), CopiedStretch(100 + 20 * MIB, 30 * MIB, second, 11)]
     assert find_source(stretches, 0, 8 * MIB) is None, "the header is of no source"
     assert find_source(stretches, 8 * MIB, 16 * MIB) == (first, 8 * MIB - 93)
     assert find_source(stretches, 16 * MIB, 24 * MIB) is None, "it is of two"

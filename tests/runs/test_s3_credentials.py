@@ -19,7 +19,7 @@ from servers.s3 import S3
 
 from mergemill.cli.main import execute
 from mergemill.engine import run
-from mergemill.engine.runs import drive
+from mergemill.engine.runs import running
 from mergemill.engine.runs.events import Event, PartFinished
 from mergemill.engine.storage import tries
 
@@ -88,7 +88,7 @@ def test_what_is_written_sent_and_said_holds_no_keys(
     list_written: Callable[[], Mapping[str, bytes]] = (
         place.read if target == "s3" else lambda: list_files(tmp_path / "out")
     )
-    make_tasks = drive.make_tasks
+    make_tasks = running.make_tasks
 
     def look(plan: Any, *arguments: Any, **options: Any) -> Any:
         """What goes to workers, and what lies there while they work."""
@@ -100,7 +100,7 @@ def test_what_is_written_sent_and_said_holds_no_keys(
         temporary.all(list_written())
         return tasks
 
-    monkeypatch.setattr(drive, "make_tasks", look)
+    monkeypatch.setattr(running, "make_tasks", look)
     monkeypatch.setenv("MERGEMILL_DEBUG", "1")
     for command in (
         ["plan", recipe],

@@ -17,7 +17,7 @@ from servers.s3 import S3
 
 from mergemill.engine import run, verify
 from mergemill.engine.plan.memory import task_bytes
-from mergemill.engine.runs import drive
+from mergemill.engine.runs import running
 from mergemill.engine.runs.clusters.cluster import Cluster
 from mergemill.engine.runs.crew import Crew, open_crew
 from mergemill.engine.runs.events import Event, PartFinished
@@ -61,7 +61,7 @@ class Watch:
     def __init__(self, models: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pid = self.bare_bytes = self.base_bytes = self.peak_bytes = 0
         self._models = models
-        monkeypatch.setattr(drive, "open_crew", self._open_crew)
+        monkeypatch.setattr(running, "open_crew", self._open_crew)
 
     @contextmanager
     def _open_crew(self, workers: Workers, *more: object) -> Iterator[Crew]:

@@ -10,7 +10,7 @@ from runs.merging import ISSUE_METHODS, METHODS, SMALL_PART, hash_output, plan_m
 from mergemill.engine import run
 from mergemill.engine.plan.memory import stream_bytes, task_bytes
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.runs import drive
+from mergemill.engine.runs import running
 from mergemill.engine.runs.clusters.cluster import Cluster, open_cluster
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.tensors.slabs import BLOCK, SLAB
@@ -79,7 +79,7 @@ def test_one_and_four_processes_give_the_bytes_of_one_thread(
 
     plan = plan_merge(method, family)
     expected = merge_alone(plan, tmp_path / "expected")
-    monkeypatch.setattr(drive, "open_crew", lend_cluster)
+    monkeypatch.setattr(running, "open_crew", lend_cluster)
     committed = run(plan, tmp_path / "out", workers=workers.processes, threads=1, memory=workers.memory_bytes)
     assert committed.redone_parts == len(plan.parts)
     assert hash_output(tmp_path / "out") == expected

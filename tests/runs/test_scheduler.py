@@ -20,7 +20,7 @@ from mergemill.engine import describe_plan, run
 from mergemill.engine.errors import ClusterError, PlanError
 from mergemill.engine.runs.clusters import connect
 from mergemill.engine.runs.clusters.cluster import open_scheduler
-from mergemill.engine.runs.clusters.crews import Foreign as Crew
+from mergemill.engine.runs.clusters.dask_crew import Foreign as Crew
 from mergemill.engine.runs.clusters.preflight import Needs
 from mergemill.engine.runs.events import Event, PartFinished, Started, Waiting
 from mergemill.engine.runs.worker.accelerator import count_devices

@@ -13,7 +13,8 @@ from servers.origin import Origin, start_origin
 from servers.proxy import start_proxy
 from servers.web import Answer, Web, WebHandler, serve
 
-from mergemill.engine.checkpoint import folder, open_checkpoint
+from mergemill.engine.checkpoint import open_checkpoint
+from mergemill.engine.checkpoint.copied_files import COPIED_FILES
 from mergemill.engine.checkpoint.needed import find_needed
 from mergemill.engine.errors import CheckpointError, MergemillError, SourceChanged, StorageError
 from mergemill.engine.storage import connections, fetch, http, tries
@@ -129,7 +130,7 @@ def test_a_folder_is_what_answers_to_the_usual_names(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_asked_for_every_file_that_an_output_copies() -> None:
-    assert {name for name in folder.COPIED_FILES if "*" not in name} <= set(http.NAMES)
+    assert {name for name in COPIED_FILES if "*" not in name} <= set(http.NAMES)
 
 
 def test_modules_that_modules_json_names_are_looked_for_in_their_folders(tmp_path: Path) -> None:

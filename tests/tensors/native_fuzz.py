@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mergemill.engine.tensors import native
-from mergemill.engine.tensors.structures import Cut, Join, Keep, Slab, Window
+from mergemill.engine.tensors.structures import NativeCut, NativeJoin, NativeKeep, NativeSlab, NativeWindow
 
 BLOCK, CHUNK, LAST = 65536, 1024, 32
 ODD = np.array([0, 1, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0x7FC00000, 0x7FFFFFFF, 0x3F800000], np.uint32)
@@ -75,7 +75,7 @@ class Fuzz:
     def block(self) -> int:
         return self.choose(1, 7, 100, CHUNK, 3000, BLOCK, BLOCK + 5, 3 * BLOCK)
 
-    def slab(self, *, many: int = 4) -> Slab:
+    def slab(self, *, many: int = 4) -> NativeSlab:
         """Return a slab of random tensors as they are stored."""
         size, block, has_base = self.size(), self.block(), self.integer(0, 1)
         count = self.integer(1, many)
@@ -87,25 +87,25 @@ class Fuzz:
         start = block * self.integer(0, 3)
         address = ctypes.addressof(pointers)
         lowered = (pointer(each) for each in (dtypes, vectors, scales))
-        return Slab(address, *lowered, count, has_base, size, start, block)
+        return NativeSlab(address, *lowered, count, has_base, size, start, block)
 
-    def cut(self, slab: Slab) -> Cut:
+    def cut(self, slab: NativeSlab) -> NativeCut:
         blocks = slab.size // slab.block + 4
-        return Cut(abs(self.number()), self.integer(0, blocks), self.integer(0, 5))
+        return NativeCut(abs(self.number()), self.integer(0, blocks), self.integer(0, 5))
 
-    def keys(self, slab: Slab) -> Array:
+    def keys(self, slab: NativeSlab) -> Array:
         blocks = (slab.start + max(slab.size, 1) - 1) // BLOCK - slab.start // BLOCK + 1
         self.alive.append(keys := self.bits(2 * blocks))
         return keys
 
-    def keep(self, slab: Slab) -> Keep:
-        keep = Keep(kind=self.integer(0, 4), factor=self.number(), cut=self.cut(slab), outliers=self.cut(slab))
+    def keep(self, slab: NativeSlab) -> NativeKeep:
+        keep = NativeKeep(kind=self.integer(0, 4), factor=self.number(), cut=self.cut(slab), outliers=self.cut(slab))
         keep.has_outliers, keep.limit = self.integer(0, 1), self.integer(-(2**31), 2**31 - 1)
         self.alive.append(mask := self.bits(-(-slab.size // 8)).astype(np.uint8))
         keep.keys, keep.mask = pointer(self.keys(slab)), pointer(mask)
         return keep
 
-    def which(self, slab: Slab, least: int = -1) -> int:
+    def which(self, slab: NativeSlab, least: int = -1) -> int:
         """Return a tensor's number; now and then one that there is not."""
         return self.choose(-2, slab.count, 2**40) if self.integer(0, 50) == 0 else self.integer(least, slab.count - 1)
 
@@ -180,8 +180,10 @@ class Fuzz:
     # ------------------------------------------------------------------------------------ over slabs as they are stored
     def merge_stored(self) -> None:
         slab = self.slab()
-        keeps = (Keep * slab.count)(*(self.keep(slab) for _ in range(slab.count))) if self.integer(0, 3) else None
-        join = Join(self.integer(0, 3), self.integer(0, 1), pointer(weight := self.floats(slab.count)), *self.two())
+        keeps = (NativeKeep * slab.count)(*(self.keep(slab) for _ in range(slab.count))) if self.integer(0, 3) else None
+        join = NativeJoin(
+            self.integer(0, 3), self.integer(0, 1), pointer(weight := self.floats(slab.count)), *self.two()
+        )
         self.alive.append(weight)
         dtype = self.integer(0, 2)
         out = np.zeros(slab.size, np.float32 if dtype == 0 else np.uint16)
@@ -220,7 +222,7 @@ class Fuzz:
     def stored_windows(self) -> None:
         slab, many = self.slab(), self.integer(0, 3)
         blocks = -(-slab.size // slab.block)
-        windows = (Window * many)()
+        windows = (NativeWindow * many)()
         for window in windows:
             low, high = sorted(int(word) & 0x7FFFFFFF for word in self.bits(2))
             window.which, window.low, window.high = self.which(slab), low, high

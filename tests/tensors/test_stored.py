@@ -242,9 +242,9 @@ class Given:
         self.dtypes, self.vectors = (ctypes.c_int32 * 3)(), (ctypes.c_int32 * 2)()
         self.floats = (ctypes.c_float * 2)(1.0, 1.0)
         pointers = [ctypes.addressof(each) for each in (self.data, self.dtypes, self.vectors, self.floats)]
-        self.slab = structures.Slab(*pointers, 2, 1, SIZE, 0, SIZE)
-        self.join = structures.Join(kind=JOINS["add"], weight=ctypes.addressof(self.floats), lambda_=1.0)
-        self.keeps = (structures.Keep * 2)(structures.Keep(factor=1.0), structures.Keep(factor=1.0))
+        self.slab = structures.NativeSlab(*pointers, 2, 1, SIZE, 0, SIZE)
+        self.join = structures.NativeJoin(kind=JOINS["add"], weight=ctypes.addressof(self.floats), lambda_=1.0)
+        self.keeps = (structures.NativeKeep * 2)(structures.NativeKeep(factor=1.0), structures.NativeKeep(factor=1.0))
         self.out_dtype = 0
 
     def merge(self) -> int:
@@ -254,12 +254,16 @@ class Given:
 
     def count(self, which: int) -> dict[str, int]:
         """Return what each loop says that is given a tensor's number; where it is sound, 0."""
-        slab, numbers, window = ctypes.byref(self.slab), (ctypes.c_int64 * 1)(which), structures.Window(which=which)
+        slab, numbers, window = (
+            ctypes.byref(self.slab),
+            (ctypes.c_int64 * 1)(which),
+            structures.NativeWindow(which=which),
+        )
         counts, bits, sums = np.zeros(1 << 16, np.int64), np.zeros((2, SIZE), np.uint8), np.zeros((2, 32))
         windows = [np.zeros(2, np.int64) for _ in range(3)]
         window.low_counts, window.high_counts, window.counts = (each.ctypes.data for each in windows)
         at, keys, limits = counts.ctypes.data, np.zeros(4, np.uint32), np.zeros(SIZE, np.int32)
-        marks, cut = (bits[0].ctypes.data, bits[1].ctypes.data), ctypes.byref(structures.Cut())
+        marks, cut = (bits[0].ctypes.data, bits[1].ctypes.data), ctypes.byref(structures.NativeCut())
         return {
             "upper": native.call("stored_upper", slab, numbers, (ctypes.c_void_p * 1)(at), 1),
             "lower": native.call("stored_lower", slab, which, 0, at),
@@ -278,7 +282,7 @@ JOINS = {"sum": 0, "add": 1, "agree": 2, "share": 3}
 KEEPS = {"all": 0, "cut": 2, "random": 3, "mask": 4}
 
 
-def cut_with_outliers(keep: structures.Keep, cut: structures.Cut, outliers: structures.Cut) -> None:
+def cut_with_outliers(keep: structures.NativeKeep, cut: structures.NativeCut, outliers: structures.NativeCut) -> None:
     keep.kind, keep.has_outliers, keep.cut, keep.outliers = KEEPS["cut"], 1, cut, outliers
 
 
@@ -304,7 +308,7 @@ def test_a_base_is_needed_by_every_join_but_the_sum(kind: str) -> None:
 )
 def test_outliers_lie_within_their_cut(cut: tuple[Any, ...], outliers: tuple[Any, ...], sound: bool) -> None:
     given = Given()
-    cut_with_outliers(given.keeps[1], structures.Cut(*cut), structures.Cut(*outliers))
+    cut_with_outliers(given.keeps[1], structures.NativeCut(*cut), structures.NativeCut(*outliers))
     assert given.merge() == (0 if sound else REFUSED)
     slab, keep, sums = ctypes.byref(given.slab), ctypes.byref(given.keeps[1]), np.zeros(32)
     done = native.call("stored_norms", slab, 1, keep, sums.ctypes.data, sums.ctypes.data)

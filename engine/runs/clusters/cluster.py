@@ -11,7 +11,7 @@ from distributed import Client, LocalCluster
 from mergemill.engine.errors import ClusterError
 from mergemill.engine.recipe import ClusterFile
 from mergemill.engine.runs.clusters import connect
-from mergemill.engine.runs.clusters.crews import Cluster, Foreign, Own
+from mergemill.engine.runs.clusters.dask_crew import Cluster, Foreign, Own
 from mergemill.engine.runs.clusters.factories import start_cluster
 from mergemill.engine.runs.clusters.preflight import PAUSE, Needs, check_settings, check_workers, make_limit
 from mergemill.engine.runs.clusters.privacy import make_private, set_pages

@@ -20,7 +20,7 @@ def tell_result(worker: Worker, key: str, topic: str) -> None:
         worker.log_event(topic, {"key": key, "result": pickle.dumps(worker.data[key])})
 
 
-class Results:
+class TaskResults:
     """Takes what workers tell the client: the topic is its own id, which its scheduler forgets with it.
 
     A task whose result is told is let go at once, in whichever thread hears of it: while it is wanted, it is run again

@@ -41,7 +41,7 @@ def explaining_loss(where: str) -> Iterator[None]:
         raise ClusterError(f"{where}: the scheduler is lost ({error}); {DONE_IS_KEPT}") from error
 
 
-class Watch:
+class ClusterWatch:
     """Looks at the cluster of a client of `distributed` now and then; `where` is what its user calls it.
 
     alone_s: how long it may be without a worker. hint: what is said of that. tell_alone: called now and then, with the

@@ -18,7 +18,7 @@ from mergemill.engine.tensors.workspace import aligned
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class CopiedStretch:
     """Bytes of a part that lie in a source as they are, one after the other."""
 
     start_bytes: int  # in what is uploaded for the part: its header, if it has one, and its data
@@ -55,19 +55,19 @@ def copy_stored(part: Part, shard: str, to: PartUpload, workplace: Workplace) ->
     return Receipt(part.number, shard, part.start_bytes, part.stop_bytes, "", read_bytes, seconds, (), uploads, copied)
 
 
-def find_stretches(part: Part, header_bytes: int) -> list[Stretch] | None:
+def find_stretches(part: Part, header_bytes: int) -> list[CopiedStretch] | None:
     """Return where the part's bytes lie in S3, as few stretches as can be; None where they do not."""
-    found: list[Stretch] = []
+    found: list[CopiedStretch] = []
     for piece in part.pieces:
         read = piece.tensor.expression.find_read(piece.span, piece.tensor.dtype)
         if read is None or not read.pin.url.startswith("s3://"):
             return None
         start = header_bytes + piece.offset_bytes - part.start_bytes
-        found.append(Stretch(start, read.size_bytes, read.pin, read.offset_bytes))
+        found.append(CopiedStretch(start, read.size_bytes, read.pin, read.offset_bytes))
     return list(_join(found))
 
 
-def find_source(stretches: Sequence[Stretch], start: int, stop: int) -> tuple[Pin, int] | None:
+def find_source(stretches: Sequence[CopiedStretch], start: int, stop: int) -> tuple[Pin, int] | None:
     """Return the source that holds all bytes of a chunk, and where; None where several do, or it is too small."""
     for stretch in stretches:
         at = start - stretch.start_bytes
@@ -76,18 +76,18 @@ def find_source(stretches: Sequence[Stretch], start: int, stop: int) -> tuple[Pi
     return None
 
 
-def _join(stretches: Sequence[Stretch]) -> Iterator[Stretch]:
+def _join(stretches: Sequence[CopiedStretch]) -> Iterator[CopiedStretch]:
     held = stretches[0]
     for each in stretches[1:]:
         if each.pin == held.pin and each.offset_bytes == held.offset_bytes + held.size_bytes:
-            held = Stretch(held.start_bytes, held.size_bytes + each.size_bytes, held.pin, held.offset_bytes)
+            held = CopiedStretch(held.start_bytes, held.size_bytes + each.size_bytes, held.pin, held.offset_bytes)
         else:
             yield held
             held = each
     yield held
 
 
-def _fill(chunk: memoryview, start: int, header: bytes, stretches: Sequence[Stretch], storage: Storage) -> int:
+def _fill(chunk: memoryview, start: int, header: bytes, stretches: Sequence[CopiedStretch], storage: Storage) -> int:
     """Put the bytes of a chunk that begins at `start` into it; returns what was read for it."""
     own, stop = header[start : start + len(chunk)], start + len(chunk)
     chunk[: len(own)] = own

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from mergemill.engine.checkpoint.card import shorten_path
 from mergemill.engine.errors import OutputError
 from mergemill.engine.plan.digest import engine_version
-from mergemill.engine.plan.folder import RECIPE_NAME
+from mergemill.engine.plan.small_files import RECIPE_NAME
 from mergemill.engine.plan.values import Plan, SmallFile
 from mergemill.engine.runs.outputs.receipts import Range
 from mergemill.engine.storage.copied import JOINED_BYTES, Copied

@@ -15,13 +15,13 @@ from mergemill.engine.runs.clusters import connect, probe
 from mergemill.engine.runs.clusters.plugin import PLUGIN, MergemillPlugin
 from mergemill.engine.runs.clusters.preflight import Needs, as_source, check_settings, check_workers
 from mergemill.engine.runs.clusters.privacy import serves_pages
-from mergemill.engine.runs.clusters.results import Results
+from mergemill.engine.runs.clusters.results import TaskResults
 from mergemill.engine.runs.clusters.watch import (
     ALONE_S,
     ANSWER_S,
     DONE_IS_KEPT,
+    ClusterWatch,
     SchedulerLost,
-    Watch,
     explaining_loss,
     noticing_loss,
 )
@@ -55,7 +55,7 @@ class Cluster:
         self._token = token
         self._tell_waiting = tell_waiting
         self._watch = self._make_watch()
-        self._results = Results(client)
+        self._results = TaskResults(client)
         self._stopping = False
 
     @property
@@ -119,8 +119,8 @@ class Cluster:
         """Take from the cluster what is ours."""
         self._results.close()
 
-    def _make_watch(self) -> Watch:
-        return Watch(
+    def _make_watch(self) -> ClusterWatch:
+        return ClusterWatch(
             self.client, self.workers.name, alone_s=self.alone_s, hint=self.hint, tell_alone=self._tell_waiting
         )
 
@@ -175,7 +175,7 @@ class Cluster:
         raise explain_failure(error, future.traceback())
 
 
-class Asked(Cluster):
+class Joining(Cluster):
     """A crew of workers that come when they come, and are asked for what the merge needs."""
 
     _needs = Needs()
@@ -186,7 +186,7 @@ class Asked(Cluster):
             check_workers(self.client, self.workers, self._needs, all_answer=False)  # some may be about to die
 
 
-class Foreign(Asked):
+class Foreign(Joining):
     """A crew of workers that somebody else has started."""
 
     alone_s = ALONE_S
@@ -221,7 +221,7 @@ class Foreign(Asked):
             connect.close_client(self.client)
             self.client = connect.open_client_again(self.workers.scheduler, lost)
             self._watch = self._make_watch()
-            self._results = Results(self.client)
+            self._results = TaskResults(self.client)
             try:
                 self.join()
             except SchedulerLost as error:
@@ -245,7 +245,7 @@ class Foreign(Asked):
         connect.close_client(self.client)
 
 
-class Own(Asked):
+class Own(Joining):
     """A crew of workers that a cluster file has had started."""
 
     _is_set_up = False

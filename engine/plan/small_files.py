@@ -15,8 +15,8 @@ from mergemill.engine.checkpoint.config import (
     says_tied,
     tie_changes,
 )
+from mergemill.engine.checkpoint.copied_files import copied_files
 from mergemill.engine.checkpoint.family import Family, choose_family, find_tie
-from mergemill.engine.checkpoint.folder import copied_files
 from mergemill.engine.checkpoint.needed import Needed
 from mergemill.engine.methods.contract import Method
 from mergemill.engine.methods.own import MethodsFile

@@ -1,49 +1,15 @@
-"""The small files of a model's folder: which of them an output copies, and whether tokenizers agree."""
+"""The ids that a model's tokenizer gives, and whether two models' agree."""
 
 import json
-from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
 from typing import Any
 
-from mergemill.engine.checkpoint.checkpoint import TEMPLATES_FOLDER, Checkpoint, digest_file, read_file
+from mergemill.engine.checkpoint.checkpoint import Checkpoint, digest_file, read_file
+from mergemill.engine.checkpoint.copied_files import matches
 from mergemill.engine.errors import CheckpointError
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "*.model",  # sentencepiece: tokenizer.model, spiece.model, …
-    "*.tiktoken",
-    "tekken.json",
-)
-COPIED_FILES = (
-    *TOKENIZER_FILES,
-    "chat_template.jinja",
-    "chat_template.json",
-    f"{TEMPLATES_FOLDER}/*.jinja",
-    "generation_config.json",
-    "*preprocessor_config.json",  # of images, video, audio
-    "*processor_config.json",
-    "normalizer.json",
-    "config_sentence_transformers.json",
-    "sentence_*_config.json",
-)
 
 # Files that are a whole vocabulary, in a form that is compared byte by byte.
 _OPAQUE_VOCABULARIES = ("*.model", "*.tiktoken", "tekken.json", "vocab.txt")
-
-
-def copied_files(files: Iterable[str]) -> tuple[str, ...]:
-    """Return those of a donor's `files` that an output copies byte for byte.
-
-    >>> copied_files(["README.md", "config.json", "spiece.model", "tokenizer.json", "training_args.bin"])
-    ('spiece.model', 'tokenizer.json')
-    """
-    return tuple(name for name in files if _matches(name, COPIED_FILES))
 
 
 def same_tokenizer(a: Checkpoint, b: Checkpoint) -> bool:
@@ -122,11 +88,7 @@ def _same_file(a: Checkpoint, b: Checkpoint, name: str) -> bool:
 
 
 def _read_opaque(checkpoint: Checkpoint) -> tuple[Mapping[str, str], Mapping[str, Any]] | None:
-    names = [name for name in checkpoint.files if _matches(name, _OPAQUE_VOCABULARIES)]
+    names = [name for name in checkpoint.files if matches(name, _OPAQUE_VOCABULARIES)]
     if not names:
         return None
     return {name: digest_file(checkpoint, name) for name in names}, _read_added(checkpoint)
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
