@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mergemill.engine.checkpoint.index import INDEX_NAME
+from mergemill.engine.errors import PlanError
 from mergemill.engine.plan.digest import make_digest
 from mergemill.engine.plan.index import make_index
 from mergemill.engine.plan.layout import make_layout, number_shard
 from mergemill.engine.plan.names import check_lengths, warn_of_twins
 from mergemill.engine.plan.sizes import read_shard_size
 from mergemill.engine.plan.stages import Scaling
-from mergemill.engine.plan.values import Origin, OutputTensor, Plan, Shard, SmallFile, SourceUse
+from mergemill.engine.plan.values import Origin, OutputTensor, Part, Plan, Shard, SmallFile, SourceUse
 from mergemill.engine.recipe import Guard
 from mergemill.engine.storage.ranges import Pin
 from mergemill.engine.tensors.expressions import Expression
@@ -53,6 +54,8 @@ def finish(draft: Draft, shard_size: str | int) -> Plan:
     """Return the plan of a draft; shard_size: the most bytes of a shard, or ``"tensor"``."""
     size, read_as = read_shard_size(shard_size)
     shards, parts = make_layout(draft.tensors, size, draft.name_shard)
+    if draft.scaling is not None:
+        _check_norms(draft.scaling, parts)
     files = (*draft.files, draft.seal(shards, draft.tensors))
     names = [shard.name for shard in shards] + [file.name for file in files]
     check_lengths(names)
@@ -72,6 +75,20 @@ def finish(draft: Draft, shard_size: str | int) -> Plan:
         scaling=draft.scaling,
         warnings=(*([read_as] if read_as else ()), *draft.warnings, *warn_of_twins(names)),
     )
+
+
+def _check_norms(scaling: Scaling, parts: Sequence[Part]) -> None:
+    """Raise `PlanError` where norms are asked of what a part cannot know: its share of a tensor that is cut.
+
+    An input that needs all of its tensor first, as a merge by slerp does, is known to a part that has all of it.
+    """
+    for piece in (piece for part in parts for piece in part.pieces if not piece.whole):
+        if any(each.count_rounds()[1] for each in piece.tensor.expression.inputs):
+            raise PlanError(
+                f"tensor {piece.tensor.name}: {scaling.method.name} needs the norms of its task vectors, and one of its "
+                f"inputs is itself made from statistics of the whole tensor, which is too large for one part; "
+                f"merge that input into a model first"
+            )
 
 
 def _list_pins(tensors: Sequence[OutputTensor]) -> tuple[Pin, ...]:
