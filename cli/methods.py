@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mergemill.engine import values
     from mergemill.engine.methods import Coefficients, Method, Parameter, Step
 
-    Stage = Coefficients | Step  # around a method
+    Around = Coefficients | Step  # around a method
 
 Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A method, to see its parameters.")]
 Model = Annotated[str | None, typer.Option(metavar="PATH", help="A model; what the method takes for such.")]
@@ -30,7 +30,7 @@ KINDS = {
     "matrix": "the whole matrix at once",
 }
 SLABS = {"block": "a few blocks of elements", "row": "whole rows", "tensor": "the whole tensor"}
-STAGES = {"coefficients": "coefficients, before a method", "post": "post, after a method"}
+STEPS = {"coefficients": "coefficients, before a method", "post": "post, after a method"}
 
 
 def methods(
@@ -42,41 +42,41 @@ def methods(
     """
     from mergemill.engine.methods import find_all_methods, open_methods
 
-    known, stages = find_all_methods(open_methods(own or ())), _find_stages()
+    known, steps = find_all_methods(open_methods(own or ())), _find_steps()
     if name is None:
         if model is not None:
             raise typer.BadParameter("--model is for one method: mergemill methods NAME --model PATH")
-        _show_all(list(known.values()), stages, json=json)
+        _show_all(list(known.values()), steps, json=json)
     elif name in known:
         _show_one(known[name], model, models, json=json)
-    elif name in stages:
+    elif name in steps:
         if model is not None:
             raise typer.BadParameter(f"{name} is no method of its own; --model is for methods")
-        _show_stage(*stages[name], json=json)
+        _show_step(*steps[name], json=json)
     else:
-        near = difflib.get_close_matches(name, [*known, *stages], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join([*known, *stages])}"
+        near = difflib.get_close_matches(name, [*known, *steps], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join([*known, *steps])}"
         raise typer.BadParameter(f"there is no method {name!r}; {hint}")
 
 
-def _find_stages() -> "dict[str, tuple[str, Stage]]":
-    """Return what goes around a method, by name: the recipe's key, and the stage."""
+def _find_steps() -> "dict[str, tuple[str, Around]]":
+    """Return what goes around a method, by name: the recipe's key, and the step."""
     from mergemill.engine.methods import find_coefficients, find_steps
 
-    before: dict[str, tuple[str, Stage]] = {
+    before: dict[str, tuple[str, Around]] = {
         name: ("coefficients", found) for name, found in find_coefficients().items()
     }
     return before | {name: ("post", found) for name, found in find_steps().items()}
 
 
-def _show_all(found: "Sequence[Method]", stages: "dict[str, tuple[str, Stage]]", *, json: bool) -> None:
+def _show_all(found: "Sequence[Method]", steps: "dict[str, tuple[str, Around]]", *, json: bool) -> None:
     if json:
-        console.say_json([*(as_json(method) for method in found), *(_stage_json(*stage) for stage in stages.values())])
+        console.say_json([*(as_json(method) for method in found), *(_step_json(*step) for step in steps.values())])
         return
     rows: list[tuple[str, ...]] = [
         (method.name, describe_inputs(method), method.reads, _say_title(method.title)) for method in found
     ]
-    rows += [(name, STAGES[key], "", _say_title(stage.title)) for name, (key, stage) in stages.items()]
+    rows += [(name, STEPS[key], "", _say_title(step.title)) for name, (key, step) in steps.items()]
     console.say_table(rows, heads=("method", "models", "reads", "what it does"))
 
 
@@ -96,14 +96,14 @@ def _show_one(method: "Method", model: str | None, models: int | None, *, json: 
         console.say_table(list(_cost_rows(cost)))
 
 
-def _show_stage(key: str, stage: "Stage", *, json: bool) -> None:
+def _show_step(key: str, step: "Around", *, json: bool) -> None:
     if json:
-        console.say_json(_stage_json(key, stage))
+        console.say_json(_step_json(key, step))
         return
-    console.say(stage.title)
+    console.say(step.title)
     console.say()
-    console.say_table([("in a recipe", STAGES[key])])
-    _show_parameters(stage.parameters)
+    console.say_table([("in a recipe", STEPS[key])])
+    _show_parameters(step.parameters)
 
 
 def _show_parameters(parameters: "Sequence[Parameter]") -> None:
@@ -163,9 +163,9 @@ def as_json(method: "Method") -> dict[str, Any]:
     }
 
 
-def _stage_json(key: str, stage: "Stage") -> dict[str, Any]:
-    parameters = [_parameter_json(parameter) for parameter in stage.parameters]
-    return {"name": stage.name, "kind": key, "title": stage.title, "parameters": parameters}
+def _step_json(key: str, step: "Around") -> dict[str, Any]:
+    parameters = [_parameter_json(parameter) for parameter in step.parameters]
+    return {"name": step.name, "kind": key, "title": step.title, "parameters": parameters}
 
 
 def _parameter_json(parameter: "Parameter") -> dict[str, Any]:

@@ -16,7 +16,7 @@ def find_code(recipe: Recipe, given: Sequence[GivenMethods] = ()) -> tuple[Metho
     """
     beside = open_methods(given)
     known = {file.name: file for file in given if isinstance(file, MethodsFile)}
-    folder = Path(recipe.name).parent
+    folder = Path(recipe.file).parent
     named = [known.get(name) or read_methods(folder / name, name=name) for name in recipe.methods or ()]
     files = tuple(dict.fromkeys([*named, *beside]))
     for i, file in enumerate(files):

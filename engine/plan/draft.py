@@ -15,7 +15,7 @@ from mergemill.engine.plan.index import make_index
 from mergemill.engine.plan.layout import make_layout, number_shard
 from mergemill.engine.plan.names import check_lengths, warn_of_twins
 from mergemill.engine.plan.sizes import read_shard_size
-from mergemill.engine.plan.stages import Scaling
+from mergemill.engine.plan.steps import Scaling
 from mergemill.engine.plan.values import Origin, OutputTensor, Part, Plan, Shard, SmallFile, SourceUse
 from mergemill.engine.recipe import Guard
 from mergemill.engine.storage.ranges import Pin
@@ -85,8 +85,8 @@ def _check_norms(scaling: Scaling, parts: Sequence[Part]) -> None:
     for piece in (piece for part in parts for piece in part.pieces if not piece.whole):
         if any(each.count_rounds()[1] for each in piece.tensor.expression.inputs):
             raise PlanError(
-                f"tensor {piece.tensor.name}: {scaling.method.name} needs the norms of its task vectors, and one of its "
-                f"inputs is itself made from statistics of the whole tensor, which is too large for one part; "
+                f"tensor {piece.tensor.name}: {scaling.method.name} needs the norms of its task vectors, and one of "
+                f"its inputs is itself made from statistics of the whole tensor, which is too large for one part; "
                 f"merge that input into a model first"
             )
 

@@ -10,7 +10,7 @@ from mergemill.engine.offers.offer import Offer, Offers
 from mergemill.engine.plan.coverage import OPTIONAL_UNUSED, VECTOR_UNUSED, WEIGHTLESS, Ledger, Use
 from mergemill.engine.plan.settings import resolve_settings
 from mergemill.engine.plan.slots import Candidate, Slot
-from mergemill.engine.plan.stages import Stages
+from mergemill.engine.plan.steps import Steps
 from mergemill.engine.plan.values import OutputTensor
 from mergemill.engine.plan.vectors import (
     Vectors,
@@ -34,7 +34,7 @@ class Filling:
     offers: Mapping[str, Offers]  # by model
     family: Family
     method: Method
-    stages: Stages
+    steps: Steps
     vectors: Vectors
     guard: Guard
     dtype: str | None  # to write; None: what the inputs promote to
@@ -159,7 +159,7 @@ def _merge(
     if copies_input(filling.method, settings):
         return inputs[0][1].expression, []
     shape, places = inputs[0][1].shape, tuple(candidate.place for candidate, _ in inputs)
-    kernel = filling.stages.find_kernel(filling.method, slot.site, where=filling.where)
+    kernel = filling.steps.find_kernel(filling.method, slot.site, where=filling.where)
     place = Place(slot.site.tensor, shape, filling.seed, places, block=kernel.block(shape, settings))
     deltas = [
         find_delta_base(slot, candidate, offer, filling.offers, where=filling.where) for candidate, offer in inputs
@@ -175,10 +175,10 @@ def _merge(
         settings,
         place,
         wide,
-        filling.stages.find_factors(slot.site, len(inputs), where=filling.where),
-        find_numbers(filling.vectors, [each for each, _ in inputs]) if filling.stages.takes_squares else (),
+        filling.steps.find_factors(slot.site, len(inputs), where=filling.where),
+        find_numbers(filling.vectors, [each for each, _ in inputs]) if filling.steps.takes_squares else (),
     )
-    unread = find_weightless(merged, filling.stages, filling.guard)
+    unread = find_weightless(merged, filling.steps, filling.guard)
     return leave_out(merged, unread), [inputs[i] for i in unread]
 
 

@@ -24,7 +24,7 @@ from mergemill.engine.plan.share import share_reads
 from mergemill.engine.plan.slots import Stack, iter_slots, make_stacks
 from mergemill.engine.plan.small_files import make_files, warn_of_missing_files
 from mergemill.engine.plan.spellings import join_spellings, read_paths
-from mergemill.engine.plan.stages import make_stages
+from mergemill.engine.plan.steps import make_steps
 from mergemill.engine.plan.summary import describe_choice, describe_donor, warn_of_dtypes
 from mergemill.engine.plan.values import Origin, Plan
 from mergemill.engine.plan.vectors import check_delta_bases, list_vectors
@@ -52,13 +52,13 @@ def make_plan(
     stronger. Raises `InputError` for everything that is wrong with the recipe or its inputs.
     """
     recipe = load_recipe(recipe)
-    where = recipe.name or "recipe"
+    where = recipe.file or "recipe"
     recipe = read_paths(recipe, list_models(recipe), where=where)
     refs = list_models(recipe)
     _check_runnable(recipe, refs, where)
     code = find_code(recipe, methods)
     method = get_any_method(recipe.merge_method, code)
-    stages = make_stages(recipe, method, where=where)
+    steps = make_steps(recipe, method, where=where)
     given = _open_all(refs, make_storage(join_options(storage or {}, recipe.storage)))
     recipe, opened, spelt = join_spellings(recipe, given, where=where)
     checkpoints = share_reads(opened)
@@ -77,7 +77,7 @@ def make_plan(
         offers,
         family,
         method,
-        stages,
+        steps,
         vectors,
         recipe.guard or Guard(),
         RECIPE_DTYPES[dtype] if dtype else None,
@@ -91,7 +91,7 @@ def make_plan(
     needed = find_needed(donor)
     check_whole(tensors, stacks, checkpoints, offers, donor, family, where=where)
     draft = Draft(
-        origin=Origin("merge", recipe.merge_method, recipe_to_json(recipe), recipe.text, recipe.name, seed, code),
+        origin=Origin("merge", recipe.merge_method, recipe_to_json(recipe), recipe.text, recipe.file, seed, code),
         tensors=tensors,
         files=make_files(recipe, method, donor, checkpoints, stacks, tensors, needed, code),
         sources=ledger.close(checkpoints, stacks, family),
@@ -99,7 +99,7 @@ def make_plan(
         dtype_from=describe_choice(recipe),
         guard=filling.guard,
         storage=recipe.storage,
-        scaling=stages.make_scaling([model for model, *_ in vectors], where=where),
+        scaling=steps.make_scaling([model for model, *_ in vectors], where=where),
         warnings=(
             *warn_of_code(recipe, code, where=where),
             *spelt,

@@ -260,4 +260,4 @@ def _list(names: Iterable[str]) -> str:
 
 
 def _name(recipe: Recipe) -> str:
-    return recipe.name or "recipe"
+    return recipe.file or "recipe"

@@ -7,7 +7,7 @@ from typing import Any
 from mergemill.engine.methods.own import MethodsFile
 from mergemill.engine.plan.show import Facts, list_names, show_html, show_text
 from mergemill.engine.plan.sizes import format_size
-from mergemill.engine.plan.stages import Scaling
+from mergemill.engine.plan.steps import Scaling
 from mergemill.engine.recipe import Guard
 from mergemill.engine.storage.ranges import Pin
 from mergemill.engine.tensors.expressions import Expression

@@ -4,19 +4,19 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from mergemill.engine.methods.contract import Method
-from mergemill.engine.plan.stages import Stages
+from mergemill.engine.plan.steps import Steps
 from mergemill.engine.recipe import Guard
 from mergemill.engine.tensors.merged import Merged
 
 
-def find_weightless(merged: Merged, stages: Stages, guard: Guard) -> list[int]:
+def find_weightless(merged: Merged, steps: Steps, guard: Guard) -> list[int]:
     """Return the numbers of the inputs, beside the base, that need not be read; one is left in any case.
 
     None, where they are looked at nevertheless: by a step after the method, for the norms of whole task vectors, or by
     a guard that may undo or stop the merge, since it compares with the change of every input.
     """
     method = merged.kernel
-    if stages.takes_squares or guard.policy != "warn" or not isinstance(method, Method) or not method.unread_at_zero:
+    if steps.takes_squares or guard.policy != "warn" or not isinstance(method, Method) or not method.unread_at_zero:
         return []
     weights = merged.settings[method.unread_at_zero]
     found = [i for i, weight in enumerate(weights) if weight == 0]

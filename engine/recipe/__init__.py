@@ -6,7 +6,7 @@ from mergemill.engine.recipe.parsing import GivenRecipe, load_recipe, parse_reci
 from mergemill.engine.recipe.references import ModelRef
 from mergemill.engine.recipe.schema import recipe_schema
 from mergemill.engine.recipe.settings import Condition, Parameters, Scalar, Setting
-from mergemill.engine.recipe.stages import Guard, Stage
+from mergemill.engine.recipe.steps import GivenStep, Guard
 from mergemill.engine.recipe.values import (
     ModelEntry,
     Module,
@@ -33,6 +33,7 @@ __all__ = [
     "Condition",
     "DtypeName",
     "GivenRecipe",
+    "GivenStep",
     "Guard",
     "ModelEntry",
     "ModelRef",
@@ -45,7 +46,6 @@ __all__ = [
     "Setting",
     "Slice",
     "Source",
-    "Stage",
     "Token",
     "TokenSource",
     "Tokenizer",

@@ -46,7 +46,7 @@ def load_recipe(given: GivenRecipe) -> Recipe:
     if isinstance(given, Mapping):
         return _read_mapping(given)
     if isinstance(given, str) and (len(given.splitlines()) > 1 or given.lstrip().startswith("{")):
-        return parse_recipe(given, name="recipe").model_copy(update={"name": ""})
+        return parse_recipe(given, name="recipe").model_copy(update={"file": ""})
     if not isinstance(given, str | Path):
         raise RecipeError(f"a recipe is a path, a mapping or YAML text, not {describe(given)}")
     path = parse_path(given, RecipeError, what="a recipe")
@@ -60,7 +60,7 @@ def parse_recipe(text: str, *, name: str = "recipe.yml") -> Recipe:
     Raises `RecipeError`, one line that begins with ``name:line:``.
     """
     recipe = parse_value(Recipe, FORM, text, name=name)
-    return recipe.model_copy(update={"text": text, "name": name})
+    return recipe.model_copy(update={"text": text, "file": name})
 
 
 def parse_value(model: type[V], form: Form, text: str, *, name: str) -> V:

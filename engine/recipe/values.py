@@ -20,7 +20,7 @@ from mergemill.engine.recipe.leaves import (
 from mergemill.engine.recipe.references import ModelRef
 from mergemill.engine.recipe.settings import Parameters
 from mergemill.engine.recipe.shapes import FrozenMap, Value
-from mergemill.engine.recipe.stages import Guard, Stage
+from mergemill.engine.recipe.steps import GivenStep, Guard
 from mergemill.engine.recipe.vocabulary import Tokenizer
 
 
@@ -129,7 +129,7 @@ def _check_modules(value: object) -> object:
 class Recipe(Value):
     """A model merge; exactly one of `models`, `slices` and `modules` says what is merged.
 
-    Two recipes are equal where their canonical forms (`recipe_to_json`) are: `text` and `name` do not count.
+    Two recipes are equal where their canonical forms (`recipe_to_json`) are: `text` and `file` do not count.
     """
 
     called: ClassVar[str] = "a recipe"
@@ -149,9 +149,9 @@ class Recipe(Value):
     """Settings that hold everywhere."""
     methods: OptionalMethods = None
     """Python files of merge methods beside the recipe, whose code the merge runs: `my_methods.py`, or a list."""
-    coefficients: Stage | None = None
+    coefficients: GivenStep | None = None
     """Factors on the task vectors before the method sees them: `{method: lines | metagpt, …}`."""
-    post: Annotated[tuple[Stage, ...] | None, BeforeValidator(check_items)] = None
+    post: Annotated[tuple[GivenStep, ...] | None, BeforeValidator(check_items)] = None
     """Steps after the method, in order: `[{method: svc, alpha: 1.0}]`."""
     guard: Guard | None = None
     """What happens to tensors that come out broken; the default warns."""
@@ -167,7 +167,7 @@ class Recipe(Value):
     """How storage is reached, by the scheme of its URLs, without secrets: `{s3: {profile: team, endpoint_url: …}}`."""
     text: Annotated[SkipJsonSchema[str], Field(exclude=True, repr=False)] = ""
     """The recipe file's text as it was read; empty for a recipe made in Python."""
-    name: Annotated[SkipJsonSchema[str], Field(exclude=True, repr=False)] = ""
+    file: Annotated[SkipJsonSchema[str], Field(exclude=True, repr=False)] = ""
     """The name that messages give the file."""
 
     @model_validator(mode="before")

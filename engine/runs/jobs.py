@@ -105,7 +105,7 @@ def make_script(
     recipe: Recipe, out: str, file: ClusterFile, *, arguments: Sequence[str], folder: Path, resume: str
 ) -> str:
     """Return the batch script of a driver; it may be requeued, since a merge resumes."""
-    name = Path(recipe.name).name
+    name = Path(recipe.file).name
     words = ["merge", f'"$files"/{shlex.quote(name)}', *map(shlex.quote, [out, *arguments])]
     lines = [
         "#!/usr/bin/env bash",
@@ -135,7 +135,7 @@ _WAIT = (
 
 def list_texts(recipe: Recipe) -> dict[str, str]:
     """Return the recipe and its files of methods, by their paths from its folder."""
-    place = Path(recipe.name)
+    place = Path(recipe.file)
     methods = {name: read_methods(place.parent / name, name=name).text for name in recipe.methods or ()}
     return {place.name: recipe.text, **methods}
 

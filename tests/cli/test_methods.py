@@ -17,7 +17,7 @@ def facts_of(text: str) -> dict[str, str]:
     return {line.split("  ")[0]: line.partition("  ")[2].strip() for line in text.splitlines() if "  " in line}
 
 
-def test_all_methods_and_stages_are_listed(mergemill: Run) -> None:
+def test_all_methods_and_steps_are_listed(mergemill: Run) -> None:
     _, out, _ = mergemill("methods")
     assert {line.split()[0] for line in out.splitlines()} == {
         "method", *find_methods(), *find_coefficients(), *find_steps(),
@@ -39,11 +39,11 @@ def test_each_method_says_what_it_reads_and_how_often(mergemill: Run, name: str)
 
 
 @pytest.mark.parametrize("name", [*find_coefficients(), *find_steps()])
-def test_each_stage_is_shown_with_its_parameters(mergemill: Run, name: str) -> None:
+def test_each_step_is_shown_with_its_parameters(mergemill: Run, name: str) -> None:
     _, out, _ = mergemill("methods", name)
-    stage = {**find_coefficients(), **find_steps()}[name]
-    assert out.startswith(stage.title)
-    assert all(parameter.name in out for parameter in stage.parameters)
+    step = {**find_coefficients(), **find_steps()}[name]
+    assert out.startswith(step.title)
+    assert all(parameter.name in out for parameter in step.parameters)
     _, out, _ = mergemill("methods", name, "--json")
     assert json.loads(out)["kind"] == ("post" if name in find_steps() else "coefficients")
 

@@ -8,7 +8,7 @@ from plan.toy_tool import merge
 from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.catalogue import get_coefficients
 from mergemill.engine.plan.draft import Draft, finish
-from mergemill.engine.plan.stages import Scaling
+from mergemill.engine.plan.steps import Scaling
 from mergemill.engine.plan.values import Origin, OutputTensor
 from mergemill.engine.storage.ranges import Pin
 from mergemill.engine.tensors.expressions import Expression, Stored

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from mergemill.engine.errors import RecipeError
 from mergemill.engine.recipe import (
     Condition,
+    GivenStep,
     Guard,
     ModelEntry,
     ModelRef,
@@ -18,7 +19,6 @@ from mergemill.engine.recipe import (
     Recipe,
     Slice,
     Source,
-    Stage,
     Token,
     Tokenizer,
     Tokens,
@@ -57,14 +57,14 @@ tokenizers = st.builds(
     tokens=tokens,
     pad_to_multiple_of=st.none() | st.integers(1, 512),
 )
-stages = st.builds(
-    lambda method, given: Stage.model_validate({**given, "method": method}),
+steps = st.builds(
+    lambda method, given: GivenStep.model_validate({**given, "method": method}),
     names,
     parameters,
 )
 rest = {
-    "coefficients": st.none() | stages,
-    "post": st.none() | st.lists(stages, min_size=1, max_size=2).map(tuple),
+    "coefficients": st.none() | steps,
+    "post": st.none() | st.lists(steps, min_size=1, max_size=2).map(tuple),
     "guard": st.none()
     | st.builds(Guard, policy=st.sampled_from(["warn", "keep-base", "fail"]), growth=st.floats(1, 9)),
     "merge_method": names,

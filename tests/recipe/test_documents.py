@@ -56,7 +56,7 @@ def test_load_recipe_names_the_path(tmp_path):
     path = tmp_path / "my.yml"
     path.write_text("merge_method: m\r\nmodels: [{model: a}]\r\n", newline="")
     recipe = load_recipe(path)
-    assert recipe.name == str(path)
+    assert recipe.file == str(path)
     assert recipe.text == "merge_method: m\r\nmodels: [{model: a}]\r\n"
     path.write_text("merge_method: m\nmodel: [{model: a}]\n")
     with pytest.raises(RecipeError) as caught:

@@ -208,9 +208,9 @@ def test_the_examples_in_docstrings_hold():
     assert doctest.testmod(faults).failed == 0
 
 
-def test_a_stage_has_a_name_and_open_settings():
-    assert say_fault(MODELS + "coefficients: {alpha: 1}\n") == "3: a stage needs the key 'method'"
-    fault = "3: a stage must be a mapping with the key method and its settings, not the text 'lines'"
+def test_a_step_has_a_name_and_open_settings():
+    assert say_fault(MODELS + "coefficients: {alpha: 1}\n") == "3: a step needs the key 'method'"
+    fault = "3: a step must be a mapping with the key method and its settings, not the text 'lines'"
     assert say_fault(MODELS + "coefficients: lines\n") == fault
     assert say_fault(MODELS + "post: [{method: svc, alpha: .nan}]\n").endswith("a setting must be a finite number")
     assert say_fault(MODELS + "post: []\n") == "3: 'post' is an empty list and needs at least one item"

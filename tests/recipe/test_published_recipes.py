@@ -239,7 +239,7 @@ def test_tokenizer_source_is_the_short_form_of_tokenizer(written, source):
 def test_text_and_name_are_kept_and_do_not_count():
     recipe = parse_recipe(LINEAR, name="a.yml")
     other = parse_recipe("# a comment\n" + LINEAR, name="b.yml")
-    assert (recipe.text, recipe.name) == (LINEAR, "a.yml")
+    assert (recipe.text, recipe.file) == (LINEAR, "a.yml")
     assert recipe == other
     assert hash(recipe) == hash(other)
 

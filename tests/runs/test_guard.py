@@ -174,7 +174,7 @@ def test_float8_is_watched_as_well(dtype: str, zoo: Path, tmp_path: Path, merge_
 
 # ------------------------------------------------------------------------------------------------------ growth
 @pytest.mark.parametrize(
-    ("stage", "times"),
+    ("step", "times"),
     [
         ({"weight": 3.01}, 3.01),
         ({"weight": -3.01}, 3.01),
@@ -184,9 +184,9 @@ def test_float8_is_watched_as_well(dtype: str, zoo: Path, tmp_path: Path, merge_
     ],
 )
 def test_growth_is_found_above_the_ratio_only(
-    stage: dict[str, Any], times: float | None, zoo: Path, tmp_path: Path, merge_here: Merge
+    step: dict[str, Any], times: float | None, zoo: Path, tmp_path: Path, merge_here: Merge
 ) -> None:
-    committed = merge_here(tasks(zoo, guard={"growth": 3}, **stage), tmp_path / "out")
+    committed = merge_here(tasks(zoo, guard={"growth": 3}, **step), tmp_path / "out")
     fault = f"changed {times} times as much as any of its inputs, more than 3 times"
     wanted = {} if times is None else dict.fromkeys(list_names(zoo / "base"), fault)
     assert find_faults(committed.guard) == wanted

@@ -69,7 +69,7 @@ def test_what_has_no_weight_is_not_read_and_changes_no_byte(
     (first, *_) = found.sources
     layer = sum("layers.1." in each for each in read_tensors(family / "A"))
     assert (first.merged, dict(first.dropped)) == (layer, {WEIGHTLESS: first.tensors - layer})
-    monkeypatch.setattr(fill, "find_weightless", lambda merged, stages, guard: [])
+    monkeypatch.setattr(fill, "find_weightless", lambda merged, steps, guard: [])
     whole, all_read = merge(recipe, tmp_path / "whole")
     assert whole.read_bytes - found.read_bytes == sizes(family / "A") - second
     assert done.read_bytes < all_read.read_bytes
@@ -83,7 +83,7 @@ def test_one_of_several_without_weight_stays(
     recipe = make_recipe(family, name, (0, 0))
     found, _ = merge(recipe, tmp_path / "out")
     assert [source.merged > 0 for source in found.sources] == [False, True, True]
-    monkeypatch.setattr(fill, "find_weightless", lambda merged, stages, guard: [])
+    monkeypatch.setattr(fill, "find_weightless", lambda merged, steps, guard: [])
     merge(recipe, tmp_path / "whole")
     assert hash_output(tmp_path / "out") == hash_output(tmp_path / "whole")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from mergemill.engine.plan.memory import gather_bytes
-from mergemill.engine.plan.stages import Scaling
+from mergemill.engine.plan.steps import Scaling
 from mergemill.engine.plan.values import Part, Piece
 from mergemill.engine.runs.tasks.guard import Row, to_row
 from mergemill.engine.runs.tasks.rounds import Settled, gather_round, hold_inputs, iter_pass, settle

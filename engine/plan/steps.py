@@ -1,4 +1,4 @@
-"""The stages around a merge method: coefficients before it and steps after it, for one tensor at a time."""
+"""The steps around a merge method: coefficients before it and steps after it, for one tensor at a time."""
 
 import difflib
 import math
@@ -12,7 +12,7 @@ from mergemill.engine.methods.coefficients import Coefficients
 from mergemill.engine.methods.contract import Method, Parameter
 from mergemill.engine.methods.steps import Step, Stepped
 from mergemill.engine.plan.settings import Site, resolve_shared
-from mergemill.engine.recipe import Parameters, Recipe, Stage
+from mergemill.engine.recipe import GivenStep, Parameters, Recipe
 from mergemill.engine.tensors.kernels import Kernel
 
 
@@ -36,7 +36,7 @@ class Scaling:
 
 
 @dataclass(frozen=True, slots=True)
-class Stages:
+class Steps:
     """What a recipe says around its method."""
 
     coefficients: tuple[Coefficients, Parameters] | None
@@ -73,22 +73,22 @@ class Stages:
         return Scaling(method, settings, tuple(vectors))
 
 
-def make_stages(recipe: Recipe, method: Method, *, where: str) -> Stages:
-    """Look the recipe's stages up; `PlanError` for unknown ones, and where the method has no task vectors."""
+def make_steps(recipe: Recipe, method: Method, *, where: str) -> Steps:
+    """Look the recipe's steps up; `PlanError` for unknown ones, and where the method has no task vectors."""
     if (recipe.coefficients or recipe.post) and not _has_vectors(recipe, method):
-        stage = "coefficients" if recipe.coefficients else "post"
+        step = "coefficients" if recipe.coefficients else "post"
         optional = method.takes_deltas and method.base == "optional"
         taken = f"which {method.name} does not take{' without a base model' if optional else ''}"
         choice = "name a base_model" if optional else "choose a method with a base model"
-        raise PlanError(f"{where}: {stage} need task vectors, {taken}; leave {stage} out, or {choice}")
+        raise PlanError(f"{where}: {step} need task vectors, {taken}; leave {step} out, or {choice}")
     coefficients = None
     if recipe.coefficients is not None:
         found = get_coefficients(recipe.coefficients.method)
         coefficients = (found, _check_known(found.name, found.parameters, recipe.coefficients, where, "coefficients"))
-    steps = [(get_step(stage.method), stage) for stage in recipe.post or ()]
-    return Stages(
+    steps = [(get_step(given.method), given) for given in recipe.post or ()]
+    return Steps(
         coefficients,
-        tuple((step, _check_known(step.name, step.parameters, stage, where, "post")) for step, stage in steps),
+        tuple((step, _check_known(step.name, step.parameters, given, where, "post")) for step, given in steps),
     )
 
 
@@ -100,14 +100,14 @@ def _has_vectors(recipe: Recipe, method: Method) -> bool:
     return recipe.base_model is not None or (bool(slices) and all(part.base_model is not None for part in slices))
 
 
-def _check_known(name: str, known: Sequence[Parameter], stage: Stage, where: str, key: str) -> Parameters:
+def _check_known(name: str, known: Sequence[Parameter], step: GivenStep, where: str, key: str) -> Parameters:
     names = [parameter.name for parameter in known]
-    for given in stage.parameters:
+    for given in step.parameters:
         if given not in names:
             near = difflib.get_close_matches(given, names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(names) or 'none'}"
             raise PlanError(f"{where}: {key}: {name} takes no parameter {given!r}; {hint}")
-    return stage.parameters
+    return step.parameters
 
 
 def _resolve(parameters: Sequence[Parameter], given: Parameters, site: Site, where: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Whole merges with stages around the method, and with task vectors that have a base of their own.
+"""Whole merges with steps around the method, and with task vectors that have a base of their own.
 
 The oracle knows recipes with `models` or `slices` of Llamas; it computes in float64, from the formulas, the task
 vectors first rounded to float32 as the engine computes them.
@@ -67,10 +67,10 @@ def expected(recipe: Recipe, load: Load) -> dict[str, Array]:
 
 def find_factor(recipe: Recipe, vector: Vector, depth: float, squares: Mapping[Any, float]) -> float:
     """Return alpha + beta·l/(L-1), or the share of the squared norm."""
-    stage = recipe.get("coefficients", {"method": None})
-    if stage["method"] == "lines":
-        return float(stage["alpha"] + stage["beta"] * depth)
-    return squares[vector.key] / sum(squares.values()) if stage["method"] == "metagpt" else 1.0
+    step = recipe.get("coefficients", {"method": None})
+    if step["method"] == "lines":
+        return float(step["alpha"] + step["beta"] * depth)
+    return squares[vector.key] / sum(squares.values()) if step["method"] == "metagpt" else 1.0
 
 
 def merge_tensor(recipe: Recipe, base: Array, vectors: Sequence[tuple[Vector, float]]) -> Array:
@@ -204,7 +204,7 @@ EVERY = [("float32", name) for name in CASES] + [(kind, name) for kind in ("tied
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of models for each of `KINDS`: ``a`` was trained from ``old``, ``b`` from ``base``."""
-    folder = tmp_path_factory.mktemp("stages")
+    folder = tmp_path_factory.mktemp("steps")
     for kind, (dtype, tied) in KINDS.items():
         sizes: dict[str, Any] = {"layers": LAYERS, "hidden": 32, "intermediate": 48, "vocab": 96}
         sizes |= {"dtype": dtype, "tied": tied}
@@ -246,11 +246,11 @@ def test_a_merge_is_what_the_formulas_say(
     assert doubtful <= MOST_DOUBTFUL * sum(values.size for values in wanted.values())
 
 
-@pytest.mark.parametrize("stage", [{"coefficients": LINES}, {"coefficients": META}, {"post": SVC}])
-def test_every_stage_changes_the_result(stage: dict[str, Any], zoo: Path, load: Load) -> None:
-    """Guards the comparison: an oracle that knew no stages would differ."""
+@pytest.mark.parametrize("step", [{"coefficients": LINES}, {"coefficients": META}, {"post": SVC}])
+def test_every_step_changes_the_result(step: dict[str, Any], zoo: Path, load: Load) -> None:
+    """Guards the comparison: an oracle that knew no steps would differ."""
     plain = in_folder(TASKS, zoo / "float32")
-    before, after = expected(plain, load), expected({**plain, **stage}, load)
+    before, after = expected(plain, load), expected({**plain, **step}, load)
     matrices = [name for name in before if before[name].ndim == 2]
     assert all(np.abs(before[name] - after[name]).max() > 1e3 * TOLERANCE for name in matrices)
 
@@ -316,7 +316,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_family(tmp_path_factory.mktemp("family"), vocab=800, layers=1)
 
 
-def plan_staged(name: str, family: Path, *, part_bytes: int) -> Plan:
+def plan_stepd(name: str, family: Path, *, part_bytes: int) -> Plan:
     """Plan one of `STAGED` over the models of the family."""
     text = json.dumps(STAGED[name])
     for short, long in {"base": "base", "a": "A", "b": "B", "A": "A", "B": "B"}.items():
@@ -329,7 +329,7 @@ def plan_staged(name: str, family: Path, *, part_bytes: int) -> Plan:
 def test_any_workers_threads_slabs_memory_and_parts_give_the_same_bytes(
     name: str, family: Path, tmp_path: Path
 ) -> None:
-    whole, cut = (plan_staged(name, family, part_bytes=size) for size in (1 << 30, SMALL_PART))
+    whole, cut = (plan_stepd(name, family, part_bytes=size) for size in (1 << 30, SMALL_PART))
     assert len(whole.parts) == 1
     assert len(cut.parts) > 6
     run(whole, tmp_path / "expected", workers=0, threads=1)
@@ -348,7 +348,7 @@ def test_any_workers_threads_slabs_memory_and_parts_give_the_same_bytes(
 
 
 def test_processes_give_the_same_bytes(family: Path, tmp_path: Path) -> None:
-    plan = plan_staged("metagpt ties keep-base", family, part_bytes=SMALL_PART)
+    plan = plan_stepd("metagpt ties keep-base", family, part_bytes=SMALL_PART)
     run(plan, tmp_path / "expected", workers=0)
     committed = run(plan, tmp_path / "out", workers=2)
     assert hash_output(tmp_path / "out") == hash_output(tmp_path / "expected")
@@ -358,7 +358,7 @@ def test_processes_give_the_same_bytes(family: Path, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ resume
 @pytest.mark.parametrize("name", ["metagpt", "metagpt ties keep-base"])
 def test_a_merge_killed_half_way_ends_with_the_same_bytes(name: str, family: Path, tmp_path: Path) -> None:
-    plan = plan_staged(name, family, part_bytes=SMALL_PART)
+    plan = plan_stepd(name, family, part_bytes=SMALL_PART)
     whole = run(plan, tmp_path / "expected", workers=0)
     half = len(plan.parts) // 2
     run_until(plan, tmp_path / "out", half)
@@ -374,7 +374,7 @@ def test_a_merge_killed_half_way_ends_with_the_same_bytes(name: str, family: Pat
 def test_nothing_is_gathered_for_parts_that_are_kept(
     name: str, family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = plan_staged(name, family, part_bytes=SMALL_PART)
+    plan = plan_stepd(name, family, part_bytes=SMALL_PART)
     run_until(plan, tmp_path / "out", len(plan.parts))
 
     def refuse(*_: object) -> None:

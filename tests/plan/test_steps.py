@@ -1,4 +1,4 @@
-"""Stages around a method and task vectors with a base of their own: what the plan makes of them, and refuses."""
+"""Steps around a method and task vectors with a base of their own: what the plan makes of them, and refuses."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,9 +89,9 @@ def use_of(plan: Plan, model: str) -> SourceUse:
     return found
 
 
-# -------------------------------------------------------------------------------------------- stages refused
+# -------------------------------------------------------------------------------------------- steps refused
 @pytest.mark.parametrize(
-    ("stages", "fault"),
+    ("steps", "fault"),
     [
         (
             {"coefficients": {"method": "line", "alpha": 1, "beta": 1}},
@@ -139,9 +139,9 @@ def use_of(plan: Plan, model: str) -> SourceUse:
         ),
     ],
 )
-def test_a_wrong_stage_is_refused_in_one_line(stages: dict[str, Any], fault: str) -> None:
+def test_a_wrong_step_is_refused_in_one_line(steps: dict[str, Any], fault: str) -> None:
     write("base", "a", "b")
-    assert refuse(tasks(**stages)) == fault
+    assert refuse(tasks(**steps)) == fault
 
 
 LINES = {"method": "lines", "alpha": 1, "beta": 1}
@@ -172,7 +172,7 @@ LINES = {"method": "lines", "alpha": 1, "beta": 1}
         ),
     ],
 )
-def test_a_stage_of_a_method_without_task_vectors_is_refused(recipe: dict[str, Any], fault: str) -> None:
+def test_a_step_of_a_method_without_task_vectors_is_refused(recipe: dict[str, Any], fault: str) -> None:
     write("base", "a", "b")
     assert refuse(tasks(**recipe)) == fault
 
@@ -392,7 +392,7 @@ def test_one_layer_alone_is_the_first() -> None:
     assert merged(plan, Q).factors == (0.25,)
 
 
-def test_settings_of_a_stage_may_have_conditions() -> None:
+def test_settings_of_a_step_may_have_conditions() -> None:
     write("base", "a", "b")
     alpha = [{"filter": "self_attn", "value": 0.5}, {"value": 2}]
     plan = plan_of(tasks(coefficients={"method": "lines", "alpha": alpha, "beta": 0}))
@@ -440,7 +440,7 @@ def test_a_step_and_its_settings_are_in_the_digest() -> None:
 
 
 @pytest.mark.parametrize(
-    "stage",
+    "step",
     [
         {"coefficients": {"method": "lines", "alpha": 1, "beta": 0}},
         {"coefficients": {"method": "metagpt"}},
@@ -450,9 +450,9 @@ def test_a_step_and_its_settings_are_in_the_digest() -> None:
         {"models": [{"model": "a", "delta_base": "b"}, {"model": "b"}]},
     ],
 )
-def test_every_stage_is_in_the_digest(stage: dict[str, Any]) -> None:
+def test_every_step_is_in_the_digest(step: dict[str, Any]) -> None:
     write("base", "a", "b")
-    assert plan_of(tasks(**stage)).digest != plan_of(tasks()).digest
+    assert plan_of(tasks(**step)).digest != plan_of(tasks()).digest
 
 
 @pytest.mark.parametrize(("method", "based"), [("task_arithmetic", True), ("slerp", False)])

@@ -23,13 +23,13 @@ POLICIES = ("warn", "keep-base", "fail")
 GROWTH = 10.0
 
 
-class Stage(Value):
-    """One stage by its name and its settings, side by side: ``{method: lines, alpha: 0.3, beta: 0.7}``."""
+class GivenStep(Value):
+    """One step by its name and its settings, side by side: ``{method: lines, alpha: 0.3, beta: 0.7}``."""
 
-    called: ClassVar[str] = "a stage"
+    called: ClassVar[str] = "a step"
 
     method: Text
-    """The name of the stage's method."""
+    """The name of the step's method."""
     parameters: Parameters = Parameters()
     """Its settings; in a recipe they stand beside `method`."""
 
