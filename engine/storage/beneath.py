@@ -91,7 +91,7 @@ class Beneath:
 
         One that is there is replaced. The folders of the name are made.
         """
-        place = f"{beside}/.{_last(name)}{UNFINISHED}{secrets.token_hex(4)}"
+        place = name_beside(name, beside)
         for parent in list(PurePosixPath(name).parents)[-2::-1]:
             self.make_folder(parent.as_posix())
         try:
@@ -163,6 +163,11 @@ class Beneath:
             if error.errno in _LINKED:
                 raise _linked(self.place(name)) from error
             raise StorageError(f"{self.place(name)}: {doing} this file failed: {error.strerror}") from error
+
+
+def name_beside(name: str, beside: str) -> str:
+    """Return a new name in the folder `beside` for a file until it is whole and gets its own."""
+    return f"{beside}/.{_last(name)}{UNFINISHED}{secrets.token_hex(4)}"
 
 
 class _Absent(StorageError):

@@ -14,6 +14,7 @@ from pathlib import Path
 from mergemill.engine.checkpoint.unfinished import STATE_NAME
 from mergemill.engine.errors import OutputError, RunError, StorageError
 from mergemill.engine.plan.values import Plan, Shard, SmallFile
+from mergemill.engine.runs.outputs.free import check_free, check_place
 from mergemill.engine.runs.outputs.lease import RENEW_S
 from mergemill.engine.runs.outputs.notes import FileNotes
 from mergemill.engine.runs.outputs.receipts import Journal, Receipt, keep_planned
@@ -31,7 +32,7 @@ from mergemill.engine.runs.outputs.state import JOURNAL_NAME, LOCK_NAME, RECORD_
 from mergemill.engine.runs.outputs.target import FileTarget, Target
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.storage import system
-from mergemill.engine.storage.beneath import UNFINISHED, Beneath
+from mergemill.engine.storage.beneath import UNFINISHED, Beneath, name_beside
 from mergemill.engine.storage.positioned import (
     check_space,
     create_positioned,
@@ -116,8 +117,9 @@ class FolderOutput:
 
     def open(self, plan: Plan) -> None:
         """Make the folder the output of `plan`, new or resumed; `OutputError` where it holds anything else."""
+        check_place(self.folder, self._list_names(plan))
         if not self._files.find_folder(STATE_NAME) or self.read_record() is None:
-            _check_free(self.folder)
+            check_free(self.folder)
         self.make_state()
 
     def make_state(self) -> None:
@@ -252,6 +254,13 @@ class FolderOutput:
         ]
         return [*files[::-1], *shards]
 
+    def _list_names(self, plan: Plan) -> Iterator[str]:
+        """Yield every name below the folder that the merge gives to a file, also until that is whole."""
+        for shard in plan.shards:
+            yield from (shard.name, self._name_unfinished(shard.name, plan.digest))
+        for name in (*(file.name for file in plan.files), RECORD_NAME):
+            yield from (name, name_beside(name, STATE_NAME))
+
     def _name_unfinished(self, shard_name: str, digest: str) -> str:
         return f"{STATE_NAME}/{shard_name}.tmp-{digest[:12]}"
 
@@ -298,18 +307,6 @@ class FolderOutput:
 
 
 _LATE = (RECORD_NAME, LOCK_NAME)  # the record late: an abort that is interrupted can be repeated
-
-
-def _check_free(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder}: is a file; the output must be a folder, new or empty")
-    found = sorted(path.name for path in folder.iterdir() if path.name != STATE_NAME) if folder.exists() else []
-    if found:
-        raise OutputError(f"{folder}: holds {found[0]!r}{_more(found)}; the output must be a folder, new or empty")
-
-
-def _more(names: list[str]) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
 @contextmanager
