@@ -14,7 +14,7 @@ from mergemill.engine.plan.values import Part, Piece, Plan
 from mergemill.engine.runs.crew import find_workplace
 from mergemill.engine.runs.outputs.receipts import Receipt
 from mergemill.engine.runs.outputs.target import ShardTarget, Target
-from mergemill.engine.runs.tasks.failures import run_named
+from mergemill.engine.runs.tasks.failures import name_in_key, run_named
 from mergemill.engine.runs.tasks.piece import find_factors, gather_piece, gather_rest, gather_squares, with_factors
 from mergemill.engine.runs.tasks.rounds import cut_pieces, iter_cut_tensors
 from mergemill.engine.runs.tasks.task import run_part, run_shard
@@ -101,9 +101,9 @@ class _Totals:
 
 def _make_totals(name: str, pieces: Sequence[Piece], factors: Delayed | None, token: str, slab: int) -> _Totals:
     totals: list[Delayed] = []
-    projected = pieces[0].projected
+    projected, named = pieces[0].projected, name_in_key(name)
     for number in range(projected.usual_rounds):
-        key = f"{name}-round{number}-{token}"
+        key = f"{named}-round{number}-{token}"
         partials = [
             _later_gather(pickle.dumps((piece, slab)), list(totals), factors, dask_key_name=f"gather-{key}-{i:06d}")
             for i, piece in enumerate(pieces)
@@ -112,7 +112,7 @@ def _make_totals(name: str, pieces: Sequence[Piece], factors: Delayed | None, to
     if projected.most_rounds == projected.usual_rounds:
         return _Totals(totals, [])
     rest = _later_gather_rest(
-        pickle.dumps((pieces, slab)), list(totals), factors, dask_key_name=f"gather-{name}-rest-{token}"
+        pickle.dumps((pieces, slab)), list(totals), factors, dask_key_name=f"gather-{named}-rest-{token}"
     )
     return _Totals(totals, rest)
 

@@ -31,7 +31,7 @@ def check_place(folder: Path, names: Iterable[str]) -> None:
     above = _find_lowest(folder.absolute())
     if not above.exists():
         raise OutputError(
-            f"{above}: is a link to {os.readlink(above)!r}, where nothing is; make that folder, or remove the link"
+            f"{above}: is a link to {str(above.readlink())!r}, where nothing is; make that folder, or remove the link"
         )
     most_name, most_path = os.pathconf(above, "PC_NAME_MAX"), os.pathconf(above, "PC_PATH_MAX") - 1  # less its end
     paths = [folder.absolute() / name for name in names]

@@ -1,5 +1,7 @@
 """What a task's error means for the run, and which tensors it is about."""
 
+import hashlib
+import re
 import traceback
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -15,6 +17,9 @@ Result = TypeVar("Result")
 _MOST_NAMES = 3
 _MOST_SAID = 1000  # characters of an error; Dask cuts what is longer than 10,000
 _MOST_TRACE = 6000
+_MOST_NAME = 60  # characters of a tensor's name in a key
+_PLAIN = re.compile(r"[!-\[\]-~]{1,200}")  # printable ASCII without a backslash
+_ABOUT = re.compile(r"(?P<name>.+)-(?:round\d+|rest)-.*")  # a key behind its kind, of a tensor's statistics
 
 
 class WorkersDied(RunError):
@@ -75,15 +80,30 @@ def describe_pieces(pieces: Sequence[Piece]) -> str:
     return f"{_shorten(names)}, read from {_shorten(files)}" if names else ""
 
 
+def name_in_key(name: str) -> str:
+    r"""Return what a tensor is called in the keys of its tasks, which Dask writes to its logs as they are.
+
+    The name itself where that is plain, else its beginning, escaped, and a checksum: no two tensors share a key, and
+    no name speaks to a terminal through a log (2026-11-29).
+
+    >>> name_in_key("lm_head.weight"), name_in_key("a\x1b[31m").isprintable()
+    ('lm_head.weight', True)
+    """
+    if _PLAIN.fullmatch(name):
+        return name
+    return f"{ascii(name[:_MOST_NAME])[1:-1]}…{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:12]}"
+
+
 def _find_pieces(key: str, plan: Plan) -> list[Piece]:
     """Return what a task merges, checks or gathers: its key holds a part's number or, before its round, a name."""
     kind, _, rest = key.partition("-")
     if kind in ("merge", "check"):
         return list(plan.parts[int(rest.partition("-")[0])].pieces)
-    name = rest.rpartition("-round")[0]
-    if not name and kind == "gather":
+    about = _ABOUT.fullmatch(rest)
+    if about is None and kind == "gather":
         return list(plan.parts[int(rest.rpartition("-")[2])].pieces)  # of the squares of whole models
-    return [piece for part in plan.parts for piece in part.pieces if piece.tensor.name == name]
+    name = about["name"] if about else None
+    return [piece for part in plan.parts for piece in part.pieces if name_in_key(piece.tensor.name) == name]
 
 
 def _say(error: BaseException | None) -> str:
