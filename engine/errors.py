@@ -8,6 +8,7 @@
     │   ├── CheckpointError              a stored model
     │   │   ├── Absent                   its storage was asked, and says that nothing is there
     │   │   ├── HeaderError              a safetensors file that breaks the format
+    │   │   ├── PickledError             a file of torch.save that is damaged, or asks for more than tensors
     │   │   └── IndexFileError           a model.safetensors.index.json that does not fit its shards
     │   ├── MethodsError                 a file of methods: it cannot be read or run, or holds none
     │   ├── PlanError                    recipe and checkpoints do not go together
@@ -57,6 +58,10 @@ class Absent(CheckpointError):
 
 class HeaderError(CheckpointError):
     """A safetensors file breaks the format."""
+
+
+class PickledError(CheckpointError):
+    """A file of ``torch.save`` breaks its format, or asks for what is no part of a tensor; nothing of it was run."""
 
 
 class IndexFileError(CheckpointError):

@@ -1,7 +1,7 @@
 """What is stored: headers, index, config, tokenizer files; opening a model without its weights."""
 
 from mergemill.engine.checkpoint.card import Card, common_license, hub_names, make_card
-from mergemill.engine.checkpoint.checkpoint import Checkpoint, StoredTensor, open_checkpoint, read_file
+from mergemill.engine.checkpoint.checkpoint import Checkpoint, open_checkpoint, read_file
 from mergemill.engine.checkpoint.config import (
     CONFIG_DTYPES,
     Changes,
@@ -31,6 +31,7 @@ from mergemill.engine.checkpoint.header import Header, parse_header, read_header
 from mergemill.engine.checkpoint.index import INDEX_NAME, check_index, parse_index
 from mergemill.engine.checkpoint.layout import DTYPE_BITS, TensorInfo, file_order, make_header, make_offsets
 from mergemill.engine.checkpoint.vocabulary import read_vocabulary, same_tokenizer
+from mergemill.engine.checkpoint.weights import StoredTensor
 
 __all__ = [
     "CONFIG_DTYPES",

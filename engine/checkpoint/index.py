@@ -1,7 +1,8 @@
 """``model.safetensors.index.json``: which shard holds which tensor, checked against the shards themselves.
 
 Format: https://huggingface.co/docs/safetensors#sharded-models, as transformers writes it: an object with
-``weight_map`` (tensor name to file name) and ``metadata``, of which nothing is used here.
+``weight_map`` (tensor name to file name) and ``metadata``, of which nothing is used here. That of pickled shards,
+``pytorch_model.bin.index.json``, is the same.
 Names are judged as written, not where a link leads: the Hub's cache links every shard to ``../../blobs``.
 """
 
@@ -15,8 +16,8 @@ from mergemill.engine.errors import IndexFileError
 INDEX_NAME = "model.safetensors.index.json"
 
 
-def parse_index(text: bytes, *, where: str) -> Mapping[str, str]:
-    """Return the file name of each tensor's shard, in the order of the index.
+def parse_index(text: bytes, *, where: str, endings: tuple[str, ...] = (".safetensors",)) -> Mapping[str, str]:
+    """Return the file name of each tensor's shard, in the order of the index; `endings`: those of shards.
 
     Raises `IndexFileError` for what is no index, and for a shard that would lie outside the folder.
     """
@@ -24,7 +25,7 @@ def parse_index(text: bytes, *, where: str) -> Mapping[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise IndexFileError(f"{where}: has no 'weight_map' from tensor names to file names")
     for name, shard in weight_map.items():
-        _check_shard_name(name, shard, where)
+        _check_shard_name(name, shard, endings, where)
     return weight_map
 
 
@@ -62,7 +63,7 @@ def _check_held(name: str, shard: str, named: str | None, shards: Mapping[str, C
         raise IndexFileError(f"{where}: tensor {name!r} is in {shard}, not in {named} as the index says")
 
 
-def _check_shard_name(name: str, shard: object, where: str) -> None:
+def _check_shard_name(name: str, shard: object, endings: tuple[str, ...], where: str) -> None:
     where = f"{where}: tensor {name!r}"
     if not isinstance(shard, str):
         raise IndexFileError(f"{where} is mapped to {shard!r}, not to a file name")
@@ -70,8 +71,9 @@ def _check_shard_name(name: str, shard: object, where: str) -> None:
         raise IndexFileError(f"{where} is mapped to {shard!r}, which is no text")
     if _leaves_folder(shard):
         raise IndexFileError(f"{where} is mapped to {shard!r}, which is outside the folder")
-    if not shard.endswith(".safetensors"):
-        raise IndexFileError(f"{where} is mapped to {shard!r}, which is not a safetensors file")
+    if not shard.endswith(endings):
+        kind = "a safetensors file" if ".safetensors" in endings else "a file of torch.save"
+        raise IndexFileError(f"{where} is mapped to {shard!r}, which is not {kind}")
 
 
 def _leaves_folder(shard: str) -> bool:

@@ -8,7 +8,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mergemill.engine.checkpoint.checkpoint import Checkpoint, StoredTensor, read_file
+from mergemill.engine.checkpoint.checkpoint import Checkpoint, read_file
+from mergemill.engine.checkpoint.weights import StoredTensor
 
 _CONFIG_KEYS = ("quantization_config", "compression_config", "quantization")
 _MODELOPT_FILE = "hf_quant_config.json"

@@ -18,7 +18,7 @@ from mergemill.engine.storage.store import Storage
 STATE_NAME = ".mergemill"
 COMMITTED = b'{"committed": true}'  # the last line of a journal
 _WHOLE_NAMES = ("committed", "journal.json")  # of object storage, and of the Hub
-_SHARD = re.compile(r"(?P<model>.*)-(?P<number>\d{5,9})-of-(?P<count>\d{5,9})(?P<suffix>\.safetensors)")
+_SHARD = re.compile(r"(?P<model>.*)-(?P<number>\d{5,9})-of-(?P<count>\d{5,9})(?P<suffix>\.safetensors|\.bin)")
 _COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers")  # that count the layers which are stored
 _SHARING_KEYS = ("num_hidden_groups", "num_hidden_group")  # layers that are used several times, as ALBERT's
 

@@ -6,11 +6,13 @@ and scales become one expression that dequantises, and the scales are offered no
 
 from collections.abc import Mapping
 
-from mergemill.engine.checkpoint.checkpoint import Checkpoint, StoredTensor
+from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.checkpoint.family import Family
+from mergemill.engine.checkpoint.weights import StoredTensor
 from mergemill.engine.offers.offer import Asked, Format, Offer, Offers
 from mergemill.engine.offers.ties import offer_ties
-from mergemill.engine.tensors.expressions import Stored
+from mergemill.engine.tensors.expressions import Expression, Stored
+from mergemill.engine.tensors.permuted import Permuted
 
 FORMATS: tuple[Format, ...] = (offer_ties,)
 
@@ -29,6 +31,8 @@ def offer_stored(checkpoint: Checkpoint) -> Offers:
     return {name: Offer(express(stored), (name,)) for name, stored in checkpoint.tensors.items()}
 
 
-def express(tensor: StoredTensor) -> Stored:
+def express(tensor: StoredTensor) -> Expression:
     """Return a stored tensor as an expression."""
-    return Stored(tensor.file, tensor.offset_bytes, tensor.dtype, tensor.shape, tensor.read_from)
+    shape = tensor.shape if tensor.axes is None else tuple(tensor.shape[axis] for axis in tensor.axes)
+    stored = Stored(tensor.file, tensor.offset_bytes, tensor.dtype, shape, tensor.read_from)
+    return stored if tensor.axes is None else Permuted(stored, tensor.axes)

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from mergemill.engine.checkpoint.checkpoint import StoredTensor, open_checkpoint
+from mergemill.engine.checkpoint.checkpoint import open_checkpoint
+from mergemill.engine.checkpoint.weights import StoredTensor
 from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.contract import Method, Parameter
 from mergemill.engine.plan.draft import SHARD_SIZE

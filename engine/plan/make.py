@@ -102,6 +102,7 @@ def make_plan(
         scaling=steps.make_scaling([model for model, *_ in vectors], where=where),
         warnings=(
             *warn_of_code(recipe, code, where=where),
+            *(told for checkpoint in checkpoints.values() for told in checkpoint.left_out),
             *spelt,
             *warn_of_dtypes(recipe, checkpoints, tensors, where=where),
             *warn_of_disagreement(donor, checkpoints, where=where),

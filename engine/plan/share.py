@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from mergemill.engine.checkpoint.checkpoint import Checkpoint, StoredTensor
+from mergemill.engine.checkpoint.checkpoint import Checkpoint
+from mergemill.engine.checkpoint.weights import StoredTensor
 from mergemill.engine.storage.pin import Pin, find_content
 
 

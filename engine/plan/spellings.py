@@ -55,9 +55,12 @@ def _is_there(path: str) -> bool:
 
 
 def _identify(checkpoint: Checkpoint) -> Any:
-    """Return what two spellings of one model have in common: its place, and the files of its weights."""
+    """Return what two spellings of one model have in common: its place, and where its weights lie in which files.
+
+    Of one file of ``torch.save`` there may be several models.
+    """
     place = checkpoint.path if is_remote(checkpoint.path) else str(Path(checkpoint.path).resolve())
-    return place, frozenset(stored.file for stored in checkpoint.tensors.values())
+    return place, frozenset((stored.file, stored.offset_bytes) for stored in checkpoint.tensors.values())
 
 
 def _replace_models(recipe: Recipe, change: Callable[[ModelRef], ModelRef]) -> Recipe:

@@ -17,6 +17,7 @@ from mergemill.engine.storage.fetch import sample_remote
 from mergemill.engine.storage.pin import Pin, changed
 from mergemill.engine.storage.store import Unavailable, check_options
 from mergemill.engine.storage.tries import BEFORE, ask_patiently
+from mergemill.engine.storage.urls import WEIGHT_ENDINGS
 
 NAMES = (
     "model.safetensors.index.json",
@@ -49,6 +50,7 @@ NAMES = (
     "adapter_config.json",
     "adapter_model.safetensors",
     "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
 )
 """What a folder is asked for; a file with another name is not found."""
 
@@ -87,7 +89,7 @@ class HttpStore:
 
     def list_files(self, url: str, beneath: str) -> Mapping[str, Pin] | None:
         """Return those of the usual names that a folder has; None where `url` is a file, as its ending says."""
-        if url.endswith(".safetensors"):
+        if url.endswith(WEIGHT_ENDINGS):
             return None
         names = (*NAMES, *(f"{beneath}/{name}" for name in BENEATH if beneath))
         urls = {name: f"{url}/{name}" for name in names}

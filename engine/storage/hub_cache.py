@@ -14,8 +14,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from mergemill.engine.storage import local
 from mergemill.engine.storage.pin import Pin
+from mergemill.engine.storage.urls import WEIGHT_ENDINGS
 
-_INDEX_NAME = "model.safetensors.index.json"
+_INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")  # the first that is there counts
 _KINDS = {64: "sha256", 40: "git"}  # by the digits of a blob's name
 _HASH = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 
@@ -59,13 +60,14 @@ def find_missing(folder: Path, files: Collection[str]) -> str:
     missing = sorted(_list_shards(folder) - set(files))
     if missing:
         return missing[0] + (f" and {len(missing) - 1} more" if missing[1:] else "")
-    return "" if any(name.endswith(".safetensors") for name in files) else "its weights"
+    return "" if any(name.endswith(WEIGHT_ENDINGS) for name in files) else "its weights"
 
 
 def _list_shards(folder: Path) -> set[str]:
     """Return the shards that an index names; none where it is missing, or broken, which its reader will say."""
+    index = next((path for name in _INDEX_NAMES if (path := folder / name).exists()), folder / _INDEX_NAMES[0])
     try:
-        return set(json.loads((folder / _INDEX_NAME).read_bytes())["weight_map"].values())
+        return set(json.loads(index.read_bytes())["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return set()
 

@@ -16,6 +16,9 @@ from urllib.parse import unquote
 
 from mergemill.engine.errors import CheckpointError, MergemillError
 
+PICKLED_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")  # of files that torch.save wrote
+WEIGHT_ENDINGS = (".safetensors", *PICKLED_ENDINGS)  # of files that are models by themselves
+
 _USERS = ("sftp", "ssh", "ftp", "smb", "hdfs", "webhdfs", "abfs", "abfss", "wasb", "wasbs", "adl")  # schemes
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://")
 _NEARLY = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):/*(?P<rest>.*)", re.DOTALL)

@@ -68,6 +68,11 @@ class Expression:
         return join_blocks([each.block for each in self.inputs], self.size)
 
     @property
+    def own_block(self) -> int:
+        """Elements that cannot be had apart, whatever its inputs are; 1: each can."""
+        return 1
+
+    @property
     def is_merged(self) -> bool:
         """Whether a method makes it, and not a copy of what is stored; the guard looks at what is."""
         return False

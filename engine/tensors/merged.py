@@ -97,9 +97,13 @@ class Merged(Expression):
 
     @property
     def block(self) -> int:
-        """As the method needs it, and those of merges inside this one."""
-        inner = (each.block for source in self.inputs for each in _iter_merged(source))
-        return join_blocks([self.place.block, *inner], self.size)
+        """As the method needs it, and what is inside it."""
+        return join_blocks(list(_iter_blocks(self)), self.size)
+
+    @property
+    def own_block(self) -> int:
+        """As the method needs it."""
+        return self.place.block
 
     @property
     def is_merged(self) -> bool:
@@ -351,10 +355,8 @@ class Merging:
         return tensors
 
 
-def _iter_merged(source: Expression) -> Iterator[Expression]:
-    """Yield the merges that an expression is, or is made of."""
-    if source.is_merged:
-        yield source
-        return
-    for each in source.inputs:
-        yield from _iter_merged(each)
+def _iter_blocks(expression: Expression) -> Iterator[int]:
+    """Yield the blocks of an expression and of all that it is made of."""
+    yield expression.own_block
+    for each in expression.inputs:
+        yield from _iter_blocks(each)

@@ -189,17 +189,9 @@ def test_place_that_cannot_be_read_is_named(ref, message):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "has no safetensors file"),
-        (["config.json"], "has no safetensors file"),
-        (["training_args.bin"], "has no safetensors file"),
-        (
-            ["pytorch_model.bin"],
-            "has pytorch_model.bin but no safetensors file; convert it to safetensors first",
-        ),
-        (
-            ["consolidated.00.pth", "params.json"],
-            "has consolidated.00.pth but no safetensors file; convert it to safetensors first",
-        ),
+        ([], "has no file of weights (.safetensors .bin .pt .pth .ckpt)"),
+        (["config.json"], "has no file of weights (.safetensors .bin .pt .pth .ckpt)"),
+        (["training_args.bin"], "has no file of weights (.safetensors .bin .pt .pth .ckpt)"),
         (["m-Q4_K_M.gguf"], "has m-Q4_K_M.gguf but no safetensors file; convert it to safetensors first"),
         (["a.safetensors", "b.safetensors"], f"has 2 safetensors files and no {INDEX_NAME}"),
         (
@@ -218,8 +210,8 @@ def test_folder_without_a_model_says_what_it_has(tmp_path, names, message):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("m.gguf", "is not a safetensors file; convert it to safetensors first"),
-        ("m.yml", "is neither a folder nor a safetensors file"),
+        ("m.gguf", "is neither a safetensors file nor one of torch.save; convert it to one first"),
+        ("m.yml", "is neither a folder nor a file of weights (.safetensors .bin .pt .pth .ckpt)"),
     ],
 )
 def test_file_that_is_no_safetensors_says_so(tmp_path, name, message):

@@ -23,6 +23,7 @@ from mergemill.engine.checkpoint.card import Card, common_license, make_card, pa
 from mergemill.engine.checkpoint.checkpoint import open_checkpoint
 from mergemill.engine.checkpoint.header import parse_header
 from mergemill.engine.checkpoint.index import check_index, check_shards, parse_index
+from mergemill.engine.checkpoint.pickles.pickled import read_pickled
 from mergemill.engine.errors import (
     CheckpointError,
     HeaderError,
@@ -30,6 +31,7 @@ from mergemill.engine.errors import (
     InputError,
     MergemillError,
     OutputError,
+    PickledError,
     PlanError,
     RecipeError,
     RunError,
@@ -44,6 +46,7 @@ from mergemill.engine.runs.outputs.lease import Lease
 from mergemill.engine.runs.outputs.receipts import Receipt, parse_lines, parse_receipts
 from mergemill.engine.runs.outputs.record import parse_record
 from mergemill.engine.runs.tasks.guard import make_report
+from mergemill.engine.storage.ranges import pin_file
 
 PAD_BYTES = 1 << 16  # of data that a header may be given to be compared with safetensors
 
@@ -79,6 +82,18 @@ def use_header(data: bytes) -> None:
     assert {tensor.name: list(tensor.shape) for tensor in header.tensors} == {
         name: list(found["shape"]) for name, found in there.items()
     }
+
+
+def use_pickle(data: bytes) -> None:
+    """A file of ``torch.save``: what is taken of it lies in it."""
+    path = _find_folder() / "x.pt"
+    path.write_bytes(data)
+    tensors, left_out = read_pickled(pin_file(path), where="x.pt")
+    assert tensors
+    assert len(left_out.split("\n")) == 1
+    for each in tensors:
+        assert 0 <= each.offset_bytes <= each.offset_bytes + each.nbytes <= len(data)
+        assert each.axes is None or sorted(each.axes) == list(range(len(each.shape)))
 
 
 SHARDS = {"model-00001-of-00002.safetensors": {"a", "b"}, "model-00002-of-00002.safetensors": {"c"}}
@@ -304,6 +319,7 @@ def _find_notes() -> Mapping[str, bytes]:
 
 TARGETS: Mapping[str, Target] = {
     "header": Target(use_header, (HeaderError,), ('"dtype"', '"shape"', '"data_offsets"', "__metadata__", "BF16")),
+    "pickle": Target(use_pickle, (PickledError,), ("collections\nOrderedDict\n", "_rebuild_tensor_v2", "PK")),
     "index": Target(use_index, (IndexFileError,), ('"weight_map"', *SHARDS)),
     "config": Target(use_config, (CheckpointError, PlanError), ("num_hidden_layers", "layer_types", "text_config")),
     "card": Target(use_card, (), ("---\n", "license: ", "license_name: ", "<<: *a", "&a ", "!!binary ")),
