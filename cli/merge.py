@@ -22,6 +22,7 @@ from mergemill.cli.options import (
     Memory,
     Methods,
     Recipe,
+    RoundStages,
     Scheduler,
     Seed,
     ShardSize,
@@ -31,6 +32,7 @@ from mergemill.cli.options import (
     Workers,
 )
 from mergemill.cli.plan import plan_lines
+from mergemill.cli.recipes import open_recipe
 from mergemill.cli.signals import Interrupted, hold_back, let_through, raise_interrupts
 from mergemill.cli.status import run_in
 
@@ -66,6 +68,7 @@ def merge(
     shard_size: ShardSize = SHARD_SIZE,
     seed: Seed = 0,
     methods: Methods = None,
+    round_stages: RoundStages = False,
     quiet: Quiet = False,
     json: JsonLines = False,
 ) -> None:
@@ -76,16 +79,17 @@ def merge(
     with ExitStack() as stack:
         if json:
             stack.enter_context(errors_as_events())
-        from mergemill.engine import describe_plan, load_cluster, load_recipe, make_plan, run
+        from mergemill.engine import describe_plan, load_cluster, make_plan, run
 
         file = load_cluster(cluster) if cluster else None
         store = load_cluster(storage_as) if storage_as else file
         storage = store.storage if store else None
         plan = make_plan(
-            load_recipe(recipe),
+            open_recipe(recipe),
             seed=seed,
             shard_size=shard_size,
             methods=methods or (),
+            round_stages=round_stages,
             storage=storage,
         )
         watch = Screen(stack, quiet=quiet, json=json)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="The YAML file that says what to merge.")]
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="The YAML file that says what to merge; - reads stdin.")]
 Out = Annotated[str, typer.Argument(metavar="OUT", help="Where the merge is: a folder, s3://… or hf://org/name.")]
 StorageAs = Annotated[
     str | None, typer.Option("--storage-as", metavar="RECIPE", help="Reach it as this recipe's storage_options say.")
@@ -27,6 +27,9 @@ Memory = Annotated[
     typer.Option(metavar="SIZE", help="Promised to each worker, such as 512MiB; else the cluster file's, or 1GiB."),
 ]
 ShardSize = Annotated[str, typer.Option(metavar="SIZE", help="Most bytes of an output file, or 'tensor'.")]
+RoundStages = Annotated[
+    bool, typer.Option("--round-stages", help="Round each stage as a file of it would be, for the bytes of one by one.")
+]
 Seed = Annotated[int, typer.Option(metavar="N", help="Of the random methods' masks.")]
 Workers = Annotated[int | None, typer.Option(min=0, metavar="N", help="Processes; 0: threads of this one.")]
 Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads of each worker.")]

@@ -17,11 +17,13 @@ from mergemill.cli.options import (
     Memory,
     Methods,
     Recipe,
+    RoundStages,
     Seed,
     ShardSize,
     Threads,
     Workers,
 )
+from mergemill.cli.recipes import open_recipe
 
 AnyOut = Annotated[
     str | None, typer.Argument(metavar="[OUT]", help="Where it would go: to count what writing there takes.")
@@ -40,20 +42,22 @@ def plan(
     shard_size: ShardSize = SHARD_SIZE,
     seed: Seed = 0,
     methods: Methods = None,
+    round_stages: RoundStages = False,
     json: Json = False,
 ) -> None:
     """Show what a merge will read, write and need.
 
     Example: mergemill plan recipe.yml --memory 2GiB
     """
-    from mergemill.engine import describe_plan, load_cluster, load_recipe, make_plan
+    from mergemill.engine import describe_plan, load_cluster, make_plan
 
     file = load_cluster(cluster) if cluster else None
     found = make_plan(
-        load_recipe(recipe),
+        open_recipe(recipe),
         seed=seed,
         shard_size=shard_size,
         methods=methods or (),
+        round_stages=round_stages,
         storage=file.storage if file else None,
     )
     numbers = describe_plan(
@@ -77,13 +81,15 @@ def plan_lines(numbers: Mapping[str, Any]) -> Iterator[str]:
     """Yield a plan in a few lines, its warnings last."""
     from mergemill.engine import format_size
 
-    models, tensors = count(len(numbers["sources"]), "model"), count(numbers["tensors"], "tensor")
+    stored = [source for source in numbers["sources"] if not source["is_stage"]]
+    models, tensors = count(len(stored), "model"), count(numbers["tensors"], "tensor")
     yield f"{numbers['method']}: {models} into {tensors}"
     yield f"  dtype   {numbers['dtype']}"
     yield f"  config  and tokenizer of {numbers['donor']}"
     yield f"  read    {format_size(numbers['read_bytes']):>10}"
     for source in numbers["sources"]:
-        yield f"          {format_size(source['read_bytes']):>10}  {source['model']}: {_uses(source)}"
+        read = "stage" if source["is_stage"] else format_size(source["read_bytes"])
+        yield f"          {read:>10}  {source['model']}: {_uses(source)}"
     if numbers["first_pass_bytes"]:
         yield f"          {format_size(numbers['first_pass_bytes']):>10}  once before, for the coefficients' norms"
     shards, parts = count(len(numbers["shards"]), "shard"), count(numbers["parts"], "part")

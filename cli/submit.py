@@ -20,10 +20,12 @@ from mergemill.cli.options import (
     Methods,
     Out,
     Recipe,
+    RoundStages,
     Seed,
     ShardSize,
     say_storage,
 )
+from mergemill.cli.recipes import open_recipe
 from mergemill.cli.status import run_in
 
 Where = Annotated[
@@ -45,25 +47,26 @@ def submit(
     shard_size: ShardSize = SHARD_SIZE,
     seed: Seed = 0,
     methods: Methods = None,
+    round_stages: RoundStages = False,
     dry_run: DryRun = False,
 ) -> None:
     """Run a merge inside a cluster, and return at once.
 
     Example: mergemill submit recipe.yml /shared/merged --cluster slurm
     """
-    from mergemill.engine import jobs, load_cluster, load_recipe
+    from mergemill.engine import jobs, load_cluster
 
     options = {"--memory": memory, "--cache": cache, "--cache-folder": cache_folder}
     options |= {"--device": device, "--device-memory": device_memory if device_memory != DEVICE_MEMORY else None}
     options |= {"--shard-size": shard_size if shard_size != SHARD_SIZE else None, "--seed": str(seed) if seed else None}
     words = context.obj or sys.argv[1:]
-    loaded, file = load_recipe(recipe), load_cluster(cluster)
+    loaded, file = open_recipe(recipe), load_cluster(cluster)
     job = jobs.make_job(
         loaded,
         out,
         file,
         cluster=str(Path(cluster).absolute()) if Path(cluster).suffix in (".yml", ".yaml") else cluster,
-        arguments=list(_list_words(options, methods or ())),
+        arguments=[*_list_words(options, methods or ()), *(["--round-stages"] if round_stages else [])],
         folder=Path.cwd(),
         resume=run_in(str(Path.cwd()), shlex.join(["mergemill", *(word for word in words if word != "--dry-run")])),
     )

@@ -13,7 +13,7 @@ from mergemill.engine.checkpoint.config import parse_config
 from mergemill.engine.checkpoint.tied import join_ties
 from mergemill.engine.checkpoint.unfinished import check_committed, check_layers
 from mergemill.engine.checkpoint.weights import StoredTensor, is_weights, open_file, open_folder
-from mergemill.engine.errors import CheckpointError, RunError
+from mergemill.engine.errors import Absent, CheckpointError, RunError
 from mergemill.engine.storage import local
 from mergemill.engine.storage.bounds import find_bound
 from mergemill.engine.storage.ranges import (
@@ -119,7 +119,7 @@ def resolve(ref: str, revision: str | None = None, storage: Storage = ENVIRONMEN
     if path is None and HUB_NAME.fullmatch(ref):
         return _resolve_on_hub(ref, revision, storage)
     if path is None:
-        raise CheckpointError(f"{ref}: no such file or folder")
+        raise Absent(f"{ref}: no such file or folder")
     if revision is not None:
         raise CheckpointError(f"{ref}@{revision}: a folder has no revisions; only models on the Hub have")
     return path

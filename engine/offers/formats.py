@@ -17,9 +17,11 @@ from mergemill.engine.tensors.permuted import Permuted
 FORMATS: tuple[Format, ...] = (offer_ties,)
 
 
-def open_offers(checkpoints: Mapping[str, Checkpoint], family: Family) -> Mapping[str, Offers]:
-    """Return what each checkpoint of a merge offers, by the name of the model."""
-    offers = {model: offer_stored(checkpoint) for model, checkpoint in checkpoints.items()}
+def open_offers(
+    checkpoints: Mapping[str, Checkpoint], family: Family, made: Mapping[str, Offers]
+) -> Mapping[str, Offers]:
+    """Return what each checkpoint of a merge offers, by the name of the model; of what is `made` nothing is stored."""
+    offers = {model: made.get(model) or offer_stored(checkpoint) for model, checkpoint in checkpoints.items()}
     for each in FORMATS:
         names = {name: None for found in offers.values() for name in found}  # in the order of the models
         offers = {model: each(found, Asked(checkpoints[model], family, names)) for model, found in offers.items()}

@@ -40,6 +40,7 @@ class Filling:
     dtype: str | None  # to write; None: what the inputs promote to
     wide: bool  # whether to accumulate in float64 whatever the inputs
     seed: int
+    stage: str  # the merge's name among several, which its random numbers depend on; empty where it has none
     where: str  # the recipe's name, for errors
 
 
@@ -160,7 +161,8 @@ def _merge(
         return inputs[0][1].expression, []
     shape, places = inputs[0][1].shape, tuple(candidate.place for candidate, _ in inputs)
     kernel = filling.steps.find_kernel(filling.method, slot.site, where=filling.where)
-    place = Place(slot.site.tensor, shape, filling.seed, places, block=kernel.block(shape, settings))
+    named = f"{filling.stage}/{slot.site.tensor}" if filling.stage else slot.site.tensor
+    place = Place(named, shape, filling.seed, places, block=kernel.block(shape, settings))
     deltas = [
         find_delta_base(slot, candidate, offer, filling.offers, where=filling.where) for candidate, offer in inputs
     ]

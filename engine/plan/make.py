@@ -1,14 +1,16 @@
 """Making a plan: recipe × checkpoints → plan. Seconds, a few megabytes, headers only."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import difflib
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from mergemill.engine.checkpoint.family import choose_family
 from mergemill.engine.checkpoint.needed import find_needed
 from mergemill.engine.checkpoint.vocabulary import same_tokenizer
-from mergemill.engine.errors import PlanError
+from mergemill.engine.errors import Absent, CheckpointError, PlanError
 from mergemill.engine.methods.contract import Method
 from mergemill.engine.methods.own import GivenMethods, get_any_method
 from mergemill.engine.offers.formats import open_offers
@@ -22,18 +24,29 @@ from mergemill.engine.plan.inputs import check_heads, check_inputs, warn_of_miss
 from mergemill.engine.plan.settings import warn_of_residuals, warn_of_unused
 from mergemill.engine.plan.share import share_reads
 from mergemill.engine.plan.slots import Stack, iter_slots, make_stacks
-from mergemill.engine.plan.small_files import make_files, warn_of_missing_files
+from mergemill.engine.plan.small_files import Inputs, make_files, warn_of_missing_files
 from mergemill.engine.plan.spellings import join_spellings, read_paths
+from mergemill.engine.plan.stages import StageModel, add_stages, find_offers, list_stored, make_stage
 from mergemill.engine.plan.steps import make_steps
 from mergemill.engine.plan.summary import describe_choice, describe_donor, warn_of_dtypes
 from mergemill.engine.plan.values import Origin, Plan
 from mergemill.engine.plan.vectors import check_delta_bases, list_vectors
 from mergemill.engine.plan.whole import check_ranges, check_whole, warn_of_config
-from mergemill.engine.recipe import GivenRecipe, Guard, ModelEntry, ModelRef, Recipe, Slice, load_recipe, recipe_to_json
+from mergemill.engine.recipe import GivenRecipe, Guard, ModelRef, Recipe, load_recipe, recipe_to_json
+from mergemill.engine.recipe.stages import list_models, names_stage, order_stages
 from mergemill.engine.storage.store import Storage, join_options, make_storage
 from mergemill.engine.tensors.dtypes import RECIPE_DTYPES
 
 MODELS_AT_ONCE = 8  # that are opened
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """What a plan is asked for beside its recipe."""
+
+    seed: int
+    methods: Sequence[GivenMethods]
+    storage: Mapping[str, Mapping[str, Any]]
 
 
 def make_plan(
@@ -43,29 +56,47 @@ def make_plan(
     shard_size: str | int = SHARD_SIZE,
     methods: Sequence[GivenMethods] = (),
     storage: Mapping[str, Mapping[str, Any]] | None = None,
+    round_stages: bool = False,
 ) -> Plan:
     """Plan the merge that `recipe` (a value, a path, a mapping or YAML text) describes, from its models' headers.
 
     seed: of the random methods' masks. shard_size: the most bytes of an output file, or ``"tensor"`` for one file a
     tensor. methods: files of your own methods, beside those that the recipe names; a path, or a decorated function for
     the file that it stands in. storage: options of storage by scheme, such as a cluster file's; the recipe's are
-    stronger. Raises `InputError` for everything that is wrong with the recipe or its inputs.
+    stronger. round_stages: a stage's tensors are rounded to the dtypes that it would be written in, so that the bytes
+    are those of merging one after the other. Raises `InputError` for everything that is wrong with the recipe or its
+    inputs.
     """
     recipe = load_recipe(recipe)
+    if round_stages and not recipe.round_stages:  # which the kept recipe says then, so that it works from there
+        recipe = recipe.model_copy(update={"round_stages": True, "text": ""})
     where = recipe.file or "recipe"
+    asked = PlanOptions(seed, methods, join_options(storage or {}, recipe.storage))
+    order, unused = order_stages(recipe, where=where)
+    stages: dict[str, StageModel] = {}
+    for stage in order:
+        named = f"{where}: stage {stage.name}"
+        draft, inputs = _draft(stage.model_copy(update={"file": recipe.file}), asked, stages, where=named)
+        stages[str(stage.name)] = make_stage(stage, draft, inputs, rounded=bool(recipe.round_stages), where=named)
+    draft, _ = _draft(recipe, asked, stages, where=where)
+    return finish(add_stages(draft, stages, unused, where=where), shard_size)
+
+
+def _draft(recipe: Recipe, asked: PlanOptions, stages: Mapping[str, StageModel], *, where: str) -> tuple[Draft, Inputs]:
+    """Return the draft of one merge, which may take stages for models, and its models."""
     recipe = read_paths(recipe, list_models(recipe), where=where)
     refs = list_models(recipe)
     _check_runnable(recipe, refs, where)
-    code = find_code(recipe, methods)
+    code = find_code(recipe, asked.methods)
     method = get_any_method(recipe.merge_method, code)
     steps = make_steps(recipe, method, where=where)
-    given = _open_all(refs, make_storage(join_options(storage or {}, recipe.storage)))
+    given = _open_all(refs, make_storage(join_options(asked.storage, recipe.storage)), stages, where)
     recipe, opened, spelt = join_spellings(recipe, given, where=where)
     checkpoints = share_reads(opened)
     donor = checkpoints[str(recipe.base_model) if recipe.base_model else next(iter(checkpoints))]
     _check_vocabularies(recipe, donor, checkpoints, where)
     family = choose_family(donor.config)
-    offers = open_offers(checkpoints, family)
+    offers = open_offers(checkpoints, family, find_offers(checkpoints, stages))
     check_inputs(recipe, checkpoints, offers, family, where=where)
     stacks = make_stacks(recipe, offers)
     check_ranges(stacks, checkpoints, family, where=where)
@@ -82,18 +113,20 @@ def make_plan(
         recipe.guard or Guard(),
         RECIPE_DTYPES[dtype] if dtype else None,
         "float64" in (recipe.dtype, recipe.out_dtype),
-        seed,
+        asked.seed,
+        recipe.name or "",
         where,
     )
     ledger = Ledger()
     filled = (fill_slot(slot, filling, ledger) for slot in iter_slots(stacks, offers, family))
     tensors = [tensor for tensor in filled if tensor is not None]
     needed = find_needed(donor)
+    inputs = Inputs(checkpoints, list_stored(checkpoints, stages), donor)
     check_whole(tensors, stacks, checkpoints, offers, donor, family, where=where)
     draft = Draft(
-        origin=Origin("merge", recipe.merge_method, recipe_to_json(recipe), recipe.text, recipe.file, seed, code),
+        origin=Origin("merge", recipe.merge_method, recipe_to_json(recipe), recipe.text, recipe.file, asked.seed, code),
         tensors=tensors,
-        files=make_files(recipe, method, donor, checkpoints, stacks, tensors, needed, code),
+        files=make_files(recipe, method, inputs, stacks, tensors, needed, code),
         sources=ledger.close(checkpoints, stacks, family),
         donor=describe_donor(recipe, list(checkpoints)),
         dtype_from=describe_choice(recipe),
@@ -114,36 +147,26 @@ def make_plan(
             *warn_of_missing_head(donor, [tensor.name for tensor in tensors], family, where=where),
         ),
     )
-    return finish(draft, shard_size)
+    return draft, inputs
 
 
-def list_models(recipe: Recipe) -> Mapping[str, ModelRef]:
-    """Return the recipe's models by their references as text, in its order; an unlisted base model is the last."""
-    refs = [*_entries(recipe.models), *_sources(recipe.slices)]
-    for module in (recipe.modules or {}).values():
-        refs += [*_entries(module.models), *_sources(module.slices)]
-    if recipe.base_model is not None:
-        refs.append(recipe.base_model)
-    return {str(ref): ref for ref in refs}
+def _open_all(
+    refs: Mapping[str, ModelRef], storage: Storage, stages: Mapping[str, StageModel], where: str
+) -> Mapping[str, Checkpoint]:
+    """Open all models at once, since each waits for its storage several times; a stage is there already."""
 
+    def open_one(ref: ModelRef) -> Checkpoint:
+        if names_stage(ref, stages, where=where):
+            return stages[ref.path].checkpoint
+        try:
+            return open_checkpoint(ref.path, ref.revision, storage)
+        except Absent as error:
+            if near := difflib.get_close_matches(ref.path, stages, n=1):
+                raise CheckpointError(f"{error}; did you mean the stage {near[0]!r}?") from error
+            raise
 
-def _open_all(refs: Mapping[str, ModelRef], storage: Storage) -> Mapping[str, Checkpoint]:
-    """Open all models at once: each waits for its storage several times."""
     with ThreadPoolExecutor(min(len(refs), MODELS_AT_ONCE)) as pool:
-        opened = pool.map(lambda ref: open_checkpoint(ref.path, ref.revision, storage), refs.values())
-        return dict(zip(refs, opened, strict=True))
-
-
-def _entries(models: Sequence[ModelEntry] | None) -> Iterator[ModelRef]:
-    return (ref for entry in models or () for ref in (entry.model, entry.delta_base) if ref is not None)
-
-
-def _sources(slices: Sequence[Slice] | None) -> Iterator[ModelRef]:
-    for part in slices or ():
-        for source in part.sources:
-            yield from (ref for ref in (source.model, source.delta_base) if ref is not None)
-        if part.base_model is not None:
-            yield part.base_model
+        return dict(zip(refs, pool.map(open_one, refs.values()), strict=True))
 
 
 def _check_runnable(recipe: Recipe, refs: Mapping[str, ModelRef], where: str) -> None:

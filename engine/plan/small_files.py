@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from mergemill.engine.checkpoint.card import Card, common_license, make_card
 from mergemill.engine.checkpoint.checkpoint import CONFIG_NAME, Checkpoint, check_file
@@ -29,11 +30,19 @@ CARD_NAME = "README.md"
 RECIPE_NAME = "recipe.yml"
 
 
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The models of a merge, by their names."""
+
+    models: Mapping[str, Checkpoint]
+    stored: Mapping[str, Checkpoint]  # those that are stored somewhere: of a stage, the models that it is made from
+    donor: Checkpoint  # of config and tokenizer
+
+
 def make_files(
     recipe: Recipe,
     method: Method,
-    donor: Checkpoint,
-    checkpoints: Mapping[str, Checkpoint],
+    inputs: Inputs,
     stacks: Sequence[Stack],
     tensors: Sequence[OutputTensor],
     needed: Needed,
@@ -43,11 +52,12 @@ def make_files(
 
     The user's own methods are among them, so that the recipe works from there, and that the plan's digest covers them.
     """
+    donor = inputs.donor
     made = {file.name: file.text.encode() for file in code}
     made[RECIPE_NAME] = recipe_text(recipe).encode()
-    made[CARD_NAME] = _card(recipe, method, checkpoints, tensors, code).encode()
+    made[CARD_NAME] = _card(recipe, method, inputs, tensors, code).encode()
     if donor.config_text:
-        changes = _config_changes(donor, checkpoints, choose_family(donor.config), stacks, tensors)
+        changes = _config_changes(donor, inputs.models, choose_family(donor.config), stacks, tensors)
         made[CONFIG_NAME] = make_config(donor.config_text, changes)
     names = sorted({*copied_files(donor.files), *needed.present})
     copied = [SmallFile(name, None, check_file(donor, name)) for name in names]
@@ -106,23 +116,22 @@ def _was_tied(name: str, donor: Checkpoint, checkpoints: Mapping[str, Checkpoint
 def _card(
     recipe: Recipe,
     method: Method,
-    checkpoints: Mapping[str, Checkpoint],
+    inputs: Inputs,
     tensors: Sequence[OutputTensor],
     code: Sequence[MethodsFile],
 ) -> str:
-    names = list(checkpoints)
-    title = " + ".join(name.rstrip("/").rsplit("/", 1)[-1] for name in names)
+    title = " + ".join(name.rstrip("/").rsplit("/", 1)[-1] for name in inputs.models)
     card = Card(
         title=f"{title} ({method.name})",
         method_title=method.title.removesuffix("."),
         method_source=method.source,
-        models=names,
+        models=list(inputs.stored),
         recipe_text=recipe_text(recipe),
         code={file.name: file.sha256 for file in code},
         dtypes=sorted({tensor.dtype for tensor in tensors}),
         tensor_count=len(tensors),
         parameter_count=sum(_size(tensor) for tensor in tensors),
-        license_fields=common_license(list(checkpoints.values())),
+        license_fields=common_license(list(inputs.stored.values())),
     )
     return make_card(card)
 

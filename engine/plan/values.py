@@ -94,6 +94,7 @@ class SourceUse:
     copied: int  # of those: copied as they are
     dropped: Mapping[str, int]  # of those: not used, by the rule that says so
     read_bytes: int  # when every input is read once
+    is_stage: bool = False  # whether the model is a stage, of which nothing is stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +153,9 @@ class Plan:
     def _show(self) -> tuple[str, Facts]:
         warnings = f"{len(self.warnings)}: {self.warnings[0]}" if self.warnings else "none"
         shards = f"{len(self.shards):,} of at most {self.shard_size}"
+        models = [source.model for source in self.sources if not source.is_stage]
         return f"Plan: {self.origin.title}", (
-            ("models", f"{len(self.sources)}: {list_names([source.model for source in self.sources])}"),
+            ("models", f"{len(models)}: {list_names(models)}"),
             ("read", format_size(self.read_bytes)),
             ("write", f"{format_size(self.write_bytes)}: {self.tensors:,} tensors in {len(self.parts):,} parts"),
             ("shards", shards),

@@ -40,7 +40,7 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The one document of a file."""
+    """One document of a file."""
 
     data: Any
     """Mappings, lists and scalars."""
@@ -73,12 +73,20 @@ _Loader.add_implicit_resolver(f"{_CORE}float", _FLOAT, list("-+.0123456789"))
 
 def read_document(text: str, form: Form, *, name: str) -> Document:
     """Return the data of the YAML `text`; `RecipeError` with ``name:line:`` where it is not one document."""
+    first, *others = read_documents(text, form, name=name)
+    if others:
+        raise _error(name, others[0].lines[()] - 1, "a second document begins here; a file holds one")
+    return first
+
+
+def read_documents(text: str, form: Form, *, name: str) -> list[Document]:
+    """Return the data of each document of the YAML `text` that is not empty; `RecipeError` where all are."""
     loader = _make_loader(text, name=name)
     try:
-        root = _compose_only(loader, form, name=name)
-        reader = _Reader(loader, name, form)
-        reader.lines[()] = root.start_mark.line + 1
-        return Document(_read_node(reader, root, ()), reader.lines, _find_holders(root))
+        roots = list(_compose_all(loader, name=name))
+        if not roots:
+            raise _error(name, 0, f"{_the(form)} is empty; it needs {form.needs}")
+        return [_read_root(_Reader(loader, name, form), root) for root in roots]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise _error(name, mark.line if mark else 0, f"not valid YAML: {shorten(error.problem)}") from None
@@ -96,20 +104,18 @@ def _make_loader(text: str, *, name: str) -> yaml.SafeLoader:
         raise _error(name, line, f"not valid YAML: character {error.character!r} is not allowed") from None
 
 
-def _compose_only(loader: yaml.SafeLoader, form: Form, *, name: str) -> yaml.Node:
+def _compose_all(loader: yaml.SafeLoader, *, name: str) -> Iterator[yaml.Node]:
     try:
-        root = _compose_next(loader)
+        while (root := loader.get_node() if loader.check_node() else None) is not None:
+            if root.tag != f"{_CORE}null" or root.value:
+                yield root
     except (ValueError, OverflowError):  # of PyYAML's scanner, for an escape of no character, or a version of no number
         raise _error(name, loader.line, "not valid YAML: an escape or a directive has a number too large") from None
-    if root is None or (root.tag == f"{_CORE}null" and not root.value):
-        raise _error(name, 0, f"{_the(form)} is empty; it needs {form.needs}")
-    if second := _compose_next(loader):
-        raise _error(name, second.start_mark.line, "a second document begins here; a file holds one")
-    return root
 
 
-def _compose_next(loader: yaml.SafeLoader) -> yaml.Node | None:
-    return loader.get_node() if loader.check_node() else None
+def _read_root(reader: _Reader, root: yaml.Node) -> Document:
+    reader.lines[()] = root.start_mark.line + 1
+    return Document(_read_node(reader, root, ()), reader.lines, _find_holders(root))
 
 
 def _read_node(reader: _Reader, node: yaml.Node, path: Loc) -> Any:

@@ -4,6 +4,7 @@ Each is a type with the check that says its fault in plain words. A check return
 spelling that stands for it.
 """
 
+import re
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, get_args
 
@@ -20,6 +21,7 @@ _SPELLINGS = {
     **dict.fromkeys(("bf16",), "bfloat16"),
     **dict.fromkeys(("double", "fp64", "f64"), "float64"),
 }
+_NAME = re.compile(r"[\w.-]*\w[\w.-]*", re.ASCII)
 CHAT_TEMPLATES = ("auto", "alpaca", "chatml", "llama3", "mistral", "exaone")
 
 
@@ -62,6 +64,12 @@ def check_number(value: object) -> object:
     """Return a number, or the null that stands for an absent key."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise make_predicate(f"must be a number, not {describe(value)}")
+    return value
+
+
+def _check_name(value: object) -> object:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise make_predicate(f"must be a name of letters, digits and ._-, not {describe(value)}")
     return value
 
 
@@ -143,8 +151,10 @@ def check_items(value: object) -> object:
 Text = Annotated[str, BeforeValidator(_check_given_text), Field(min_length=1)]
 OptionalText = Annotated[str | None, BeforeValidator(check_text)]
 Flag = Annotated[bool, BeforeValidator(_check_flag)]
+OptionalFlag = Annotated[bool | None, BeforeValidator(lambda value: value if value is None else _check_flag(value))]
 OptionalCount = Annotated[int | None, BeforeValidator(lambda value: check_count(value, least=1))]
 OptionalTokenId = Annotated[int | None, BeforeValidator(lambda value: check_count(value, least=0))]
+StageName = Annotated[str, BeforeValidator(lambda value: value if value is None else _check_name(value))]
 OptionalDtype = Annotated[DtypeName | None, BeforeValidator(_check_dtype)]
 OptionalMethods = Annotated[
     tuple[str, ...] | None, BeforeValidator(_check_methods, json_schema_input_type=str | tuple[str, ...] | None)

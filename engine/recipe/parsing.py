@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from mergemill.engine.errors import RecipeError
-from mergemill.engine.recipe.document import Document, Form, read_document
+from mergemill.engine.recipe.document import Document, Form, read_document, read_documents
 from mergemill.engine.recipe.faults import Loc, describe, is_near, say, shorten
 from mergemill.engine.recipe.shapes import Value
+from mergemill.engine.recipe.stages import join_documents
 from mergemill.engine.recipe.values import Recipe
 from mergemill.engine.storage.bounds import RECIPE_BYTES
 from mergemill.engine.storage.regular import read_regular
@@ -59,7 +60,9 @@ def parse_recipe(text: str, *, name: str = "recipe.yml") -> Recipe:
     Only the text is looked at: whether methods, models and parameters exist is for the planner.
     Raises `RecipeError`, one line that begins with ``name:line:``.
     """
-    recipe = parse_value(Recipe, FORM, text, name=name)
+    documents = read_documents(text, FORM, name=name)
+    recipes = [_check(Recipe, FORM, document, name=name) for document in documents]
+    recipe = join_documents(recipes, [document.lines[()] for document in documents], name=name)
     return recipe.model_copy(update={"text": text, "file": name})
 
 

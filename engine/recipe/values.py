@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from mergemill.engine.recipe.access import OptionalStorageOptions
@@ -12,7 +12,9 @@ from mergemill.engine.recipe.leaves import (
     LayerRange,
     OptionalChatTemplate,
     OptionalDtype,
+    OptionalFlag,
     OptionalMethods,
+    StageName,
     Text,
     check_items,
     check_number,
@@ -126,6 +128,9 @@ def _check_modules(value: object) -> object:
     return value
 
 
+_STAGES_SCHEMA = {"type": "array", "minItems": 1, "items": {"type": "object", "required": ["name"]}}
+
+
 class Recipe(Value):
     """A model merge; exactly one of `models`, `slices` and `modules` says what is merged.
 
@@ -165,6 +170,12 @@ class Recipe(Value):
     """`auto`, a built-in name (alpaca, chatml, llama3, mistral, exaone), or a Jinja template."""
     storage_options: OptionalStorageOptions = None
     """How storage is reached, by the scheme of its URLs, without secrets: `{s3: {profile: team, endpoint_url: …}}`."""
+    name: StageName | None = None
+    """What the other documents of the file call the result of this one."""
+    stages: Annotated[tuple["Recipe", ...] | None, BeforeValidator(check_items), WithJsonSchema(_STAGES_SCHEMA)] = None
+    """Merges by their names, whose results stand where a model may; in a file they are its other documents."""
+    round_stages: OptionalFlag = None
+    """Whether a stage's tensors are rounded to the dtypes that its file would have, for the bytes of one by one."""
     text: Annotated[SkipJsonSchema[str], Field(exclude=True, repr=False)] = ""
     """The recipe file's text as it was read; empty for a recipe made in Python."""
     file: Annotated[SkipJsonSchema[str], Field(exclude=True, repr=False)] = ""

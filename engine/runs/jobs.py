@@ -15,7 +15,9 @@ from pathlib import Path
 from mergemill.engine.errors import ClusterError, OutputError, PlanError
 from mergemill.engine.methods.own import read_methods
 from mergemill.engine.plan.sizes import parse_size
+from mergemill.engine.plan.small_files import RECIPE_NAME
 from mergemill.engine.recipe import ClusterFile, Recipe
+from mergemill.engine.recipe.stages import list_methods
 from mergemill.engine.runs.driver import RESUME, find_folder
 from mergemill.engine.runs.manifest import DRIVER_MEMORY, write_manifest
 from mergemill.engine.storage.ranges import is_remote
@@ -105,7 +107,7 @@ def make_script(
     recipe: Recipe, out: str, file: ClusterFile, *, arguments: Sequence[str], folder: Path, resume: str
 ) -> str:
     """Return the batch script of a driver; it may be requeued, since a merge resumes."""
-    name = Path(recipe.file).name
+    name = Path(recipe.file or RECIPE_NAME).name
     words = ["merge", f'"$files"/{shlex.quote(name)}', *map(shlex.quote, [out, *arguments])]
     lines = [
         "#!/usr/bin/env bash",
@@ -134,10 +136,10 @@ _WAIT = (
 
 
 def list_texts(recipe: Recipe) -> dict[str, str]:
-    """Return the recipe and its files of methods, by their paths from its folder."""
-    place = Path(recipe.file)
-    methods = {name: read_methods(place.parent / name, name=name).text for name in recipe.methods or ()}
-    return {place.name: recipe.text, **methods}
+    """Return the recipe and its and its stages' files of methods, by their paths from its folder."""
+    place = Path(recipe.file or RECIPE_NAME)
+    named = list_methods(recipe)
+    return {place.name: recipe.text, **{name: read_methods(place.parent / name, name=name).text for name in named}}
 
 
 def _list_directives(file: ClusterFile) -> list[str]:

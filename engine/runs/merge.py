@@ -21,6 +21,7 @@ def merge(
     seed: int = 0,
     shard_size: str | int = SHARD_SIZE,
     methods: Sequence[GivenMethods] = (),
+    round_stages: bool = False,
     **options: Unpack[RunKeywords],
 ) -> Committed:
     """Merge what `recipe` (a value, a path, a mapping or YAML text) describes into the folder `out`.
@@ -29,5 +30,12 @@ def merge(
     """
     asked = RunOptions(**options)
     asked = replace(asked, cluster=asked.find_cluster())  # read once
-    plan = make_plan(recipe, seed=seed, shard_size=shard_size, methods=methods, storage=asked.find_storage())
+    plan = make_plan(
+        recipe,
+        seed=seed,
+        shard_size=shard_size,
+        methods=methods,
+        storage=asked.find_storage(),
+        round_stages=round_stages,
+    )
     return run_as(plan, out, asked)

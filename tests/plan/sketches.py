@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from mergemill.engine import make_plan
 from mergemill.engine.checkpoint import TensorInfo, make_header, open_checkpoint
 from mergemill.engine.plan.values import OutputTensor, Plan
 from mergemill.engine.recipe import Recipe, parse_recipe
-from mergemill.engine.tensors.expressions import Agreed, Stored
-from mergemill.engine.tensors.merged import Difference, Merged
+from mergemill.engine.tensors.expressions import Expression, Stored
+from mergemill.engine.tensors.merged import Merged
 
 Sketch = Mapping[str, tuple[str, Sequence[int]]]  # name -> dtype and shape
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -96,7 +96,8 @@ def name_inputs(plan: Plan) -> dict[str, tuple[str, ...]]:
     names = {
         (stored.file.url, stored.offset_bytes): f"{source.model}:{stored.name}"
         for source in plan.sources
-        for stored in open_checkpoint(source.model).tensors.values()
+        if not source.is_stage
+        for stored in open_checkpoint(source.path).tensors.values()
         if stored.nbytes
     }
     return {
@@ -107,14 +108,14 @@ def name_inputs(plan: Plan) -> dict[str, tuple[str, ...]]:
 
 def list_stored(tensor: OutputTensor) -> tuple[Stored, ...]:
     """Return the stored tensors that an output tensor is made of, in their order; a delta_base after its model."""
-    expression = tensor.expression
-    sources = expression.inputs if isinstance(expression, Merged | Agreed) else (expression,)
-    found: list[Stored] = []
-    for source in sources:
-        parts = (source.model, source.base) if isinstance(source, Difference) else (source,)
-        found.extend(part for part in parts if isinstance(part, Stored))
-        assert all(isinstance(part, Stored) for part in parts)
-    return tuple(found)
+    return tuple(_iter_stored(tensor.expression))
+
+
+def _iter_stored(expression: Expression) -> Iterator[Stored]:
+    if isinstance(expression, Stored):
+        yield expression
+    for each in expression.inputs:
+        yield from _iter_stored(each)
 
 
 def read_file(plan: Plan, name: str) -> bytes:

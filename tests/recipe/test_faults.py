@@ -31,7 +31,7 @@ def test_unknown_key_names_the_nearest():
 
 
 def test_unknown_key_without_a_near_one_names_all():
-    known = f"{TOP}, chat_template, storage_options, tokenizer_source"
+    known = f"{TOP}, chat_template, storage_options, name, stages, round_stages, tokenizer_source"
     assert say_fault(MODELS + "qqq: x\n") == f"3: unknown key 'qqq'; known here: {known}"
 
 
@@ -50,7 +50,7 @@ YAML = {
     MODELS + "\tx: 1\n": "3: not valid YAML: found character '\\t' that cannot start any token",
     MODELS + "\0": "3: not valid YAML: character 0 is not allowed",
     MODELS + "parameters: {t: *x}\n": "3: not valid YAML: found undefined alias 'x'",
-    MODELS + "---\n" + MODELS: "4: a second document begins here; a file holds one",
+    MODELS + "---\n" + MODELS: "4: this document has no name, nor has the one in line 1; only the result may have none",
     MODELS + "merge_method: n\n": "3: the key 'merge_method' is already given in line 1",
     MODELS + "parameters:\n  t: 1\n  s: 2\n  t: 3\n": "6: the key 't' is already given in line 4",
     MODELS + "[a]: 3\n": "3: a key must be text, not a list or a mapping",

@@ -1,0 +1,96 @@
+"""Stages: merges whose results are models of other merges, as the documents of one file.
+
+A stage's name stands for its result wherever a model may stand, and comes before a folder or a repository of that name;
+``./name`` is the folder.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+
+from mergemill.engine.errors import RecipeError
+from mergemill.engine.recipe.references import ModelRef
+from mergemill.engine.recipe.values import ModelEntry, Recipe, Slice
+
+
+def join_documents(recipes: Sequence[Recipe], lines: Sequence[int], *, name: str) -> Recipe:
+    """Return the result of a file's documents with the others as its stages; `lines` are where they begin.
+
+    The result is the one without a name, or the last.
+    """
+    if len(recipes) == 1:
+        return recipes[0]
+    first: dict[str | None, int] = {}
+    for recipe, line in zip(recipes, lines, strict=True):
+        if recipe.stages is not None:
+            raise RecipeError(
+                f"{name}:{line}: stages stand as documents of the file, or below the key stages, not both"
+            )
+        if recipe.name in first:
+            twice = f"has the name {recipe.name!r} of" if recipe.name else "has no name, nor has"
+            hint = "every name stands once" if recipe.name else "only the result may have none"
+            raise RecipeError(f"{name}:{line}: this document {twice} the one in line {first[recipe.name]}; {hint}")
+        first[recipe.name] = line
+    result = next((recipe for recipe in recipes if recipe.name is None), recipes[-1])
+    return result.model_copy(update={"stages": tuple(recipe for recipe in recipes if recipe is not result)})
+
+
+def order_stages(recipe: Recipe, *, where: str) -> tuple[list[Recipe], list[str]]:
+    """Return the stages that the result needs, each after those that it needs, and the names of the others."""
+    stages = {str(stage.name): stage for stage in recipe.stages or ()}
+    for stage in recipe.stages or ():
+        if stage.name is None or stage.stages is not None:
+            raise RecipeError(f"{where}: a stage needs a name, and has no stages of its own")
+    if len(stages) < len(recipe.stages or ()) or recipe.name in stages:
+        raise RecipeError(f"{where}: two stages have one name; every name stands once")
+    result = recipe.name or ""
+    known = {**stages, result: recipe}
+    waiting, needed = [result], dict[str, set[str]]()
+    while waiting:
+        name = waiting.pop()
+        if name not in needed:
+            needed[name] = {
+                ref.path for ref in list_models(known[name]).values() if names_stage(ref, known, where=where)
+            }
+            waiting += needed[name]
+    try:
+        order = list(TopologicalSorter(needed).static_order())
+    except CycleError as error:
+        circle = " needs ".join(reversed(error.args[1]))
+        raise RecipeError(f"{where}: a circle of stages: {circle}; ./name is a folder") from None
+    return [stages[name] for name in order if name != result], [name for name in stages if name not in needed]
+
+
+def names_stage(ref: ModelRef, stages: Mapping[str, object], *, where: str) -> bool:
+    """Whether a reference means one of the stages; `RecipeError` for a revision of one."""
+    if not ref.path or ref.path not in stages:
+        return False
+    if ref.revision is not None:
+        raise RecipeError(f"{where}: {ref}: the stage {ref.path} has no revisions; leave @{ref.revision} out")
+    return True
+
+
+def list_models(recipe: Recipe) -> Mapping[str, ModelRef]:
+    """Return the recipe's models by their references as text, in its order; an unlisted base model is the last."""
+    refs = [*_entries(recipe.models), *_sources(recipe.slices)]
+    for module in (recipe.modules or {}).values():
+        refs += [*_entries(module.models), *_sources(module.slices)]
+    if recipe.base_model is not None:
+        refs.append(recipe.base_model)
+    return {str(ref): ref for ref in refs}
+
+
+def list_methods(recipe: Recipe) -> list[str]:
+    """Return the names of the files of methods that a recipe and its stages run."""
+    return list(dict.fromkeys(name for each in (recipe, *(recipe.stages or ())) for name in each.methods or ()))
+
+
+def _entries(models: Sequence[ModelEntry] | None) -> Iterator[ModelRef]:
+    return (ref for entry in models or () for ref in (entry.model, entry.delta_base) if ref is not None)
+
+
+def _sources(slices: Sequence[Slice] | None) -> Iterator[ModelRef]:
+    for part in slices or ():
+        for source in part.sources:
+            yield from (ref for ref in (source.model, source.delta_base) if ref is not None)
+        if part.base_model is not None:
+            yield part.base_model

@@ -1,0 +1,225 @@
+"""Stages: merges over the results of merges, which are written nowhere, against running them one after the other."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from models import read_tensors
+from reference.mergekit import Job, MergekitError, find_skip_reason, run_mergekit_batch
+from runs.merging import SMALL_PART, hash_output, parts_of, run_until, same_tensors
+
+from mergemill.engine import errors, make_plan, run, verify
+from mergemill.engine.plan.values import Plan
+
+Document = dict[str, Any]
+KINDS = {
+    "element": ("task_arithmetic", {"weight": 0.7}, {}),
+    "sums": ("dare_ties", {"weight": 0.6, "density": 0.5}, {}),
+    "gram": ("model_stock", {}, {}),
+    "rank": ("ties", {"weight": 0.6, "density": 0.4}, {}),
+    "row": ("della", {"weight": 0.6, "density": 0.5, "epsilon": 0.1}, {}),
+    "matrix": ("iso_c", {}, {}),
+}
+
+
+def merging(kind: str, *models: str, **more: Any) -> Document:
+    """Return a document of a kind of method over models and the base."""
+    method, own, shared = KINDS[kind]
+    entries = [{"model": model, "parameters": dict(own)} for model in models]
+    return {"merge_method": method, "base_model": "base", "models": entries, "parameters": shared, **more}
+
+
+def average(*models: str, **more: Any) -> Document:
+    entries = [{"model": model, "parameters": {"weight": 1 + i / 3}} for i, model in enumerate(models)]
+    return {"merge_method": "linear", "models": entries, **more}
+
+
+def write(documents: Sequence[Document]) -> str:
+    return "---\n".join(json.dumps(document, indent=1) + "\n" for document in documents)
+
+
+def plan_stages(documents: Sequence[Document], **options: Any) -> Plan:
+    with parts_of(SMALL_PART):
+        return make_plan(write(documents), **options)
+
+
+def place(value: Any, made: Mapping[str, str]) -> Any:
+    """Return a part of a document with folders for the names of models."""
+    if isinstance(value, Mapping):
+        return {key: item if key == "name" else place(item, made) for key, item in value.items()}
+    if isinstance(value, list):
+        return [place(item, made) for item in value]
+    return made.get(value, value) if isinstance(value, str) else value
+
+
+def merge_apart(documents: Sequence[Document], folder: Path) -> Path:
+    """Merge one document after the other, each by itself into a folder of its name; return the last's."""
+    made: dict[str, str] = {}
+    out = folder
+    for i, document in enumerate(documents):
+        name = document.get("name", f"result{i}")
+        out = folder / name
+        run(plan_stages([{**place(document, made), **({"name": name} if "name" in document else {})}]), out, workers=0)
+        made[name] = str(out)
+    return out
+
+
+@pytest.fixture(autouse=True)
+def _in_the_family(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(family)
+
+
+@pytest.mark.parametrize(("inner", "outer"), list(zip(KINDS, [*list(KINDS)[1:], *list(KINDS)[:1]], strict=True)))
+def test_rounded_stages_have_the_bytes_of_merges_one_after_the_other(inner: str, outer: str, tmp_path: Path) -> None:
+    documents = [merging(inner, "A", "B", name="inner"), merging(outer, "inner", "B")]
+    run(plan_stages(documents, round_stages=True), tmp_path / "out", workers=0)
+    assert same_tensors(tmp_path / "out", merge_apart(documents, tmp_path / "apart"))
+
+
+FIVE = [
+    average("A", "B", name="mean"),
+    merging("rank", "mean", "A", name="trimmed"),
+    {
+        "name": "stack",
+        "merge_method": "passthrough",
+        "slices": [
+            {"sources": [{"model": "mean", "layer_range": [0, 2]}]},
+            {"sources": [{"model": "trimmed", "layer_range": [1, 2]}]},
+        ],
+    },
+    {
+        "name": "taller",
+        "merge_method": "passthrough",
+        "slices": [
+            {"sources": [{"model": "A", "layer_range": [0, 2]}]},
+            {"sources": [{"model": "B", "layer_range": [1, 2]}]},
+        ],
+    },
+    {
+        "merge_method": "slerp",
+        "base_model": "stack",
+        "models": [{"model": "stack"}, {"model": "taller"}],
+        "parameters": {"t": [0.2, 0.8]},
+    },
+]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_five_stages_with_slices_and_a_stage_over_two_have_the_bytes_of_one_after_the_other(
+    workers: int, tmp_path: Path
+) -> None:
+    plan = plan_stages(FIVE, round_stages=True)
+    run(plan, tmp_path / "out", workers=workers)
+    assert same_tensors(tmp_path / "out", merge_apart(FIVE, tmp_path / "apart"))
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_hidden_layers"] == 3
+    with parts_of(SMALL_PART):
+        verify(tmp_path / "out", replay=len(plan.parts))
+
+
+def test_without_rounding_a_result_is_nearer_to_the_formula(family: Path, tmp_path: Path) -> None:
+    documents = [average("A", "B", name="mean"), average("mean", "B", name="again"), average("again", "A")]
+    weights = torch.tensor([1.0, 4 / 3], dtype=torch.float64) / (1 + 4 / 3)
+    a, b = ({name: x.double() for name, x in read_tensors(family / model).items()} for model in "AB")
+    exact = {}
+    for name in a:
+        mean = weights[0] * a[name] + weights[1] * b[name]
+        again = weights[0] * mean + weights[1] * b[name]
+        exact[name] = weights[0] * again + weights[1] * a[name]
+    far = {}
+    for rounded in (False, True):
+        out = tmp_path / f"rounded-{rounded}"
+        run(plan_stages(documents, round_stages=rounded), out, workers=0)
+        far[rounded] = measure(exact, read_tensors(out))
+    best = measure(exact, {name: tensor.to(torch.bfloat16) for name, tensor in exact.items()})
+    assert far[False] < 1.0001 * best
+    assert far[True] > 1.1 * best
+
+
+def measure(exact: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> float:
+    """Return the sum of the squared errors."""
+    return sum(float((found[name].double() - exact[name]).square().sum()) for name in exact)
+
+
+def test_nothing_but_the_result_is_written_also_where_it_is_resumed(tmp_path: Path) -> None:
+    plan = plan_stages(FIVE)
+    run(plan, tmp_path / "whole", workers=0)
+    run_until(plan, tmp_path / "out", 3)
+    resumed = run(plan, tmp_path / "out", workers=2)
+    assert resumed.redone_parts <= resumed.parts - 3
+    assert hash_output(tmp_path / "out") == hash_output(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def test_a_model_that_is_thinned_in_two_stages_gets_two_masks(tmp_path: Path) -> None:
+    thin = [{**merging("sums", "A", name=name), "dtype": "float32"} for name in ("one", "two")]
+    apart = {"merge_method": "task_arithmetic", "base_model": "one", "models": [{"model": "two"}], "dtype": "float32"}
+    apart["parameters"] = {"weight": 1.0}
+    plan = plan_stages([*thin, apart])
+    run(plan, tmp_path / "two", workers=0)
+    run(plan_stages([thin[0], average("one", dtype="float32")]), tmp_path / "one", workers=0)
+    one, two = read_tensors(tmp_path / "one"), read_tensors(tmp_path / "two")
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert 0.2 < float((one[name] != two[name]).double().mean()) < 0.8  # density 0.5: half of the masks' bits differ
+
+
+def test_the_plan_tells_what_each_stage_reads_and_the_card_names_models_alone(tmp_path: Path) -> None:
+    plan = plan_stages(FIVE)
+    assert [use.model for use in plan.sources if use.is_stage] == [
+        "trimmed: mean",
+        "stack: mean",
+        "stack: trimmed",
+        "stack",
+        "taller",
+    ]
+    assert all(use.read_bytes == 0 for use in plan.sources if use.is_stage)
+    run(plan, tmp_path / "out", workers=0)
+    card = (tmp_path / "out" / "README.md").read_text()
+    listed = card.split("## Models\n")[1].split("##")[0].split()
+    assert listed == ["*", "`A`", "*", "`B`", "*", "`base`"]
+
+
+def refuse(*documents: Document) -> str:
+    with pytest.raises(errors.InputError) as caught:
+        plan_stages(documents)
+    return str(caught.value)
+
+
+def test_what_a_stage_cannot_be_is_refused_with_its_name() -> None:
+    guarded = refuse(average("A", "B", name="mean", guard={"policy": "fail"}), average("mean", "A"))
+    assert guarded.startswith("recipe: stage mean: a guard looks at what is written")
+    scaled = refuse(merging("element", "A", "B", name="s", coefficients={"method": "metagpt"}), average("s", "A"))
+    assert scaled.startswith("recipe: stage s: metagpt needs the norms of all task vectors first")
+    wrong = refuse(merging("rank", "A", name="s") | {"parameters": {"lamda": 1}}, average("nowhere", "s"))
+    assert "nowhere: no such file or folder" in wrong
+    assert refuse(average("A", "B", name="mean"), average("mean", "mena")).endswith("did you mean the stage 'mean'?")
+    tall = [{"sources": [{"model": "mean", "layer_range": [0, 3]}]}]
+    assert "[0, 3]" in refuse(average("A", "B", name="mean"), {"merge_method": "passthrough", "slices": tall})
+
+
+def test_a_stage_that_nothing_needs_and_one_that_hides_a_folder_are_told() -> None:
+    warnings = plan_stages([average("A", name="other"), average("base", name="B"), average("A", "B")]).warnings
+    assert "recipe: nothing needs the stage other, which is not merged" in warnings
+    assert "recipe: B is the stage, not the folder of that name, which is ./B" in warnings
+
+
+@pytest.mark.skipif(find_skip_reason() is not None, reason=str(find_skip_reason()))
+def test_a_file_of_mergekit_multi_gives_what_it_gives(family: Path, tmp_path: Path) -> None:
+    documents = [
+        average("A", "B", name="mean", dtype="float32"),
+        merging("element", "mean", "A", name="added", dtype="float32"),
+        {**average("added", "mean", "base"), "dtype": "float32"},
+    ]
+    run(plan_stages(documents), tmp_path / "ours", workers=0)
+    made = {model: str(family / model) for model in ("A", "B", "base")}
+    jobs = []
+    for i, document in enumerate(documents):
+        jobs.append(Job(yaml.safe_dump(place(document, made)), tmp_path / f"theirs{i}"))
+        made[document.get("name", "")] = str(jobs[-1].folder)
+    theirs, ours = run_mergekit_batch(jobs)[-1], read_tensors(tmp_path / "ours")
+    assert not isinstance(theirs, MergekitError)
+    assert ours.keys() == theirs.keys()
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 5e-6
