@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mergemill.engine.checkpoint.checkpoint import CONFIG_NAME, Checkpoint, StoredTensor
+from mergemill.engine.checkpoint.checkpoint import CONFIG_NAME, Checkpoint
 from mergemill.engine.checkpoint.config import parse_config
+from mergemill.engine.checkpoint.weights import StoredTensor
 from mergemill.engine.errors import PlanError
 from mergemill.engine.offers.offer import Offer, Offers
 from mergemill.engine.plan.draft import Draft
