@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from mergemill.engine.checkpoint.config import parse_config
+from mergemill.engine.checkpoint.config import check_counts, parse_config
+from mergemill.engine.checkpoint.family import choose_family, layer_stacks
 from mergemill.engine.checkpoint.tied import join_ties
 from mergemill.engine.checkpoint.unfinished import check_committed, check_layers
 from mergemill.engine.checkpoint.weights import StoredTensor, is_weights, open_file, open_folder
@@ -161,6 +162,7 @@ def _open(ref: str, place: str, chosen: str, storage: Storage) -> Checkpoint:
     config_text = _read_small(found[CONFIG_NAME], CONFIG_NAME, storage) if CONFIG_NAME in found else b""
     config = parse_config(config_text, where=join(place, CONFIG_NAME)) if CONFIG_NAME in found else {}
     tensors = join_ties(weights.tensors, config)
+    check_counts(config, choose_family(config), layer_stacks(tensors), where=ref)
     check_layers(tensors, config, ref)
     pins = dict(sorted((_pick_small(found) | beneath).items()))
     return Checkpoint(ref, place, tensors, config, config_text, pins, storage, weights.left_out)

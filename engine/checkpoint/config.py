@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
 from mergemill.engine.checkpoint.family import Family
-from mergemill.engine.checkpoint.kinds import find_types, kind_changes
+from mergemill.engine.checkpoint.kinds import find_types, kind_changes, say_value
 from mergemill.engine.errors import CheckpointError
 
 KeyPath: TypeAlias = tuple[str, ...]
@@ -72,12 +72,45 @@ def find_layer_count(config: Mapping[str, Any], family: Family, stack: str) -> L
 
     Some models store more layers than they count: those that predict later tokens.
     """
-    for pattern, keys in family.layer_counts:
-        if fnmatchcase(stack, pattern):
-            found = (LayerCount(path, _get_key(config, path)) for path in _split_keys(keys))
-            # The first pattern that matches decides: an encoder's count is no stand-in for a decoder's.
-            return next((count for count in found if type(count.count) is int), None)
-    return None
+    found = (LayerCount(path, _get_key(config, path)) for path in _count_paths(family, stack))
+    return next((count for count in found if type(count.count) is int), None)
+
+
+def _count_paths(family: Family, stack: str) -> Iterator[KeyPath]:
+    """Yield the keys that may count a stack, by the first pattern that it matches.
+
+    An encoder's count is no stand-in for a decoder's.
+    """
+    keys = next((keys for pattern, keys in family.layer_counts if fnmatchcase(stack, pattern)), ())
+    return _split_keys(keys)
+
+
+def check_counts(config: Mapping[str, Any], family: Family, stacks: Iterable[str], *, where: str) -> None:
+    """Raise `CheckpointError` where the config counts layers of `stacks`, or tokens, by what counts nothing.
+
+    Refused (2026-11-29) are texts, lists, fractions, NaN, true and numbers below 0: no loader takes them, and the
+    output would be written with them. null says as little as a key that is not there.
+    """
+    layers = [path for stack in {*stacks} or {""} for path in _count_paths(family, stack)]
+    for path in dict.fromkeys([*layers, *_places(config, "vocab_size")]):
+        value = _get_key(config, path)
+        if value is not None and (type(value) is not int or value < 0):
+            raise CheckpointError(
+                f"{where}: config.json says {'.'.join(path)}: {say_value(value)}, which counts nothing; write a whole "
+                "number there"
+            )
+
+
+def find_null_count(config: Mapping[str, Any], family: Family, stack: str) -> str | None:
+    """Return the key that should count `stack` and is null, where no other key does count it."""
+    if find_layer_count(config, family, stack) is not None:
+        return None
+    return next((".".join(path) for path in _count_paths(family, stack) if _is_null(config, path)), None)
+
+
+def _is_null(config: Mapping[str, Any], path: KeyPath) -> bool:
+    inner = _find_place(config, path[:-1])
+    return path[-1] in inner and inner[path[-1]] is None
 
 
 def layer_changes(

@@ -5,6 +5,7 @@ layers are at places of their own kind, and nothing changes; the family also rea
 or the stack is refused. Formulas: the configuration classes of transformers 5.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,9 +62,10 @@ def _after_dense(config: Config, layer: int, _: int) -> bool:
 
 
 def _within(config: Config, layer: int, _: int) -> bool:
-    last, every = config.get("moe_layer_end_index"), config.get("moe_layer_interval") or 1
+    last, every = config.get("moe_layer_end_index"), config.get("moe_layer_interval")
     beyond = type(last) is int and last >= 0 and layer > last
-    return layer >= config["moe_layer_start_index"] and not beyond and (layer + 1) % every == 0
+    is_one = type(every) is not int or every < 1 or (layer + 1) % every == 0
+    return layer >= config["moe_layer_start_index"] and not beyond and is_one
 
 
 def _windowed(config: Config, layer: int, _: int) -> bool:
@@ -102,6 +104,7 @@ def kind_changes(config: Config, layers: Sequence[Layer]) -> dict[str, Any]:
     """
     changes: dict[str, Any] = {}
     for rule in _RULES:
+        _check_told(rule, config)
         if not _holds(rule, config):
             continue
         wanted = [_find(rule, config, layer) for layer in layers]
@@ -123,7 +126,28 @@ def find_types(config: Config, layer: int, count: int) -> tuple[str, ...]:
     """Return what of a layer's kind an explicit list can say, where none is there yet."""
     named = config.get("model_type") in _READ_TYPES
     types = [_name(rule, _find(rule, config, (config, layer, count))) for rule in _RULES if named and rule.words]
-    return tuple(each for each in (*types, _find_cycle(config, layer), _find_run(config, layer)) if each)
+    return tuple(str(each) for each in (*types, _find_cycle(config, layer), _find_run(config, layer)) if each)
+
+
+def say_value(value: Any) -> str:
+    """Return a few words for a value of a config, whatever it is.
+
+    >>> say_value("4"), say_value(float("nan")), say_value([1]), say_value({})
+    ('"4"', 'NaN', 'a list', 'an object')
+    """
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    return json.dumps(value)[:40]
+
+
+def _check_told(rule: _Rule, config: Config) -> None:
+    """Raise `CheckpointError` where a key that gives layers their kind is no number: nobody could tell kinds by it."""
+    value = config.get(rule.key)
+    if value is not None and type(value) is not int and not any(config.get(name) for name in rule.lists):
+        raise CheckpointError(
+            f"config.json: {rule.key}: {say_value(value)} should give each layer its kind by its place, and is no "
+            f"whole number; without it, or a list such as layer_types, layers cannot be moved"
+        )
 
 
 def _holds(rule: _Rule, config: Config) -> bool:

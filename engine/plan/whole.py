@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
-from mergemill.engine.checkpoint.config import LATER_LAYERS, find_layer_count, layer_entries
-from mergemill.engine.checkpoint.family import Family, find_tie, is_optional, split_layer
+from mergemill.engine.checkpoint.config import LATER_LAYERS, find_layer_count, find_null_count, layer_entries
+from mergemill.engine.checkpoint.family import Family, choose_family, find_ties, is_optional, split_layer
 from mergemill.engine.errors import PlanError
-from mergemill.engine.offers.offer import Offers
+from mergemill.engine.offers.offer import Offer, Offers
 from mergemill.engine.plan.slots import Checkpoints, Stack, models_of
 from mergemill.engine.plan.values import OutputTensor
 
@@ -66,9 +66,7 @@ def check_whole(
     output = _Output(shapes, donor, checkpoints, offers, family, where)
     for stack in moved:
         _check_stack(stack, output)
-    for name, shape in shapes.items():
-        if split_layer(name) is None:
-            _check_outside(name, shape, output)
+    _check_outside(output)
 
 
 def warn_of_config(
@@ -81,6 +79,12 @@ def warn_of_config(
         if any(part.get(key) for part in parts) and not all(stack.whole for stack in stacks):
             warnings.append(
                 f"{where}: layers of {donor.ref} that predict later tokens are not in the output; {key} becomes 0"
+            )
+    for stack in stacks:
+        if null := find_null_count(donor.config, choose_family(donor.config), stack.name):
+            warnings.append(
+                f"{where}: the config of {donor.ref} says {null}: null, and nowhere how many layers {stack.name!r} "
+                "has; loaders will refuse the output, or make layers of their own"
             )
     rows = next((value for part in parts if type(value := part.get("vocab_size")) is int), None)
     for tensor in tensors:
@@ -172,12 +176,25 @@ def _say(name: str, layer: Layer) -> str:
     return f"{name} of shape {list(layer[name])}" if name in layer else f"no {name}"
 
 
-def _check_outside(name: str, shape: Shape, output: _Output) -> None:
-    stored = output.offers[output.donor.ref].get(name) if name in output.donor.tensors else None
-    tie = None if stored is not None else find_tie(name, output.shapes, output.family)
-    wanted = stored.shape if stored is not None else output.shapes[tie] if tie is not None else shape
+def _check_outside(output: _Output) -> None:
+    """Check the tensors outside the layers, each against the donor's, or against the one that it is tied to."""
+    names = [name for name in output.shapes if split_layer(name) is None]
+    stored = {name: offer.shape for name in names if (offer := _find_stored(name, output)) is not None}
+    ties = find_ties([name for name in names if name not in stored], output.shapes, output.family)
+    for name in names:
+        if name in stored:
+            _check_shape(name, stored[name], f"{name} of {output.donor.ref}, whose config is written,", output)
+        elif name in ties:
+            _check_shape(name, output.shapes[ties[name]], ties[name], output)
+
+
+def _find_stored(name: str, output: _Output) -> Offer | None:
+    return output.offers[output.donor.ref].get(name) if name in output.donor.tensors else None
+
+
+def _check_shape(name: str, wanted: Shape, beside: str, output: _Output) -> None:
+    shape = output.shapes[name]
     if shape != wanted:
-        beside = f"{name} of {output.donor.ref}, whose config is written," if tie is None else tie
         raise PlanError(
             f"{output.where}: {name} of the output has shape {list(shape)}, but {beside} has {list(wanted)}; the first "
             f"and the last slice must be of models with the same vocabulary and width as the base model"

@@ -67,12 +67,11 @@ def test_kinds_by_formula_stay_at_places_of_their_kind(
         {"sliding_window_pattern": 2, "layer_types": ["sliding_attention", "full_attention"] * 4},
         {"first_k_dense_replace": 1, "mlp_layer_types": ["dense", *["sparse"] * 7]},
         {"attn_layer_period": 2, "layers_block_type": ["mamba", "attention"] * 4},
-        {"first_k_dense_replace": "1"},
         {"decoder_sparse_step": 0},
         {"max_window_layers": 2, "use_sliding_window": False},
     ],
 )
-def test_a_list_stands_above_the_formula_and_nonsense_says_nothing(config: dict[str, Any]) -> None:
+def test_a_list_stands_above_the_formula_and_a_period_of_0_says_nothing(config: dict[str, Any]) -> None:
     assert change(config, 1, 0, 0) == {}
 
 
@@ -94,3 +93,20 @@ def test_a_layer_of_another_model_brings_the_kind_that_its_own_config_gives_it()
 def test_what_a_list_could_say_of_a_layer_is_known() -> None:
     assert find_types({"model_type": "gemma2"}, 1, 4) == ("full_attention",)
     assert find_types({"model_type": "llama"}, 1, 4) == ()
+
+
+@pytest.mark.parametrize("value", ["3", float("nan"), 1.5, True, [3], {}])
+@pytest.mark.parametrize("key", ["first_k_dense_replace", "sliding_window_pattern", "num_kv_shared_layers"])
+def test_layers_are_not_moved_by_a_key_that_tells_no_place(key: str, value: object) -> None:
+    with pytest.raises(CheckpointError, match=f"{key}: .* is no whole number; without it"):
+        change({key: value}, 0, 2, 1)
+    assert change({key: None}, 0, 2, 1) == {}
+
+
+@pytest.mark.parametrize("value", ["2", [2], float("nan"), None, 0, -1, {}])
+def test_an_interval_that_is_none_counts_every_layer(value: object) -> None:
+    assert change({"moe_layer_start_index": 1, "moe_layer_interval": value}, 0, 3, 4) == {}
+
+
+def test_kinds_that_are_no_words_are_compared_as_they_are_written() -> None:
+    assert find_types({"block_types": [{"a": 1}, "b"]}, 0, 4) == ("{'a': 1}",)
