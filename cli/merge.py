@@ -19,8 +19,10 @@ from mergemill.cli.options import (
     Cluster,
     Device,
     DeviceMemory,
+    Intersection,
     Memory,
     Methods,
+    Raw,
     Recipe,
     RoundStages,
     Scheduler,
@@ -28,10 +30,12 @@ from mergemill.cli.options import (
     ShardSize,
     StorageOf,
     Threads,
+    Union,
     Wait,
     Workers,
 )
 from mergemill.cli.plan import plan_lines
+from mergemill.cli.raw import make_any_plan
 from mergemill.cli.recipes import open_recipe
 from mergemill.cli.signals import Interrupted, hold_back, let_through, raise_interrupts
 from mergemill.cli.status import run_in
@@ -68,6 +72,9 @@ def merge(
     shard_size: ShardSize = SHARD_SIZE,
     seed: Seed = 0,
     methods: Methods = None,
+    raw: Raw = False,
+    union: Union = False,
+    intersection: Intersection = False,
     round_stages: RoundStages = False,
     quiet: Quiet = False,
     json: JsonLines = False,
@@ -79,13 +86,16 @@ def merge(
     with ExitStack() as stack:
         if json:
             stack.enter_context(errors_as_events())
-        from mergemill.engine import describe_plan, load_cluster, make_plan, run
+        from mergemill.engine import describe_plan, load_cluster, run
 
         file = load_cluster(cluster) if cluster else None
         store = load_cluster(storage_as) if storage_as else file
         storage = store.storage if store else None
-        plan = make_plan(
+        plan = make_any_plan(
             open_recipe(recipe),
+            raw=raw,
+            union=union,
+            intersection=intersection,
             seed=seed,
             shard_size=shard_size,
             methods=methods or (),

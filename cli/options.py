@@ -22,6 +22,17 @@ StorageOf = Annotated[
 ClusterAs = Annotated[
     str | None, typer.Option("--cluster", metavar="NAME|FILE", help="Reach it as this cluster file's options say.")
 ]
+Raw = Annotated[
+    bool,
+    typer.Option("--raw", help="Merge dictionaries of tensors by name: no config, no layers."),
+]
+Union = Annotated[
+    bool, typer.Option("--union", "-u", "--tensor-union", help="With --raw: each tensor over the models that have it.")
+]
+Intersection = Annotated[
+    bool,
+    typer.Option("--intersection", "-i", "--tensor-intersection", help="With --raw: only what all models have."),
+]
 Memory = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Promised to each worker, such as 512MiB; else the cluster file's, or 1GiB."),

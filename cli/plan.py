@@ -13,16 +13,20 @@ from mergemill.cli.options import (
     Cluster,
     Device,
     DeviceMemory,
+    Intersection,
     Json,
     Memory,
     Methods,
+    Raw,
     Recipe,
     RoundStages,
     Seed,
     ShardSize,
     Threads,
+    Union,
     Workers,
 )
+from mergemill.cli.raw import make_any_plan
 from mergemill.cli.recipes import open_recipe
 
 AnyOut = Annotated[
@@ -42,6 +46,9 @@ def plan(
     shard_size: ShardSize = SHARD_SIZE,
     seed: Seed = 0,
     methods: Methods = None,
+    raw: Raw = False,
+    union: Union = False,
+    intersection: Intersection = False,
     round_stages: RoundStages = False,
     json: Json = False,
 ) -> None:
@@ -49,11 +56,14 @@ def plan(
 
     Example: mergemill plan recipe.yml --memory 2GiB
     """
-    from mergemill.engine import describe_plan, load_cluster, make_plan
+    from mergemill.engine import describe_plan, load_cluster
 
     file = load_cluster(cluster) if cluster else None
-    found = make_plan(
+    found = make_any_plan(
         open_recipe(recipe),
+        raw=raw,
+        union=union,
+        intersection=intersection,
         seed=seed,
         shard_size=shard_size,
         methods=methods or (),

@@ -16,15 +16,19 @@ from mergemill.cli.options import (
     CacheFolder,
     Device,
     DeviceMemory,
+    Intersection,
     Memory,
     Methods,
     Out,
+    Raw,
     Recipe,
     RoundStages,
     Seed,
     ShardSize,
+    Union,
     say_storage,
 )
+from mergemill.cli.raw import check_raw
 from mergemill.cli.recipes import open_recipe
 from mergemill.cli.status import run_in
 
@@ -47,6 +51,9 @@ def submit(
     shard_size: ShardSize = SHARD_SIZE,
     seed: Seed = 0,
     methods: Methods = None,
+    raw: Raw = False,
+    union: Union = False,
+    intersection: Intersection = False,
     round_stages: RoundStages = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -59,6 +66,8 @@ def submit(
     options = {"--memory": memory, "--cache": cache, "--cache-folder": cache_folder}
     options |= {"--device": device, "--device-memory": device_memory if device_memory != DEVICE_MEMORY else None}
     options |= {"--shard-size": shard_size if shard_size != SHARD_SIZE else None, "--seed": str(seed) if seed else None}
+    check_raw(raw=raw, union=union, intersection=intersection)
+    flags = {"--raw": raw, "--union": union, "--intersection": intersection, "--round-stages": round_stages}
     words = context.obj or sys.argv[1:]
     loaded, file = open_recipe(recipe), load_cluster(cluster)
     job = jobs.make_job(
@@ -66,7 +75,7 @@ def submit(
         out,
         file,
         cluster=str(Path(cluster).absolute()) if Path(cluster).suffix in (".yml", ".yaml") else cluster,
-        arguments=[*_list_words(options, methods or ()), *(["--round-stages"] if round_stages else [])],
+        arguments=[*_list_words(options, methods or ()), *(flag for flag, given in flags.items() if given)],
         folder=Path.cwd(),
         resume=run_in(str(Path.cwd()), shlex.join(["mergemill", *(word for word in words if word != "--dry-run")])),
     )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mergemill.engine.methods.contract import merge_method as merge_method
     from mergemill.engine.plan.cost import estimate_cost as estimate_cost
     from mergemill.engine.plan.make import make_plan as make_plan
+    from mergemill.engine.plan.raw import make_raw_plan as make_raw_plan
     from mergemill.engine.plan.sizes import format_size as format_size
     from mergemill.engine.recipe import load_cluster as load_cluster
     from mergemill.engine.recipe import load_recipe as load_recipe
@@ -71,6 +72,7 @@ _PLACES = {
     "load_storage": "runs.access",
     "make_bar": "runs.progress",
     "make_plan": "plan.make",
+    "make_raw_plan": "plan.raw",
     "merge": "runs.merge",
     "merge_method": "methods.contract",
     "merge_state_dicts": "runs.in_memory",

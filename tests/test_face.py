@@ -22,6 +22,7 @@ FACE = [
     "load_cluster",
     "load_recipe",
     "make_plan",
+    "make_raw_plan",
     "merge",
     "merge_state_dicts",
     "merge_tensors",

@@ -88,6 +88,7 @@ FACE = [
     "load_storage",
     "make_bar",
     "make_plan",
+    "make_raw_plan",
     "merge",
     "merge_method",
     "merge_state_dicts",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mergemill.engine import load_cluster as load_cluster
     from mergemill.engine import load_recipe as load_recipe
     from mergemill.engine import make_plan as make_plan
+    from mergemill.engine import make_raw_plan as make_raw_plan
     from mergemill.engine import merge as merge
     from mergemill.engine import merge_state_dicts as merge_state_dicts
     from mergemill.engine import merge_tensors as merge_tensors
@@ -41,6 +42,7 @@ __all__ = [
     "load_cluster",
     "load_recipe",
     "make_plan",
+    "make_raw_plan",
     "merge",
     "merge_state_dicts",
     "merge_tensors",

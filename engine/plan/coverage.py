@@ -19,6 +19,7 @@ BEFORE_UNUSED = "before the layers, which come from the first slice"
 AFTER_UNUSED = "after the layers, which come from the last slice"
 OPTIONAL_UNUSED = "buffer that the base model does not store"
 WEIGHTLESS = "weight 0"
+OTHERS = "another model's is taken"
 VECTOR_UNUSED = "of a delta_base, where no task vector is taken"
 
 
@@ -55,6 +56,10 @@ class Ledger:
                     if rule is None:
                         raise PlanError(f"{model}: tensor {name} would be lost: nothing merges, copies or drops it")
                     self.drop(model, name, rule)
+        return self.summarise(checkpoints)
+
+    def summarise(self, checkpoints: Mapping[str, Checkpoint]) -> tuple[SourceUse, ...]:
+        """Return what the merge takes from each model, all of whose tensors are noted."""
         return tuple(self._summarise(model, checkpoint) for model, checkpoint in checkpoints.items())
 
     def _summarise(self, model: str, checkpoint: Checkpoint) -> SourceUse:

@@ -7,7 +7,7 @@ from mergemill.engine.checkpoint.family import Family, is_optional, is_vocabular
 from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.contract import Method
 from mergemill.engine.offers.offer import Offer, Offers
-from mergemill.engine.plan.coverage import OPTIONAL_UNUSED, VECTOR_UNUSED, WEIGHTLESS, Ledger, Use
+from mergemill.engine.plan.coverage import OPTIONAL_UNUSED, OTHERS, VECTOR_UNUSED, WEIGHTLESS, Ledger, Use
 from mergemill.engine.plan.settings import resolve_settings
 from mergemill.engine.plan.slots import Candidate, Slot
 from mergemill.engine.plan.steps import Steps
@@ -69,6 +69,19 @@ def fill_slot(slot: Slot, filling: Filling, ledger: Ledger) -> OutputTensor | No
     return OutputTensor(slot.site.tensor, dtype, expression, _most_growth(slot, expression, filling))
 
 
+def copy_offer(name: str, model: str, models: Sequence[str], filling: Filling, ledger: Ledger) -> OutputTensor:
+    """Return the output tensor that is one model's of the `models` that have it, and enter all into the ledger."""
+    offer = filling.offers[model][name]
+    _check_known(name, [offer.dtype], filling.where)
+    for used in offer.uses:
+        ledger.use(model, used, "copied")
+    for other in (each for each in models if each != model):
+        for used in filling.offers[other][name].uses:
+            ledger.drop(other, used, OTHERS)
+    dtype = filling.dtype if filling.dtype and is_mergeable(offer.dtype) else offer.dtype
+    return OutputTensor(name, dtype, offer.expression, None)
+
+
 def _drop(found: Sequence[Found], rule: str, ledger: Ledger) -> None:
     for candidate, offer in found:
         for name in offer.uses:
@@ -126,12 +139,16 @@ def _check_shapes(slot: Slot, found: Sequence[Found], filling: Filling) -> None:
         )
 
 
+def _check_known(tensor: str, dtypes: Sequence[str], where: str) -> None:
+    unknown = next((dtype for dtype in dtypes if dtype not in TORCH_DTYPES), None)
+    if unknown is not None:
+        raise PlanError(f"{where}: tensor {tensor}: dtype {unknown} cannot be merged or copied yet")
+
+
 def _make_expression(slot: Slot, found: Sequence[Found], filling: Filling) -> tuple[Expression, str, list[Found]]:
     """Return what the tensor is made of, its dtype, and which of those that were found are not read for it."""
     dtypes = [offer.dtype for _, offer in found]
-    unknown = next((dtype for dtype in dtypes if dtype not in TORCH_DTYPES), None)
-    if unknown is not None:
-        raise PlanError(f"{filling.where}: tensor {slot.site.tensor}: dtype {unknown} cannot be merged or copied yet")
+    _check_known(slot.site.tensor, dtypes, filling.where)
     if all(is_mergeable(dtype) for dtype in dtypes):
         dtype = filling.dtype or promote(dtypes)
         expression, unread = _merge(slot, found, filling, [*dtypes, *(["F64"] if filling.wide else [])])

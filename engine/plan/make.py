@@ -1,9 +1,9 @@
 """Making a plan: recipe × checkpoints → plan. Seconds, a few megabytes, headers only."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint, open_checkpoint
@@ -47,6 +47,11 @@ class PlanOptions:
     seed: int
     methods: Sequence[GivenMethods]
     storage: Mapping[str, Mapping[str, Any]]
+    round_stages: bool
+
+
+Stages = Mapping[str, StageModel]  # by name
+DraftOne = Callable[[Recipe, PlanOptions, Stages, str], tuple[Draft, Inputs]]  # with what messages begin with
 
 
 def make_plan(
@@ -67,22 +72,27 @@ def make_plan(
     are those of merging one after the other. Raises `InputError` for everything that is wrong with the recipe or its
     inputs.
     """
-    recipe = load_recipe(recipe)
-    if round_stages and not recipe.round_stages:  # which the kept recipe says then, so that it works from there
+    return plan_recipe(recipe, PlanOptions(seed, methods, storage or {}, round_stages), _draft, shard_size)
+
+
+def plan_recipe(given: GivenRecipe, asked: PlanOptions, draft_one: DraftOne, shard_size: str | int) -> Plan:
+    """Plan a recipe and its stages, of which each is drafted by `draft_one`."""
+    recipe = load_recipe(given)
+    if asked.round_stages and not recipe.round_stages:  # which the kept recipe says then, so that it works from there
         recipe = recipe.model_copy(update={"round_stages": True, "text": ""})
     where = recipe.file or "recipe"
-    asked = PlanOptions(seed, methods, join_options(storage or {}, recipe.storage))
+    asked = replace(asked, storage=join_options(asked.storage, recipe.storage))
     order, unused = order_stages(recipe, where=where)
     stages: dict[str, StageModel] = {}
     for stage in order:
         named = f"{where}: stage {stage.name}"
-        draft, inputs = _draft(stage.model_copy(update={"file": recipe.file}), asked, stages, where=named)
+        draft, inputs = draft_one(stage.model_copy(update={"file": recipe.file}), asked, stages, named)
         stages[str(stage.name)] = make_stage(stage, draft, inputs, rounded=bool(recipe.round_stages), where=named)
-    draft, _ = _draft(recipe, asked, stages, where=where)
+    draft, _ = draft_one(recipe, asked, stages, where)
     return finish(add_stages(draft, stages, unused, where=where), shard_size)
 
 
-def _draft(recipe: Recipe, asked: PlanOptions, stages: Mapping[str, StageModel], *, where: str) -> tuple[Draft, Inputs]:
+def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tuple[Draft, Inputs]:
     """Return the draft of one merge, which may take stages for models, and its models."""
     recipe = read_paths(recipe, list_models(recipe), where=where)
     refs = list_models(recipe)
@@ -90,7 +100,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Mapping[str, StageModel],
     code = find_code(recipe, asked.methods)
     method = get_any_method(recipe.merge_method, code)
     steps = make_steps(recipe, method, where=where)
-    given = _open_all(refs, make_storage(join_options(asked.storage, recipe.storage)), stages, where)
+    given = open_models(refs, make_storage(join_options(asked.storage, recipe.storage)), stages, where)
     recipe, opened, spelt = join_spellings(recipe, given, where=where)
     checkpoints = share_reads(opened)
     donor = checkpoints[str(recipe.base_model) if recipe.base_model else next(iter(checkpoints))]
@@ -150,7 +160,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Mapping[str, StageModel],
     return draft, inputs
 
 
-def _open_all(
+def open_models(
     refs: Mapping[str, ModelRef], storage: Storage, stages: Mapping[str, StageModel], where: str
 ) -> Mapping[str, Checkpoint]:
     """Open all models at once, since each waits for its storage several times; a stage is there already."""
@@ -169,13 +179,18 @@ def _open_all(
         return dict(zip(refs, pool.map(open_one, refs.values()), strict=True))
 
 
-def _check_runnable(recipe: Recipe, refs: Mapping[str, ModelRef], where: str) -> None:
-    """Refuse what the language has and the engine cannot do yet."""
+def check_references(refs: Mapping[str, ModelRef], where: str) -> None:
+    """Refuse what the language has of references and the engine cannot do yet."""
     for ref in refs.values():
         if ref.lora is not None:
             raise PlanError(f"{where}: {ref}: adapters cannot be merged yet; merge the LoRA into its model first")
         if ref.override_architecture is not None:
             raise PlanError(f"{where}: {ref}: override_architecture cannot be followed yet; leave it out")
+
+
+def _check_runnable(recipe: Recipe, refs: Mapping[str, ModelRef], where: str) -> None:
+    """Refuse what the language has and the engine cannot do yet."""
+    check_references(refs, where)
     if recipe.chat_template is not None:
         raise PlanError(f"{where}: chat_template cannot be written yet; leave it out and the donor's is copied")
     if recipe.tokenizer is not None and (recipe.tokenizer.tokens or recipe.tokenizer.pad_to_multiple_of):

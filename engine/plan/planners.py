@@ -8,6 +8,7 @@ from typing import Any
 
 from mergemill.engine.errors import OutputError
 from mergemill.engine.plan.make import make_plan
+from mergemill.engine.plan.raw import KINDS, make_raw_plan
 from mergemill.engine.plan.values import Origin, Plan
 from mergemill.engine.recipe import Recipe, parse_recipe
 
@@ -31,4 +32,17 @@ def _replan_merge(origin: Origin, shard_size: str | int, storage: Storage) -> Pl
     return make_plan(open_recipe(origin), seed=origin.seed, shard_size=shard_size, methods=origin.code, storage=storage)
 
 
-PLANNERS: dict[str, Replan] = {"merge": _replan_merge}
+def _replan_raw(origin: Origin, shard_size: str | int, storage: Storage) -> Plan:
+    return make_raw_plan(
+        open_recipe(origin),
+        names=KINDS[origin.kind],
+        seed=origin.seed,
+        shard_size=shard_size,
+        methods=origin.code,
+        storage=storage,
+    )
+
+
+PLANNERS: dict[str, Replan] = {"merge": _replan_merge, **dict.fromkeys(KINDS, _replan_raw)}
+OF_RECIPES = ("merge", *KINDS)
+"""The kinds whose origin is a recipe."""

@@ -97,6 +97,15 @@ def evaluate(setting: Setting | None, site: Site) -> Any:
     return _interpolate(setting, site.t)
 
 
+def has_gradient(setting: Setting) -> bool:
+    """Whether a setting, or one of its conditions, is a value that changes over the layers."""
+    if not isinstance(setting, tuple):
+        return False
+    return not isinstance(setting[0], Condition) or any(
+        isinstance(item, Condition) and isinstance(item.value, tuple) for item in setting
+    )
+
+
 def _interpolate(gradient: Sequence[Any], t: float) -> Any:
     at = t * (len(gradient) - 1)
     left = min(math.floor(at), len(gradient) - 1)

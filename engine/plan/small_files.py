@@ -65,6 +65,20 @@ def make_files(
     return (*copied, *files)
 
 
+def make_raw_files(
+    recipe: Recipe,
+    method: Method,
+    inputs: Inputs,
+    tensors: Sequence[OutputTensor],
+    code: Sequence[MethodsFile],
+) -> tuple[SmallFile, ...]:
+    """Return the files of a merge of dictionaries of tensors: recipe and card alone, and the user's own methods."""
+    made = {file.name: file.text for file in code}
+    made[RECIPE_NAME] = recipe_text(recipe)
+    made[CARD_NAME] = _card(recipe, method, inputs, tensors, code)
+    return tuple(SmallFile(name, text.encode(), None) for name, text in sorted(made.items()))
+
+
 def warn_of_missing_files(needed: Needed, donor: str, *, where: str) -> list[str]:
     """Return a warning for each file that the donor's configs name and its folder lacks: so will the output."""
     return [f"{where}: {donor} names {name} and does not have it; nor will the output" for name in needed.missing]

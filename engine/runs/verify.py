@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mergemill.engine.errors import CheckpointError, OutputError, VerifyError
 from mergemill.engine.methods.own import MethodsFile
-from mergemill.engine.plan.planners import open_recipe, replan
+from mergemill.engine.plan.planners import OF_RECIPES, open_recipe, replan
 from mergemill.engine.plan.small_files import RECIPE_NAME
 from mergemill.engine.plan.values import Origin, Part, Plan
 from mergemill.engine.recipe.stages import list_methods
@@ -102,7 +102,7 @@ def _read_recipe(output: Output, record: Record) -> str:
 def _open_code(output: Output, record: Record, origin: Origin, run_code: Collection[str]) -> Sequence[MethodsFile]:
     """Return the files of methods that the output keeps; `VerifyError` unless they are all it needs, and may run."""
     kept = _list_code(record)
-    for name in list_methods(open_recipe(origin)) if origin.kind == "merge" else ():
+    for name in list_methods(open_recipe(origin)) if origin.kind in OF_RECIPES else ():
         if name not in record.code:
             raise VerifyError(f"{output}: its plan keeps no text of {name!r}, which its recipe runs; merge it again")
     for file in kept:

@@ -1,0 +1,28 @@
+"""What ``--raw`` and the options beside it mean: a plan of dictionaries of tensors, not of language models."""
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from mergemill.engine import values
+
+
+def make_any_plan(
+    recipe: "values.Recipe", *, raw: bool, union: bool, intersection: bool, **options: Any
+) -> "values.Plan":
+    """Return the plan of a recipe; the options are those of `make_plan`."""
+    from mergemill.engine import make_plan, make_raw_plan
+
+    check_raw(raw=raw, union=union, intersection=intersection)
+    if not raw:
+        return make_plan(recipe, **options)
+    return make_raw_plan(recipe, names="union" if union else "intersection" if intersection else "same", **options)
+
+
+def check_raw(*, raw: bool, union: bool, intersection: bool) -> None:
+    """Refuse options that do not go together."""
+    if union and intersection:
+        raise typer.BadParameter("--union and --intersection exclude each other")
+    if (union or intersection) and not raw:
+        raise typer.BadParameter("--union and --intersection are for --raw")
