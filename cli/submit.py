@@ -91,8 +91,10 @@ def submit(
 
 
 def _list_words(options: dict[str, str | None], methods: list[str] | tuple[()]) -> Iterator[str]:
+    from mergemill.engine import jobs
+
     for name, value in options.items():
         if value is not None:
             yield from (name, value)
     for path in methods:
-        yield from ("--methods", str(Path(path).absolute()))
+        yield from ("--methods", jobs.find_methods(path))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mergemill.engine.errors import ClusterError, OutputError, PlanError
+from mergemill.engine.errors import ClusterError, MethodsError, OutputError, PlanError
 from mergemill.engine.methods.own import read_methods
 from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.plan.small_files import RECIPE_NAME
@@ -21,9 +21,9 @@ from mergemill.engine.recipe.stages import list_methods
 from mergemill.engine.runs.driver import RESUME, find_folder
 from mergemill.engine.runs.manifest import DRIVER_MEMORY, write_manifest
 from mergemill.engine.storage.ranges import is_remote
-from mergemill.engine.storage.urls import parse_place
+from mergemill.engine.storage.urls import parse_path, parse_place
 
-__all__ = ["Job", "find_resume", "make_job", "submit_job"]
+__all__ = ["Job", "find_methods", "find_resume", "make_job", "submit_job"]
 
 KINDS = ("slurm", "kubernetes")
 NOTICE_S = 120  # before the end of a job's time, for the driver to end cleanly
@@ -68,6 +68,11 @@ def make_job(
         return Job(file.kind, name, make_script(recipe, out, file, arguments=words, folder=folder, resume=resume))
     texts = list_texts(recipe)
     return Job(file.kind, name, write_manifest(texts, out, file, name=name, arguments=arguments, resume=resume))
+
+
+def find_methods(given: str) -> str:
+    """Return the path of a file of methods as a job knows it, which may run elsewhere; `MethodsError` for a URL."""
+    return str(parse_path(given, MethodsError, what="a file of methods").absolute())
 
 
 def _check_out(out: str, file: ClusterFile) -> None:

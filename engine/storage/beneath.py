@@ -22,6 +22,7 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK  # so that a FIFO in a file's place is refused at once
 _WRITES = os.O_WRONLY | os.O_RDWR
 _LINKED = (errno.ELOOP, errno.EMLINK)  # what a link is to O_NOFOLLOW: of POSIX, and of FreeBSD
+_DENIED = (errno.EACCES, errno.EPERM)
 UNFINISHED = ".tmp-"  # in the name of a file that is being written
 PIECE_BYTES = 4 << 20  # that are read of a file at a time
 
@@ -118,6 +119,7 @@ class Beneath:
     def remove(self, name: str) -> None:
         """Remove a file, or a link and not what it leads to; none is no error."""
         with suppress(_Absent), self._explained(name, "removing"), self._folder(name) as folder:
+            _check_removable(_last(name), folder, self.place(name))
             os.unlink(_last(name), dir_fd=folder)
 
     def make_folder(self, name: str) -> None:
@@ -162,7 +164,8 @@ class Beneath:
         except OSError as error:
             if error.errno in _LINKED:
                 raise _linked(self.place(name)) from error
-            raise StorageError(f"{self.place(name)}: {doing} this file failed: {error.strerror}") from error
+            owner = _say_owner(self.root, name) if error.errno in _DENIED else ""
+            raise StorageError(f"{self.place(name)}: {doing} this file failed: {error.strerror}{owner}") from error
 
 
 def name_beside(name: str, beside: str) -> str:
@@ -176,6 +179,18 @@ class _Absent(StorageError):
     def __init__(self, message: str, strerror: str | None) -> None:
         super().__init__(message)
         self.strerror = strerror
+
+
+def _say_owner(root: Path, name: str) -> str:
+    """Return what helps where something is denied: whose the first folder or file on the way is that is another's."""
+    for place in (root, *(root / parent for parent in list(PurePosixPath(name).parents)[-2::-1]), root / name):
+        try:
+            found = os.lstat(place)
+        except OSError:
+            return ""
+        if found.st_uid != os.geteuid():
+            return f"; {place} belongs to user {found.st_uid}, who can go on with it: choose another folder for yours"
+    return ""
 
 
 def _split(name: str) -> tuple[str, ...]:
@@ -207,6 +222,11 @@ def _check(descriptor: int, path: Path, flags: int) -> int:
     os.close(descriptor)
     why = "has a second name (a hard link)" if stat.S_ISREG(found.st_mode) else "is no regular file"
     raise OutputError(f"{path}: {why}; mergemill does not write into it: move it away, or choose another folder")
+
+
+def _check_removable(name: str, folder: int, path: Path) -> None:
+    if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+        raise OutputError(f"{path}: is a folder, where mergemill has files only; move it away, and try again")
 
 
 def _linked(path: Path) -> OutputError:

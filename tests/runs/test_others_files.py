@@ -1,5 +1,8 @@
 """What is not mergemill's in or behind an output's folder is neither written nor removed."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -153,3 +156,32 @@ def test_a_driver_that_was_killed_before_its_plan_is_aborted(
     assert (out / ".mergemill" / "lock").exists()
     abort(out)
     assert not out.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_state_folder_that_is_anothers_alone_is_refused_with_whose_it_is(tmp_path: Path) -> None:
+    state = tmp_path / "out" / ".mergemill"
+    state.mkdir(parents=True)
+    state.chmod(0o700)
+    code = (
+        "import os\n"
+        "from pathlib import Path\n"
+        "from mergemill.engine.errors import StorageError\n"
+        "from mergemill.engine.storage.beneath import Beneath\n"
+        "os.setuid(12345)\n"
+        "try: Beneath(Path('out')).read('.mergemill/plan.json')\n"
+        "except StorageError as error: print(error)\n"
+    )
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent, tmp_path / "out"):
+        folder.chmod(0o755)
+    said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert said.stdout.startswith("out/.mergemill/plan.json: looking at this file failed: Permission denied; "), said
+    assert "out belongs to user 0, who can go on with it" in said.stdout
+
+
+@pytest.mark.parametrize("name", ["driver.json", "journal.jsonl", "plan.json"])
+def test_a_folder_where_a_note_belongs_is_told_with_what_to_do(name: str, tmp_path: Path) -> None:
+    files = Beneath(tmp_path)
+    (tmp_path / ".mergemill" / name).mkdir(parents=True)
+    with pytest.raises(OutputError, match=rf"{name}: is a folder, where mergemill has files only; move it away"):
+        files.remove(f".mergemill/{name}")

@@ -177,3 +177,20 @@ def test_other_clusters_and_missing_programs_are_one_clear_error(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ClusterError, match=r"^sbatch: is not installed here; see --dry-run"):
         submit_job(job)
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/own.py", "https://host/own.py", "file://elsewhere/own.py"])
+def test_methods_at_a_url_are_refused_before_anything_is_submitted(
+    url: str, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert execute(["submit", str(recipe), "/out", "--cluster", "slurm", "--dry-run", "--methods", url]) == 2
+    said, noted = capsys.readouterr()
+    assert said == ""
+    assert noted.count("\n") == 1
+    assert url.removeprefix("file://elsewhere") in noted
+
+
+def test_methods_at_a_file_url_are_the_file(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--cluster", "slurm", "--dry-run", "--methods", f"file://{tmp_path}/own.py"]
+    assert execute(["submit", str(recipe), "/out", *words]) == 0
+    assert f"--methods {tmp_path}/own.py" in capsys.readouterr().out
