@@ -15,6 +15,7 @@ from mergemill.cli import (
     merge,
     methods,
     plan,
+    recipe,
     schema,
     status,
     submit,
@@ -43,6 +44,7 @@ for command in (
     env.env,
 ):
     app.command()(command)
+app.add_typer(recipe.app)
 
 
 def _show_version(wanted: bool) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mergemill.engine.recipe import load_cluster as load_cluster
     from mergemill.engine.recipe import load_recipe as load_recipe
     from mergemill.engine.recipe import recipe_schema as recipe_schema
+    from mergemill.engine.recipe import writers as writers
     from mergemill.engine.runs import events as events
     from mergemill.engine.runs import jobs as jobs
     from mergemill.engine.runs import values as values
@@ -83,10 +84,11 @@ _PLACES = {
     "status": "runs.status",
     "values": "runs",
     "verify": "runs.verify",
+    "writers": "recipe",
 }
 """Where a name is; the namespaces are modules of a room."""
 
-_NAMESPACES = ("errors", "events", "jobs", "methods", "values")
+_NAMESPACES = ("errors", "events", "jobs", "methods", "values", "writers")
 
 __all__ = list(_PLACES)
 

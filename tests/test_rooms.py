@@ -99,6 +99,7 @@ FACE = [
     "status",
     "values",
     "verify",
+    "writers",
 ]
 
 NAMESPACES = ["errors", "events", "jobs", "methods", "values"]

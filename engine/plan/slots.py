@@ -94,6 +94,11 @@ def make_stacks(recipe: Recipe, offers: Mapping[str, Offers]) -> tuple[Stack, ..
         return tuple(Stack(name, (_whole(entries, name, stacks, base, scopes, recipe),), True) for name in names)
     stack = _only_stack(stacks, recipe)
     stretches = tuple(_make_stretch(part, stack, stacks, base, scopes, recipe) for part in slices or ())
+    if any(stretch.layers == 0 for stretch in stretches[1:-1]) or not any(stretch.layers for stretch in stretches):
+        raise PlanError(
+            f"{_name(recipe)}: an empty slice, of layer_range [0, 0], gives the tensors before the layers as the "
+            f"first, and those after as the last of several; elsewhere it does nothing"
+        )
     return (Stack(stack, stretches, False),)
 
 

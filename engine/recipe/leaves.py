@@ -132,7 +132,7 @@ def _check_layer_range(value: object) -> tuple[int, int]:
         if isinstance(end, bool) or not isinstance(end, int) or abs(end) >= 1 << 31:
             raise make_predicate(f"{wanted}, not {describe(end)}")
     first, stop = value
-    if not 0 <= first < stop:
+    if not 0 <= first < stop and (first, stop) != (0, 0):  # which is the slice that gives embedding or head alone
         raise make_predicate(f"is [{first}, {stop}] and must be [from, to] with 0 <= from < to")
     return first, stop
 

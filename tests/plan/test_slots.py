@@ -189,3 +189,11 @@ def test_a_number_in_a_name_may_be_any(tmp_path: Path) -> None:
     write_sketch(tmp_path / "far", dict.fromkeys(names, ("F32", (1,))))
     found = name_inputs(plan_of({"merge_method": "linear", "models": [{"model": "far"}], "parameters": {"weight": 1}}))
     assert found == {name: (f"far:{name}",) for name in names}
+
+
+@pytest.mark.parametrize("ranges", [[[0, 1], [0, 0], [1, 2]], [[0, 0]], [[0, 0], [0, 0]]])
+def test_an_empty_slice_elsewhere_than_at_an_end_is_refused(ranges: list[list[int]], tmp_path: Path) -> None:
+    folder = write_sketch(tmp_path / "m", llama(), config=config())
+    slices = [{"sources": [{"model": str(folder), "layer_range": each}]} for each in ranges]
+    with pytest.raises(PlanError, match="elsewhere it does nothing"):
+        plan_of({"merge_method": "passthrough", "slices": slices})
