@@ -5,6 +5,7 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -117,17 +118,19 @@ def test_commands_within_sentences_are_too(page: str) -> None:
     for command in re.findall(r"`mergemill ([a-z][^`]*)`", PAGES[page]):
         name, *words = shlex.split(" ".join(command.split()))
         assert f"--{name}" not in words
-        known = list_options(name)
+        known = list_options(name, *words)
         assert {word for word in words if word.startswith("--")} <= known, command
 
 
-def list_options(command: str) -> set[str]:
-    """Return the options of a command, which must be one."""
+def list_options(command: str, *words: str) -> set[str]:
+    """Return the options of a command, which must be one; a group's is named by the first of the words."""
     from typer.main import get_command
 
     from mergemill.cli.app import app
 
-    return {option for each in get_command(app).commands[command].params for option in each.opts}  # type: ignore[attr-defined]
+    found: Any = get_command(app).commands[command]  # type: ignore[attr-defined]
+    found = found.commands[words[0]] if hasattr(found, "commands") else found
+    return {option for each in found.params for option in each.opts}
 
 
 @pages

@@ -102,7 +102,7 @@ FACE = [
     "writers",
 ]
 
-NAMESPACES = ["errors", "events", "jobs", "methods", "values"]
+NAMESPACES = ["errors", "events", "jobs", "methods", "values", "writers"]
 """Names of the face that are modules, of what belongs together."""
 
 
