@@ -16,15 +16,16 @@ from mergemill.engine.methods.rows import view_rows
 from mergemill.engine.tensors.device import put_beside, to_host
 from mergemill.engine.tensors.elementary import exp_, log_
 from mergemill.engine.tensors.exact import sum_rows
-from mergemill.engine.tensors.kernels import Gather
+from mergemill.engine.tensors.fusion import IMPORTANCE, Divergences, Fusion, Importances, Join
+from mergemill.engine.tensors.histograms import Derive, StoredDerive
+from mergemill.engine.tensors.kernels import Gather, Partial, StoredGather
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.select import RANK_BYTES, VALUE_ROUNDS, find_ranked, one_more
+from mergemill.engine.tensors.stored import StoredSlab
 
 _EPS = 1e-8  # added to every probability
 _KEPT_ROWS = 1 << 18  # of so many rows the divergences are kept between the passes; those of more are computed anew
-
-Divergences = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +40,21 @@ def find_threshold(place: Place, dtype: str) -> Generator[Gather, Any, Importanc
     """Find ``median + 1.5 · (q3 - q1)`` of the importance over the whole tensor."""
     divergences = None
     if _count_rows(place) <= _KEPT_ROWS:
-        (divergences,) = yield _gather_divergences
+        (divergences,) = yield _Divergences()
     last = place.size - 1
     ranks = [place.size - last * quarter // 4 for quarter in (1, 2, 3)]
-    derive = partial(_derive_importance, divergences)
+    derive: Derive = (
+        partial(_derive_importance, None) if divergences is None else _Weighing(divergences, _count_columns(place))
+    )
     ((lower, median, upper),) = yield from find_ranked(place, [ranks], dtype, derive)
     return Importance(median + 1.5 * (upper - lower), divergences)
+
+
+def _fuse(statistics: Importance, place: Place) -> Fusion | None:
+    if statistics.divergences is None:
+        return None
+    join = Join("exceed", (1.0, 1.0), threshold=statistics.threshold)
+    return Fusion(join, derived=Importances(statistics.divergences, _count_columns(place)))
 
 
 @merge_method(
@@ -56,6 +66,7 @@ def find_threshold(place: Place, dtype: str) -> Generator[Gather, Any, Importanc
     grain="row",
     extra_slabs=4,
     extra_bytes=3 * RANK_BYTES + 2 * 8 * _KEPT_ROWS,
+    fused=_fuse,
 )
 def arcee_fusion(models: list[Tensor], statistics: Importance, place: Place) -> Tensor:
     """Return the base (``models[0]``), and the other model where its importance reaches the threshold.
@@ -81,10 +92,43 @@ def _weigh(magnitude: Tensor, divergence: Tensor, place: Place) -> Tensor:
     return magnitude
 
 
-def _gather_divergences(models: Sequence[Tensor], place: Place) -> tuple[Divergences]:
-    gathered = np.zeros(_count_rows(place))
-    gathered[_rows_here(models[0], place)] = to_host(_find_divergence(models, None, place))
-    return (gathered,)
+@dataclass(frozen=True, eq=False)
+class _Weighing(StoredDerive):
+    """Derives the importances, from the divergences of all rows."""
+
+    divergences: Divergences
+    columns: int
+
+    def __call__(self, models: Sequence[Tensor], place: Place) -> Sequence[Tensor]:
+        return _derive_importance(self.divergences, models, place)
+
+    def in_stored(self, slab: StoredSlab) -> Sequence[int]:
+        """What native loops call them."""
+        return (IMPORTANCE,)
+
+    @property
+    def derived(self) -> Importances:
+        """What they hang on."""
+        return Importances(self.divergences, self.columns)
+
+
+class _Divergences(StoredGather):
+    """Gathers the divergence of each row of the tensor."""
+
+    whole = True  # they are few numbers
+
+    def __call__(self, models: Sequence[Tensor], place: Place) -> tuple[Divergences]:
+        gathered = np.zeros(_count_rows(place))
+        gathered[_rows_here(models[0], place)] = to_host(_find_divergence(models, None, place))
+        return (gathered,)
+
+    def add_stored(self, slab: StoredSlab, total: Partial) -> Partial:
+        """The same from stored bytes, added in place."""
+        (gathered,) = total or (np.zeros(_count_rows(slab.place)),)
+        found = slab.find_divergences(_count_columns(slab.place))
+        first = slab.place.start // _count_columns(slab.place)
+        gathered[first : first + len(found)] += found
+        return (gathered,)
 
 
 def _find_divergence(models: Sequence[Tensor], known: Divergences | None, place: Place) -> Tensor:
@@ -92,9 +136,11 @@ def _find_divergence(models: Sequence[Tensor], known: Divergences | None, place:
     if known is not None:
         return put_beside(known[_rows_here(models[0], place)], models[0])
     before, after = (_soften(view_rows(model, place)) for model in models)
-    log_(torch.div(after, before, out=before).view(-1))
+    torch.div(after, before, out=before)
+    odd = before[:, 0].mul(0.0)  # of rows that have no softmax, no number
+    log_(before.view(-1))
     # Rounding may leave a little less than the nothing that equal rows differ by.
-    return sum_rows(before.mul_(after)).clamp_(min=0.0)
+    return sum_rows(before.mul_(after)).clamp_(min=0.0).add_(odd)
 
 
 def _soften(rows: Tensor) -> Tensor:
@@ -106,9 +152,13 @@ def _soften(rows: Tensor) -> Tensor:
 
 
 def _rows_here(model: Tensor, place: Place) -> slice:
-    columns = place.size // _count_rows(place)
+    columns = _count_columns(place)
     return slice(place.start // columns, (place.start + len(model)) // columns)
 
 
 def _count_rows(place: Place) -> int:
     return place.size // place.shape[-1] if place.shape else 1
+
+
+def _count_columns(place: Place) -> int:
+    return place.shape[-1] if place.shape else 1

@@ -5,6 +5,7 @@ Source: Yuan et al., "Behavior knowledge merge in reinforced agentic models" (RA
 
 from collections.abc import Sequence
 
+from mergemill.engine.tensors.fusion import Fusion, Join
 from mergemill.engine.tensors.lazy import Tensor, torch
 
 
@@ -27,3 +28,8 @@ def mean_of_changes(deltas: Sequence[Tensor], count: Tensor) -> Tensor:
     for delta in deltas[1:]:
         total.add_(delta)
     return total.div_(count.clamp_(min=1))
+
+
+def fuse_changes(weight: Sequence[float], epsilon: float) -> Fusion:
+    """Return the base plus `mean_of_changes` as native loops do it; what only model i changes, times its weight + 1."""
+    return Fusion(Join("changed", tuple(weight), threshold=epsilon))

@@ -5,7 +5,9 @@ arXiv:2405.07813, section 4 (masks and consensus).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.lazy import Tensor, torch
 
 
@@ -22,3 +24,8 @@ def add_agreed(
         torch.sub(merged, delta, out=mask).abs_().mul_(factor)
         votes.add_(torch.ge(delta.abs_(), mask, out=mask))
     return base.add_(merged.mul_(torch.ge(votes, k, out=votes)).mul_(lambda_))
+
+
+def fuse_agreed(fusion: Fusion, *, lambda_mask: Sequence[float], k: int, lambda_: float) -> Fusion:
+    """Return `add_agreed` as native loops do it, of a fusion that makes `merged` and adds it to the base."""
+    return replace(fusion, join=replace(fusion.join, masks=tuple(lambda_mask), votes=k, lambda_=lambda_))

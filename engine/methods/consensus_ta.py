@@ -4,14 +4,26 @@ Source: Wang et al., "Localizing task information for improved model merging and
 arXiv:2405.07813, section 4 (masks and consensus).
 """
 
+from collections.abc import Sequence
 from typing import Annotated
 
-from mergemill.engine.methods.consensus import add_agreed
+from mergemill.engine.methods.consensus import add_agreed, fuse_agreed
 from mergemill.engine.methods.contract import PerModel, Within, merge_method
+from mergemill.engine.methods.task_vectors import fuse_sum
+from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.lazy import Tensor, torch
 
+_LEAST = 1e-37  # of a weight: native loops leave out what is none in float32
 
-@merge_method(reads="element", base="required")
+
+def _fuse(weight: Sequence[float], lambda_mask: Sequence[float], k: int, lambda_: float) -> Fusion | None:
+    if any(abs(w) < _LEAST for w in weight):
+        return None
+    summed = fuse_sum(weight, lambda_=1.0, normalize=False)
+    return fuse_agreed(summed, lambda_mask=lambda_mask, k=k, lambda_=lambda_)
+
+
+@merge_method(reads="element", base="required", fused=_fuse)
 def consensus_ta(
     base: Tensor,
     deltas: list[Tensor],

@@ -7,12 +7,25 @@ arXiv:2405.07813, section 4 (masks and consensus).
 from collections.abc import Sequence
 from typing import Annotated
 
-from mergemill.engine.methods.consensus import add_agreed
+from mergemill.engine.methods.consensus import add_agreed, fuse_agreed
 from mergemill.engine.methods.contract import Density, PerModel, Within, merge_method
-from mergemill.engine.methods.task_vectors import add_agreeing_deltas
-from mergemill.engine.methods.trim import TRIM_BYTES, TRIM_ROUNDS, Trim, apply_trims, trim_to_largest
+from mergemill.engine.methods.task_vectors import add_agreeing_deltas, fuse_agreeing
+from mergemill.engine.methods.trim import TRIM_BYTES, TRIM_ROUNDS, Trim, apply_trims, keeps_of, trim_to_largest
+from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
+
+
+def _fuse(
+    statistics: Sequence[Trim],
+    weight: Sequence[float],
+    lambda_mask: Sequence[float],
+    k: int,
+    normalize: bool,
+    lambda_: float,
+) -> Fusion:
+    merged = fuse_agreeing(weight, keeps_of(statistics), lambda_=1.0, normalize=normalize)
+    return fuse_agreed(merged, lambda_mask=lambda_mask, k=k, lambda_=lambda_)
 
 
 @merge_method(
@@ -23,6 +36,7 @@ from mergemill.engine.tensors.place import Place
     extra_slabs=6,
     extra_slabs_each=1,
     extra_bytes=TRIM_BYTES,
+    fused=_fuse,
 )
 def consensus_ties(
     base: Tensor,

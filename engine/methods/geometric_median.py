@@ -15,11 +15,13 @@ from mergemill.engine.methods.gram import (
     Gram,
     combine_linearly,
     dot,
+    fuse_added,
     gram_matrix,
     is_finite,
     norm,
     times,
 )
+from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.kernels import Gather
 from mergemill.engine.tensors.lazy import Tensor
 
@@ -40,6 +42,10 @@ def _find_coefficients(weight: Sequence[float], max_iter: int, tol: float) -> Ge
     return _find_median(tuple(tuple(g / largest for g in row) for row in gram), start, weight, max_iter, tol)
 
 
+def _fuse(statistics: Coefficients, lambda_: float) -> Fusion | None:
+    return fuse_added(statistics, lambda_)
+
+
 @merge_method(
     reads="gram",
     base="required",
@@ -47,6 +53,7 @@ def _find_coefficients(weight: Sequence[float], max_iter: int, tol: float) -> Ge
     rounds=1,
     extra_bytes=GRAM_BYTES,
     check=_no_weight,
+    fused=_fuse,
 )
 def geometric_median(
     base: Tensor,

@@ -76,6 +76,13 @@ def fuse_linearly(coefficients: Sequence[float]) -> Fusion | None:
     return Fusion(Join("sum", tuple(coefficients)))
 
 
+def fuse_added(coefficients: Sequence[float], lambda_: float) -> Fusion | None:
+    """Return the base plus `lambda_` times `combine_linearly` as native loops do it."""
+    if not all(abs(factor) <= _MOST for factor in coefficients):
+        return None
+    return Fusion(Join("add", tuple(coefficients), lambda_=lambda_))
+
+
 def _scale(tensor: Tensor, factor: float) -> Tensor:
     if abs(factor) <= torch.finfo(tensor.dtype).max:
         return tensor.mul_(factor)

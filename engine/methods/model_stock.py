@@ -11,6 +11,7 @@ from mergemill.engine.methods.contract import Grain, merge_method
 from mergemill.engine.methods.gram import gram_matrix
 from mergemill.engine.methods.rows import multiply_rows, view_rows
 from mergemill.engine.tensors.device import divide_
+from mergemill.engine.tensors.fusion import Fusion, Join
 from mergemill.engine.tensors.kernels import Gather
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
@@ -35,6 +36,13 @@ def _find_share(filter_wise: bool) -> Generator[Gather, Any, float | None]:
     return 0.0 if abs(divisor) < _SINGULAR else len(gram) * mean / divisor
 
 
+def _fuse(statistics: float | None, place: Place) -> Fusion | None:
+    if statistics is None:
+        return None
+    count = len(place.models)
+    return Fusion(Join("add", (1.0,) * count, divisor=count, lambda_=statistics))
+
+
 @merge_method(
     reads="gram",
     base="required",
@@ -44,6 +52,7 @@ def _find_share(filter_wise: bool) -> Generator[Gather, Any, float | None]:
     grain=_grain,
     extra_slabs=8,
     extra_slabs_each=2,
+    fused=_fuse,
 )
 def model_stock(
     base: Tensor, deltas: list[Tensor], statistics: float | None, place: Place, *, filter_wise: bool = False

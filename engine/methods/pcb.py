@@ -7,7 +7,6 @@ the model; here every tensor is balanced by itself.
 import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from mergemill.engine.methods.contract import Density, merge_method
@@ -15,10 +14,13 @@ from mergemill.engine.tensors.cut import Cut
 from mergemill.engine.tensors.device import divide_
 from mergemill.engine.tensors.elementary import exp_, tanh_
 from mergemill.engine.tensors.exact import Extremes, find_extremes
-from mergemill.engine.tensors.kernels import Gather
+from mergemill.engine.tensors.fusion import Fusion, Join, Keep, Scores
+from mergemill.engine.tensors.histograms import StoredDerive
+from mergemill.engine.tensors.kernels import Gather, Partial, StoredGather, add_partials
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.select import RANK_BYTES, SELECT_ROUNDS, mark_largest, one_more, select_largest
+from mergemill.engine.tensors.stored import StoredSlab
 
 _NO_WEIGHT = 1e-12
 
@@ -34,11 +36,18 @@ class Balance:
 
 def balance(place: Place, dtype: str, ratio: float) -> Generator[Gather, Any, Balance]:
     """Find for each task vector its ``max(1, floor(ratio · n))`` largest scores, and their range."""
-    sizes = yield _gather_sizes
+    sizes = yield _Sizes()
     count = max(1, math.floor(ratio * place.size))
-    scores = partial(_replace_by_scores, sizes)
+    scores = _Scoring(sizes)
     cuts = yield from select_largest(place, [(count, 1)] * len(sizes), dtype, scores, signed=True)
     return Balance(sizes, tuple(kept for kept, _ in cuts), tuple(first.threshold for _, first in cuts))
+
+
+def _fuse(statistics: Balance, lambda_: float) -> Fusion:
+    pairs = zip(statistics.kept, statistics.highest, strict=True)
+    spans = tuple(0.0 if highest == kept.threshold else highest - kept.threshold for kept, highest in pairs)
+    keeps = tuple(Keep(cut=cut) for cut in statistics.kept)
+    return Fusion(Join("balance", spans, lambda_=lambda_), keeps, derived=_lower_sizes(statistics.sizes))
 
 
 @merge_method(
@@ -48,6 +57,7 @@ def balance(place: Place, dtype: str, ratio: float) -> Generator[Gather, Any, Ba
     rounds=one_more(SELECT_ROUNDS),
     extra_slabs=8,
     extra_bytes=2 * RANK_BYTES,
+    fused=_fuse,
 )
 def pcb(
     base: Tensor,
@@ -80,12 +90,41 @@ def _make_share(score: Tensor, kept: Cut, highest: float, place: Place) -> Tenso
     return divide_(score.sub_(kept.threshold), highest - kept.threshold).clamp_(0.0, 1.0).mul_(marks)
 
 
-def _gather_sizes(deltas: Sequence[Tensor], place: Place) -> tuple[Extremes, ...]:
-    return tuple(find_extremes(delta.abs_()) for delta in deltas)
+class _Sizes(StoredGather):
+    """Gathers the least and the largest magnitude of each task vector."""
+
+    whole = True  # they are few numbers
+
+    def __call__(self, deltas: Sequence[Tensor], place: Place) -> tuple[Extremes, ...]:
+        return tuple(find_extremes(delta.abs_()) for delta in deltas)
+
+    def add_stored(self, slab: StoredSlab, total: Partial) -> Partial:
+        """The same from stored bytes."""
+        return add_partials(total, slab.find_extremes())
 
 
-def _replace_by_scores(sizes: Sequence[Extremes], deltas: Sequence[Tensor], place: Place) -> Sequence[Tensor]:
-    return [delta.copy_(score) for delta, score in zip(deltas, _iterate_scores(sizes, deltas), strict=True)]
+@dataclass(frozen=True, slots=True)
+class _Scoring(StoredDerive):
+    """Derives the scores."""
+
+    signed = True
+    sizes: Sequence[Extremes]
+
+    def __call__(self, deltas: Sequence[Tensor], place: Place) -> Sequence[Tensor]:
+        return [delta.copy_(score) for delta, score in zip(deltas, _iterate_scores(self.sizes, deltas), strict=True)]
+
+    def in_stored(self, slab: StoredSlab) -> Sequence[int]:
+        """Those of the tensors, in their order."""
+        return range(slab.count, 2 * slab.count)
+
+    @property
+    def derived(self) -> Scores:
+        """The magnitudes' range."""
+        return _lower_sizes(self.sizes)
+
+
+def _lower_sizes(sizes: Sequence[Extremes]) -> Scores:
+    return Scores(tuple(size.least for size in sizes), tuple(size.most - size.least for size in sizes))
 
 
 def _iterate_scores(sizes: Sequence[Extremes], deltas: Sequence[Tensor]) -> Iterator[Tensor]:

@@ -107,9 +107,14 @@ class Digits:
         return (1 << self._sign) - 1 + self._bias
 
     @property
-    def are_magnitudes(self) -> bool:
-        """Whether they are of float32 without a sign: all that native loops know."""
-        return self._dtype == "F32" and not self._signed
+    def are_single(self) -> bool:
+        """Whether they are of float32: all that native loops know."""
+        return self._dtype == "F32"
+
+    @property
+    def signed(self) -> bool:
+        """Whether there are negative values."""
+        return self._signed
 
     @property
     def _magnitude(self) -> int:

@@ -43,12 +43,17 @@ class ExactSum:
 
 @dataclass(frozen=True, slots=True)
 class Extremes:
-    """The least and the largest of some values; of two such, the sum is that of all the values."""
+    """The least and the largest of some values; of two such, the sum is that of all the values.
+
+    Of values of which one is no number neither is one, in whatever order they are added (decided 2026-11-29).
+    """
 
     least: float = math.inf
     most: float = -math.inf
 
     def __add__(self, other: "Extremes") -> "Extremes":
+        if math.isnan(self.least) or math.isnan(other.least):
+            return Extremes(math.nan, math.nan)
         return Extremes(min(self.least, other.least), max(self.most, other.most))
 
 

@@ -11,9 +11,11 @@ import numpy as np
 
 from mergemill.engine.tensors.cut import Cut
 
-JoinKind = Literal["sum", "add", "agree", "share"]
+JoinKind = Literal["sum", "add", "agree", "share", "changed", "balance", "exceed"]
 Limits = np.ndarray[Any, np.dtype[np.int32]]
+Divergences = np.ndarray[Any, np.dtype[np.float64]]
 SPREAD = -1  # in place of a tensor's number: the standard deviation over all of them
+IMPORTANCE = -2  # and this: how far the second lies from the first, times the divergence of their rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +31,36 @@ class Keep:
 
 
 @dataclass(frozen=True, slots=True)
+class Scores:
+    """What the scores of elements among task vectors hang on: of each, the least magnitude and what is above it."""
+
+    least: tuple[float, ...]
+    span: tuple[float, ...]  # to the largest; what is not above 0, or not finite, leaves nothing to compare by
+
+
+@dataclass(frozen=True, slots=True)
+class Importances:
+    """What the importances of elements hang on."""
+
+    divergences: Divergences  # of each row of the whole tensor
+    columns: int
+
+
+Derived = Scores | Importances
+
+
+@dataclass(frozen=True, slots=True)
 class Join:
     """How the tensors of a slab become one.
 
     "sum": ``sum(weight[i] · x[i])``, over `divisor` where that is not 0, without the base; "add": base + lambda · that.
     "agree": base + lambda · the sum over the weighted tensors of the elected sign, with `normalize` over their weights.
     "share": the same of the plain tensors, each with its weight as share, over the sum of those that agree.
+    "changed": base + the mean of what is above the threshold; what one tensor alone has of that times its weight + 1.
+    "balance": base + lambda · the mean of the tensors by their shares: how far the score of what is kept is on the way
+    from the cut's threshold to so much above it as the weight is; 1, where that is 0.
+    "exceed": the first of two tensors, and the second where its importance reaches the threshold.
+    With `masks`, "add" and "agree" add only what at least `votes` tensors agree on (see `methods/consensus.py`).
     """
 
     kind: JoinKind
@@ -42,6 +68,9 @@ class Join:
     divisor: float = 0.0
     lambda_: float = 1.0
     normalize: bool = False
+    threshold: float = 0.0
+    masks: tuple[float, ...] = ()
+    votes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +80,4 @@ class Fusion:
     join: Join
     keeps: tuple[Keep, ...] = ()  # of each input; none: all of all
     marked: Cut | None = None  # of all inputs: the elements where the models spread most, instead of `keeps`
+    derived: Derived | None = None  # what scores and importances hang on

@@ -5,12 +5,13 @@ that holds the m-th largest is then counted by the next 16 bits, until all bits 
 """
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from mergemill.engine.tensors.digits import Counts, Digits
+from mergemill.engine.tensors.fusion import Derived
 from mergemill.engine.tensors.kernels import StoredGather
 from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
@@ -24,9 +25,16 @@ CountSlab = Callable[[Sequence[Tensor], Place], Any]
 class StoredDerive:
     """What derives ranked values, where native loops know them by number as well."""
 
+    signed = False  # whether they are values with a sign
+
     def in_stored(self, slab: StoredSlab) -> Sequence[int]:
-        """Return the numbers: of tensors, whose magnitudes are ranked, or `SPREAD`."""
+        """Return the numbers: of tensors, whose magnitudes are ranked, of their scores, or what stands for all."""
         raise NotImplementedError
+
+    @property
+    def derived(self) -> Derived | None:
+        """What scores and importances hang on."""
+        return None
 
 
 _ROW = 256  # bins; histograms have a multiple of them
@@ -74,18 +82,23 @@ def search_keys(
 class KeyGather(StoredGather):
     """What a round gathers of the keys of derived values."""
 
+    knows_signs = False  # whether native loops do this for values with a sign
     digits: Digits
     derive: Derive
 
     @property
     def knows_stored(self) -> bool:
         """Whether native loops know the values and their keys."""
-        return self.digits.are_magnitudes and isinstance(self.derive, StoredDerive)
+        if not self.digits.are_single or not isinstance(self.derive, StoredDerive):
+            return False
+        signed = self.digits.signed
+        return self.derive.signed == signed and (self.knows_signs or not signed)
 
-    def in_stored(self, slab: StoredSlab) -> Sequence[int]:
-        """Return what native loops call the values."""
+    def in_stored(self, slab: StoredSlab) -> tuple[StoredSlab, Sequence[int]]:
+        """Return the slab with what the values hang on, and what native loops call these."""
         assert isinstance(self.derive, StoredDerive)
-        return self.derive.in_stored(slab)
+        derived = self.derive.derived
+        return slab if derived is None else replace(slab, derived=derived), self.derive.in_stored(slab)
 
 
 @dataclass(frozen=True)
@@ -102,7 +115,8 @@ class _Counting(KeyGather):
         """The same from stored bytes, added in place."""
         bins = 1 << self.digits.widths[self.level]
         total = total or tuple(tuple(np.zeros(bins, np.int64) for _ in wanted) for wanted in self.prefixes)
-        known = list(zip(self.in_stored(slab), self.prefixes, total, strict=True))
+        slab, numbers = self.in_stored(slab)
+        known = list(zip(numbers, self.prefixes, total, strict=True))
         if self.level == 0:
             ranked = [(which, counts[0]) for which, _, counts in known if counts]  # of all bits: one for each value
             slab.count_upper([which for which, _ in ranked], [counts for _, counts in ranked])

@@ -2,6 +2,8 @@
 
 #include "slab.h"
 
+#define QUIET 0x7FC00000u /* the bits of what is no number */
+
 /* Of two tensors it is half their difference, to the bit. */
 WIDTHS void find_spread(float *const *x, int64_t count, int64_t size, float *restrict out) {
     const float *first = x[0];
@@ -25,16 +27,38 @@ WIDTHS void find_spread(float *const *x, int64_t count, int64_t size, float *res
     }
 }
 
-/* What is ranked: |x| of the tensor `which`, or the spread over all where it is -1; returns where it is. The base is
- * loaded already. */
+/* What is ranked: |x| of the tensor `which`, or what stands for it of all; returns where it is. The base is loaded
+ * already. */
 static float *load_ranked(const Slab *slab, int64_t which, const Chunk *chunk, Room *room) {
     if (which >= 0) {
         load(slab, which, chunk->start, chunk->here, room->base, room->x[which]);
         return room->x[which];
     }
     for (int64_t i = 0; i < slab->count; i++) load(slab, i, chunk->start, chunk->here, room->base, room->x[i]);
-    find_spread(room->x, slab->count, chunk->here, room->total);
+    if (which == IMPORTANCE)
+        find_importances(slab, chunk, room->x[0], room->x[1], room->total);
+    else
+        find_spread(room->x, slab->count, chunk->here, room->total);
     return room->total;
+}
+
+/* The keys of a chunk's scores, as digits.py orders floats with a sign: what is no number is least, -0 is 0. Those that do
+ * not reach `low` are 0, and so are all beyond the chunk. */
+static void find_keys(const Slab *slab, int64_t which, const Chunk *chunk, Room *room, uint32_t low, uint32_t *keys) {
+    double sum[CHUNK];
+    float scores[CHUNK];
+    uint16_t index[CHUNK];
+    const int64_t own = which - slab->count;
+    for (int64_t i = 0; i < slab->count; i++) load(slab, i, chunk->start, chunk->here, room->base, room->x[i]);
+    sum_all(room->x, slab->count, chunk->here, sum);
+    const float least = low >> 31 ? bits_to_float(low ^ 0x80000000u) : -1.0f;
+    const int64_t found = score(slab, own, room->x[own], sum, chunk->here, least, index, scores);
+    memset(keys, 0, CHUNK * sizeof *keys);
+    for (int64_t k = 0; k < found; k++) {
+        const uint32_t bits = float_to_bits(scores[k] + 0.0f);
+        const uint32_t ordered = bits >> 31 ? ~bits : bits | 0x80000000u;
+        keys[index[k]] = (bits & 0x7FFFFFFFu) > INFINITE ? ~(0x80000000u | QUIET) : ordered;
+    }
 }
 
 WIDTHS static int64_t count_equal(const float *x, int64_t size, float value) {
@@ -103,15 +127,23 @@ int32_t mergemill_stored_lower(const Slab *slab, int64_t which, uint32_t prefix,
 
 /* ---------------------------------------------------------------------------------------------- samples and windows */
 
-/* Write the bits of `run` magnitudes from `first` on, and from every `stride` after it as long as all lie in the slab. */
+/* Write the keys of `run` values from `first` on, and from every `stride` after it as long as all lie in the slab. */
 int32_t mergemill_stored_sample(const Slab *slab, int64_t which, int64_t first, int64_t stride, int64_t run,
                                 uint32_t *out) {
-    if (!is_sound(slab) || !is_ranked(slab, which) || first < 0 || stride < 1 || run < 1 || run > CHUNK) return REFUSED;
+    if (!is_sound(slab) || first < 0 || stride < 1 || run < 1 || run > CHUNK) return REFUSED;
+    const int scored = is_scored(slab, which);
+    if (!scored && !is_ranked(slab, which)) return REFUSED;
     Room room;
+    uint32_t keys[CHUNK];
     if (!make_room(&room, slab->count)) return drop_room(&room), NO_MEMORY;
     for (Chunk chunk = {.start = first, .here = run}; chunk.start + run <= slab->size; chunk.start += stride, out += run) {
         load_base(slab, chunk.start, run, room.base);
-        find_magnitudes(load_ranked(slab, which, &chunk, &room), run, out);
+        if (scored) {
+            find_keys(slab, which, &chunk, &room, 0, keys);
+            memcpy(out, keys, (size_t)run * sizeof *keys);
+        } else {
+            find_magnitudes(load_ranked(slab, which, &chunk, &room), run, out);
+        }
     }
     drop_room(&room);
     return 0;
@@ -121,12 +153,14 @@ typedef struct {
     int32_t above, low, high;
 } Sight;
 
-/* Look at a whole chunk. */
-WIDTHS static Sight look_at(const float *x, uint32_t low, uint32_t high, uint8_t *inside) {
+/* Look at a whole chunk of keys: the bits of `mask`. */
+WIDTHS static Sight look_at(const void *keys, uint32_t mask, uint32_t low, uint32_t high, uint8_t *inside) {
     Flags above = {0}, lows = {0}, highs = {0};
     const uint32_t span = high > low ? high - low - 1 : 0;
     for (int64_t j = 0; j < CHUNK; j += TILE) {
-        const Words bits = (Words)take_tile(x + j, TILE) & 0x7FFFFFFFu;
+        Words bits;
+        memcpy(&bits, (const uint32_t *)keys + j, sizeof bits);
+        bits &= mask;
         above += bits > high;
         lows += bits == low;
         highs += bits == high;
@@ -137,14 +171,16 @@ WIDTHS static Sight look_at(const float *x, uint32_t low, uint32_t high, uint8_t
     return (Sight){count_flags(above), count_flags(lows), count_flags(highs)};
 }
 
-static void collect(Window *window, const float *x, const uint8_t *inside, int64_t *count) {
+static void collect(Window *window, const void *keys, uint32_t mask, const uint8_t *inside, int64_t *count) {
     int64_t found = window->inside;
     for (int64_t j = 0; j < CHUNK; j += 8) {
         uint64_t eight;
         memcpy(&eight, inside + j, 8);
         for (eight &= 0x0101010101010101u; eight; eight &= eight - 1) {
             const int64_t k = j + (__builtin_ctzll(eight) >> 3);
-            if (found < window->room) window->keys[found] = float_to_bits(x[k]) & 0x7FFFFFFFu;
+            uint32_t key;
+            memcpy(&key, (const uint32_t *)keys + k, sizeof key);
+            if (found < window->room) window->keys[found] = key & mask;
             found++;
         }
     }
@@ -152,28 +188,44 @@ static void collect(Window *window, const float *x, const uint8_t *inside, int64
     window->inside = found;
 }
 
+/* The least low end of the windows of the same values from this one on. */
+static uint32_t find_lowest(const Window *window, const Window *end) {
+    uint32_t low = window->low;
+    for (const Window *next = window + 1; next < end && next->which == window->which; next++)
+        low = next->low < low ? next->low : low;
+    return low;
+}
+
 /* Look at windows of ranked values; what `above` and `inside` begin with is added to. */
 int32_t mergemill_stored_windows(const Slab *slab, Window *windows, int64_t many) {
     if (!is_sound(slab)) return REFUSED;
     for (const Window *window = windows; window < windows + many; window++)
-        if (!is_ranked(slab, window->which) || window->inside < 0) return REFUSED;
+        if ((!is_ranked(slab, window->which) && !is_scored(slab, window->which)) || window->inside < 0) return REFUSED;
     Room room;
     if (!make_room(&room, slab->count)) return drop_room(&room), NO_MEMORY;
     uint8_t inside[CHUNK];
-    float *x = 0;
+    uint32_t scored[CHUNK];
+    const void *keys = scored;
     for (Chunk chunk = {0}; next_chunk(slab, &chunk); ) {
         const int64_t block = chunk.block - slab->start / slab->block, beyond = CHUNK - chunk.here;
         load_base(slab, chunk.start, chunk.here, room.base);
         for (Window *window = windows; window < windows + many; window++) {
-            if (window == windows || window->which != window[-1].which) {
-                x = load_ranked(slab, window->which, &chunk, &room);
+            const uint32_t mask = window->which >= slab->count ? UINT32_MAX : 0x7FFFFFFFu;
+            if (window != windows && window->which == window[-1].which) {
+                /* its keys are there */
+            } else if (window->which >= slab->count) {
+                find_keys(slab, window->which, &chunk, &room, find_lowest(window, windows + many), scored);
+                keys = scored;
+            } else {
+                float *x = load_ranked(slab, window->which, &chunk, &room);
                 memset(x + chunk.here, 0, (size_t)beyond * sizeof(float)); /* which are zeros too many */
+                keys = x;
             }
-            const Sight seen = look_at(x, window->low, window->high, inside);
+            const Sight seen = look_at(keys, mask, window->low, window->high, inside);
             window->above += seen.above;
             window->low_counts[block] += seen.low - (window->low ? 0 : beyond);
             window->high_counts[block] += seen.high - (window->high ? 0 : beyond);
-            collect(window, x, inside, window->counts + block);
+            collect(window, keys, mask, inside, window->counts + block);
         }
     }
     drop_room(&room);

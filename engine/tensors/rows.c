@@ -257,7 +257,7 @@ static void sum_row(Norms *norms, const Slab *slab, int64_t start, const float *
  * 32 sums of |x| for each cut, of all and of what stays. */
 int32_t mergemill_stored_rows(const Slab *slab, int64_t which, int64_t columns, const int32_t *limits,
                               const uint32_t *random, uint8_t *mask, uint8_t *kept_bits, double *whole, double *kept) {
-    if (!is_sound(slab) || !is_ranked(slab, which) || which < 0) return REFUSED;
+    if (!is_sound(slab) || !is_tensor(slab, which)) return REFUSED;
     if (columns < 1 || columns > INT32_MAX || slab->size % columns) return REFUSED; /* ranks are 31 bits */
     Bins *bins = malloc(sizeof(Bins) + sizeof(Norms));
     uint64_t *keys = malloc((size_t)(columns + 2) * (sizeof *keys + 4 * sizeof(float) + 2 * sizeof(uint16_t)));

@@ -196,7 +196,8 @@ class _CountingTies(KeyGather):
         """The same from stored bytes, added in place."""
         blocks = -(-slab.place.size // slab.place.block)
         total = total or tuple(tuple(np.zeros(blocks, np.int64) for _ in wanted) for wanted in self.thresholds)
-        for which, wanted, counts in zip(self.in_stored(slab), self.thresholds, total, strict=True):
+        slab, numbers = self.in_stored(slab)
+        for which, wanted, counts in zip(numbers, self.thresholds, total, strict=True):
             for threshold, into in zip(wanted, counts, strict=True):
                 slab.count_equal(which, threshold, into)
         return total

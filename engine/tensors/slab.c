@@ -2,8 +2,6 @@
 
 #include "slab.h"
 
-#define INFINITE 0x7F800000u /* the bits of infinity: what has more is no number */
-
 /* A float16's exponent is moved up by 112 with a product, which also makes its denormals right. */
 static inline float decode_f16(uint16_t half) {
     const uint32_t magnitude = (uint32_t)(half & 0x7FFF) << 13;
@@ -161,17 +159,27 @@ int64_t mergemill_layout(int64_t *out, int64_t room) {
     const int64_t layout[] = {
         VERSION,
         sizeof(Slab), OF(Slab, data), OF(Slab, dtypes), OF(Slab, vectors), OF(Slab, scales), OF(Slab, count),
-        OF(Slab, has_base), OF(Slab, size), OF(Slab, start), OF(Slab, block),
+        OF(Slab, has_base), OF(Slab, size), OF(Slab, start), OF(Slab, block), OF(Slab, derived),
+        sizeof(Derived), OF(Derived, kind), OF(Derived, least), OF(Derived, span), OF(Derived, divergences),
+        OF(Derived, rows), OF(Derived, columns),
         sizeof(Cut), OF(Cut, threshold), OF(Cut, block), OF(Cut, ties),
         sizeof(Keep), OF(Keep, kind), OF(Keep, factor), OF(Keep, cut), OF(Keep, outliers), OF(Keep, has_outliers),
         OF(Keep, limit), OF(Keep, keys), OF(Keep, mask),
         sizeof(Join), OF(Join, kind), OF(Join, normalize), OF(Join, weight), OF(Join, divisor), OF(Join, lambda),
+        OF(Join, threshold), OF(Join, votes), OF(Join, masks),
         sizeof(Window), OF(Window, which), OF(Window, low), OF(Window, high), OF(Window, above), OF(Window, inside),
         OF(Window, low_counts), OF(Window, high_counts), OF(Window, counts), OF(Window, keys), OF(Window, room),
     };
     const int64_t count = sizeof layout / sizeof *layout;
     memcpy(out, layout, (size_t)least(count, room > 0 ? room : 0) * sizeof *out);
     return count;
+}
+
+/* Whether values can be derived: scores of all tensors less a base, importances of the second of two in whole rows. */
+static int is_derived(const Slab *slab, const Derived *derived) {
+    if (derived->kind == DERIVE_SCORES) return slab->has_base && derived->least && derived->span;
+    if (derived->kind != DERIVE_IMPORTANCE || slab->has_base || slab->count != 2 || !derived->divergences) return 0;
+    return derived->columns > 0 && (slab->start + slab->size - 1) / derived->columns < derived->rows;
 }
 
 int is_sound(const Slab *slab) {
@@ -182,10 +190,19 @@ int is_sound(const Slab *slab) {
         if (slab->dtypes[i] < F32 || slab->dtypes[i] > F16 || (slab->size && !at)) return 0;
         if (at % (slab->dtypes[i] == F32 ? sizeof(float) : sizeof(uint16_t))) return 0;
     }
-    return 1;
+    return !slab->derived || is_derived(slab, slab->derived);
 }
 
-int is_ranked(const Slab *slab, int64_t which) { return which >= -1 && which < slab->count; }
+int is_tensor(const Slab *slab, int64_t which) { return which >= 0 && which < slab->count; }
+
+int is_ranked(const Slab *slab, int64_t which) {
+    if (which == IMPORTANCE) return slab->derived && slab->derived->kind == DERIVE_IMPORTANCE;
+    return which == SPREAD || is_tensor(slab, which);
+}
+
+int is_scored(const Slab *slab, int64_t which) {
+    return slab->derived && slab->derived->kind == DERIVE_SCORES && which >= slab->count && which < 2 * slab->count;
+}
 
 /* Whether all that belongs to `inner` belongs to `outer`, too. */
 static int lies_within(const Cut *inner, const Cut *outer) {
@@ -200,8 +217,12 @@ int is_kept(const Slab *slab, const Keep *keep) {
     return !slab->size || ((keep->kind != KEEP_RANDOM || keep->keys) && (keep->kind != KEEP_MASK || keep->mask));
 }
 
-int is_joined(const Slab *slab, const Join *join) {
-    return join->kind >= JOIN_SUM && join->kind <= JOIN_SHARE && (slab->has_base || join->kind == JOIN_SUM);
+int is_joined(const Slab *slab, const Join *join, const Keep *keeps) {
+    if (join->kind < JOIN_SUM || join->kind > JOIN_EXCEED) return 0;
+    if (join->kind == JOIN_EXCEED) return is_ranked(slab, IMPORTANCE);
+    if (join->kind == JOIN_BALANCE && (!keeps || !is_scored(slab, slab->count))) return 0;
+    if (join->masks && join->kind != JOIN_ADD && join->kind != JOIN_AGREE) return 0;
+    return slab->has_base || join->kind == JOIN_SUM;
 }
 
 /* ------------------------------------------------------------------------------------------------------------ room */

@@ -10,9 +10,21 @@
 
 #include "native.h"
 
+#define INFINITE 0x7F800000u /* the bits of infinity: what has more is no number */
+
 enum { F32, BF16, F16 };
 enum { KEEP_ALL, KEEP_NOTHING, KEEP_CUT, KEEP_RANDOM, KEEP_MASK };
-enum { JOIN_SUM, JOIN_ADD, JOIN_AGREE, JOIN_SHARE };
+enum { JOIN_SUM, JOIN_ADD, JOIN_AGREE, JOIN_SHARE, JOIN_CHANGED, JOIN_BALANCE, JOIN_EXCEED };
+enum { DERIVE_SCORES, DERIVE_IMPORTANCE };
+enum { SPREAD = -1, IMPORTANCE = -2 }; /* in place of a tensor's number; its score has that number and `count` more */
+
+/* What ranked values that are derived from all tensors hang on. */
+typedef struct {
+    int32_t kind;
+    const double *least, *span; /* for scores: of each tensor's magnitudes; a span that is not above 0 says nothing */
+    const double *divergences;  /* for importances: of each row of the whole tensor, of which there are `rows` */
+    int64_t rows, columns;
+} Derived;
 
 typedef struct {
     const void *const *data; /* the base first, where there is one */
@@ -22,6 +34,7 @@ typedef struct {
     int64_t count;       /* of tensors beside the base */
     int32_t has_base;    /* then the other tensors are taken less the base */
     int64_t size, start, block;
+    const Derived *derived; /* or NULL */
 } Slab;
 
 typedef struct {
@@ -45,6 +58,9 @@ typedef struct {
     int32_t normalize;
     const float *weight;
     float divisor, lambda;
+    float threshold;    /* of changes and importances */
+    float votes;        /* so many masks must agree, where there are any */
+    const float *masks; /* the factor of each tensor's, or NULL */
 } Join;
 
 /* What is seen of the magnitudes' bits from `low` to `high`. */
@@ -85,12 +101,14 @@ static inline uint32_t float_to_bits(float value) {
 /* What loops return instead of what they are asked for. */
 enum { NO_MEMORY = -1, REFUSED = -2 };
 
-/* Whether what Python says of a slab, a tensor's number (or the spread's, -1), a cut, what is kept and a join holds
+/* Whether what Python says of a slab, a number of what is ranked, a tensor's number, what is kept and a join holds
  * together: looked at once a call, so that nothing is read or written beyond what it points to. */
 INSIDE int is_sound(const Slab *slab);
 INSIDE int is_ranked(const Slab *slab, int64_t which);
+INSIDE int is_scored(const Slab *slab, int64_t which);
+INSIDE int is_tensor(const Slab *slab, int64_t which);
 INSIDE int is_kept(const Slab *slab, const Keep *keep);
-INSIDE int is_joined(const Slab *slab, const Join *join);
+INSIDE int is_joined(const Slab *slab, const Join *join, const Keep *keeps);
 
 INSIDE void load_base(const Slab *slab, int64_t start, int64_t size, float *base);
 /* The tensor i as it is, or less the base. */
@@ -113,6 +131,13 @@ INSIDE int next_chunk(const Slab *slab, Chunk *chunk);
 
 /* The first half of each element's hash: the same in every BLOCK. */
 INSIDE uint32_t *all_counters(void);
+/* The importances of a chunk of two tensors. */
+INSIDE void find_importances(const Slab *slab, const Chunk *chunk, const float *base, const float *other, float *out);
+/* A chunk's sum over all tensors. */
+INSIDE void sum_all(float *const *x, int64_t count, int64_t size, double *restrict total);
+/* The scores of the elements of a tensor that may reach `least`; returns how many, `index` gets which, in order. */
+INSIDE int64_t score(const Slab *slab, int64_t which, const float *x, const double *total, int64_t size, float least,
+                     uint16_t *index, float *scores);
 /* The standard deviation over the tensors. */
 INSIDE void find_spread(float *const *x, int64_t count, int64_t size, float *restrict out);
 /* From marks, 0 or 1 each, to eight in a byte. */

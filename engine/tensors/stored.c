@@ -27,16 +27,111 @@ WIDTHS static void share_agreeing(float *restrict total, const float *const *x, 
     if (j < size) share_agreeing_tile(total + j, x, share, count, j, size - j);
 }
 
+/* How many tensors change each element by more than epsilon. */
+WIDTHS static void count_changed(float *const *x, int64_t count, int64_t size, float epsilon, float *restrict changed) {
+    memset(changed, 0, (size_t)size * sizeof(float));
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t j = 0; j < size; j++) changed[j] += fabsf(x[i][j]) > epsilon ? 1.0f : 0.0f;
+}
+
+/* total = the mean of what is changed; what one tensor alone changes is multiplied by its weight and one. */
+WIDTHS static void mean_of_changes(float *restrict total, float *const *x, const float *weight, int64_t count,
+                                   int64_t size, float epsilon) {
+    float changed[CHUNK];
+    count_changed(x, count, size, epsilon, changed);
+    for (int64_t i = 0; i < count; i++) {
+        const float *restrict own = x[i];
+        const float factor = weight[i];
+        for (int64_t j = 0; j < size; j++) {
+            const float kept = own[j] * (fabsf(own[j]) > epsilon ? 1.0f : 0.0f);
+            const float amplified = kept * ((changed[j] == 1 ? 1.0f : 0.0f) * factor + 1);
+            total[j] = i ? total[j] + amplified : amplified;
+        }
+    }
+    for (int64_t j = 0; j < size; j++) total[j] /= changed[j] < 1 ? 1 : changed[j];
+}
+
+WIDTHS static void add_votes(float *restrict votes, const float *restrict total, const float *restrict x, float mask,
+                             int64_t size) {
+    for (int64_t j = 0; j < size; j++) votes[j] += fabsf(x[j]) >= fabsf(total[j] - x[j]) * mask ? 1.0f : 0.0f;
+}
+
+WIDTHS static void keep_agreed(float *restrict total, const float *restrict votes, float least, int64_t size) {
+    for (int64_t j = 0; j < size; j++) total[j] *= votes[j] >= least ? 1.0f : 0.0f;
+}
+
+WIDTHS static void drop_signs_of_zeros(float *total, int64_t size) {
+    for (int64_t j = 0; j < size; j++) total[j] += 0.0f;
+}
+
+/* Keep of the total what the masks of enough tensors agree on, these taken whole. */
+static void find_consensus(const Slab *slab, const Join *join, const Chunk *chunk, Room *room) {
+    float votes[CHUNK] = {0};
+    drop_signs_of_zeros(room->total, chunk->here);
+    for (int64_t i = 0; i < slab->count; i++) {
+        load(slab, i, chunk->start, chunk->here, room->base, room->x[i]);
+        add_votes(votes, room->total, room->x[i], join->masks[i], chunk->here);
+    }
+    keep_agreed(room->total, votes, join->votes, chunk->here);
+}
+
+/* total = the mean of the tensors, each by its share: how far its score, if it belongs to the cut, is up to the highest,
+ * which is its weight above the threshold; of a weight of 0, all alike. */
+static void balance(const Slab *slab, const Keep *keeps, const Join *join, const Chunk *chunk, Room *room) {
+    double sum[CHUNK];
+    float divisor[CHUNK] = {0}, scores[CHUNK];
+    uint16_t index[CHUNK];
+    memset(room->total, 0, sizeof divisor);
+    sum_all(room->x, slab->count, chunk->here, sum);
+    for (int64_t i = 0; i < slab->count; i++) {
+        const Cut *cut = &keeps[i].cut;
+        const float *x = room->x[i];
+        int64_t *seen = room->seen + 2 * i;
+        const int64_t found = score(slab, i, x, sum, chunk->here, cut->threshold, index, scores);
+        if (chunk->block_begins) *seen = 0;
+        for (int64_t k = 0; k < found; k++) {
+            const float own = scores[k];
+            int mark = chunk->block < cut->block ? own >= cut->threshold : own > cut->threshold;
+            if (chunk->block == cut->block && own == cut->threshold && *seen < cut->ties) mark = 1, ++*seen;
+            float share = 1;
+            if (join->weight[i] != 0) {
+                share = (own - cut->threshold) / join->weight[i];
+                share = share < 0 ? 0 : share > 1 ? 1 : share;
+            }
+            share *= (float)mark;
+            divisor[index[k]] += share;
+            room->total[index[k]] += x[index[k]] * share;
+        }
+    }
+    for (int64_t j = 0; j < chunk->here; j++) room->total[j] /= divisor[j] < 1e-12f ? 1e-12f : divisor[j];
+}
+
+WIDTHS static void take_over(float *restrict base, const float *restrict other, const float *restrict importance,
+                             float threshold, int64_t size) {
+    for (int64_t j = 0; j < size; j++) base[j] += (other[j] - base[j]) * (importance[j] >= threshold ? 1.0f : 0.0f);
+}
+
 /* Join a chunk of all tensors; returns where the result is. */
-static const float *join_chunk(const Join *join, const Room *room, int64_t count, int64_t size) {
+static const float *join_chunk(const Slab *slab, const Keep *keeps, const Join *join, const Chunk *chunk, Room *room) {
     const float *const *x = (const float *const *)room->x;
+    const int64_t count = slab->count, size = chunk->here;
+    if (join->kind == JOIN_EXCEED) {
+        find_importances(slab, chunk, x[0], x[1], room->total);
+        take_over(room->x[0], x[1], room->total, join->threshold, size);
+        return room->x[0];
+    }
     if (join->kind == JOIN_AGREE)
         sum_agreeing(room->total, x, join->weight, count, 0, size, join->normalize);
     else if (join->kind == JOIN_SHARE)
         share_agreeing(room->total, x, join->weight, count, size);
+    else if (join->kind == JOIN_CHANGED)
+        mean_of_changes(room->total, room->x, join->weight, count, size, join->threshold);
+    else if (join->kind == JOIN_BALANCE)
+        balance(slab, keeps, join, chunk, room);
     else
         sum_weighted(room->total, x, join->weight, count, 0, size, join->divisor);
     if (join->kind == JOIN_SUM) return room->total;
+    if (join->masks) find_consensus(slab, join, chunk, room);
     add_scaled(room->base, room->total, size, join->lambda);
     return room->base;
 }
@@ -48,7 +143,7 @@ static const float *join_chunk(const Join *join, const Room *room, int64_t count
  */
 int64_t mergemill_merge_stored(const Slab *slab, const Keep *keeps, const Join *join, void *out, int32_t dtype,
                                double *squares, int64_t chunks) {
-    if (!is_sound(slab) || !is_joined(slab, join) || dtype < F32 || dtype > F16) return REFUSED;
+    if (!is_sound(slab) || !is_joined(slab, join, keeps) || dtype < F32 || dtype > F16) return REFUSED;
     for (int64_t i = 0; keeps && i < slab->count; i++)
         if (!is_kept(slab, keeps + i)) return REFUSED;
     Room room;
@@ -68,11 +163,11 @@ int64_t mergemill_merge_stored(const Slab *slab, const Keep *keeps, const Join *
                 squares[(i + slab->has_base) * chunks + column] = sum_squares(x, i && !slab->has_base ? first : 0, here);
             }
             scale(slab, i, here, x);
-            if (!keeps) continue;
+            if (!keeps || join->kind == JOIN_BALANCE) continue; /* there cuts are of scores */
             thin(x, slab, &chunk, keeps + i, room.seen + 2 * i);
             if (keeps[i].factor != 1.0f) multiply(x, here, keeps[i].factor);
         }
-        const float *merged = join_chunk(join, &room, slab->count, here);
+        const float *merged = join_chunk(slab, keeps, join, &chunk, &room);
         if (sampled) squares[(slab->count + slab->has_base) * chunks + column++] = sum_squares(merged, first, here);
         broken += encode(merged, dtype, chunk.start, here, out);
     }
@@ -137,7 +232,7 @@ int32_t mergemill_stored_products(const Slab *slab, double *sums, int64_t cuts) 
 
 /* Of one tensor, 32 sums of |x| for each cut, before and after it is thinned. */
 int32_t mergemill_stored_norms(const Slab *slab, int64_t which, const Keep *keep, double *whole, double *kept) {
-    if (!is_sound(slab) || !is_ranked(slab, which) || which < 0 || !is_kept(slab, keep)) return REFUSED;
+    if (!is_sound(slab) || !is_tensor(slab, which) || !is_kept(slab, keep)) return REFUSED;
     float base[CHUNK], x[CHUNK];
     double before[LANES], after[LANES];
     int64_t seen[2] = {0};
@@ -183,5 +278,34 @@ int32_t mergemill_stored_marked_squares(const Slab *slab, const Cut *cut, uint8_
     if (cut) pack_bits(mask, slab->size, bits);
     drop_room(&room);
     free(lanes);
+    return 0;
+}
+
+WIDTHS static void count_own(const float *restrict x, const float *restrict changed, int64_t size, float epsilon,
+                             int64_t *counts) {
+    int32_t shared = 0, alone = 0;
+    for (int64_t j = 0; j < size; j++) {
+        const int32_t own = x[j] * (fabsf(x[j]) > epsilon ? 1.0f : 0.0f) != 0;
+        shared += own & (changed[j] != 1);
+        alone += own & (changed[j] == 1);
+    }
+    counts[0] += shared;
+    counts[1] += alone;
+}
+
+/* Count of each tensor the changed elements (as `mean_of_changes` takes them): those it shares with others, and those it
+ * has alone. */
+int32_t mergemill_stored_changes(const Slab *slab, float epsilon, int64_t *counts) {
+    if (!is_sound(slab)) return REFUSED;
+    Room room;
+    if (!make_room(&room, slab->count)) return drop_room(&room), NO_MEMORY;
+    for (Chunk chunk = {0}; next_chunk(slab, &chunk); ) {
+        load_base(slab, chunk.start, chunk.here, room.base);
+        for (int64_t i = 0; i < slab->count; i++) load(slab, i, chunk.start, chunk.here, room.base, room.x[i]);
+        count_changed(room.x, slab->count, chunk.here, epsilon, room.total);
+        for (int64_t i = 0; i < slab->count; i++)
+            count_own(room.x[i], room.total, chunk.here, epsilon, counts + 2 * i);
+    }
+    drop_room(&room);
     return 0;
 }

@@ -6,22 +6,22 @@ The loops know float32, bfloat16 and float16; a slab's tensors are taken less th
 import ctypes
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from mergemill.engine.tensors import native, structures
 from mergemill.engine.tensors.cut import Cut
-from mergemill.engine.tensors.exact import ExactSum, count_cuts, sum_lanes
-from mergemill.engine.tensors.fusion import SPREAD, Fusion, Join, Keep, Limits
+from mergemill.engine.tensors.exact import ExactSum, Extremes, count_cuts, sum_lanes
+from mergemill.engine.tensors.fusion import SPREAD, Derived, Divergences, Fusion, Join, Keep, Limits, Scores
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.random import Keys, find_keys
 from mergemill.engine.tensors.workspace import Arena, Workspace
 
 STORED_DTYPES = {"F32": 0, "BF16": 1, "F16": 2}
 _KINDS = {"all": 0, "nothing": 1, "cut": 2, "random": 3, "mask": 4}
-_JOINS = {"sum": 0, "add": 1, "agree": 2, "share": 3}
+_JOINS = {"sum": 0, "add": 1, "agree": 2, "share": 3, "changed": 4, "balance": 5, "exceed": 6}
 MOST_NEAR = 1 << 18  # keys that a window of a slab has room for
 _NO_MEMORY = -1  # what loops return; less, where they refuse what they were given
 _NO_CUT = Cut(0.0, 0, 0, 0, 0)
@@ -51,6 +51,7 @@ class StoredSlab:
     size: int
     work: Workspace
     owner: int = 0  # of what is noted for later passes; merges inside one another note apart
+    derived: Derived | None = None  # what scores and importances hang on, where these are asked for
 
     @property
     def count(self) -> int:
@@ -62,9 +63,11 @@ class StoredSlab:
 
         `squares`, unless None, is filled as a `Watch` wants it: a row for the base, each tensor and the result.
         """
+        if fusion.derived is not self.derived:
+            return replace(self, derived=fusion.derived).merge(fusion, dtype, squares)
         out = self.work.take_bytes(self.size * (4 if dtype == "F32" else 2))
         keeps, alive = self._lower_keeps(fusion)
-        join, weight = _lower_join(fusion.join)
+        join, floats = _lower_join(fusion.join)
         broken = _checked(
             "merge_stored",
             self._lowered,
@@ -75,7 +78,7 @@ class StoredSlab:
             None if squares is None else squares.ctypes.data,
             0 if squares is None else squares.shape[1],
         )
-        del alive, weight  # until here the structures point into them
+        del alive, floats  # until here the structures point into them
         return out, broken
 
     def sum_products(self) -> tuple[ExactSum, ...]:
@@ -108,6 +111,24 @@ class StoredSlab:
             _checked("stored_marked_squares", self._lowered, ctypes.byref(_lower_cut(marked)), *pointers, self._cuts)
             self.work.note(self._note_key(marked), bits)
         return tuple(sum_lanes(of_one) for of_one in sums)
+
+    def count_changes(self, epsilon: float) -> tuple[tuple[int, int], ...]:
+        """Return for each tensor how many changed elements it shares with others, and how many it has alone."""
+        counts = np.zeros((self.count, 2), np.int64)
+        _checked("stored_changes", self._lowered, epsilon, counts.ctypes.data)
+        return tuple((shared, alone) for shared, alone in counts.tolist())
+
+    def find_extremes(self) -> tuple[Extremes, ...]:
+        """Return the least and the largest magnitude of each tensor."""
+        extremes = np.empty((self.count, 2))
+        _checked("stored_extremes", self._lowered, extremes.ctypes.data)
+        return tuple(Extremes(least, most) for least, most in extremes.tolist())
+
+    def find_divergences(self, columns: int) -> Divergences:
+        """Return the divergence of the second tensor's rows from the first's."""
+        divergences = np.empty(self.size // columns)
+        _checked("stored_divergences", self._lowered, columns, divergences.ctypes.data)
+        return divergences
 
     def sample(self, which: int, first: int, stride: int, run: int) -> np.ndarray[Any, np.dtype[np.uint32]]:
         """Return the magnitudes' bits of `run` elements from `first` on, and every `stride` after: ``[n, run]``."""
@@ -178,10 +199,11 @@ class StoredSlab:
         dtypes, scales = _lower_dtypes(self.dtypes), _lower_floats(self.scales or (1.0,) * self.count)
         vectors = (ctypes.c_int32 * self.count)(*self.vectors)
         pointers = [ctypes.addressof(array) for array in (data, dtypes, vectors, scales)]
+        derived, alive = _lower_derived(self.derived)
         slab = structures.NativeSlab(
-            *pointers, self.count, self.has_base, self.size, self.place.start, self.place.block
+            *pointers, self.count, self.has_base, self.size, self.place.start, self.place.block, derived
         )
-        slab.alive = (data, dtypes, vectors, scales)
+        slab.alive = (data, dtypes, vectors, scales, alive)
         return ctypes.byref(slab)
 
     def _lower_keeps(self, fusion: Fusion) -> tuple[Any, list[Any]]:
@@ -259,11 +281,31 @@ def _lower_floats(values: tuple[float, ...]) -> Any:  # not cached: 0.0 and -0.0
     return (ctypes.c_float * len(values))(*values)
 
 
+def _lower_derived(derived: Derived | None) -> tuple[int | None, Any]:
+    """Return where the structure lies, and what holds it and what it points into."""
+    if derived is None:
+        return None, None
+    if isinstance(derived, Scores):
+        least, span = ((ctypes.c_double * len(each))(*each) for each in (derived.least, derived.span))
+        lowered = structures.NativeDerived(0, ctypes.addressof(least), ctypes.addressof(span))
+        return ctypes.addressof(lowered), (lowered, least, span)
+    rows, columns = len(derived.divergences), derived.columns
+    lowered = structures.NativeDerived(1, None, None, derived.divergences.ctypes.data, rows, columns)
+    return ctypes.addressof(lowered), (lowered, derived)
+
+
 def _lower_join(join: Join) -> tuple[structures.NativeJoin, Any]:
-    weight = _lower_floats(join.weight)
+    weight, masks = _lower_floats(join.weight), _lower_floats(join.masks)
     return structures.NativeJoin(
-        _JOINS[join.kind], join.normalize, ctypes.addressof(weight), join.divisor, join.lambda_
-    ), weight
+        kind=_JOINS[join.kind],
+        normalize=join.normalize,
+        weight=ctypes.addressof(weight),
+        divisor=join.divisor,
+        lambda_=join.lambda_,
+        threshold=join.threshold,
+        votes=join.votes,
+        masks=ctypes.addressof(masks) if join.masks else None,
+    ), (weight, masks)
 
 
 def _checked(name: str, *arguments: Any) -> int:

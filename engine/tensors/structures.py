@@ -9,7 +9,18 @@ import ctypes
 import itertools
 from collections.abc import Iterator
 
-VERSION = 3  # as native.h has it
+VERSION = 4  # as native.h has it
+
+
+class NativeDerived(ctypes.Structure):
+    _fields_ = [
+        ("kind", ctypes.c_int32),
+        ("least", ctypes.c_void_p),
+        ("span", ctypes.c_void_p),
+        ("divergences", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+    ]
 
 
 class NativeSlab(ctypes.Structure):
@@ -23,6 +34,7 @@ class NativeSlab(ctypes.Structure):
         ("size", ctypes.c_int64),
         ("start", ctypes.c_int64),
         ("block", ctypes.c_int64),
+        ("derived", ctypes.c_void_p),
     ]
 
 
@@ -50,6 +62,9 @@ class NativeJoin(ctypes.Structure):
         ("weight", ctypes.c_void_p),
         ("divisor", ctypes.c_float),
         ("lambda_", ctypes.c_float),
+        ("threshold", ctypes.c_float),
+        ("votes", ctypes.c_float),
+        ("masks", ctypes.c_void_p),
     ]
 
 
@@ -73,7 +88,7 @@ def find_layout() -> tuple[int, ...]:
     return (
         VERSION,
         *itertools.chain.from_iterable(
-            map(_iterate_offsets, (NativeSlab, NativeCut, NativeKeep, NativeJoin, NativeWindow))
+            map(_iterate_offsets, (NativeSlab, NativeDerived, NativeCut, NativeKeep, NativeJoin, NativeWindow))
         ),
     )
 

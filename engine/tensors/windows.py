@@ -184,6 +184,7 @@ class Sampling(KeyGather):
     """Takes a sample of every value that is looked at."""
 
     whole = True  # what is taken of a tensor is little
+    knows_signs = True
     looked: Sequence[bool]
 
     def __call__(self, tensors: Sequence[Tensor], place: Place) -> tuple[Sample, ...]:
@@ -195,7 +196,8 @@ class Sampling(KeyGather):
 
     def add_stored(self, slab: StoredSlab, total: tuple[Sample, ...]) -> tuple[Sample, ...]:
         """The same from stored bytes."""
-        known = zip(self.in_stored(slab), self.looked, strict=True)
+        slab, numbers = self.in_stored(slab)
+        known = zip(numbers, self.looked, strict=True)
         first, stride = _first_run(slab.place)
         samples = tuple(
             Sample((slab.sample(which, first, stride, RUN),)) if looked else Sample() for which, looked in known
@@ -230,6 +232,7 @@ class Watching(KeyGather):
     """Looks at the windows of every value."""
 
     whole = True  # what is kept of a tensor is little
+    knows_signs = True
     windows: Sequence[Sequence[Window]]  # of each value
 
     def __call__(self, tensors: Sequence[Tensor], place: Place) -> tuple[tuple[Seen, ...], ...]:
@@ -240,9 +243,10 @@ class Watching(KeyGather):
 
     def add_stored(self, slab: StoredSlab, total: tuple[tuple[Seen, ...], ...]) -> tuple[tuple[Seen, ...], ...]:
         """The same from stored bytes; what equals the ends is added in place."""
+        slab, numbers = self.in_stored(slab)
         flat = [
             (which, window.low, window.high)
-            for which, windows in zip(self.in_stored(slab), self.windows, strict=True)
+            for which, windows in zip(numbers, self.windows, strict=True)
             for window in windows
         ]
         known = [each for of_value in total for each in of_value] or [_nothing(slab.place) for _ in flat]

@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 
 from mergemill.engine.tensors import native
-from mergemill.engine.tensors.structures import NativeCut, NativeJoin, NativeKeep, NativeSlab, NativeWindow
+from mergemill.engine.tensors.structures import (
+    NativeCut,
+    NativeDerived,
+    NativeJoin,
+    NativeKeep,
+    NativeSlab,
+    NativeWindow,
+)
 
 BLOCK, CHUNK, LAST = 65536, 1024, 32
 ODD = np.array([0, 1, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0x7FC00000, 0x7FFFFFFF, 0x3F800000], np.uint32)
@@ -87,7 +94,20 @@ class Fuzz:
         start = block * self.integer(0, 3)
         address = ctypes.addressof(pointers)
         lowered = (pointer(each) for each in (dtypes, vectors, scales))
-        return NativeSlab(address, *lowered, count, has_base, size, start, block)
+        slab = NativeSlab(address, *lowered, count, has_base, size, start, block)
+        if self.integer(0, 1):
+            self.alive.append(derived := self.derived(slab))
+            slab.derived = ctypes.addressof(derived)
+        return slab
+
+    def derived(self, slab: NativeSlab) -> NativeDerived:
+        """Return what scores hang on, or importances; now and then for fewer rows than there are."""
+        least, span = (self.floats(slab.count).astype(np.float64) for _ in range(2))
+        columns = self.choose(1, 7, CHUNK, 5000, 1 << 62)
+        rows = max(0, (slab.start + slab.size - 1) // columns + self.choose(0, 1, 1, 1))
+        divergences = self.floats(rows).astype(np.float64)
+        self.alive += [least, span, divergences]
+        return NativeDerived(self.integer(0, 2), pointer(least), pointer(span), pointer(divergences), rows, columns)
 
     def cut(self, slab: NativeSlab) -> NativeCut:
         blocks = slab.size // slab.block + 4
@@ -107,7 +127,8 @@ class Fuzz:
 
     def which(self, slab: NativeSlab, least: int = -1) -> int:
         """Return a tensor's number; now and then one that there is not."""
-        return self.choose(-2, slab.count, 2**40) if self.integer(0, 50) == 0 else self.integer(least, slab.count - 1)
+        odd = self.choose(-3, -2, slab.count, 2 * slab.count - 1, 2 * slab.count, 2**40)
+        return odd if self.integer(0, 5) == 0 else self.integer(least, slab.count - 1)
 
     # ----------------------------------------------------------------------------------------------- over flat slabs
     def combine(self) -> None:
@@ -182,9 +203,10 @@ class Fuzz:
         slab = self.slab()
         keeps = (NativeKeep * slab.count)(*(self.keep(slab) for _ in range(slab.count))) if self.integer(0, 3) else None
         join = NativeJoin(
-            self.integer(0, 3), self.integer(0, 1), pointer(weight := self.floats(slab.count)), *self.two()
+            self.integer(0, 6), self.integer(0, 1), pointer(weight := self.floats(slab.count)), *self.two(), *self.two()
         )
-        self.alive.append(weight)
+        self.alive += [weight, masks := self.floats(slab.count)]
+        join.masks = self.choose(None, pointer(masks))
         dtype = self.integer(0, 2)
         out = np.zeros(slab.size, np.float32 if dtype == 0 else np.uint16)
         chunks = count_cuts(slab.size, slab.block)
@@ -196,6 +218,23 @@ class Fuzz:
         cuts = count_cuts(slab.size, slab.block)
         sums = np.zeros((slab.count * (slab.count + 1) // 2, cuts, LAST))
         self.call("stored_products", ref(slab), sums, cuts)
+
+    def stored_changes(self) -> None:
+        slab = self.slab()
+        counts = np.zeros((slab.count, 2), np.int64)
+        self.call("stored_changes", ref(slab), self.number(), counts)
+        assert (counts.sum(axis=1) <= slab.size).all()
+
+    def stored_extremes(self) -> None:
+        slab = self.slab()
+        self.call("stored_extremes", ref(slab), np.zeros((slab.count, 2)))
+
+    def stored_divergences(self) -> None:
+        slab = self.slab(many=2)
+        columns = self.choose(-1, 0, 1, 2, 7, 600, 3000, 1 << 62)
+        if 0 < columns <= 3000:
+            slab.size -= slab.size % columns
+        self.call("stored_divergences", ref(slab), columns, np.zeros(max(0, slab.size // columns if columns else 0)))
 
     def stored_norms(self) -> None:
         slab = self.slab()

@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 import torch
 from methods.harness import Mill, Task, fill_settings, make_values
+from tensors.made import KINDS, assert_same_bits, make_slab
 from torch import Tensor
 
 from mergemill.engine.methods.catalogue import find_methods, get_method
 from mergemill.engine.tensors import native, structures
 from mergemill.engine.tensors.fusion import SPREAD, Fusion, Join, Keep
-from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.random import random_bits
 from mergemill.engine.tensors.stored import StoredSlab
-from mergemill.engine.tensors.workspace import Workspace
 
 pytestmark = pytest.mark.skipif(native.load() is None, reason="the native loops are not built here")
 
@@ -41,8 +40,21 @@ SETTINGS: list[tuple[str, Mapping[str, Any]]] = [
     ("sce", {"select_topk": 0.3}),
     ("sce", {"select_topk": 1.0}),
     ("sce", {"select_topk": 0.0}),
+    ("consensus_ta", {"weight": (1.0, 0.5)}),
+    ("consensus_ta", {"weight": (-0.4, 0.0), "lambda_mask": (0.2, 1.5), "k": 1, "lambda": 0.7}),
+    ("consensus_ties", {"weight": (1.0, 0.5), "density": (0.5, 0.2), "rescale": True, "lambda": 1.3}),
+    ("consensus_ties", {"weight": (1.0, 0.5), "lambda_mask": (0.2, 1.5), "k": 1, "normalize": False}),
+    ("geometric_median", {"weight": (1.0, 0.3), "lambda": 0.8}),
+    ("model_stock", {}),
+    ("model_stock", {"filter_wise": True}),
+    ("ram", {"epsilon": 0.05}),
+    ("ram", {"epsilon": -1.0}),
+    ("ramplus_tl", {"epsilon": 0.05, "r": 0.7, "alpha": 2.0}),
+    ("pcb", {}),
+    ("pcb", {"ratio": 1.0, "lambda": 0.9}),
+    ("pcb", {"ratio": 0.0}),
+    ("arcee_fusion", {}),
 ]
-KINDS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def merge_both_ways(
@@ -54,14 +66,6 @@ def merge_both_ways(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "load", lambda: None)
         return natively, Mill(folder).merge(task, **how)
-
-
-def assert_same_bits(left: Tensor, right: Tensor) -> None:
-    """NaN equals NaN, whatever its payload: torch's own hangs on the width of its registers."""
-    assert left.dtype == right.dtype
-    assert torch.equal(left.isnan(), right.isnan())
-    same = left.contiguous().view(-1).view(torch.uint8) == right.contiguous().view(-1).view(torch.uint8)
-    assert bool((same.view(left.numel(), -1).all(1) | left.isnan().view(-1)).all())
 
 
 def count_inputs(name: str) -> int:
@@ -116,23 +120,6 @@ def test_more_that_is_no_number_than_stays(name: str, given: Mapping[str, Any], 
         x += torch.from_numpy(odd).to(x.dtype)
     inputs[0][1::3] = -torch.inf  # infinity less infinity
     assert_same_bits(*merge_both_ways(tmp_path, name, inputs, given))
-
-
-def make_slab(
-    inputs: Sequence[Tensor], shape: tuple[int, ...], *, has_base: bool = False, block: int = 1 << 16
-) -> StoredSlab:
-    names = {kind: name for name, kind in KINDS.items()}
-    place = Place("x", shape, 7, (0, 1, 2), block=block)
-    return StoredSlab(
-        arrays=tuple(x.contiguous().view(-1).view(torch.uint8).numpy() for x in inputs),
-        dtypes=tuple(names[x.dtype] for x in inputs),
-        has_base=has_base,
-        vectors=(False,) * (len(inputs) - has_base),
-        scales=(),
-        place=place,
-        size=inputs[0].numel(),
-        work=Workspace(np.full(1 << 24, 0xFF, np.uint8), keep=True),
-    )
 
 
 @pytest.mark.parametrize(("stored", "out"), list(itertools.product(KINDS, KINDS)))
