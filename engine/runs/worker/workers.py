@@ -20,6 +20,7 @@ HERE = ("local", "cuda")  # kinds of cluster files
 DEVICE_THREADS = 2  # of a worker with a device: one reads and writes while the other has it work
 FEW_CORES = 4  # so do, on so many, merges by native loops: their threads hardly wait for the interpreter
 MOST_PER_CORE = 4  # processes, of a core: each is one of Python with torch in it
+MOST_THREADS_PER_CORE = 32  # of a process (2026-11-29): they may wait for storage, and each is a stack and arenas
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,13 @@ def _choose_places(plan: Plan, options: WorkerOptions) -> Workers:
             f"--workers {workers}: this process may use {cores} of this machine's cores; give at most {most}, "
             f"or a cluster file of kind local, which is taken at its word"
         )
-    return Workers(workers, threads or (1 if workers else cores), memory_bytes)
+    threads = threads or (1 if workers else cores)
+    if threads > MOST_THREADS_PER_CORE * cores:
+        raise PlanError(
+            f"--threads {threads}: this process may use {cores} of this machine's cores; give at most "
+            f"{MOST_THREADS_PER_CORE * cores}"
+        )
+    return Workers(workers, threads, memory_bytes)
 
 
 def _choose_cluster(file: ClusterFile, options: WorkerOptions) -> Workers:
