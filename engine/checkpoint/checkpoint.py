@@ -11,6 +11,7 @@ from typing import Any
 
 from mergemill.engine.checkpoint.config import check_counts, parse_config
 from mergemill.engine.checkpoint.family import choose_family, layer_stacks
+from mergemill.engine.checkpoint.pipeline import PIPELINE_NAME, open_pipeline
 from mergemill.engine.checkpoint.tied import join_ties
 from mergemill.engine.checkpoint.unfinished import check_committed, check_layers
 from mergemill.engine.checkpoint.weights import StoredTensor, is_weights, open_file, open_folder
@@ -49,6 +50,7 @@ class Checkpoint:
     config_text: bytes  # config.json as stored; empty where there is none
     pins: Mapping[str, Pin]  # the files beside the weights, by name, in its order
     storage: Storage = ENVIRONMENT  # how it is reached
+    is_pipeline: bool = False  # of components: its tensors and files begin with the name of a folder
     left_out: tuple[str, ...] = ()  # what is no weight in the files of its weights, in words, for each that has such
 
     @property
@@ -151,10 +153,12 @@ def _open(ref: str, place: str, chosen: str, storage: Storage) -> Checkpoint:
         with _explained():
             weights = open_file(place, ref, chosen, storage)
         folder = place.rpartition("/")[0]
-        return Checkpoint(ref, folder, weights.tensors, {}, b"", {}, storage, weights.left_out)
+        return Checkpoint(ref, folder, weights.tensors, {}, b"", {}, storage, left_out=weights.left_out)
     if chosen:
         raise CheckpointError(f"{ref}: is a folder; what follows # chooses from a file")
     check_committed(place, ref, storage)
+    if PIPELINE_NAME in found:
+        return _open_pipeline(ref, place, found, storage)
     with _explained():
         weights = open_folder(place, found, storage)
     modules = read_modules(found[MODULES_NAME], storage) if MODULES_NAME in found else ()
@@ -165,7 +169,14 @@ def _open(ref: str, place: str, chosen: str, storage: Storage) -> Checkpoint:
     check_counts(config, choose_family(config), layer_stacks(tensors), where=ref)
     check_layers(tensors, config, ref)
     pins = dict(sorted((_pick_small(found) | beneath).items()))
-    return Checkpoint(ref, place, tensors, config, config_text, pins, storage, weights.left_out)
+    return Checkpoint(ref, place, tensors, config, config_text, pins, storage, left_out=weights.left_out)
+
+
+def _open_pipeline(ref: str, place: str, found: Mapping[str, Pin], storage: Storage) -> Checkpoint:
+    with _explained():
+        weights, beneath = open_pipeline(place, found, storage)
+    pins = dict(sorted((_pick_small(found) | beneath).items()))
+    return Checkpoint(ref, place, weights.tensors, {}, b"", pins, storage, True, weights.left_out)
 
 
 def read_modules(pin: Pin, storage: Storage) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """The weights of a stored model: which of its files hold them, and where each tensor lies. Reads no weight.
 
-Layouts, in this order: one ``model.safetensors``; shards with ``model.safetensors.index.json``; the only safetensors
-file of a folder, whatever its name. Where there is none, the same of what ``torch.save`` wrote: ``pytorch_model.bin``
-or its shards and index, or the only such file. So safetensors win where a folder has both, as in transformers.
+Layouts, in this order: one ``model.safetensors``; shards with ``model.safetensors.index.json``; what diffusers calls
+``diffusion_pytorch_model``, in the same two ways; the only safetensors file of a folder, whatever its name. Where there
+is none, the same of what ``torch.save`` wrote: ``pytorch_model.bin`` or its shards and index, or the only such file. So
+safetensors win where a folder has both, as in transformers.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -23,6 +24,7 @@ from mergemill.engine.storage.urls import PICKLED_ENDINGS
 
 HEADER_THREADS = 8  # headers are read at the same time, since each waits for the disk twice
 FOREIGN_ENDINGS = (".gguf", ".h5", ".msgpack")  # of weights that are not read
+DIFFUSERS_STEM = "diffusion_pytorch_model"  # of its files of weights
 # What trainers save beside a model, and is none.
 _TRAINERS = (
     "training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "trainer_state.*",
@@ -62,16 +64,20 @@ class _Format:
 
 SAFETENSORS = _Format(INDEX_NAME, "model.safetensors", (".safetensors",))
 PICKLES = _Format("pytorch_model.bin.index.json", "pytorch_model.bin", PICKLED_ENDINGS)
+# The same of a component of diffusers.
+_DIFFUSERS = _Format(f"{DIFFUSERS_STEM}.safetensors.index.json", f"{DIFFUSERS_STEM}.safetensors", SAFETENSORS.endings)
+_DIFFUSERS_PICKLES = _Format(f"{DIFFUSERS_STEM}.bin.index.json", f"{DIFFUSERS_STEM}.bin", PICKLES.endings)
 
 
 def open_folder(place: str, found: Mapping[str, Pin], storage: Storage) -> Weights:
     """Return the weights of a folder of these files."""
-    for each in (SAFETENSORS, PICKLES):
-        if each.index in found:
-            return _open_sharded(place, found, each, storage)
-        if each.single in found:
-            return _open_files(place, {each.single: found[each.single]}, storage)
-        if name := _find_only(place, found, each):
+    for several in ((SAFETENSORS, _DIFFUSERS), (PICKLES, _DIFFUSERS_PICKLES)):
+        for each in several:
+            if each.index in found:
+                return _open_sharded(place, found, each, storage)
+            if each.single in found:
+                return _open_files(place, {each.single: found[each.single]}, storage)
+        if name := _find_only(place, found, several[0]):
             return _open_files(place, {name: found[name]}, storage)
     raise CheckpointError(f"{place}: {_explain_none(found)}")
 

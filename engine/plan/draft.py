@@ -25,11 +25,17 @@ from mergemill.engine.tensors.slabs import Span
 SHARD_SIZE = "5GB"
 
 Seal = Callable[[Sequence[Shard], Sequence[OutputTensor]], SmallFile]
+Indices = Callable[[Sequence[Shard], Sequence[OutputTensor]], Sequence[SmallFile]]
 
 
 def seal_with_index(shards: Sequence[Shard], tensors: Sequence[OutputTensor]) -> SmallFile:
     """Return the index: without it no loader takes several shards for a model."""
     return SmallFile(INDEX_NAME, make_index(shards, tensors).encode(), None)
+
+
+def no_indices(shards: Sequence[Shard], tensors: Sequence[OutputTensor]) -> Sequence[SmallFile]:
+    """Return none: the seal is the only index."""
+    return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,7 @@ class Draft:
     storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # options that the origin gives
     scaling: Scaling | None = None
     warnings: Sequence[str] = ()
+    indices: Indices = no_indices  # makes those of folders in the output
     seal: Seal = seal_with_index  # makes the file that is written last, and makes an output of what is there
     name_shard: Callable[[int, int], str] = number_shard  # of its place, from 0, and how many there are
 
@@ -56,7 +63,7 @@ def finish(draft: Draft, shard_size: str | int) -> Plan:
     shards, parts = make_layout(draft.tensors, size, draft.name_shard)
     if draft.scaling is not None:
         _check_norms(draft.scaling, parts)
-    files = (*draft.files, draft.seal(shards, draft.tensors))
+    files = (*draft.files, *draft.indices(shards, draft.tensors), draft.seal(shards, draft.tensors))
     names = [shard.name for shard in shards] + [file.name for file in files]
     check_lengths(names)
     return Plan(

@@ -4,6 +4,7 @@ Nothing here depends on the cluster or on memory, so a merge can be resumed with
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from mergemill.engine.checkpoint.layout import TensorInfo, file_order, make_header
@@ -54,7 +55,8 @@ def make_layout(
 ) -> tuple[tuple[Shard, ...], tuple[Part, ...]]:
     """Return the shards, and the parts of all shards in order; `tensors` are in the order of the model."""
     groups = [_in_file_order(group) for group in _group(tensors, shard_size)]
-    shards = tuple(_make_shard(group, name_shard(i, len(groups))) for i, group in enumerate(groups))
+    names = _name_groups(groups, name_shard)
+    shards = tuple(_make_shard(group, name) for group, name in zip(groups, names, strict=True))
     part_bytes = choose_part_bytes(sum(shard.size_bytes for shard in shards))
     parts: list[Part] = []
     for i, (group, shard) in enumerate(zip(groups, shards, strict=True)):
@@ -71,14 +73,34 @@ def choose_part_bytes(total_bytes: int) -> int:
     return min(PART_BYTES, max(LEAST_PART_BYTES, total_bytes // PARTS))
 
 
+def number_file(stem: str, place: int, count: int) -> str:
+    """Return the name of a shard of a component, as diffusers and transformers call it.
+
+    >>> number_file("vae/model", 0, 1), number_file("unet/diffusion_pytorch_model", 1, 2)
+    ('vae/model.safetensors', 'unet/diffusion_pytorch_model-00002-of-00002.safetensors')
+    """
+    return f"{stem}.safetensors" if count == 1 else f"{stem}-{place + 1:05d}-of-{count:05d}.safetensors"
+
+
+def _name_groups(groups: Sequence[Sequence[OutputTensor]], name_shard: Callable[[int, int], str]) -> list[str]:
+    """Return the name of each shard; those in folders are numbered by themselves."""
+    stems = [group[0].stem for group in groups]
+    counts = Counter(stems)
+    places = [stems[:i].count(stem) for i, stem in enumerate(stems)]
+    return [
+        number_file(stem, place, counts[stem]) if stem else name_shard(place, counts[stem])
+        for stem, place in zip(stems, places, strict=True)
+    ]
+
+
 def _group(tensors: Iterable[OutputTensor], shard_size: str | int) -> list[list[OutputTensor]]:
-    """Fill shards one after the other; with ``tensor`` each tensor is a shard."""
+    """Fill shards one after the other, of one folder each; with ``tensor`` each tensor is a shard."""
     most = 0 if shard_size == "tensor" else parse_size(shard_size, what="--shard-size")
     groups: list[list[OutputTensor]] = []
     filled = 0
     for tensor in tensors:
         size_bytes = _info(tensor).nbytes
-        if not groups or filled + size_bytes > most:
+        if not groups or filled + size_bytes > most or groups[-1][0].stem != tensor.stem:
             groups.append([])
             filled = 0
         groups[-1].append(tensor)
@@ -87,11 +109,11 @@ def _group(tensors: Iterable[OutputTensor], shard_size: str | int) -> list[list[
 
 
 def _info(tensor: OutputTensor) -> TensorInfo:
-    return TensorInfo(tensor.name, tensor.dtype, tensor.expression.shape)
+    return TensorInfo(tensor.stored_name, tensor.dtype, tensor.expression.shape)
 
 
 def _in_file_order(group: Sequence[OutputTensor]) -> list[OutputTensor]:
-    by_name = {tensor.name: tensor for tensor in group}
+    by_name = {tensor.stored_name: tensor for tensor in group}
     return [by_name[info.name] for info in file_order(_info(tensor) for tensor in group)]
 
 

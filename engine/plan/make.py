@@ -103,6 +103,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
     given = open_models(refs, make_storage(join_options(asked.storage, recipe.storage)), stages, where)
     recipe, opened, spelt = join_spellings(recipe, given, where=where)
     checkpoints = share_reads(opened)
+    check_kinds(checkpoints, where)
     donor = checkpoints[str(recipe.base_model) if recipe.base_model else next(iter(checkpoints))]
     _check_vocabularies(recipe, donor, checkpoints, where)
     family = choose_family(donor.config)
@@ -197,6 +198,13 @@ def _check_runnable(recipe: Recipe, refs: Mapping[str, ModelRef], where: str) ->
         raise PlanError(
             f"{where}: tokenizer: vocabularies cannot be changed yet; leave out tokens and pad_to_multiple_of"
         )
+
+
+def check_kinds(checkpoints: Mapping[str, Checkpoint], where: str) -> None:
+    """Raise `PlanError` for what is no one model."""
+    for model, checkpoint in checkpoints.items():
+        if checkpoint.is_pipeline:
+            raise PlanError(f"{where}: {model} is a pipeline of diffusers; its components are merged with --raw")
 
 
 def _check_vocabularies(recipe: Recipe, donor: Checkpoint, checkpoints: Mapping[str, Checkpoint], where: str) -> None:

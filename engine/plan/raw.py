@@ -25,6 +25,7 @@ from mergemill.engine.plan.draft import SHARD_SIZE, Draft
 from mergemill.engine.plan.fill import Filling, copy_offer, fill_slot
 from mergemill.engine.plan.inputs import check_inputs
 from mergemill.engine.plan.make import PlanOptions, Stages, check_references, open_models, plan_recipe
+from mergemill.engine.plan.pipelines import check_pipelines, write_as_pipeline
 from mergemill.engine.plan.prefixes import join_prefixes
 from mergemill.engine.plan.settings import Site, has_gradient, warn_of_unused
 from mergemill.engine.plan.share import share_reads
@@ -91,7 +92,8 @@ def _draft_one(names: Names, recipe: Recipe, asked: PlanOptions, stages: Stages,
     checkpoints, offers, told = join_prefixes(share_reads(opened), find_offers(opened, stages))
     raw = _Raw(recipe, names, method, checkpoints, asked.seed, code, where)
     inputs = Inputs(checkpoints, list_stored(checkpoints, stages), checkpoints[raw.donor])
-    return _draft(raw, offers, inputs, [*spelt, *(f"{where}: {each}" for each in told)]), inputs
+    draft = _draft(raw, offers, inputs, [*spelt, *(f"{where}: {each}" for each in told)])
+    return write_as_pipeline(draft, inputs.donor) if check_pipelines(checkpoints, where) else draft, inputs
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from mergemill.engine.checkpoint.config import (
 from mergemill.engine.checkpoint.copied_files import copied_files
 from mergemill.engine.checkpoint.family import Family, choose_family, find_tie
 from mergemill.engine.checkpoint.needed import Needed
+from mergemill.engine.checkpoint.pipeline import PIPELINE_NAME
 from mergemill.engine.methods.contract import Method
 from mergemill.engine.methods.own import MethodsFile
 from mergemill.engine.plan.slots import Stack
@@ -63,6 +64,13 @@ def make_files(
     copied = [SmallFile(name, None, check_file(donor, name)) for name in names]
     files = [SmallFile(name, data, None) for name, data in sorted(made.items())]
     return (*copied, *files)
+
+
+def copy_pipeline_files(pipeline: Checkpoint) -> tuple[tuple[SmallFile, ...], SmallFile]:
+    """Return the files of a pipeline beside its components' weights, and the one that names these, which is last."""
+    names = [name for name in pipeline.files if "/" in name]
+    copied = tuple(SmallFile(name, None, check_file(pipeline, name)) for name in names)
+    return copied, SmallFile(PIPELINE_NAME, None, check_file(pipeline, PIPELINE_NAME))
 
 
 def make_raw_files(

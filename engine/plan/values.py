@@ -24,6 +24,12 @@ class OutputTensor:
     most_growth: float | None = (
         None  # beyond which, or where it is not finite, the base is written instead; None: never
     )
+    stem: str = ""  # of the shards that hold it, where they lie in a folder: "unet/diffusion_pytorch_model"
+
+    @property
+    def stored_name(self) -> str:
+        """Its name in its shard: without the folder of that, which its own begins with."""
+        return self.name.removeprefix(f"{self.stem.rpartition('/')[0]}/") if self.stem else self.name
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from mergemill.engine.runs.outputs.record import (
     parse_sound,
     read_small,
 )
-from mergemill.engine.runs.outputs.state import JOURNAL_NAME, LOCK_NAME, RECORD_NAME, check_own, is_own
+from mergemill.engine.runs.outputs.state import JOURNAL_NAME, LOCK_NAME, RECORD_NAME, check_own, flatten_name, is_own
 from mergemill.engine.runs.outputs.target import FileTarget, Target
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.storage import system
@@ -171,10 +171,13 @@ class FolderOutput:
                 with open_positioned(unfinished) as writer:
                     writer.sync()
                 self._check_absent(shard.name)
+                if parent := shard.name.rpartition("/")[0]:
+                    self._files.make_folder(parent)
                 rename_file(unfinished, self.finished(shard.name))
             elif not self._is_whole(shard):
                 raise _gone(self._files.place(name))
-        sync_folder(self.folder)
+        for parent in sorted({shard.name.rpartition("/")[0] for shard in plan.shards} | {""}):
+            sync_folder(self.folder / parent)
         for file in plan.files:
             self._write_small(file)
         self._files.write(RECORD_NAME, hide_places(record).to_json(), beside=STATE_NAME)
@@ -227,7 +230,8 @@ class FolderOutput:
             freed_bytes = sum(_blocks(self._files.find_file(name)) for name in [*left, *state])
             for name in left:
                 self._files.remove(name)
-            for folder in sorted({name.rpartition("/")[0] for name in record.files} - {""} if record else ()):
+            names = [*record.files, *record.shards] if record else []
+            for folder in sorted({name.rpartition("/")[0] for name in names} - {""}):
                 self._files.remove_folder(folder)
             self.discard()
         return freed_bytes
@@ -262,7 +266,7 @@ class FolderOutput:
             yield from (name, name_beside(name, STATE_NAME))
 
     def _name_unfinished(self, shard_name: str, digest: str) -> str:
-        return f"{STATE_NAME}/{shard_name}.tmp-{digest[:12]}"
+        return f"{STATE_NAME}/{flatten_name(shard_name)}.tmp-{digest[:12]}"
 
     def _is_whole(self, shard: Shard) -> bool:
         """Whether an interrupted commit has renamed the shard already; a file of the user's has another header."""

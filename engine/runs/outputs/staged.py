@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from mergemill.engine.plan.values import Part
 from mergemill.engine.runs.outputs.receipts import Receipt, Upload
+from mergemill.engine.runs.outputs.state import flatten_name
 from mergemill.engine.runs.worker.workplace import Workplace
 from mergemill.engine.storage.hub_upload import Content, HubRepo
 from mergemill.engine.storage.positioned import PositionedWriter, create_positioned, open_positioned
@@ -32,9 +33,10 @@ class StagedTarget:
     @contextmanager
     def open_shard(self) -> Iterator["StagedWriter"]:
         """Create the file; it is removed at the end, as are those of attempts whose worker was killed."""
-        for left in self.folder.glob(f"{self.shard}{self.mark}*"):
+        name = f"{flatten_name(self.shard)}{self.mark}"
+        for left in self.folder.glob(f"{name}*"):
             left.unlink(missing_ok=True)
-        path = self.folder / f"{self.shard}{self.mark}{secrets.token_hex(4)}"
+        path = self.folder / f"{name}{secrets.token_hex(4)}"
         create_positioned(path, self.size_bytes, self.header)
         try:
             with open_positioned(path) as writer:

@@ -20,6 +20,15 @@ _SHARD = re.compile(r"(?P<name>[^/]+)\.tmp-[0-9a-f]{4,12}")
 _NAMED = re.compile(r"model-\d{5,}-of-\d{5,}\.safetensors")  # as shards are, where no plan can be asked
 
 
+def flatten_name(shard_name: str) -> str:
+    """Return what an unfinished shard is called in the state folder, which has no folders.
+
+    >>> flatten_name("unet/model.safetensors")
+    'unet%2Fmodel.safetensors'
+    """
+    return shard_name.replace("/", "%2F")
+
+
 def is_own(name: str, record: Record | None) -> bool:
     """Whether a merge, that of `record` where there is one, gives such a name to a file in its state folder.
 
@@ -31,7 +40,7 @@ def is_own(name: str, record: Record | None) -> bool:
     if _NOTES.fullmatch(name):
         return True
     shard = _SHARD.fullmatch(name)
-    return shard is not None and (is_shard(shard["name"], record))
+    return shard is not None and is_shard(shard["name"].replace("%2F", "/"), record)
 
 
 def is_shard(name: str, record: Record | None) -> bool:
