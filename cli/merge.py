@@ -23,6 +23,7 @@ from mergemill.cli.options import (
     Memory,
     Methods,
     Raw,
+    Reader,
     Recipe,
     RoundStages,
     Scheduler,
@@ -41,7 +42,7 @@ from mergemill.cli.signals import Interrupted, hold_back, let_through, raise_int
 from mergemill.cli.status import run_in
 
 if TYPE_CHECKING:
-    from mergemill.engine import events, values
+    from mergemill.engine import events
 
 EVENTS = {"Waiting": "waiting", "Started": "started", "PartFinished": "part", "Committed": "committed"}
 
@@ -68,6 +69,7 @@ def merge(
     storage_as: StorageOf = None,
     cache: Cache = None,
     cache_folder: CacheFolder = None,
+    reader: Reader = None,
     public: Public = False,
     shard_size: ShardSize = SHARD_SIZE,
     seed: Seed = 0,
@@ -86,23 +88,10 @@ def merge(
     with ExitStack() as stack:
         if json:
             stack.enter_context(errors_as_events())
-        from mergemill.engine import describe_plan, load_cluster, run
+        from mergemill.engine import describe_plan, load_cluster, run, values
 
         file = load_cluster(cluster) if cluster else None
         store = load_cluster(storage_as) if storage_as else file
-        storage = store.storage if store else None
-        plan = make_any_plan(
-            open_recipe(recipe),
-            raw=raw,
-            union=union,
-            intersection=intersection,
-            seed=seed,
-            shard_size=shard_size,
-            methods=methods or (),
-            round_stages=round_stages,
-            storage=storage,
-        )
-        watch = Screen(stack, quiet=quiet, json=json)
         crew: values.WorkerKeywords = {
             "workers": workers,
             "threads": threads,
@@ -114,8 +103,21 @@ def merge(
             "device_memory": device_memory,
             "cache": cache,
             "cache_folder": cache_folder,
-            "storage": storage,
+            "storage": store.storage if store else None,
+            "reader": reader,
         }
+        plan = make_any_plan(
+            open_recipe(recipe),
+            raw=raw,
+            union=union,
+            intersection=intersection,
+            seed=seed,
+            shard_size=shard_size,
+            methods=methods or (),
+            round_stages=round_stages,
+            storage=values.WorkerOptions(**crew).find_storage(),
+        )
+        watch = Screen(stack, quiet=quiet, json=json)
         numbers = describe_plan(plan, out=out, **crew)
         watch.show_plan(numbers)
         resume, resume_anywhere = find_resume(context.obj or sys.argv[1:], scheduler)

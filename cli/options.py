@@ -78,6 +78,13 @@ Cache = Annotated[
 CacheFolder = Annotated[
     str | None, typer.Option(metavar="FOLDER", help="Where that is kept; else ~/.cache/mergemill, or $XDG_CACHE_HOME.")
 ]
+Reader = Annotated[
+    str | None,
+    typer.Option(
+        metavar="READER",
+        help="How weights are read: direct, or fsspec, slower, where direct has trouble with storage.",
+    ),
+]
 Methods = Annotated[
     list[str] | None, typer.Option("--methods", metavar="FILE", help="A Python file of your own merge methods.")
 ]

@@ -21,6 +21,7 @@ from mergemill.cli.options import (
     Methods,
     Out,
     Raw,
+    Reader,
     Recipe,
     RoundStages,
     Seed,
@@ -48,6 +49,7 @@ def submit(
     device_memory: DeviceMemory = DEVICE_MEMORY,
     cache: Cache = None,
     cache_folder: CacheFolder = None,
+    reader: Reader = None,
     shard_size: ShardSize = SHARD_SIZE,
     seed: Seed = 0,
     methods: Methods = None,
@@ -63,7 +65,7 @@ def submit(
     """
     from mergemill.engine import jobs, load_cluster
 
-    options = {"--memory": memory, "--cache": cache, "--cache-folder": cache_folder}
+    options = {"--memory": memory, "--cache": cache, "--cache-folder": cache_folder, "--reader": reader}
     options |= {"--device": device, "--device-memory": device_memory if device_memory != DEVICE_MEMORY else None}
     options |= {"--shard-size": shard_size if shard_size != SHARD_SIZE else None, "--seed": str(seed) if seed else None}
     check_raw(raw=raw, union=union, intersection=intersection)

@@ -45,6 +45,8 @@ ONLY_IMPORTERS = {
     "distributed": {"runs"},
     "fsspec": {"storage"},
     "s3fs": {"storage"},
+    "aiobotocore": {"storage"},
+    "aiohttp": {"storage"},
     "boto3": {"storage"},
     "botocore": {"storage"},
     "huggingface_hub": {"storage"},

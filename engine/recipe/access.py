@@ -8,6 +8,7 @@ from pydantic import BeforeValidator
 
 from mergemill.engine.recipe.faults import describe, make_faults, make_predicate
 from mergemill.engine.recipe.shapes import FrozenMap
+from mergemill.engine.storage.store import READER, READERS
 from mergemill.engine.storage.urls import find_secret
 
 _FILES = ("username", "port", "timeout", "tls")
@@ -20,7 +21,10 @@ ALLOWED = {
     **dict.fromkeys(("sftp", "ssh", "ftp", "smb"), _FILES),
     **dict.fromkeys(("hdfs", "webhdfs", "webHDFS"), ("user", "port", "use_https")),
 }
-"""What may stand there, by scheme: names that hold no secret in any driver; of other kinds of storage none is known."""
+"""What may stand there, by scheme: names that hold no secret in any driver; of other kinds of storage none is known.
+
+Beside them each scheme, and ``*`` for all of them, may say its `READER`.
+"""
 
 
 class StoreOptions(FrozenMap[str | int | bool]):
@@ -48,6 +52,8 @@ def _check_options(value: object, *, why: str) -> object:
 
 def _find_fault(scheme: str, name: str, option: object, why: str) -> str:
     """Return what is wrong with an option, without repeating its value; empty if nothing is."""
+    if name == READER:
+        return "" if option in READERS else f"must be {' or '.join(READERS)}"
     allowed = ALLOWED.get(scheme, ())
     if name not in allowed:
         known = f"known are {', '.join(allowed)}" if allowed else f"none of {scheme}:// is known"

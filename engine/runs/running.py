@@ -42,10 +42,10 @@ def run(plan: Plan, out: str | Path, **options: Unpack[RunKeywords]) -> Committe
 
     An unfinished merge is resumed: only parts without a receipt are merged, the others are checked. options: of the
     workers, `workers`, `threads`, `memory`, `scheduler`, `wait_s`, `cluster`, `device`, `device_memory`, `cache`,
-    `cache_folder` and `storage`, see `WorkerOptions`; and `public`, `progress`, `on_event`, `resume` and `slab`, see
-    `RunOptions`. Raises `OutputError` before anything is written where `out` holds something else, `ClusterError` where
-    workers cannot do it, `RunError` for what goes wrong later, and `Cancelled` where `cancel` asked it to end; the run
-    can then be repeated.
+    `cache_folder`, `storage` and `reader`, see `WorkerOptions`; and `public`, `progress`, `on_event`, `resume` and
+    `slab`, see `RunOptions`. Raises `OutputError` before anything is written where `out` holds something else,
+    `ClusterError` where workers cannot do it, `RunError` for what goes wrong later, and `Cancelled` where `cancel`
+    asked it to end; the run can then be repeated.
     """
     return run_as(plan, out, RunOptions(**options))
 

@@ -13,7 +13,7 @@ from mergemill.engine.errors import Absent, CheckpointError, SourceChanged, Stor
 from mergemill.engine.storage.connections import shorten
 from mergemill.engine.storage.fetch import sample_remote
 from mergemill.engine.storage.pin import Pin, changed
-from mergemill.engine.storage.store import Unavailable
+from mergemill.engine.storage.store import Store, Unavailable
 
 # What file systems say of a file that changes when its content does; the first that one of them says is its stamp.
 _VERSIONS = ("etag", "ETag", "md5Hash", "md5", "content_md5", "generation")
@@ -87,17 +87,10 @@ class AnyStore:
     def read_some(self, pin: Pin, offset_bytes: int, buffer: memoryview) -> int:
         """Read a range of the file as it is now."""
         try:
-            with _explained(pin.url, pin):
-                data = self.find_system(pin.url).cat_file(pin.url, start=offset_bytes, end=offset_bytes + len(buffer))
+            return read_plainly(self, pin, offset_bytes, buffer)
         except Unavailable:
             self._own.__dict__.clear()  # a connection that is lost stays so
             raise
-        if len(data) > len(buffer):
-            raise StorageError(f"{pin.url}: its server does not serve ranges; copy the file first")
-        if not data:
-            raise changed(pin, f"not longer than {offset_bytes} bytes")
-        buffer[: len(data)] = data
-        return len(data)
 
     def _make_pin(self, url: str, found: Mapping[str, Any]) -> Pin:
         if found.get("size") is None:
@@ -120,6 +113,18 @@ class AnyStore:
                 key, fsspec.url_to_fs(url, skip_instance_cache=kept is not self._shared, **self._options)[0]
             )
         return kept[key]
+
+
+def read_plainly(store: Store, pin: Pin, offset_bytes: int, buffer: memoryview) -> int:
+    """Fill the beginning of `buffer` from fsspec's file system, with the file as it is now; return how much of it."""
+    with _explained(pin.url, pin):
+        data = store.find_system(pin.url).cat_file(pin.url, start=offset_bytes, end=offset_bytes + len(buffer))
+    if len(data) > len(buffer):
+        raise StorageError(f"{pin.url}: its server does not serve ranges; copy the file first")
+    if not data:
+        raise changed(pin, f"not longer than {offset_bytes} bytes")
+    buffer[: len(data)] = data
+    return len(data)
 
 
 def _find_first(names: Sequence[str], found: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import TypeVar
 from mergemill.engine.storage.cache import RangeCache, can_keep
 from mergemill.engine.storage.pin import Pin
 from mergemill.engine.storage.sample import make_sample
-from mergemill.engine.storage.store import ENVIRONMENT, Storage, Store, Unavailable, store_of
+from mergemill.engine.storage.store import ENVIRONMENT, Storage, Store, Unavailable, reader_of, store_of
 from mergemill.engine.storage.tries import insist
 
 T = TypeVar("T")
@@ -106,7 +106,7 @@ def _read_piece(pin: Pin, offset_bytes: int, buffer: memoryview, way: _Way) -> N
 
 def _download(pin: Pin, offset_bytes: int, buffer: memoryview, way: _Way) -> bool:
     """Fill `buffer` from the store; False where that was stopped."""
-    return _fill(store_of(pin.url, way.storage), pin, offset_bytes, buffer, way.stop)
+    return _fill(reader_of(pin.url, way.storage), pin, offset_bytes, buffer, way.stop)
 
 
 def _fill(store: Store, pin: Pin, offset_bytes: int, buffer: memoryview, stop: threading.Event) -> bool:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
+import fsspec
 from urllib3.response import BaseHTTPResponse
 
 from mergemill.engine.errors import Absent, CheckpointError, StorageError
@@ -109,6 +110,10 @@ class HttpStore:
         if found in _FORBIDDEN:
             raise CheckpointError(f"{url}: access denied ({found})")
         raise Absent(f"{url}: no such file ({found})")
+
+    def find_system(self, url: str) -> Any:
+        """Return fsspec's own, which needs aiohttp; it is shared within the process, and has no options."""
+        return fsspec.filesystem(urlsplit(url).scheme)
 
     def is_here(self, pin: Pin) -> bool:
         """Nothing is."""

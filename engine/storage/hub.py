@@ -6,11 +6,12 @@ HF_HUB_OFFLINE, the cache says what there is as well, and its pins are the same.
 """
 
 import os
+import threading
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, HfFileSystem, constants
 from urllib3.response import BaseHTTPResponse
 
 from mergemill.engine.errors import CheckpointError
@@ -41,6 +42,8 @@ class HubStore:
         self._locations = Locations(self._api)
         self._connections = Connections()
         self._cached: dict[Pin, Pin | None] = {}
+        self._opening = threading.Lock()
+        self._files: HfFileSystem | None = None
 
     def resolve(self, url: str, revision: str | None) -> str:
         """Return the URL at the commit that the revision is now, by default that of the main branch."""
@@ -71,6 +74,13 @@ class HubStore:
         if place.path not in files:
             raise self._listing.explain_missing(place, f"{url}: no such file at this commit")
         return files[place.path]
+
+    def find_system(self, url: str) -> Any:
+        """Return the Hub's own; it keeps what it is told, and that does not change: pins name commits."""
+        with self._opening:
+            if self._files is None:
+                self._files = HfFileSystem(endpoint=self._api.endpoint, skip_instance_cache=True)
+            return self._files
 
     def is_here(self, pin: Pin) -> bool:
         """Whether the Hub's own cache has the file."""

@@ -1,4 +1,7 @@
-"""Writing objects of S3: whole small ones, and large ones by multipart uploads whose parts come from many workers."""
+"""Objects of S3: small ones by way of s3fs, and large ones by multipart uploads whose parts come from many workers.
+
+Uploads go past s3fs: it sends all parts from one loop, at 2 to 4 times the CPU (``tests/bench/storage.py``).
+"""
 
 import functools
 import io
@@ -17,7 +20,8 @@ from mergemill.engine.storage.bounds import find_state_bound
 from mergemill.engine.storage.copied import Copied
 from mergemill.engine.storage.objects import check_state
 from mergemill.engine.storage.pin import Pin, changed
-from mergemill.engine.storage.s3 import S3Store, explained, split_url
+from mergemill.engine.storage.s3 import S3Store, split_url
+from mergemill.engine.storage.s3_errors import explained
 from mergemill.engine.storage.store import ENVIRONMENT, Storage, find_store
 from mergemill.engine.storage.tries import insist
 
@@ -26,6 +30,7 @@ T = TypeVar("T")
 LEAST_BYTES = 5 << 20  # of a part that is not the last: a limit of S3
 MOST_PARTS = 10_000  # of an object
 MOST_BYTES = 5 << 40  # of an object
+MOST_PUT_BYTES = 5 << 30  # of an object that is written by one request
 MISSING_UPLOAD = "NoSuchUpload"
 
 
@@ -50,12 +55,17 @@ class S3Objects:
         """Write a small object; with `absent` only where there is none, and return whether `data` is there now.
 
         One that is larger is sent from a file, in one request (decided 2026-11-29): S3 takes 5 GiB in one, it can be
-        made only where there is none, and no upload is left of one that ends halfway.
+        made only where there is none, and no upload is left of one that ends halfway. That request is boto3's, since
+        s3fs streams files by uploads alone.
         """
-        condition = {"IfNoneMatch": "*"} if absent else {}
-        bucket, key = split_url(url)
         try:
-            self._ask(url, lambda client: _put(client, data, Bucket=bucket, Key=key, **condition), error)
+            if isinstance(data, Copied):
+                self._ask(url, lambda client: _put_copied(client, url, data, absent=absent), error)
+            else:
+                mode = "create" if absent else "overwrite"
+                self._ask_files(
+                    url, lambda files: files.pipe_file(url, data, mode=mode, chunksize=MOST_PUT_BYTES), error
+                )
         except error as found:
             if absent and _code(found) in ("PreconditionFailed", "412"):
                 # It may be ours, as after an attempt whose answer was lost.
@@ -65,15 +75,14 @@ class S3Objects:
 
     def get(self, url: str, *, error: type[MergemillError] = StorageError) -> bytes | None:
         """Return a small object; None where there is none."""
-        bucket, key = split_url(url)
         try:
             most = find_state_bound(url) + 1
-            data: bytes = self._ask(
-                url, lambda client: client.get_object(Bucket=bucket, Key=key)["Body"].read(most), error
-            )
+            data: bytes = self._ask_files(url, lambda files: files.cat_file(url, start=0, end=most), error)
         except error as found:
             if is_missing(found):
                 return None
+            if _code(found) in ("InvalidRange", "416"):
+                return b""
             raise
         return check_state(data, url)
 
@@ -85,7 +94,7 @@ class S3Objects:
         """Return how many seconds ago an object was written, by the clock of the server; None where there is none."""
         bucket, key = split_url(url)
         try:
-            found = self._ask(url, lambda client: client.head_object(Bucket=bucket, Key=key))
+            found = self._ask_files(url, lambda files: files.call_s3("head_object", Bucket=bucket, Key=key))
         except StorageError as error:
             if is_missing(error):
                 return None
@@ -96,17 +105,17 @@ class S3Objects:
     def delete(self, urls: Sequence[str]) -> None:
         """Remove objects, in their order; what is not there is no error."""
         for url in urls:
-            bucket, key = split_url(url)
-            where = {"Bucket": bucket, "Key": key}
-            self._ask(url, functools.partial(_delete, where=where))
+            self._ask_files(url, functools.partial(_remove, url=url))
 
     def list_objects(self, url: str, *, error: type[MergemillError] = StorageError) -> Mapping[str, int]:
         """Return the sizes in bytes of all objects below a prefix, by their names after it."""
         bucket, prefix = _split_prefix(url)
-        found = self._ask(
-            url, lambda client: _list(client, "list_objects_v2", "Contents", Bucket=bucket, Prefix=prefix), error
-        )
-        return {each["Key"].removeprefix(prefix): each["Size"] for each in found if each["Key"] != prefix}
+        folder, _, name = f"{bucket}/{prefix}".rstrip("/").rpartition("/")
+        # With the last name as a prefix s3fs makes one request; without, one more where nothing is there.
+        where = {"path": folder, "prefix": f"{name}/"} if folder else {"path": bucket}
+        found = self._ask_files(url, lambda files: files.find(**where, detail=True), error)
+        place = f"{bucket}/{prefix}"
+        return {each.removeprefix(place): found[each]["size"] for each in sorted(found) if each != place}
 
     def start_upload(self, url: str) -> str:
         """Begin a multipart upload and return its id."""
@@ -210,14 +219,18 @@ class S3Objects:
 
         def ask() -> T:
             with explained(url, error=error, again=error is StorageError):
-                return work(self._find_client())
+                return work(self._find_store().client)
 
         return insist(ask, url)
 
-    def _find_client(self) -> Any:
+    def _ask_files(self, url: str, work: Callable[[Any], T], error: type[MergemillError] = StorageError) -> T:
+        """Return what `work` returns of a file system, as `_ask` does of a client."""
+        return self._ask(url, lambda _: work(self._find_store().files), error)
+
+    def _find_store(self) -> S3Store:
         store = find_store("s3", self.storage)
         assert isinstance(store, S3Store)
-        return store.client
+        return store
 
 
 def is_missing(error: MergemillError) -> bool:
@@ -254,21 +267,20 @@ class _Body(io.RawIOBase):
         return left
 
 
-def _put(client: Any, data: bytes | Copied, **where: str) -> None:
-    if not isinstance(data, Copied):
-        client.put_object(**where, Body=data)
-        return
+def _put_copied(client: Any, url: str, data: Copied, *, absent: bool) -> None:
+    bucket, key = split_url(url)
+    condition = {"IfNoneMatch": "*"} if absent else {}
     with data.open() as body:
         try:
-            client.put_object(**where, Body=body, ContentLength=data.size_bytes)
+            client.put_object(Bucket=bucket, Key=key, Body=body, ContentLength=data.size_bytes, **condition)
         except BotoCoreError:
             if body.failed is not None:
                 raise body.failed from None
             raise
 
 
-def _delete(client: Any, where: Mapping[str, str]) -> None:
-    client.delete_object(**where)
+def _remove(files: Any, url: str) -> None:
+    files.rm_file(url)
 
 
 def _list(client: Any, name: str, key: str, **where: str) -> list[Any]:

@@ -9,7 +9,7 @@ from mergemill.engine.storage.bounds import COPIED_BYTES
 from mergemill.engine.storage.cache import RangeCache
 from mergemill.engine.storage.pin import Pin, changed
 from mergemill.engine.storage.sample import is_sampled
-from mergemill.engine.storage.store import ENVIRONMENT, Storage, close_stores, is_remote, store_of
+from mergemill.engine.storage.store import ENVIRONMENT, Storage, close_stores, is_remote, reader_of, store_of
 
 __all__ = [
     "Pin",
@@ -59,7 +59,7 @@ def check_pin(pin: Pin, storage: Storage = ENVIRONMENT) -> None:
     """
     if not is_remote(pin.url):
         local.check_pin(pin)
-    elif not store_of(pin.url, storage).checks_reads or is_sampled(pin.stamp):
+    elif not reader_of(pin.url, storage).checks_reads or is_sampled(pin.stamp):
         _check_remote(pin, storage)
 
 
@@ -80,6 +80,10 @@ def read_into(
     """Fill `buffer` with the bytes of the pinned file that begin at `offset_bytes`; `cache` is for remote ones."""
     if is_remote(pin.url):
         fetch.read_remote(pin, offset_bytes, buffer, storage, cache)
+    elif storage.reads_plainly("file"):
+        from mergemill.engine.storage.plain import read_local
+
+        read_local(pin, offset_bytes, buffer)
     else:
         local.read_into(pin, offset_bytes, buffer)
 

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,11 @@ _EXTRAS = {"s3": "s3", "hub": "hub"}  # module -> the extra that installs what i
 Options = Mapping[str, Mapping[str, Any]]
 """How storage is reached where the environment does not say it: by scheme, then by name."""
 
+EVERY = "*"  # the scheme of what is said of every kind of storage, this machine's disks too
+READER = "reader"  # an option of every scheme: how slices are read
+READERS = ("direct", "fsspec")
+READER_VARIABLE = "MERGEMILL_READER"
+
 _STORES_KEPT = 64  # with their connections; one that is dropped is opened again
 _opening = threading.RLock()
 
@@ -31,6 +37,8 @@ class Storage:
     """
 
     options: tuple[tuple[str, tuple[tuple[str, str | int | bool], ...]], ...] = ()  # sorted, so that equals are equal
+    plain: tuple[str, ...] = ()  # schemes that are read through fsspec, sorted; `EVERY` for all but `direct`
+    direct: tuple[str, ...] = ()  # schemes that are not, whatever `plain` says
 
     def __repr__(self) -> str:
         """Name the schemes alone: a program may have given secrets."""
@@ -39,6 +47,10 @@ class Storage:
     def find(self, scheme: str) -> tuple[tuple[str, str | int | bool], ...]:
         """Return the options of one scheme, names and values."""
         return dict(self.options).get(scheme, ())
+
+    def reads_plainly(self, scheme: str) -> bool:
+        """Whether slices of a kind of storage, ``file`` for local ones, are read through fsspec."""
+        return scheme in self.plain or (EVERY in self.plain and scheme not in self.direct)
 
 
 ENVIRONMENT = Storage()  # nothing but what the environment says
@@ -61,6 +73,9 @@ class Store(Protocol):
 
     def pin_file(self, url: str) -> Pin:
         """Return the pin of a file; `CheckpointError` where there is none."""
+
+    def find_system(self, url: str) -> Any:
+        """Return fsspec's file system of a URL."""
 
     def is_here(self, pin: Pin) -> bool:
         """Whether a file's bytes lie on this machine already, so that nothing is won by keeping them."""
@@ -88,12 +103,29 @@ def is_on_disk(url: str) -> bool:
 
 
 def make_storage(options: Options | None) -> Storage:
-    """Return options as a value; `CheckpointError` for one that is not text, a number or true."""
-    for scheme, named in (options or {}).items():
-        for name, value in named.items():
+    """Return options as a value; `CheckpointError` for one that is not text, a number or true.
+
+    Each scheme may say its `reader`, and `EVERY` for those that do not; where that does not, the environment says it.
+    """
+    readers = {EVERY: _check_reader(os.environ.get(READER_VARIABLE) or "direct", READER_VARIABLE)}
+    own: dict[str, dict[str, Any]] = {}
+    for scheme, named in sorted((options or {}).items()):
+        for name, value in sorted(named.items()):
             if not isinstance(value, str | int | float):
                 raise CheckpointError(f"storage_options: {scheme}: {name}: must be text, a number or true")
-    return Storage(tuple((scheme, tuple(sorted(named.items()))) for scheme, named in sorted((options or {}).items())))
+            if name == READER:
+                readers[scheme] = _check_reader(value, f"storage_options: {scheme}: {READER}")
+            else:
+                own.setdefault(scheme, {})[name] = value
+    check_options(EVERY, own.pop(EVERY, {}), (READER,))
+    plain, direct = (tuple(sorted(s for s, reader in readers.items() if reader == each)) for each in reversed(READERS))
+    return Storage(tuple((scheme, tuple(named.items())) for scheme, named in own.items()), plain, direct)
+
+
+def _check_reader(value: object, where: str) -> str:
+    if value not in READERS:
+        raise CheckpointError(f"{where}: must be {' or '.join(READERS)}, not {value!r}")
+    return str(value)
 
 
 def join_options(
@@ -142,3 +174,13 @@ def check_options(scheme: str, options: Mapping[str, Any], known: Sequence[str])
 def store_of(url: str, storage: Storage = ENVIRONMENT) -> Store:
     """Return the store that a URL belongs to."""
     return find_store(url.split("://", 1)[0], storage)
+
+
+def reader_of(url: str, storage: Storage = ENVIRONMENT) -> Store:
+    """Return what slices of a URL are read by: its store, or fsspec alone where `storage` says so."""
+    scheme = url.split("://", 1)[0]
+    store = find_store(scheme, storage)
+    if not storage.reads_plainly(scheme):
+        return store
+    plain: Store = importlib.import_module("mergemill.engine.storage.plain").open_plain(store)
+    return plain

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from mergemill.engine.recipe import ClusterFile, load_cluster
-from mergemill.engine.storage.store import Options
+from mergemill.engine.storage.store import EVERY, READER, Options, join_options
 
 DEVICE_MEMORY = "4GiB"  # of a card of 8 GB, with room for what is CUDA's own
 
@@ -28,7 +28,8 @@ class WorkerOptions:
 
     cache: the most bytes of remote sources that each host keeps on a local disk for later merges, such as ``"50GB"``;
     None keeps none. cache_folder: where; None is ``~/.cache/mergemill``. storage: options of storage by scheme; None is
-    the cluster file's; a recipe's are stronger.
+    the cluster file's; a recipe's are stronger. reader: how slices are read, ``direct`` or, slower and plainly,
+    ``fsspec``; None is what ``storage`` says, or MERGEMILL_READER.
     """
 
     workers: int | None = None
@@ -42,6 +43,7 @@ class WorkerOptions:
     cache: str | int | None = None
     cache_folder: str | Path | None = None
     storage: Options | None = None
+    reader: str | None = None
 
     def find_cluster(self) -> ClusterFile | None:
         """Return the cluster file, read where it is named; None where there is none."""
@@ -49,10 +51,9 @@ class WorkerOptions:
 
     def find_storage(self) -> Options:
         """Return the options of storage that stand beside a recipe's."""
-        if self.storage is not None:
-            return self.storage
-        file = self.find_cluster()
-        return file.storage if file else {}
+        file = self.find_cluster() if self.storage is None else None
+        options = self.storage or (file.storage if file else {})
+        return join_options(options, {EVERY: {READER: self.reader}}) if self.reader else options
 
 
 class WorkerKeywords(TypedDict, total=False):
@@ -69,3 +70,4 @@ class WorkerKeywords(TypedDict, total=False):
     cache: str | int | None
     cache_folder: str | Path | None
     storage: Options | None
+    reader: str | None
