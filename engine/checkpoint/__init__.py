@@ -17,14 +17,14 @@ from mergemill.engine.checkpoint.config import (
 from mergemill.engine.checkpoint.copied_files import copied_files
 from mergemill.engine.checkpoint.family import (
     Family,
-    Section,
+    Side,
     choose_family,
+    find_side,
     find_tie,
     is_optional,
     is_vocabulary,
     join_layer,
     layer_stacks,
-    section,
     split_layer,
 )
 from mergemill.engine.checkpoint.header import Header, parse_header, read_header
@@ -43,7 +43,7 @@ __all__ = [
     "Family",
     "Header",
     "LayerCount",
-    "Section",
+    "Side",
     "StoredTensor",
     "TensorInfo",
     "check_index",
@@ -53,6 +53,7 @@ __all__ = [
     "dtype_changes",
     "file_order",
     "find_layer_count",
+    "find_side",
     "find_tie",
     "hub_names",
     "is_optional",
@@ -72,7 +73,6 @@ __all__ = [
     "read_vocabulary",
     "same_tokenizer",
     "says_tied",
-    "section",
     "split_layer",
     "tie_changes",
     "vocabulary_changes",

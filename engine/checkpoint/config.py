@@ -131,6 +131,8 @@ def layer_changes(
     if _are_all(layers, config, found.count):
         return later
     changes: Changes = {found.path: len(layers), **later}
+    aliases = (other for key, other in family.count_aliases if key == found.path[-1] and other in inner)
+    changes |= {(*place, other): len(layers) for other in aliases}
     own = [(_find_place(giver, place), layer, _count_there(giver, found)) for giver, layer in layers]
     changes |= {(*place, key): value for key, value in kind_changes(inner, own).items()}
     for key, value in inner.items():
@@ -138,6 +140,8 @@ def layer_changes(
         if _is_index_list(key, value, family):
             listed = {id(giver): _list_layers(giver, path) for giver, _ in layers}
             changes[path] = [new for new, (giver, old) in enumerate(layers) if old in listed[id(giver)]]
+        elif key in family.layer_maps and isinstance(value, Mapping):
+            changes[path] = _move_entries(layers, path)
         elif _is_layer_list(key, value, found.count, family):
             changes[path] = _pick_layers(value, layers, path)
     return changes
@@ -163,6 +167,8 @@ def layer_entries(config: Mapping[str, Any], family: Family, stack: str, layer: 
     for key, value in inner.items():
         if _is_index_list(key, value, family):
             entries.append(f"{key}: {layer in value}")
+        elif key in family.layer_maps and isinstance(value, Mapping):
+            entries.append(f"{key}: {json.dumps(value.get(str(layer)), sort_keys=True)}")
         elif _is_layer_list(key, value, found.count, family) and layer < len(value):
             entries.append(f"{key}: {json.dumps(value[layer], sort_keys=True)}")
     return (*entries, *find_types(inner, layer, found.count))
@@ -241,6 +247,15 @@ def _is_index_list(key: str, value: Any, family: Family) -> bool:
 def _list_layers(config: Mapping[str, Any], path: KeyPath) -> frozenset[int]:
     found = _get_key(config, path)
     return frozenset(layer for layer in found if isinstance(layer, int)) if isinstance(found, list) else frozenset()
+
+
+def _move_entries(layers: Sequence[tuple[Mapping[str, Any], int]], path: KeyPath) -> dict[str, Any]:
+    found = [(new, _get_key(giver, path), old) for new, (giver, old) in enumerate(layers)]
+    return {
+        str(new): entries[str(old)]
+        for new, entries, old in found
+        if isinstance(entries, Mapping) and str(old) in entries
+    }
 
 
 def _is_layer_list(key: str, value: Any, count: int, family: Family) -> bool:

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from importlib import resources
 from typing import Any, Literal
 
-Section = Literal["before", "layer", "after"]
+Side = Literal["before", "after"]
 
 _LAYER = re.compile("0|[1-9][0-9]{0,8}")  # a longer number counts no layers
 
@@ -27,11 +27,16 @@ class Family:
     layer_counts: tuple[tuple[str, tuple[str, ...]], ...]  # (stack, config keys that count it, if any do)
     layer_lists: tuple[str, ...]  # config keys with one entry a layer
     layer_index_lists: tuple[str, ...]  # config keys with indices of layers
+    layer_maps: tuple[str, ...]  # config keys that map numbers of layers to what is theirs
+    count_aliases: tuple[tuple[str, str], ...]  # (key that counts layers, another that must say the same)
+    by_number: tuple[tuple[str, str], ...]  # (what a layer calculates by its number, the key that asks for it or "")
     vocabulary: tuple[str, ...]  # tensors with one row a token
     ties: tuple[tuple[str, str], ...]  # (tensor, the tensor that it equals where embeddings are tied)
     optional: tuple[str, ...]  # buffers that some checkpoints store and others compute
     before: tuple[str, ...]  # tensors outside the layers that are used before them
     after: tuple[str, ...]  # exceptions from `before`
+    later: tuple[str, ...]  # tensors of what predicts later tokens, where they are no layers of the stack
+    roles: tuple[tuple[str, tuple[str, ...]], ...]  # (module as recipes for mergekit call it, names that it has here)
 
 
 def choose_family(config: Mapping[str, Any]) -> Family:
@@ -77,11 +82,19 @@ def layer_stacks(names: Iterable[str]) -> Mapping[str, tuple[int, ...]]:
     return {stack: tuple(sorted(found[stack])) for stack in sorted(found)}
 
 
-def section(name: str, family: Family) -> Section:
-    """Say whether a tensor belongs to a layer (of any stack), or is used before or after the layers."""
-    if split_layer(name):
-        return "layer"
+def find_side(name: str, family: Family) -> Side:
+    """Say whether a tensor that is in no layer is used before or after the layers."""
     return "before" if _matches(name, family.before) and not _matches(name, family.after) else "after"
+
+
+def is_counted(stack: str, pattern: str) -> bool:
+    """Say whether a pattern of `layer_counts` is of a stack."""
+    return fnmatchcase(stack, pattern)
+
+
+def is_later(name: str, family: Family) -> bool:
+    """Say whether a tensor belongs to what predicts later tokens (MTP), by its name alone."""
+    return _matches(name, family.later)
 
 
 def is_vocabulary(name: str, family: Family) -> bool:
@@ -140,7 +153,7 @@ def _families() -> Mapping[str, Family]:
 
 def _make_family(data: Mapping[str, Any], default: Mapping[str, Any]) -> Family:
     return Family(
-        **{field.name: _freeze([*data.get(field.name, ()), *default[field.name]]) for field in fields(Family)}
+        **{field.name: _freeze([*data.get(field.name, ()), *default.get(field.name, ())]) for field in fields(Family)}
     )
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
-from mergemill.engine.checkpoint.family import Family, is_optional, section, split_layer
+from mergemill.engine.checkpoint.family import Family, find_side, is_optional
 from mergemill.engine.errors import PlanError
-from mergemill.engine.plan.slots import Stack, models_of
+from mergemill.engine.plan.stacks import Stack, find_owner, models_of, split_stack
 from mergemill.engine.plan.values import SourceUse
 
 Use = Literal["merged", "copied"]
@@ -43,14 +43,12 @@ class Ledger:
     ) -> tuple[SourceUse, ...]:
         """Drop what no slice wants; `PlanError` names a tensor that nothing accounts for."""
         wanted = _wanted_layers(stacks)
-        ends = {model for stack in stacks for source in stack.stretches[0].sources for model in models_of(source)}
-        tails = {model for stack in stacks for source in stack.stretches[-1].sources for model in models_of(source)}
         sources = [source for stack in stacks for stretch in stack.stretches for source in stretch.sources]
         taken_from = {str(source.delta_base) for source in sources if source.delta_base is not None}
         for model, checkpoint in checkpoints.items():
             for name in checkpoint.tensors:
                 if (model, name) not in self._fate:
-                    rule = _rule(model, name, wanted, ends, tails, family)
+                    rule = _rule(model, name, wanted, stacks, family)
                     if rule is None and model in taken_from and is_optional(name, family):
                         rule = VECTOR_UNUSED
                     if rule is None:
@@ -79,11 +77,13 @@ def _wanted_layers(stacks: Sequence[Stack]) -> Wanted:
     return wanted
 
 
-def _rule(model: str, name: str, wanted: Wanted, ends: set[str], tails: set[str], family: Family) -> str | None:
-    split = split_layer(name)
+def _rule(model: str, name: str, wanted: Wanted, stacks: Sequence[Stack], family: Family) -> str | None:
+    split = split_stack(name, [stack.name for stack in stacks if stack.layered])
     if split is not None:
         ranges = wanted.get((model, split[0]), ())
         return None if any(split[1] in layers for layers in ranges) else LAYER_UNUSED
-    if section(name, family) == "before":
-        return None if model in ends else BEFORE_UNUSED
-    return None if model in tails else AFTER_UNUSED
+    before, stretches = find_side(name, family) == "before", find_owner(name, stacks, family).stretches
+    sources = stretches[0 if before else -1].sources
+    if any(model in models_of(source) for source in sources):
+        return None
+    return BEFORE_UNUSED if before else AFTER_UNUSED

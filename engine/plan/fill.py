@@ -167,6 +167,8 @@ def _merge(
 ) -> tuple[Expression, list[Found]]:
     if filling.method.base != "none" and len(found) == 1 < len(slot.candidates):
         return found[0][1].expression, []  # an optional buffer that one model stores: nothing to merge it with
+    if slot.alone and (filling.method.least_inputs > 1 or filling.method.base in ("required", "first of two")):
+        return found[0][1].expression, []  # a module of one model, which the method takes as it is
     base, inputs = _split_base(slot, found, filling)
     settings = resolve_settings(
         filling.method,

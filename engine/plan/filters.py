@@ -5,7 +5,7 @@ from typing import Any
 
 from mergemill.engine.checkpoint.family import join_layer, split_layer
 from mergemill.engine.methods.contract import Method
-from mergemill.engine.plan.slots import Checkpoints, Stack
+from mergemill.engine.plan.stacks import Checkpoints, Stack
 from mergemill.engine.recipe import Condition, Setting, Source
 
 

@@ -11,7 +11,7 @@ from mergemill.engine.checkpoint.family import Family, find_ties, is_vocabulary,
 from mergemill.engine.checkpoint.quantized import find_quantization
 from mergemill.engine.errors import PlanError
 from mergemill.engine.offers.offer import Offers
-from mergemill.engine.plan.slots import Stack
+from mergemill.engine.plan.stacks import Stack
 from mergemill.engine.recipe import Module, Parameters, Recipe
 
 

@@ -23,15 +23,16 @@ from mergemill.engine.plan.filters import warn_of_filters
 from mergemill.engine.plan.inputs import check_heads, check_inputs, warn_of_missing_head
 from mergemill.engine.plan.settings import warn_of_residuals, warn_of_unused
 from mergemill.engine.plan.share import share_reads
-from mergemill.engine.plan.slots import Stack, iter_slots, make_stacks
+from mergemill.engine.plan.slots import iter_slots
 from mergemill.engine.plan.small_files import Inputs, make_files, warn_of_missing_files
 from mergemill.engine.plan.spellings import join_spellings, read_paths
+from mergemill.engine.plan.stacks import Stack, make_stacks
 from mergemill.engine.plan.stages import StageModel, add_stages, find_offers, list_stored, make_stage
 from mergemill.engine.plan.steps import make_steps
 from mergemill.engine.plan.summary import describe_choice, describe_donor, warn_of_dtypes
 from mergemill.engine.plan.values import Origin, Plan
 from mergemill.engine.plan.vectors import check_delta_bases, list_vectors
-from mergemill.engine.plan.whole import check_ranges, check_whole, warn_of_config
+from mergemill.engine.plan.whole import check_ranges, check_whole, warn_of_config, warn_of_numbers
 from mergemill.engine.recipe import GivenRecipe, Guard, ModelRef, Recipe, load_recipe, recipe_to_json
 from mergemill.engine.recipe.stages import list_models, names_stage, order_stages
 from mergemill.engine.storage.store import Storage, join_options, make_storage
@@ -109,7 +110,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
     family = choose_family(donor.config)
     offers = open_offers(checkpoints, family, find_offers(checkpoints, stages))
     check_inputs(recipe, checkpoints, offers, family, where=where)
-    stacks = make_stacks(recipe, offers)
+    stacks = make_stacks(recipe, checkpoints, offers, family)
     check_ranges(stacks, checkpoints, family, where=where)
     check_heads(stacks, checkpoints, family, where=where)
     check_delta_bases(stacks, method, where=where)
@@ -154,6 +155,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
             *_warn(method, stacks, where),
             *warn_of_filters(method, stacks, checkpoints, where=where),
             *warn_of_config(tensors, stacks, donor, where=where),
+            *warn_of_numbers(stacks, donor, family, where=where),
             *warn_of_missing_files(needed, donor.ref, where=where),
             *warn_of_missing_head(donor, [tensor.name for tensor in tensors], family, where=where),
         ),

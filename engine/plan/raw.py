@@ -29,9 +29,10 @@ from mergemill.engine.plan.pipelines import check_pipelines, write_as_pipeline
 from mergemill.engine.plan.prefixes import join_prefixes
 from mergemill.engine.plan.settings import Site, has_gradient, warn_of_unused
 from mergemill.engine.plan.share import share_reads
-from mergemill.engine.plan.slots import Candidate, Slot, Stack, Stretch
+from mergemill.engine.plan.slots import Candidate, Slot
 from mergemill.engine.plan.small_files import Inputs, make_raw_files
 from mergemill.engine.plan.spellings import join_spellings, read_paths
+from mergemill.engine.plan.stacks import Stack, Stretch
 from mergemill.engine.plan.stages import find_offers, list_stored
 from mergemill.engine.plan.steps import make_steps
 from mergemill.engine.plan.summary import describe_choice, warn_of_dtypes

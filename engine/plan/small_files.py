@@ -22,7 +22,7 @@ from mergemill.engine.checkpoint.needed import Needed
 from mergemill.engine.checkpoint.pipeline import PIPELINE_NAME
 from mergemill.engine.methods.contract import Method
 from mergemill.engine.methods.own import MethodsFile
-from mergemill.engine.plan.slots import Stack
+from mergemill.engine.plan.stacks import Stack
 from mergemill.engine.plan.values import OutputTensor, SmallFile
 from mergemill.engine.recipe import Recipe
 from mergemill.engine.tensors.dtypes import item_bytes

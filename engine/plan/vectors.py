@@ -6,7 +6,8 @@ from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.contract import Method
 from mergemill.engine.offers.offer import Offer, Offers
 from mergemill.engine.plan.coverage import Ledger
-from mergemill.engine.plan.slots import Candidate, Slot, Stack
+from mergemill.engine.plan.slots import Candidate, Slot
+from mergemill.engine.plan.stacks import Stack
 from mergemill.engine.recipe import ModelRef
 from mergemill.engine.tensors.dtypes import is_mergeable
 from mergemill.engine.tensors.expressions import Expression

@@ -5,7 +5,7 @@ donor stores: the same tensor outside the layers, and at each index a layer of t
 there, or would have there as far as its own layers tell. Lists of the config that follow the layers may say otherwise.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
@@ -13,7 +13,7 @@ from mergemill.engine.checkpoint.config import LATER_LAYERS, find_layer_count, f
 from mergemill.engine.checkpoint.family import Family, choose_family, find_ties, is_optional, split_layer
 from mergemill.engine.errors import PlanError
 from mergemill.engine.offers.offer import Offer, Offers
-from mergemill.engine.plan.slots import Checkpoints, Stack, models_of
+from mergemill.engine.plan.stacks import Checkpoints, Stack, models_of, split_stack
 from mergemill.engine.plan.values import OutputTensor
 
 Shape = tuple[int, ...]
@@ -65,8 +65,25 @@ def check_whole(
     shapes = {tensor.name: tensor.expression.shape for tensor in tensors if not is_optional(tensor.name, family)}
     output = _Output(shapes, donor, checkpoints, offers, family, where)
     for stack in moved:
+        _check_shared_count(stack, stacks, output)
         _check_stack(stack, output)
-    _check_outside(output)
+    _check_outside({stack.name for stack in stacks if stack.layered}, output)
+
+
+def warn_of_numbers(stacks: Sequence[Stack], donor: Checkpoint, family: Family, *, where: str) -> list[str]:
+    """Return a warning where layers move that calculate by their number, which no config can keep."""
+    if all(stack.whole or _stays(stack, donor) for stack in stacks):
+        return []
+    return [
+        f"{where}: {donor.config.get('model_type')} calculates {what} from a layer's number or the number of layers; "
+        f"those that moved will calculate otherwise than in {donor.ref}, and no config can say it"
+        for what, key in family.by_number
+        if not key or donor.config.get(key)
+    ]
+
+
+def _stays(stack: Stack, donor: Checkpoint) -> bool:
+    return [layer for _, layer in stack.givers(donor.ref)] == list(range(stack.layers))
 
 
 def warn_of_config(
@@ -96,6 +113,20 @@ def warn_of_config(
                 f"{rows}; loaders will refuse the output, as they do {donor.ref}"
             )
     return warnings
+
+
+def _check_shared_count(stack: Stack, stacks: Sequence[Stack], output: _Output) -> None:
+    """Refuse a stack of which the config says the number of layers by a key that is another stack's too."""
+    count = find_layer_count(output.donor.config, output.family, stack.name)
+    if count is None:
+        return
+    for other in (other for other in stacks if other.layered):
+        same = find_layer_count(output.donor.config, output.family, other.name)
+        if same == count and other.layers != stack.layers and other.layers == count.count:
+            raise PlanError(
+                f"{output.where}: {'.'.join(count.path)} in the config of {output.donor.ref} counts the layers of both "
+                f"{stack.name!r} and {other.name!r}; the output would have {stack.layers} and {other.layers}"
+            )
 
 
 def _check_stack(stack: Stack, output: _Output) -> None:
@@ -176,9 +207,9 @@ def _say(name: str, layer: Layer) -> str:
     return f"{name} of shape {list(layer[name])}" if name in layer else f"no {name}"
 
 
-def _check_outside(output: _Output) -> None:
+def _check_outside(stacks: Container[str], output: _Output) -> None:
     """Check the tensors outside the layers, each against the donor's, or against the one that it is tied to."""
-    names = [name for name in output.shapes if split_layer(name) is None]
+    names = [name for name in output.shapes if split_stack(name, stacks) is None]
     stored = {name: offer.shape for name in names if (offer := _find_stored(name, output)) is not None}
     ties = find_ties([name for name in names if name not in stored], output.shapes, output.family)
     for name in names:

@@ -4,12 +4,12 @@ import pytest
 
 from mergemill.engine.checkpoint import (
     choose_family,
+    find_side,
     find_tie,
     is_optional,
     is_vocabulary,
     join_layer,
     layer_stacks,
-    section,
     split_layer,
 )
 from mergemill.engine.checkpoint.family import find_ties
@@ -50,11 +50,7 @@ AFTER = [
     [(*case, "before") for case in BEFORE] + [(*case, "after") for case in AFTER],
 )
 def test_tensor_outside_the_layers_has_its_side(model_type, name, expected):
-    assert section(name, choose_family({"model_type": model_type})) == expected
-
-
-def test_tensor_of_a_layer_is_in_the_layers():
-    assert section("model.layers.0.embed_norm.weight", LLAMA) == "layer"
+    assert find_side(name, choose_family({"model_type": model_type})) == expected
 
 
 @pytest.mark.parametrize(

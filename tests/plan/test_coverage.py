@@ -12,7 +12,7 @@ from mergemill.engine.checkpoint import choose_family, open_checkpoint
 from mergemill.engine.errors import PlanError
 from mergemill.engine.offers.formats import offer_stored
 from mergemill.engine.plan.coverage import Ledger
-from mergemill.engine.plan.slots import make_stacks
+from mergemill.engine.plan.stacks import make_stacks
 from mergemill.engine.plan.values import Plan
 
 LAYERS = 4
@@ -105,9 +105,8 @@ def test_a_tensor_that_nothing_accounts_for_is_an_error(forgotten: str, zoo: Pat
     """No recipe comes to this; a planner that forgets a tensor does."""
     checkpoint = open_checkpoint(str(zoo / "a"))
     family = choose_family(checkpoint.config)
-    stacks = make_stacks(
-        make_recipe({"merge_method": "linear", "models": [{"model": "a"}]}), {"a": offer_stored(checkpoint)}
-    )
+    recipe = make_recipe({"merge_method": "linear", "models": [{"model": "a"}]})
+    stacks = make_stacks(recipe, {"a": checkpoint}, {"a": offer_stored(checkpoint)}, family)
     ledger = Ledger()
     for name in checkpoint.tensors:
         if name != forgotten:

@@ -37,7 +37,6 @@ LIMITS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "padding": ({"models": PAIR, "tokenizer": {"pad_to_multiple_of": 8}}, "vocabularies cannot be changed"),
     "other tokenizer": ({"models": PAIR, "tokenizer_source": "b"}, "another model than the donor (a)"),
-    "modules": ({"modules": {"text": {"models": PAIR}}}, "modules other than 'default' cannot be merged yet"),
     "stranger method": ({"models": PAIR, "merge_method": "karchr"}, "unknown merge_method 'karchr'"),
 }
 

@@ -18,6 +18,7 @@ from plan.sketches import (
 from mergemill.engine.errors import PlanError
 from mergemill.engine.plan.values import Plan
 
+WEIGHT = {"parameters": {"weight": 1}}
 NORM = "model.norm.weight"
 
 
@@ -170,10 +171,11 @@ def test_a_stack_of_which_only_some_numbers_have_weights_keeps_its_numbers(tmp_p
     assert [name for name in found if name.startswith("projector")] == list(projector)
 
 
-def test_a_model_without_layers_is_refused(tmp_path: Path) -> None:
-    write_sketch(tmp_path / "flat", {"weight": ("F32", (2,))})
-    with pytest.raises(PlanError, match="no layers found in flat"):
-        plan_of({"merge_method": "passthrough", "models": [{"model": "flat"}]})
+def test_a_model_without_layers_is_merged(tmp_path: Path) -> None:
+    for name in ("flat", "other"):
+        write_sketch(tmp_path / name, {"weight": ("F32", (2,)), "embed.weight": ("F32", (2,))})
+    plan = plan_of({"merge_method": "linear", "models": [{"model": "flat"}, {"model": "other"}], **WEIGHT})
+    assert name_inputs(plan) == {name: (f"flat:{name}", f"other:{name}") for name in ("weight", "embed.weight")}
 
 
 def test_a_number_in_a_name_may_be_any(tmp_path: Path) -> None:
