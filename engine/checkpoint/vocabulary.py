@@ -6,9 +6,11 @@ from typing import Any
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint, digest_file, read_file
 from mergemill.engine.checkpoint.copied_files import matches
+from mergemill.engine.checkpoint.sentencepiece import parse_pieces
 from mergemill.engine.errors import CheckpointError
 
-# Files that are a whole vocabulary, in a form that is compared byte by byte.
+_SENTENCEPIECE = "tokenizer.model"
+# Files that are a whole vocabulary, in a form that is compared byte by byte where it is not understood.
 _OPAQUE_VOCABULARIES = ("*.model", "*.tiktoken", "tekken.json", "vocab.txt")
 
 
@@ -29,11 +31,18 @@ def same_tokenizer(a: Checkpoint, b: Checkpoint) -> bool:
 
 
 def read_vocabulary(checkpoint: Checkpoint) -> Mapping[str, int] | None:
-    """Return the id of each token, added tokens included; None where no JSON file lists them."""
+    """Return the id of each token, added tokens included; None where no file that is understood lists them.
+
+    A `tokenizer.model` of SentencePiece lists them as well as JSON does (decided 2026-11-29): a model that was saved
+    again with the one has the vocabulary of its like with the other.
+    """
     if "tokenizer.json" in checkpoint.files:
         return _parse_tokenizer(_read_json(checkpoint, "tokenizer.json"), f"{checkpoint.path}/tokenizer.json")
     if "vocab.json" in checkpoint.files:
         return _read_object(checkpoint, "vocab.json") | _read_added(checkpoint)
+    pieces = parse_pieces(read_file(checkpoint, _SENTENCEPIECE)) if _SENTENCEPIECE in checkpoint.files else None
+    if pieces is not None:
+        return {piece: number for number, piece in enumerate(pieces)} | _read_added(checkpoint)
     return None
 
 

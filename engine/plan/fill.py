@@ -1,8 +1,9 @@
 """Filling a slot: from candidates to the expression of one output tensor."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from mergemill.engine.checkpoint import Checkpoint, read_vocabulary
 from mergemill.engine.checkpoint.family import Family, is_optional, is_vocabulary
 from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.contract import Method
@@ -26,6 +27,8 @@ from mergemill.engine.tensors.expressions import Agreed, Expression
 from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.place import Place
 
+MOST_TOKENS = 3  # that an error names
+
 
 @dataclass(frozen=True, slots=True)
 class Filling:
@@ -42,6 +45,7 @@ class Filling:
     seed: int
     stage: str  # the merge's name among several, which its random numbers depend on; empty where it has none
     where: str  # the recipe's name, for errors
+    checkpoints: Mapping[str, Checkpoint] = field(default_factory=dict)  # by model: whose vocabularies errors name
 
 
 Found = tuple[Candidate, Offer]
@@ -132,11 +136,28 @@ def _check_shapes(slot: Slot, found: Sequence[Found], filling: Filling) -> None:
     for candidate, offer in others:
         if offer.shape == first.shape:
             continue
-        hint = "models with equal vocabularies are needed" if is_vocabulary(offer.uses[0], filling.family) else ""
+        hint = ""
+        if is_vocabulary(offer.uses[0], filling.family):
+            hint = "models with equal vocabularies are needed" + _tell_of_rows(found[0], (candidate, offer), filling)
         raise PlanError(
             f"{filling.where}: tensor {slot.site.tensor}: {found[0][0].model} has shape {list(first.shape)}, "
             f"{candidate.model} {list(offer.shape)}; {hint or 'shapes must match'}"
         )
+
+
+def _tell_of_rows(first: Found, second: Found, filling: Filling) -> str:
+    """Say whose rows the larger of two models has more of; nothing where that is not known."""
+    (_, fewer), (more, offer) = sorted((first, second), key=lambda each: each[1].shape)
+    checkpoint = filling.checkpoints.get(more.model)
+    vocabulary = None if checkpoint is None else read_vocabulary(checkpoint)
+    if vocabulary is None or fewer.shape[1:] != offer.shape[1:]:
+        return ""
+    rows = range(fewer.shape[0], offer.shape[0])
+    tokens = [repr(token[:40]) for token, number in vocabulary.items() if number in rows]
+    if not tokens:
+        return f"; no token of {more.model} has the rows from {rows.start} on"
+    rest = f" and {len(tokens) - MOST_TOKENS} more" if len(tokens) > MOST_TOKENS else ""
+    return f"; {more.model} has the rows from {rows.start} on for {', '.join(tokens[:MOST_TOKENS])}{rest}"
 
 
 def _check_known(tensor: str, dtypes: Sequence[str], where: str) -> None:

@@ -128,6 +128,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
         asked.seed,
         recipe.name or "",
         where,
+        checkpoints,
     )
     ledger = Ledger()
     filled = (fill_slot(slot, filling, ledger) for slot in iter_slots(stacks, offers, family))
@@ -141,7 +142,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
         files=make_files(recipe, method, inputs, stacks, tensors, needed, code),
         sources=ledger.close(checkpoints, stacks, family),
         donor=describe_donor(recipe, list(checkpoints)),
-        dtype_from=describe_choice(recipe),
+        dtype_from=describe_choice(recipe, checkpoints),
         guard=filling.guard,
         storage=recipe.storage,
         scaling=steps.make_scaling([model for model, *_ in vectors], where=where),

@@ -167,7 +167,7 @@ def _draft(raw: _Raw, given: Mapping[str, Offers], inputs: Inputs, told: Sequenc
         files=make_raw_files(recipe, raw.method, inputs, tensors, raw.code),
         sources=ledger.summarise(raw.checkpoints),
         donor=f"{raw.donor}, where models do not merge",
-        dtype_from=describe_choice(recipe),
+        dtype_from=describe_choice(recipe, raw.checkpoints),
         guard=filling.guard,
         storage=recipe.storage,
         scaling=steps.make_scaling([model for model, *_ in vectors], where=where),

@@ -16,10 +16,13 @@ def describe_donor(recipe: Recipe, models: Sequence[str]) -> str:
     return f"{base}, the base model" if base is not None else f"{models[0]}, the first model"
 
 
-def describe_choice(recipe: Recipe) -> str:
+def describe_choice(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> str:
     """Say why tensors are written in their dtypes."""
     chosen = next((key for key in ("out_dtype", "dtype") if getattr(recipe, key) is not None), "")
-    return f"as {chosen} says" if chosen else "as the models are stored"
+    if chosen:
+        return f"as {chosen} says"
+    stored = sorted({dtype for each in checkpoints.values() if (dtype := _find_main(each))})
+    return f"which holds {' and '.join(stored)}" if len(stored) > 1 else "as the models are stored"
 
 
 def find_dtypes(plan: Plan) -> str:

@@ -10,6 +10,19 @@ from safetensors.torch import save_file
 from mergemill.engine.checkpoint import copied_files, open_checkpoint, read_vocabulary, same_tokenizer
 from mergemill.engine.errors import CheckpointError
 
+
+def field(number: int, data: bytes) -> bytes:
+    """A field of bytes, as Protocol Buffers has it; up to 16,383 of them."""
+    size = len(data)
+    return bytes([number << 3 | 2, *([size & 0x7F | 0x80, size >> 7] if size > 127 else [size])]) + data
+
+
+def sentencepiece(*pieces: str) -> bytes:
+    """As SentencePiece stores them: piece, score, kind; and what it was trained with."""
+    score, kind = b"\x15\x00\x00\x80\xbf", b"\x18\x01"
+    return b"".join(field(1, field(1, piece.encode()) + score + kind) for piece in pieces) + field(2, b"trainer")
+
+
 BPE = {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}, "added_tokens": []}
 EXTRA = {"model": BPE["model"], "added_tokens": [{"id": 2, "content": "<x>", "special": True}]}
 
@@ -69,6 +82,22 @@ SAME = {
         },
     ),
     "sentencepiece": ({"tokenizer.model": b"sp"}, {"tokenizer.model": b"sp"}),
+    "sentencepiece and json": ({"tokenizer.model": sentencepiece("a", "b")}, {"tokenizer.json": BPE}),
+    "sentencepiece with other scores beside": (
+        {"tokenizer.model": sentencepiece("a", "b") + field(3, b"normalizer" * 20)},
+        {"tokenizer.model": sentencepiece("a", "b")},
+    ),
+    "sentencepiece with its own pieces listed as added": (
+        {
+            "tokenizer.model": sentencepiece("a", "b"),
+            "tokenizer_config.json": {"added_tokens_decoder": {"0": {"content": "a"}}},
+        },
+        {"tokenizer.model": sentencepiece("a", "b")},
+    ),
+    "sentencepiece with an added token, and json": (
+        {"tokenizer.model": sentencepiece("a", "b"), "added_tokens.json": {"<x>": 2}},
+        {"tokenizer.json": EXTRA},
+    ),
     "sentencepiece beside json": (
         {"tokenizer.model": b"sp", "tokenizer.json": BPE},
         {"tokenizer.model": b"sp"},
@@ -83,6 +112,8 @@ DIFFERENT = {
     "only one has any": ({"tokenizer.json": BPE}, {}),
     "not to be compared": ({"tokenizer.json": BPE}, {"tokenizer.model": b"sp"}),
     "sentencepiece": ({"tokenizer.model": b"sp"}, {"tokenizer.model": b"other"}),
+    "sentencepiece in another order": ({"tokenizer.model": sentencepiece("b", "a")}, {"tokenizer.json": BPE}),
+    "sentencepiece cut short": ({"tokenizer.model": sentencepiece("a", "b")[:-3]}, {"tokenizer.json": BPE}),
     "sentencepiece with an added token": (
         {"tokenizer.model": b"sp"},
         {"tokenizer.model": b"sp", "added_tokens.json": {"<x>": 2}},
@@ -119,6 +150,11 @@ def test_broken_added_tokens_are_an_error(tmp_path):
     files = {"vocab.json": {}, "tokenizer_config.json": {"added_tokens_decoder": {"x": {"content": "y"}}}}
     with pytest.raises(CheckpointError, match="added_tokens_decoder is not a map from ids to tokens"):
         read_vocabulary(write_model(tmp_path / "a", files))
+
+
+@pytest.mark.parametrize("data", [b"", b"\x0a", b"\x0a\x00", b"\xff" * 11, b"\x0b", field(1, field(1, b"\xff"))])
+def test_what_is_no_sentencepiece_model_lists_nothing(tmp_path, data):
+    assert read_vocabulary(write_model(tmp_path / "a", {"tokenizer.model": data})) is None
 
 
 def test_vocabulary_holds_added_tokens(tmp_path):

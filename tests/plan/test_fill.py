@@ -1,5 +1,6 @@
 """From stored tensors to the expression of one output tensor: what fits together, and what is refused."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,21 @@ def test_vocabularies_that_differ_are_refused_as_such() -> None:
     write("b", {EMBEDDING: ("BF16", (17, 8))})
     with pytest.raises(PlanError, match="models with equal vocabularies are needed"):
         merge("a", "b")
+
+
+@pytest.mark.parametrize(("order", "larger"), [("ab", "b"), ("ba", "b")])
+def test_the_token_that_one_model_has_more_is_named(order: str, larger: str) -> None:
+    write("a")
+    write("b", {EMBEDDING: ("BF16", (17, 8)), HEAD: ("BF16", (17, 8))})
+    with pytest.raises(PlanError, match=r"equal vocabularies are needed$"):
+        merge(*order)
+    vocabulary = {f"t{i}": i for i in range(16)}
+    Path("b/vocab.json").write_text(json.dumps(vocabulary))
+    with pytest.raises(PlanError, match=r"are needed; no token of b has the rows from 16 on$"):
+        merge(*order)
+    Path("b/vocab.json").write_text(json.dumps(vocabulary | {"<|im_start|>": 16}))
+    with pytest.raises(PlanError, match=rf"are needed; {larger} has the rows from 16 on for '<\|im_start\|>'$"):
+        merge(*order)
 
 
 def test_a_tensor_that_some_models_lack_is_refused_with_their_names() -> None:

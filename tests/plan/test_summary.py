@@ -34,7 +34,7 @@ def linear(*models: str, **more: Any) -> dict[str, Any]:
             "F16, as out_dtype says",
             "b, the base model",
         ),
-        (linear("a", "half"), "F32, as the models are stored", "a, the first model"),
+        (linear("a", "half"), "F32, which holds BF16 and F16", "a, the first model"),
     ],
 )
 def test_the_first_lines_say_the_dtype_and_why_and_whose_config_and_tokenizer(
