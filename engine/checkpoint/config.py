@@ -18,6 +18,9 @@ from mergemill.engine.errors import CheckpointError
 KeyPath: TypeAlias = tuple[str, ...]
 Changes: TypeAlias = dict[KeyPath, Any]
 
+REMOVED = object()
+"""The new value of a key that the config is to have no more."""
+
 CONFIG_DTYPES: Mapping[str, str] = {
     "F64": "float64",
     "F32": "float32",
@@ -231,13 +234,18 @@ def _get_key(config: Any, path: KeyPath) -> Any:
 
 def _holds(config: Mapping[str, Any], path: KeyPath, value: Any) -> bool:
     found = _get_key(config, path)
+    if value is REMOVED:
+        return found is None
     return type(found) is type(value) and bool(found == value)
 
 
 def _set_key(config: dict[str, Any], path: KeyPath, value: Any) -> None:
     for key in path[:-1]:
         config = config.setdefault(key, {})
-    config[path[-1]] = value
+    if value is REMOVED:
+        config.pop(path[-1], None)
+    else:
+        config[path[-1]] = value
 
 
 def _is_index_list(key: str, value: Any, family: Family) -> bool:

@@ -14,6 +14,7 @@ from mergemill.engine.checkpoint.weights import StoredTensor
 _CONFIG_KEYS = ("quantization_config", "compression_config", "quantization")
 _MODELOPT_FILE = "hf_quant_config.json"
 _FILES = ("quantize_config.json", "quant_config.json")
+QUANTIZATION_FILES = (_MODELOPT_FILE, *_FILES)
 
 # Endings of tensors that stand beside a weight, or for it, in one way of quantisation only.
 _COMPANIONS = {
@@ -58,19 +59,54 @@ _WHOLE = ("I8", "U8", "I16", "U16", "I32", "U32")
 
 def find_quantization(checkpoint: Checkpoint) -> str:
     """Say how a checkpoint's weights are quantised and what tells it; empty where nothing does."""
-    found = (_find_key(checkpoint.config, ""), _find_file(checkpoint), _find_companion(checkpoint.tensors))
+    found = (_find_key(checkpoint.config), _find_file(checkpoint), _find_companion(checkpoint.tensors))
     return next((each for each in found if each), "") or _find_packed(checkpoint.tensors)
 
 
-def _find_key(config: Any, path: str) -> str:
+def find_unread(tensors: Mapping[str, StoredTensor]) -> str:
+    """Say what is quantised of those tensors of a quantised model of which no format has made anything.
+
+    What its config says is said of others: heads, norms and routers are left as they are.
+    """
+    narrow = (
+        f"{each.dtype} without a scale; it stores {name}" for name, each in tensors.items() if each.dtype in _NARROW
+    )
+    return _find_companion(tensors) or _find_packed(tensors) or next(narrow, "")
+
+
+def read_settings(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """Return what a checkpoint says of its quantisation; empty where it says nothing, or what cannot be read."""
+    for path in find_keys(checkpoint.config):
+        found: Any = checkpoint.config
+        for key in path:
+            found = found[key]
+        if isinstance(found, Mapping):
+            return found
+    for name in (_MODELOPT_FILE, *_FILES):
+        if name in checkpoint.files:
+            found = _read_json(checkpoint, name)
+            return found.get("quantization", found) if isinstance(found, Mapping) else {}
+    return {}
+
+
+def find_keys(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the paths of the keys of a config that say how weights are quantised, at any depth."""
+    if isinstance(config, Mapping):
+        yield from ((*path, key) for key in _CONFIG_KEYS if config.get(key))
+        for key, value in config.items():
+            if key not in _CONFIG_KEYS:
+                yield from find_keys(value, (*path, str(key)))
+
+
+def _find_key(config: Mapping[str, Any]) -> str:
     """Look for a key at any depth."""
-    if not isinstance(config, Mapping):
-        return ""
-    for key in _CONFIG_KEYS:
-        if value := config.get(key):
-            method = value.get("quant_method") if isinstance(value, Mapping) else value
-            return f"{method or 'unknown method'}; config.json has {path}{key}"
-    return next((found for key, value in config.items() if (found := _find_key(value, f"{path}{key}."))), "")
+    for path in find_keys(config):
+        value: Any = config
+        for key in path:
+            value = value[key]
+        method = value.get("quant_method") if isinstance(value, Mapping) else value
+        return f"{method or 'unknown method'}; config.json has {'.'.join(path)}"
+    return ""
 
 
 def _find_file(checkpoint: Checkpoint) -> str:
@@ -82,11 +118,18 @@ def _find_file(checkpoint: Checkpoint) -> str:
 def _read_modelopt(checkpoint: Checkpoint) -> str:
     """Return the algorithm that ModelOpt names; empty where it names none, as for a quantised cache alone."""
     try:
-        found = json.loads(read_file(checkpoint, _MODELOPT_FILE))
-        method = found["quantization"]["quant_algo"]
-    except (ValueError, RecursionError, KeyError, TypeError):
+        method = _read_json(checkpoint, _MODELOPT_FILE)["quantization"]["quant_algo"]
+    except (KeyError, TypeError):
         return "unknown method"
     return str(method) if method else ""
+
+
+def _read_json(checkpoint: Checkpoint, name: str) -> Any:
+    """Return what a file says; None where it is no JSON."""
+    try:
+        return json.loads(read_file(checkpoint, name))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _find_companion(tensors: Mapping[str, StoredTensor]) -> str:

@@ -10,19 +10,25 @@ from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.checkpoint.family import Family
 from mergemill.engine.checkpoint.weights import StoredTensor
 from mergemill.engine.offers.offer import Asked, Format, Offer, Offers
+from mergemill.engine.offers.scaled import offer_scaled
 from mergemill.engine.offers.ties import offer_ties
 from mergemill.engine.tensors.expressions import Expression, Stored
 from mergemill.engine.tensors.permuted import Permuted
 
+# Of quantised weights: values and scales as one. They come first: everything after is told of numbers alone.
+QUANTIZED: tuple[Format, ...] = (offer_scaled,)
 FORMATS: tuple[Format, ...] = (offer_ties,)
 
 
 def open_offers(
-    checkpoints: Mapping[str, Checkpoint], family: Family, made: Mapping[str, Offers]
+    checkpoints: Mapping[str, Checkpoint], family: Family, made: Mapping[str, Offers], *, quantized: bool = False
 ) -> Mapping[str, Offers]:
-    """Return what each checkpoint of a merge offers, by the name of the model; of what is `made` nothing is stored."""
+    """Return what each checkpoint of a merge offers, by the name of the model; of what is `made` nothing is stored.
+
+    quantized: whether what is quantised is left as it is stored, to be copied.
+    """
     offers = {model: made.get(model) or offer_stored(checkpoint) for model, checkpoint in checkpoints.items()}
-    for each in FORMATS:
+    for each in FORMATS if quantized else (*QUANTIZED, *FORMATS):
         names = {name: None for found in offers.values() for name in found}  # in the order of the models
         offers = {model: each(found, Asked(checkpoints[model], family, names)) for model, found in offers.items()}
     return offers

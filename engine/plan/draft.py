@@ -105,4 +105,4 @@ def _list_pins(tensors: Sequence[OutputTensor]) -> tuple[Pin, ...]:
 
 def _iter_pins(expression: Expression) -> Iterator[Pin]:
     yield from (read.pin for read in expression.reads(Span(0, 0)))
-    yield from (read.pin for read in expression.holds())
+    yield from (read.pin for read in expression.holds(Span(0, 0)))

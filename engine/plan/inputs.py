@@ -8,8 +8,9 @@ from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.checkpoint.config import says_tied
 from mergemill.engine.checkpoint.factors import find_factors
 from mergemill.engine.checkpoint.family import Family, find_ties, is_vocabulary, split_layer
-from mergemill.engine.checkpoint.quantized import find_quantization
+from mergemill.engine.checkpoint.quantized import find_quantization, find_unread, read_settings
 from mergemill.engine.errors import PlanError
+from mergemill.engine.offers.beside import is_activation
 from mergemill.engine.offers.offer import Offers
 from mergemill.engine.plan.stacks import Stack
 from mergemill.engine.recipe import Module, Parameters, Recipe
@@ -19,12 +20,12 @@ def check_inputs(
     recipe: Recipe, checkpoints: Mapping[str, Checkpoint], offers: Mapping[str, Offers], family: Family, *, where: str
 ) -> None:
     """Raise `PlanError` for a model that cannot be merged as it is stored."""
-    copied = _copies_all(recipe)
+    copied = keeps_quantized(recipe, checkpoints)
     for model, checkpoint in checkpoints.items():
         _check_factors(checkpoint, where)
         _check_empty(checkpoint, family, where)
         if not copied:
-            _check_quantized(_leave_out_read(checkpoint, offers[model]), where)
+            _check_quantized(checkpoint, offers[model], where)
 
 
 def check_heads(stacks: Sequence[Stack], checkpoints: Mapping[str, Checkpoint], family: Family, *, where: str) -> None:
@@ -84,14 +85,37 @@ def _check_empty(checkpoint: Checkpoint, family: Family, where: str) -> None:
             )
 
 
-def _leave_out_read(checkpoint: Checkpoint, offers: Offers) -> Checkpoint:
-    """Return the checkpoint without the tensors that a format has made something of."""
+def keeps_quantized(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> bool:
+    """Whether what is quantised is copied as it is stored: nothing is calculated, and all models have the same way.
+
+    The output then keeps the donor's word for it. (Decided on 2026-11-29: layers of models that are quantised in
+    different ways, or of which some are not, are dequantised, since one config cannot speak for them.)
+    """
+    if not _copies_all(recipe):
+        return False
+    first, *others = (read_settings(checkpoint) for checkpoint in checkpoints.values())
+    return all(each == first for each in others)
+
+
+def warn_of_activations(
+    checkpoints: Mapping[str, Checkpoint], offers: Mapping[str, Offers], *, where: str
+) -> Iterator[str]:
+    """Yield a warning for each model of which scales of activations or of the cache are left out."""
+    for model in checkpoints:
+        found = [use for offer in offers[model].values() for use in offer.uses[1:] if is_activation(use)]
+        if found:
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            yield (
+                f"{where}: {model}: {found[0]}{more} are left out: they scale activations or the cache, and the output "
+                f"is not quantized"
+            )
+
+
+def _check_quantized(checkpoint: Checkpoint, offers: Offers, where: str) -> None:
+    """Refuse what is quantised and of which no format has made anything."""
     left = {name: each for name, each in checkpoint.tensors.items() if name in offers and offers[name].uses == (name,)}
-    return replace(checkpoint, tensors=left)
-
-
-def _check_quantized(checkpoint: Checkpoint, where: str) -> None:
-    if found := find_quantization(checkpoint):
+    read = sum(len(offer.uses) > 1 for offer in offers.values())
+    if found := find_unread(left) if read else find_quantization(replace(checkpoint, tensors=left)):
         kind, _, evidence = found.partition("; ")
         raise PlanError(
             f"{where}: {checkpoint.ref}: its weights are quantized ({kind}) and cannot be merged yet: {evidence}; "

@@ -3,6 +3,7 @@
 Nothing here depends on the cluster or on memory, so a merge can be resumed with other workers.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -154,7 +155,10 @@ def _cut_tensors(group: Sequence[OutputTensor], offset_bytes: int, part_bytes: i
         most_bytes = part_bytes
         if size * item > part_bytes and tensor.expression.count_rounds()[1]:
             most_bytes = max(part_bytes, min(WHOLE_BYTES, PART_BYTES))
-        spans = cut_evenly(size, most_bytes // item, tensor.expression.block)
+        block = tensor.expression.block
+        grain = math.lcm(block, tensor.expression.grain)
+        fits = grain * item <= 2 * PART_BYTES  # else pieces read again what they share
+        spans = cut_evenly(size, most_bytes // item, grain if fits else block)
         for span in spans:
             yield make_piece(tensor, span, offset_bytes + span.start * item, whole=len(spans) == 1)
         offset_bytes += size * item

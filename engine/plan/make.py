@@ -20,7 +20,13 @@ from mergemill.engine.plan.disagreement import warn_of_disagreement
 from mergemill.engine.plan.draft import SHARD_SIZE, Draft, finish
 from mergemill.engine.plan.fill import Filling, fill_slot
 from mergemill.engine.plan.filters import warn_of_filters
-from mergemill.engine.plan.inputs import check_heads, check_inputs, warn_of_missing_head
+from mergemill.engine.plan.inputs import (
+    check_heads,
+    check_inputs,
+    keeps_quantized,
+    warn_of_activations,
+    warn_of_missing_head,
+)
 from mergemill.engine.plan.settings import warn_of_residuals, warn_of_unused
 from mergemill.engine.plan.share import share_reads
 from mergemill.engine.plan.slots import iter_slots
@@ -108,7 +114,8 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
     donor = checkpoints[str(recipe.base_model) if recipe.base_model else next(iter(checkpoints))]
     _check_vocabularies(recipe, donor, checkpoints, where)
     family = choose_family(donor.config)
-    offers = open_offers(checkpoints, family, find_offers(checkpoints, stages))
+    quantized = keeps_quantized(recipe, checkpoints)
+    offers = open_offers(checkpoints, family, find_offers(checkpoints, stages), quantized=quantized)
     check_inputs(recipe, checkpoints, offers, family, where=where)
     stacks = make_stacks(recipe, checkpoints, offers, family)
     check_ranges(stacks, checkpoints, family, where=where)
@@ -152,6 +159,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
             *spelt,
             *warn_of_dtypes(recipe, checkpoints, tensors, where=where),
             *warn_of_disagreement(donor, checkpoints, where=where),
+            *warn_of_activations(checkpoints, offers, where=where),
             *warn_of_residuals(recipe, where=where),
             *_warn(method, stacks, where),
             *warn_of_filters(method, stacks, checkpoints, where=where),

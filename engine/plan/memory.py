@@ -24,7 +24,7 @@ DEVICE_FACTORS = (16, 4, 1)  # on slabs: a device wants much at once, or startin
 def make_piece(tensor: OutputTensor, span: Span, offset_bytes: int, *, whole: bool) -> Piece:
     """Return a piece of a tensor with what merging it takes."""
     expression, out = tensor.expression, tensor.dtype
-    held_bytes = sum(aligned(read.size_bytes) for read in expression.holds())
+    held_bytes = sum(aligned(read.size_bytes) for read in expression.holds(span))
     slab_bytes = expression.step_bytes(span.size, out) + held_bytes
     ends = 64 * math.ceil(span.size / slab_step(SLAB, expression.block))  # what aligning each slab's kept bytes can add
     kept_bytes = sum(aligned(read.size_bytes) + ends for read in expression.reads(span))

@@ -9,6 +9,7 @@ from mergemill.engine.checkpoint.card import Card, common_license, make_card
 from mergemill.engine.checkpoint.checkpoint import CONFIG_NAME, Checkpoint, check_file
 from mergemill.engine.checkpoint.config import (
     CONFIG_DTYPES,
+    REMOVED,
     Changes,
     dtype_changes,
     layer_changes,
@@ -20,8 +21,10 @@ from mergemill.engine.checkpoint.copied_files import copied_files
 from mergemill.engine.checkpoint.family import Family, choose_family, find_tie
 from mergemill.engine.checkpoint.needed import Needed
 from mergemill.engine.checkpoint.pipeline import PIPELINE_NAME
+from mergemill.engine.checkpoint.quantized import QUANTIZATION_FILES, find_keys
 from mergemill.engine.methods.contract import Method
 from mergemill.engine.methods.own import MethodsFile
+from mergemill.engine.plan.inputs import keeps_quantized
 from mergemill.engine.plan.stacks import Stack
 from mergemill.engine.plan.values import OutputTensor, SmallFile
 from mergemill.engine.recipe import Recipe
@@ -52,15 +55,19 @@ def make_files(
     """Return the files in the order in which they are written, before the index.
 
     The user's own methods are among them, so that the recipe works from there, and that the plan's digest covers them.
+    Where what is quantised is not copied as it is, nothing says any more that it were.
     """
-    donor = inputs.donor
+    donor, quantized = inputs.donor, keeps_quantized(recipe, inputs.models)
     made = {file.name: file.text.encode() for file in code}
     made[RECIPE_NAME] = recipe_text(recipe).encode()
     made[CARD_NAME] = _card(recipe, method, inputs, tensors, code).encode()
     if donor.config_text:
         changes = _config_changes(donor, inputs.models, choose_family(donor.config), stacks, tensors)
+        if not quantized:
+            changes |= dict.fromkeys(find_keys(donor.config), REMOVED)
         made[CONFIG_NAME] = make_config(donor.config_text, changes)
-    names = sorted({*copied_files(donor.files), *needed.present})
+    said = {*donor.files}.intersection(QUANTIZATION_FILES)
+    names = sorted({*copied_files(donor.files), *needed.present} - said | (said if quantized else set()))
     copied = [SmallFile(name, None, check_file(donor, name)) for name in names]
     files = [SmallFile(name, data, None) for name, data in sorted(made.items())]
     return (*copied, *files)

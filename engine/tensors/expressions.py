@@ -73,6 +73,11 @@ class Expression:
         return 1
 
     @property
+    def grain(self) -> int:
+        """Elements at whose multiples it is best cut into pieces: of what lies between, each piece reads the whole."""
+        return math.lcm(*(each.grain for each in self.inputs))
+
+    @property
     def is_merged(self) -> bool:
         """Whether a method makes it, and not a copy of what is stored; the guard looks at what is."""
         return False
@@ -107,10 +112,10 @@ class Expression:
         for each in self.inputs:
             yield from each.reads(span)
 
-    def holds(self) -> Iterator[Read]:
-        """Yield what every slab needs whole, read once for each task: scales, an index, an adapter's small factor."""
+    def holds(self, span: Span) -> Iterator[Read]:
+        """Yield what slabs of the span need whole, read once for each task: scales, an index, an adapter's factor."""
         for each in self.inputs:
-            yield from each.holds()
+            yield from each.holds(span)
 
     def rounds(self) -> ExpressionRounds:
         """Yield the rounds, be sent the total of each, and return what then gives slabs."""

@@ -169,6 +169,8 @@ int64_t mergemill_layout(int64_t *out, int64_t room) {
         OF(Join, threshold), OF(Join, votes), OF(Join, masks),
         sizeof(Window), OF(Window, which), OF(Window, low), OF(Window, high), OF(Window, above), OF(Window, inside),
         OF(Window, low_counts), OF(Window, high_counts), OF(Window, counts), OF(Window, keys), OF(Window, room),
+        sizeof(Codes), OF(Codes, codes), OF(Codes, skipped), OF(Codes, bits), OF(Codes, high_first), OF(Codes, table),
+        OF(Codes, scales), OF(Codes, zeros), OF(Codes, factor),
     };
     const int64_t count = sizeof layout / sizeof *layout;
     memcpy(out, layout, (size_t)least(count, room > 0 ? room : 0) * sizeof *out);

@@ -63,6 +63,18 @@ typedef struct {
     const float *masks; /* the factor of each tensor's, or NULL */
 } Join;
 
+/* Codes of a quantised tensor, and what they stand for: (table[code] - zero) * scale * factor. */
+typedef struct {
+    const uint8_t *codes;
+    int64_t skipped;    /* codes before the first that is meant, in its byte */
+    int32_t bits;       /* 4 or 8 */
+    int32_t high_first; /* of the two codes of a byte */
+    const float *table; /* of 16 or 256 values */
+    const float *scales;
+    const float *zeros; /* as many, or none */
+    float factor;
+} Codes;
+
 /* What is seen of the magnitudes' bits from `low` to `high`. */
 typedef struct {
     int64_t which;

@@ -9,7 +9,7 @@ import ctypes
 import itertools
 from collections.abc import Iterator
 
-VERSION = 4  # as native.h has it
+VERSION = 5  # as native.h has it
 
 
 class NativeDerived(ctypes.Structure):
@@ -83,13 +83,27 @@ class NativeWindow(ctypes.Structure):
     ]
 
 
+class NativeCodes(ctypes.Structure):
+    _fields_ = [
+        ("codes", ctypes.c_void_p),
+        ("skipped", ctypes.c_int64),
+        ("bits", ctypes.c_int32),
+        ("high_first", ctypes.c_int32),
+        ("table", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("zeros", ctypes.c_void_p),
+        ("factor", ctypes.c_float),
+    ]
+
+
+STRUCTURES = (NativeSlab, NativeDerived, NativeCut, NativeKeep, NativeJoin, NativeWindow, NativeCodes)
+
+
 def find_layout() -> tuple[int, ...]:
     """Return the version, and for each structure its size and where its fields begin, as the library should have it."""
     return (
         VERSION,
-        *itertools.chain.from_iterable(
-            map(_iterate_offsets, (NativeSlab, NativeDerived, NativeCut, NativeKeep, NativeJoin, NativeWindow))
-        ),
+        *itertools.chain.from_iterable(map(_iterate_offsets, STRUCTURES)),
     )
 
 

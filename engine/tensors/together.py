@@ -75,6 +75,11 @@ class Component(Expression):
         for each in self.inputs:
             yield from each.reads(Span(0, each.size))
 
+    def holds(self, span: Span) -> Iterator[Read]:
+        """Yield all that the computation's inputs need whole."""
+        for each in self.inputs:
+            yield from each.holds(Span(0, each.size))
+
     def get_ready(self, inputs: tuple[Ready, ...]) -> Ready:
         """Return what computes all components once."""
         return Computed(self.dtype, self, inputs)

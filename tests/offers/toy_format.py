@@ -28,7 +28,7 @@ class Zoomed(Expression):
     def shape(self) -> tuple[int, ...]:
         return self.values.shape
 
-    def holds(self) -> Any:
+    def holds(self, span: Span) -> Any:
         return self.zoom.reads(Span(0, self.zoom.size))
 
     def get_ready(self, inputs: tuple[Ready, ...]) -> Ready:

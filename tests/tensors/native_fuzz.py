@@ -14,6 +14,7 @@ import numpy as np
 
 from mergemill.engine.tensors import native
 from mergemill.engine.tensors.structures import (
+    NativeCodes,
     NativeCut,
     NativeDerived,
     NativeJoin,
@@ -312,6 +313,48 @@ class Fuzz:
         slab = self.slab()
         mask, bits = np.zeros(slab.size, np.uint8), np.zeros(-(-slab.size // 8), np.uint8)
         self.call("stored_marks", ref(slab), self.which(slab), ref(self.cut(slab)), mask, bits)
+
+    # --------------------------------------------------------------------------------------------- over quantised codes
+    def codes(self, count: int, scales: int) -> NativeCodes:
+        """Return codes, after up to one that is skipped, with tables; now and then of bits that there are not."""
+        bits, skipped = self.choose(4, 8), 0
+        if bits == 4:
+            skipped = self.integer(0, 1)
+        stored = self.bits(-(-(count + skipped) * bits // 8)).astype(np.uint8)
+        tables = [self.floats(1 << bits), self.floats(scales), self.floats(scales)]
+        self.alive += [stored, *tables]
+        if self.integer(0, 50) == 0:
+            bits = self.choose(0, 3, 16)
+        zeros = pointer(tables[2]) if self.integer(0, 1) else None
+        given = map(pointer, tables[:2])
+        return NativeCodes(pointer(stored), skipped, bits, self.integer(0, 1), *given, zeros, self.number())
+
+    def dequantize_rows(self) -> None:
+        size = min(self.size(), 20_000)
+        rows, columns, block_rows, block_columns = (self.choose(1, 2, 7, 32, 500) for _ in range(4))
+        row_codes, start = columns + self.choose(0, 0, 3), self.integer(0, 5000)
+        down, across = -(-rows // block_rows), -(-columns // block_columns)
+        first, last = (at // columns * row_codes + at % columns for at in (start, max(start, start + size - 1)))
+        ends = [
+            at // columns // rows * down + at // columns % rows // block_rows
+            for at in (start, max(start, start + size - 1))
+        ]
+        given = self.codes(last - first + 1, (ends[1] - ends[0] + 1) * across)
+        lies = (rows, columns, row_codes, block_rows, block_columns)
+        done = self.call("dequantize_rows", ref(given), start, size, *lies, ends[0], np.zeros(size, np.float32))
+        assert done == (0 if given.bits in (4, 8) else REFUSED)
+
+    def dequantize_columns(self) -> None:
+        columns, size = self.choose(1, 7, 16, 17, 200), min(self.size(), 5000)
+        start = self.integer(0, columns - 1)
+        rows = -(-(start + size) // columns)
+        at = [
+            self.random.integers(0, most, count)
+            for most, count in ((500, rows), (20, rows), (500, columns), (20, columns))
+        ]
+        given = self.codes(1000, 40)
+        done = self.call("dequantize_columns", ref(given), start, size, columns, *at, np.zeros(size, np.float32))
+        assert done == (0 if given.bits in (4, 8) else REFUSED)
 
     # ----------------------------------------------------------------------------------------------- over none
     def plain_floats(self) -> None:

@@ -88,7 +88,7 @@ def _read_ahead(expression: Expression, span: Span) -> None:
 def hold_inputs(piece: Piece, work: Workspace) -> None:
     """Have what every slab needs whole in one piece of memory; in a workspace that keeps what it reads, all inputs."""
     expression = piece.tensor.expression
-    for read in (*expression.holds(), *(expression.reads(piece.span) if work.keeps else ())):
+    for read in (*expression.holds(piece.span), *(expression.reads(piece.span) if work.keeps else ())):
         work.hold(read.pin, read.offset_bytes, read.size_bytes)
 
 

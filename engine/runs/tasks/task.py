@@ -137,4 +137,4 @@ def _check_sources(part: Part, workplace: Workplace) -> None:
 
 def _reads(piece: Piece) -> Iterator[Read]:
     yield from piece.tensor.expression.reads(piece.span)
-    yield from piece.tensor.expression.holds()
+    yield from piece.tensor.expression.holds(piece.span)
