@@ -7,6 +7,13 @@ import typer
 if TYPE_CHECKING:
     from mergemill.engine import values
 
+RAW_WORDS = {
+    "raw": ("--raw",),
+    "raw union": ("--raw", "--union"),
+    "raw intersection": ("--raw", "--intersection"),
+}
+"""The options by which a plan of such a kind is asked for."""
+
 
 def make_any_plan(
     recipe: "values.Recipe", *, raw: bool, union: bool, intersection: bool, **options: Any

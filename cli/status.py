@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mergemill.cli import console
 from mergemill.cli.options import SHARD_SIZE, ClusterAs, Json, Out, StorageAs, read_storage, say_storage
+from mergemill.cli.raw import RAW_WORDS
 
 if TYPE_CHECKING:
     from mergemill.engine import values
@@ -95,7 +96,7 @@ def say_resume(found: "values.Status") -> str:
     if found.driver is not None and found.driver.resume:
         return found.driver.resume
     out = found.out if "://" in found.out else str(Path(found.out).absolute())
-    words = ["mergemill", "merge", found.recipe or "RECIPE", out]
+    words = ["mergemill", "merge", found.recipe or "RECIPE", out, *RAW_WORDS.get(found.kind, ())]
     if found.seed:
         words += ["--seed", str(found.seed)]
     if found.shard_size not in ("", SHARD_SIZE):

@@ -23,6 +23,7 @@ class Status:
     out: str
     state: str  # running, cancelling, unfinished (nobody drives it) or finished
     digest: str  # of the plan; empty, like what follows, where a driver still waits for workers
+    kind: str  # of what it is made from: a merge, a raw one
     recipe: str  # its name, as the driver was given it
     seed: int
     shard_size: str
@@ -67,6 +68,7 @@ def find_status(output: Output) -> Status:
         out=str(output),
         state=state,
         digest=record.digest if record else "",
+        kind=record.kind if record else "",
         recipe=record.recipe_name if record else "",
         seed=record.seed if record else 0,
         shard_size=record.shard_size if record else "",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,13 +13,15 @@ import torch
 from checkpoint.torch_files import write_torch
 from models import read_tensors
 from reference.mergekit import PYTHON_VARIABLE, find_skip_reason
-from runs.merging import hash_output
+from runs.merging import Killed, hash_output
 from safetensors.torch import save_file
 
 from mergemill.cli.main import execute
-from mergemill.engine import describe_plan, load_recipe, make_raw_plan, run, verify
+from mergemill.cli.status import say_resume
+from mergemill.engine import describe_plan, load_recipe, make_raw_plan, run, status, verify
 from mergemill.engine.errors import InputError, PlanError, RunError
 from mergemill.engine.plan.values import Plan
+from mergemill.engine.runs.events import Event, PartFinished
 
 Tensors = dict[str, torch.Tensor]
 
@@ -290,6 +293,23 @@ def test_the_command_line_merges_and_plans(
     assert execute(["merge", str(recipe), str(tmp_path / "out"), "--raw", "-i", "--quiet", "--workers", "0"]) == 2
     assert execute(["plan", str(recipe), "--raw", "-u", "-i"]) == 2
     assert execute(["plan", str(recipe), "-u"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [("same", ["--raw"]), ("union", ["--raw", "--union"]), ("intersection", ["--raw", "--intersection"])],
+)
+def test_a_raw_merge_that_a_program_began_is_told_how_to_resume(names: str, words: list[str], tmp_path: Path) -> None:
+    paths = [write_safetensors(tmp_path / f"{n}.safetensors", {"x": torch.ones(2), "y": torch.ones(2)}) for n in "ab"]
+
+    def stop(event: Event) -> None:
+        if isinstance(event, PartFinished):
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(plan_raw(make_recipe(*paths), names=names), tmp_path / "out", workers=0, on_event=stop)
+    said = shlex.split(say_resume(status(tmp_path / "out")))
+    assert [word for word in said if word.startswith("--")][: len(words)] == words
 
 
 @pytest.mark.parametrize("method", ["linear", "ties", "task_arithmetic"])
