@@ -10,6 +10,7 @@ from mergemill.engine.plan.planners import OF_RECIPES, open_recipe, replan
 from mergemill.engine.plan.small_files import RECIPE_NAME
 from mergemill.engine.plan.values import Origin, Part, Plan
 from mergemill.engine.recipe.stages import list_methods
+from mergemill.engine.runs.opinion import check_by_library
 from mergemill.engine.runs.outputs.checksum import checksum_copied, checksum_range
 from mergemill.engine.runs.outputs.output import Output, find_output
 from mergemill.engine.runs.outputs.receipts import Receipt, keep_planned
@@ -140,6 +141,7 @@ def _check_shard(output: Output, record: Record, name: str) -> Pin:
     read_into(pin, 0, memoryview(found), output.storage)
     if found != len(header).to_bytes(8, "little") + header:
         raise VerifyError(f"{where}: its header is not the one that was planned")
+    check_by_library(pin, bytes(found), output.storage)
     return pin
 
 
