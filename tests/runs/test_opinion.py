@@ -56,7 +56,7 @@ def test_other_tensors_shapes_and_values_than_ours_are_told(shard: Path) -> None
         check_by_library(pin(shard), more, ENVIRONMENT)
     with pytest.raises(VerifyError, match=r"safetensors finds vector as I64 of \[5\]"):
         check_by_library(pin(shard), change(head, vector={**entry, "shape": [1, 5]}), ENVIRONMENT)
-    with pytest.raises(VerifyError, match="safetensors finds other values in matrix than lie there"):
+    with pytest.raises(VerifyError, match=r"safetensors finds other values in \w+ than lie there"):
         check_by_library(pin(shard), head + b" ", ENVIRONMENT)  # so that ours are looked for a byte later
 
 
