@@ -28,6 +28,7 @@ class Family:
     layer_lists: tuple[str, ...]  # config keys with one entry a layer
     layer_index_lists: tuple[str, ...]  # config keys with indices of layers
     layer_maps: tuple[str, ...]  # config keys that map numbers of layers to what is theirs
+    of_all_layers: tuple[str, ...]  # tensors outside the layers that hold something for each of them
     count_aliases: tuple[tuple[str, str], ...]  # (key that counts layers, another that must say the same)
     by_number: tuple[tuple[str, str], ...]  # (what a layer calculates by its number, the key that asks for it or "")
     vocabulary: tuple[str, ...]  # tensors with one row a token
@@ -90,6 +91,11 @@ def find_side(name: str, family: Family) -> Side:
 def is_counted(stack: str, pattern: str) -> bool:
     """Say whether a pattern of `layer_counts` is of a stack."""
     return fnmatchcase(stack, pattern)
+
+
+def is_of_all_layers(name: str, family: Family) -> bool:
+    """Say whether a tensor outside the layers holds something for each layer, by the layer's number."""
+    return _matches(name, family.of_all_layers)
 
 
 def is_later(name: str, family: Family) -> bool:

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.checkpoint.config import LATER_LAYERS, find_layer_count, find_null_count, layer_entries
-from mergemill.engine.checkpoint.family import Family, choose_family, find_ties, is_optional, split_layer
+from mergemill.engine.checkpoint.family import (
+    Family,
+    choose_family,
+    find_ties,
+    is_of_all_layers,
+    is_optional,
+    split_layer,
+)
 from mergemill.engine.errors import PlanError
 from mergemill.engine.offers.offer import Offer, Offers
 from mergemill.engine.plan.stacks import Checkpoints, Stack, models_of, split_stack
@@ -66,6 +73,7 @@ def check_whole(
     output = _Output(shapes, donor, checkpoints, offers, family, where)
     for stack in moved:
         _check_shared_count(stack, stacks, output)
+        _check_of_all_layers(stack, output)
         _check_stack(stack, output)
     _check_outside({stack.name for stack in stacks if stack.layered}, output)
 
@@ -113,6 +121,25 @@ def warn_of_config(
                 f"{rows}; loaders will refuse the output, as they do {donor.ref}"
             )
     return warnings
+
+
+def _check_of_all_layers(stack: Stack, output: _Output) -> None:
+    """Refuse to move layers beside a tensor that holds something for each of them, such as embeddings of a layer."""
+    near = [
+        name for name in output.shapes if name.rpartition(".")[0].rpartition(".")[0] == stack.name.rpartition(".")[0]
+    ]
+    held = next((name for name in sorted(near) if is_of_all_layers(name, output.family)), None)
+    stays = _stays(stack, output.donor) and stack.layers == _count_stored(stack, output)
+    if held is not None and not stays:
+        raise PlanError(
+            f"{output.where}: {held} holds rows or columns for each layer of {stack.name!r}, which would have to "
+            f"follow the layers; only whole models of this kind can be merged"
+        )
+
+
+def _count_stored(stack: Stack, output: _Output) -> int:
+    count = find_layer_count(output.donor.config, output.family, stack.name)
+    return stack.layers if count is None else count.count
 
 
 def _check_shared_count(stack: Stack, stacks: Sequence[Stack], output: _Output) -> None:

@@ -149,3 +149,33 @@ def test_an_embedding_of_other_rows_than_the_config_says_is_told() -> None:
     write("a", vocab_size=20)
     (warning,) = plan_of({"merge_method": "passthrough", "models": [{"model": "a"}]}).warnings
     assert f"{EMBEDDING} has shape [16, 8], but the config of a says vocab_size 20" in warning
+
+
+def test_layers_do_not_move_beside_a_tensor_that_holds_something_for_each() -> None:
+    table = {"model.embed_tokens_per_layer.weight": ("BF16", (16, 4 * 2))}
+    write("nano", llama(layers=4) | table)
+    assert stack(("nano", 0, 4)).tensors
+    for ranges in ([(0, 2), (1, 4)], [(0, 3)]):
+        with pytest.raises(PlanError, match=r"embed_tokens_per_layer\.weight holds rows or columns for each layer of"):
+            stack(*(("nano", *each) for each in ranges))
+
+
+def test_what_the_config_says_of_a_layer_by_its_number_follows_it() -> None:
+    write("a", per_layer_config={"1": {"head_dim": 2}, "3": {"head_dim": 4}})
+    made = read_json(stack(("a", 0, 2), ("a", 1, 4)), "config.json")
+    assert made["per_layer_config"] == {"1": {"head_dim": 2}, "2": {"head_dim": 2}, "4": {"head_dim": 4}}
+
+
+@pytest.mark.parametrize(("ranges", "told"), [([(0, 4)], False), ([(0, 3), (2, 4)], True)])
+def test_a_family_that_calculates_by_a_layers_number_is_told_where_layers_move(
+    ranges: list[tuple[int, int]], told: bool
+) -> None:
+    write("a", model_type="diffllama")
+    plan = stack(*(("a", *each) for each in ranges))
+    assert any("diffllama calculates how strong a layer is" in warning for warning in plan.warnings) is told
+
+
+def test_two_keys_of_one_count_change_together() -> None:
+    write("a", model_type="xlstm", num_blocks=4)
+    made = read_json(stack(("a", 0, 3), ("a", 2, 4)), "config.json")
+    assert (made["num_blocks"], made["num_hidden_layers"]) == (5, 5)
