@@ -19,6 +19,7 @@ BEFORE_UNUSED = "before the layers, which come from the first slice"
 AFTER_UNUSED = "after the layers, which come from the last slice"
 OPTIONAL_UNUSED = "buffer that the base model does not store"
 WEIGHTLESS = "weight 0"
+LATER_UNUSED = "predicts later tokens (MTP), which the output does not"
 OTHERS = "another model's is taken"
 VECTOR_UNUSED = "of a delta_base, where no task vector is taken"
 

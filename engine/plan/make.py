@@ -27,6 +27,7 @@ from mergemill.engine.plan.inputs import (
     warn_of_activations,
     warn_of_missing_head,
 )
+from mergemill.engine.plan.later import find_later
 from mergemill.engine.plan.settings import warn_of_residuals, warn_of_unused
 from mergemill.engine.plan.share import share_reads
 from mergemill.engine.plan.slots import iter_slots
@@ -117,6 +118,8 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
     quantized = keeps_quantized(recipe, checkpoints)
     offers = open_offers(checkpoints, family, find_offers(checkpoints, stages), quantized=quantized)
     check_inputs(recipe, checkpoints, offers, family, where=where)
+    later = find_later(recipe, checkpoints, offers, family)
+    offers = later.leave_out(offers)
     stacks = make_stacks(recipe, checkpoints, offers, family)
     check_ranges(stacks, checkpoints, family, where=where)
     check_heads(stacks, checkpoints, family, where=where)
@@ -138,6 +141,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
         checkpoints,
     )
     ledger = Ledger()
+    later.enter(checkpoints, ledger)
     filled = (fill_slot(slot, filling, ledger) for slot in iter_slots(stacks, offers, family))
     tensors = [tensor for tensor in filled if tensor is not None]
     needed = find_needed(donor)
@@ -164,6 +168,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
             *_warn(method, stacks, where),
             *warn_of_filters(method, stacks, checkpoints, where=where),
             *warn_of_config(tensors, stacks, donor, where=where),
+            *later.warn(where),
             *warn_of_numbers(stacks, donor, family, where=where),
             *warn_of_missing_files(needed, donor.ref, where=where),
             *warn_of_missing_head(donor, [tensor.name for tensor in tensors], family, where=where),

@@ -19,6 +19,7 @@ from mergemill.engine.checkpoint.config import (
 )
 from mergemill.engine.checkpoint.copied_files import copied_files
 from mergemill.engine.checkpoint.family import Family, choose_family, find_tie
+from mergemill.engine.checkpoint.later import later_changes, list_later
 from mergemill.engine.checkpoint.needed import Needed
 from mergemill.engine.checkpoint.pipeline import PIPELINE_NAME
 from mergemill.engine.checkpoint.quantized import QUANTIZATION_FILES, find_keys
@@ -115,6 +116,8 @@ def _config_changes(
     for stack in (stack for stack in stacks if not stack.whole):
         layers = [(checkpoints[model].config, layer) for model, layer in stack.givers(donor.ref)]
         changes |= layer_changes(donor.config, family, stack.name, layers)
+    if list_later(donor.tensors, donor.config, family) - {tensor.name for tensor in tensors}:
+        changes |= later_changes(donor.config)
     dtype = CONFIG_DTYPES.get(_main_dtype(tensors))
     if dtype is not None:
         changes |= dtype_changes(donor.config, dtype)
