@@ -140,6 +140,8 @@ def layer_changes(
     changes |= {(*place, key): value for key, value in kind_changes(inner, own).items()}
     for key, value in inner.items():
         path = (*place, key)
+        if _is_of_others(key, stack, family):
+            continue
         if _is_index_list(key, value, family):
             listed = {id(giver): _list_layers(giver, path) for giver, _ in layers}
             changes[path] = [new for new, (giver, old) in enumerate(layers) if old in listed[id(giver)]]
@@ -168,6 +170,8 @@ def layer_entries(config: Mapping[str, Any], family: Family, stack: str, layer: 
     inner = _find_place(config, found.path[:-1])
     entries = []
     for key, value in inner.items():
+        if _is_of_others(key, stack, family):
+            continue
         if _is_index_list(key, value, family):
             entries.append(f"{key}: {layer in value}")
         elif key in family.layer_maps and isinstance(value, Mapping):
@@ -255,6 +259,10 @@ def _is_index_list(key: str, value: Any, family: Family) -> bool:
 def _list_layers(config: Mapping[str, Any], path: KeyPath) -> frozenset[int]:
     found = _get_key(config, path)
     return frozenset(layer for layer in found if isinstance(layer, int)) if isinstance(found, list) else frozenset()
+
+
+def _is_of_others(key: str, stack: str, family: Family) -> bool:
+    return any(key == own and not fnmatchcase(stack, pattern) for own, pattern in family.list_stacks)
 
 
 def _move_entries(layers: Sequence[tuple[Mapping[str, Any], int]], path: KeyPath) -> dict[str, Any]:

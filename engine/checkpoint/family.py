@@ -29,6 +29,7 @@ class Family:
     layer_index_lists: tuple[str, ...]  # config keys with indices of layers
     layer_maps: tuple[str, ...]  # config keys that map numbers of layers to what is theirs
     of_all_layers: tuple[str, ...]  # tensors outside the layers that hold something for each of them
+    list_stacks: tuple[tuple[str, str], ...]  # (config key with one entry a layer, the only stack that it is of)
     count_aliases: tuple[tuple[str, str], ...]  # (key that counts layers, another that must say the same)
     by_number: tuple[tuple[str, str], ...]  # (what a layer calculates by its number, the key that asks for it or "")
     vocabulary: tuple[str, ...]  # tensors with one row a token

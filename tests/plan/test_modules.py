@@ -101,3 +101,14 @@ def test_the_module_whose_words_stand_last_is_meant() -> None:
     assert choose_module("model.encoder.vision_tower.layers", ["encoder", "vision_tower"], family) == "vision_tower"
     assert choose_module("model.encoder.layers", ["encoder", "vision_tower"], family) == "encoder"
     assert choose_module("lm_head.weight", ["encoder", "decoder"], family) is None
+
+
+def test_a_list_of_the_encoders_layers_does_not_follow_the_decoders(tmp_path: Path) -> None:
+    both = {f"{stack}.layers.{i}.w": ("F32", (4,)) for stack in ("led.encoder", "led.decoder") for i in range(8)}
+    counts = {"encoder_layers": 8, "decoder_layers": 8, "attention_window": [*range(8)]}
+    write_sketch(tmp_path / "a", both, config={"model_type": "led", **counts})
+    for part, other in (("encoder", "decoder"), ("decoder", "encoder")):
+        plan = plan_of({"merge_method": "passthrough", "modules": {part: {"slices": TEXT}, other: A}})
+        made = read_json(plan, "config.json")
+        assert (made[f"{part}_layers"], made[f"{other}_layers"]) == (4, 8)
+        assert made["attention_window"] == ([0, 1, 1, 2] if part == "encoder" else [*range(8)])
