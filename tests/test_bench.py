@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -51,19 +52,38 @@ def test_the_end_of_growth_is_named() -> None:
     assert find_end(outcomes).startswith("linear up to fewer than 8 workers; there held up by uneven shares")
 
 
+def test_floors_read_and_write_what_a_merge_does(tmp_path: Path) -> None:
+    """The kernel's own, io_uring, where the package is there."""
+    sources = [tmp_path / "a", tmp_path / "b"]
+    for source, size in zip(sources, (3_000_001, 9_000_000), strict=True):
+        source.write_bytes(bytes(size))
+    ways = ["after", "beside", *(["uring"] if find_spec("liburing") else [])]
+    for way in ways:
+        out = tmp_path / way
+        command = [sys.executable, str(COMPARE.with_name("floor.py")), way, str(out), "5000003", *map(str, sources)]
+        found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        assert (found["read_bytes"], found["written_bytes"]) == (12_000_001, 5_000_003)
+        assert out.stat().st_size == 5_000_003
+
+
 @pytest.mark.slow
 def test_a_tiny_comparison_ends_with_a_verdict_for_each_target(tmp_path: Path) -> None:
     found = tmp_path / "found.json"
-    options = ["--shape", "tiny", "--runs", "1", "--programs", "floor,mergemill", "--json", str(found)]
+    options = ["--shape", "tiny", "--runs", "1", "--programs", "floor,beside,mergemill", "--json", str(found)]
+    options += ["--methods", "linear,ties-three,linear-mixed,ties-delta_base"]
     command = [sys.executable, str(COMPARE), *options, "--folder", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "| linear | floor (1) |" in done.stdout
     assert "| linear | mergemill (1) |" in done.stdout
     result = json.loads(found.read_text())
-    floor, ours = result["runs"]["linear"]
+    assert list(result["runs"]) == ["linear", "ties-three", "linear-mixed", "ties-delta_base"]
+    for floor, stricter, ours in result["runs"].values():
+        assert floor["output_bytes"] == stricter["output_bytes"] == pytest.approx(ours["output_bytes"], rel=0.003)
+        assert floor["usage"]["read_bytes"] == pytest.approx(stricter["usage"]["read_bytes"], rel=0.01)
+    floor, _, ours = result["runs"]["linear"]
     assert floor["output_bytes"] == pytest.approx(ours["output_bytes"], rel=0.001)  # but for how headers are padded
     assert ours["usage"]["written_bytes"] >= ours["output_bytes"]
     assert ours["usage"]["peak_bytes"] > ours["usage"]["peak_private_bytes"] > floor["usage"]["peak_bytes"]
-    assert len(result["targets"]) == 5 + 2
+    assert len(result["targets"]) == 5 * 4 + 2
     assert [target["met"] for target in result["targets"][1:5]] == [None] * 4  # without mergekit
     assert list(tmp_path.iterdir()) == [found]

@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 Side = Literal["before", "after"]
 
-_LAYER = re.compile("0|[1-9][0-9]{0,8}")  # a longer number counts no layers
+# A component that is a number, with the points around it; a longer one counts no layers.
+_LAYER = re.compile(r"(?:^|\.)(?P<layer>0|[1-9][0-9]{0,8})(?:\.|\Z)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +56,10 @@ def split_layer(name: str) -> tuple[str, int, str] | None:
     ('model.layers', 12, 'mlp.experts.3.up_proj.weight')
     >>> split_layer("lm_head.weight")
     """
-    parts = name.split(".")
-    for at, part in enumerate(parts):
-        if _LAYER.fullmatch(part):
-            return ".".join(parts[:at]), int(part), ".".join(parts[at + 1 :])
-    return None
+    found = _LAYER.search(name)
+    if found is None:
+        return None
+    return name[: found.start()], int(found["layer"]), name[found.end() :]
 
 
 def join_layer(stack: str, layer: int, rest: str) -> str:

@@ -9,6 +9,7 @@ the place cannot be named without it (`sftp://me@host`, `abfs://container@accoun
 tokens are given so; no query anywhere, signed or not; no URL inside of another (`zip::https://…`).
 """
 
+import functools
 import os
 import re
 from pathlib import Path
@@ -29,6 +30,7 @@ _PATHS = ("/", ".", "~")  # as paths begin that show themselves to be some
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
+@functools.lru_cache(1024)
 def is_url(text: str) -> bool:
     """Whether a text begins as URLs do, with a scheme: ``/a/s3://b`` does not."""
     return _SCHEME.match(text) is not None

@@ -176,7 +176,16 @@ static void collect(Window *window, const void *keys, uint32_t mask, const uint8
     for (int64_t j = 0; j < CHUNK; j += 8) {
         uint64_t eight;
         memcpy(&eight, inside + j, 8);
-        for (eight &= 0x0101010101010101u; eight; eight &= eight - 1) {
+        eight &= 0x0101010101010101u;
+        if (eight == 0x0101010101010101u && found + 8 <= window->room) {
+            uint32_t all[8];
+            memcpy(all, (const uint32_t *)keys + j, sizeof all);
+            for (int64_t k = 0; k < 8; k++) all[k] &= mask;
+            memcpy(window->keys + found, all, sizeof all);
+            found += 8;
+            continue;
+        }
+        for (; eight; eight &= eight - 1) {
             const int64_t k = j + (__builtin_ctzll(eight) >> 3);
             uint32_t key;
             memcpy(&key, (const uint32_t *)keys + k, sizeof key);

@@ -164,7 +164,7 @@ def _find_in_window(window: Window, seen: Seen, rank: int) -> Ranked | None:
         return Ranked(window.low, above, left, low) if known else None
     if seen.inside > MOST_KEYS:
         return None
-    keys = np.concatenate([near.keys for near in seen.near])
+    keys = seen.near[0].keys if len(seen.near) == 1 else np.concatenate([near.keys for near in seen.near])
     place = len(keys) - left
     key = int(np.partition(keys, place)[place])
     larger = int(np.count_nonzero(keys > key))

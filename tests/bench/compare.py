@@ -18,7 +18,7 @@ import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -28,13 +28,16 @@ from machine import describe_machine
 from measure import ProgramError, drop_from_cache, measure, sync_files
 from programs import (
     FLOOR,
+    FLOORS,
     MERGEKIT,
     MERGEMILL,
+    MODELS,
     PROGRAMS,
     RECIPES,
     Job,
     find_missing,
     find_script,
+    knows,
     list_models,
     list_weights,
     make_command,
@@ -70,7 +73,7 @@ def main() -> None:
         check_room(folder, options)
         small = list(run_small(folder, options))
         help_s = measure_help(options)
-        models = open_models(folder, list_models(options.methods), options.llama, options.data)
+        models = open_models(folder, choose_models(options.methods), options.llama, options.data)
         runs: dict[str, list[Run]] = {}
         likeness: dict[str, Likeness] = {}
         for method in options.methods:
@@ -110,7 +113,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--shape", choices=LLAMAS, default="1.1B")
     parser.add_argument("--layers", type=int, default=None, help="another number of layers than the shape has")
     parser.add_argument("--data", choices=("random", "sparse"), default="random", help="sparse takes no disk")
-    parser.add_argument("--methods", type=split_list, default=("linear",), help=f"of {','.join(RECIPES)}")
+    parser.add_argument("--methods", type=split_list, default=("linear",), help=f"all, or of {','.join(RECIPES)}")
     parser.add_argument("--programs", type=split_list, default=PROGRAMS, help=f"of {','.join(PROGRAMS)}")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--mergekit-runs", type=int, default=None, help="fewer, of the slow one")
@@ -120,6 +123,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--keep", action="store_true", help="leave the models in --folder, and use those made before")
     parser.add_argument("--json", type=Path, default=None, help="where every run goes")
     asked = parser.parse_args()
+    if asked.methods == ("all",):
+        asked.methods = tuple(RECIPES)
     if asked.keep and not asked.folder:
         parser.error("--keep needs --folder: where the models stay")
     if asked.runs < 1 or (asked.mergekit_runs is not None and asked.mergekit_runs < 1):
@@ -168,10 +173,11 @@ def open_folder(folder: Path | None, *, keep: bool) -> Iterator[Path]:
 
 def check_room(folder: Path, options: Options) -> None:
     """Refuse to begin what the disk cannot hold."""
-    size_bytes = count_bytes(list_shapes(options.llama))
-    made = 0 if options.data == "sparse" else len(list_models(options.methods))
+    shapes = list_shapes(options.llama)
+    size_bytes = count_bytes(shapes)
+    made = [] if options.data == "sparse" else list(choose_models(options.methods).values())
     there_bytes = sum(path.stat().st_blocks * 512 for path in list_weights(folder))
-    need_bytes = (made + 1) * size_bytes - there_bytes
+    need_bytes = sum(count_bytes(shapes, dtype) for dtype in made) + size_bytes - there_bytes
     free_bytes = shutil.disk_usage(folder).free
     if need_bytes > free_bytes:
         raise SystemExit(
@@ -182,9 +188,9 @@ def check_room(folder: Path, options: Options) -> None:
 
 def run_small(folder: Path, options: Options) -> Iterator[Run]:
     """Yield runs of a merge of three models of 1 MB, without the floor; they also load the programs once."""
-    models = open_models(folder / "small", list_models([SMALL_METHOD]), LLAMAS[SMALL], "random")
+    models = open_models(folder / "small", choose_models([SMALL_METHOD]), LLAMAS[SMALL], "random")
     job = make_job(SMALL_METHOD, models, folder / "small")
-    programs = [program for program in options.programs if program != FLOOR]
+    programs = [program for program in options.programs if program not in FLOORS]
     for program in programs:
         run_once(program, job, 0, options)
     for number in range(options.runs):
@@ -209,10 +215,10 @@ def run_method(job: Job, options: Options) -> tuple[list[Run], Likeness | None]:
     contents: dict[str, Contents] = {}
     for number in range(options.runs):
         for program in options.programs:
-            if program == MERGEKIT and number >= options.mergekit_runs:
+            if not knows(program, job.method) or (program == MERGEKIT and number >= options.mergekit_runs):
                 continue
             runs.append(run_once(program, job, number, options))
-            if number == 0 and program != FLOOR:
+            if number == 0 and program not in FLOORS:
                 contents[program] = read_contents(job.out)
     remove(job.out)
     if len(contents) < 2:
@@ -237,6 +243,11 @@ def run_once(program: str, job: Job, number: int, options: Options) -> Run:
     sync_s = sync_files(written)
     tell(f"{job.method} {program} {number + 1}: {usage.wall_s:.2f} s + {sync_s:.2f} s, CPU {usage.cpu_s:.2f} s")
     return Run(job.method, program, number, usage, sync_s, sum(path.stat().st_size for path in written))
+
+
+def choose_models(methods: Sequence[str]) -> dict[str, str]:
+    """Return the dtypes of the models that any of the methods reads, by name."""
+    return {name: MODELS[name] for name in list_models(methods)}
 
 
 def remove(path: Path) -> None:

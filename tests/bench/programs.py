@@ -4,13 +4,18 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
+from checkpoints import ITEM_BYTES
+
 PYTHON_VARIABLE = "MERGEMILL_MERGEKIT_PYTHON"
-FLOOR, MERGEMILL, MERGEKIT = "floor", "mergemill", "mergekit"
-PROGRAMS = (FLOOR, MERGEMILL, MERGEKIT)
-BASE, *OTHERS = MODELS = ("base", "a", "b")
+FLOOR, BESIDE, URING, MERGEMILL, MERGEKIT = "floor", "beside", "uring", "mergemill", "mergekit"
+FLOORS = {FLOOR: "after", BESIDE: "beside", URING: "uring"}  # and how they read and write, see floor.py
+PROGRAMS = (*FLOORS, MERGEMILL, MERGEKIT)
+MODELS = {"base": "BF16", "a": "BF16", "b": "BF16", "c": "BF16", "a64": "F64", "b64": "F64", "a16": "F16", "b32": "F32"}
 _WEIGHED = "models: [{{model: {a}, parameters: {{weight: 0.5}}}}, {{model: {b}, parameters: {{weight: 0.5}}}}]\n"
+_THREE = "models: [" + ", ".join(f"{{{{model: {{{m}}}, parameters: {{{{weight: 0.4}}}}}}}}" for m in "abc") + "]\n"
 _PLAIN = "models: [{{model: {a}}}, {{model: {b}}}]\n"
 _BASE = "base_model: {base}\n"
 _DTYPE = "dtype: bfloat16\n"
@@ -23,8 +28,28 @@ RECIPES = {
     "della": _BASE + _WEIGHED + "parameters: {{density: 0.5, epsilon: 0.15}}\n",
     "breadcrumbs": _BASE + _WEIGHED + "parameters: {{density: 0.5, gamma: 0.01}}\n",
     "sce": _BASE + _PLAIN + "parameters: {{select_topk: 0.5}}\n",
+    "della_linear": _BASE + _WEIGHED + "parameters: {{density: 0.5, epsilon: 0.15}}\n",
+    "model_stock": _BASE + _PLAIN,
+    "ram": _BASE + _PLAIN,
+    "ramplus_tl": _BASE + _PLAIN,
+    "arcee_fusion": "base_model: {base}\nmodels: [{{model: {a}}}]\n",
+    "geometric_median": _BASE + _PLAIN,
+    "consensus_ta": _BASE + _WEIGHED,
+    "consensus_ties": _BASE + _WEIGHED + "parameters: {{density: 0.5}}\n",
+    "pcb": _BASE + _PLAIN,
+    # What other paths take, beside the same method above: a name before the dash, and what is different.
+    "linear-float64": _WEIGHED.replace("{a}", "{a64}").replace("{b}", "{b64}"),
+    "linear-mixed": _WEIGHED.replace("{a}", "{a16}").replace("{b}", "{b32}"),
+    "linear-three": _THREE,
+    "ties-three": _BASE + _THREE + "parameters: {{density: 0.5}}\n",
+    "ties-mixed": _BASE + _WEIGHED.replace("{a}", "{a16}").replace("{b}", "{b32}") + "parameters: {{density: 0.5}}\n",
+    "task_arithmetic-delta_base": _BASE + _WEIGHED.replace("{{model: {a},", "{{model: {a}, delta_base: {c},"),
+    "ties-delta_base": _BASE
+    + _WEIGHED.replace("{{model: {a},", "{{model: {a}, delta_base: {c},")
+    + "parameters: {{density: 0.5}}\n",
 }
-RANDOM = ("dare_ties", "della")  # of which two programs cannot give the same values
+RANDOM = ("dare_ties", "della", "della_linear")  # of which two programs cannot give the same values
+OWN = ("geometric_median", "consensus_ta", "consensus_ties", "pcb")  # which mergekit has not, nor what cases differ in
 
 
 @dataclass(frozen=True)
@@ -34,18 +59,20 @@ class Job:
     method: str
     recipe: Path
     sources: tuple[Path, ...]  # the files of the models that it reads
-    size_bytes: int  # of one model's files, and so of the output
+    size_bytes: int  # of the output
     out: Path  # where the output goes; is removed before every run
 
 
 def make_job(method: str, models: Mapping[str, Path], folder: Path) -> Job:
     """Write the recipe of a method into `folder` and return the job."""
-    text = f"merge_method: {method}\n" + RECIPES[method] + _DTYPE
+    text = f"merge_method: {method.partition('-')[0]}\n" + RECIPES[method] + _DTYPE
     recipe = folder / f"{method}.yml"
     recipe.write_text(text.format(**models))
     files = {name: list_weights(models[name]) for name in list_models([method])}
     sizes = [sum(file.stat().st_size for file in found) for found in files.values()]
-    return Job(method, recipe, tuple(file for found in files.values() for file in found), sizes[0], folder / "out")
+    first = MODELS[next(iter(files))]
+    size_bytes = sizes[0] * 2 // ITEM_BYTES[first]
+    return Job(method, recipe, tuple(file for found in files.values() for file in found), size_bytes, folder / "out")
 
 
 def list_models(methods: Sequence[str]) -> list[str]:
@@ -58,8 +85,15 @@ def list_weights(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.safetensors"))
 
 
+def knows(program: str, method: str) -> bool:
+    """Whether a program merges so."""
+    return program != MERGEKIT or not (method in OWN or "-" in method)
+
+
 def find_missing(program: str) -> str | None:
     """Return why a program cannot run here, or None where it can."""
+    if program == URING and find_spec("liburing") is None:
+        return "the package liburing is not installed"
     if program != MERGEKIT:
         return None
     python = os.environ.get(PYTHON_VARIABLE)
@@ -70,10 +104,11 @@ def find_missing(program: str) -> str | None:
 
 def make_command(program: str, job: Job, memory: str) -> list[str]:
     """Return the command line that does `job`."""
-    if program == FLOOR:
+    if program in FLOORS:
         script = Path(__file__).with_name("floor.py")
         sources = [str(source) for source in job.sources]
-        return [sys.executable, "-S", "-E", str(script), str(job.out), str(job.size_bytes), *sources]
+        bare = [] if program == URING else ["-S", "-E"]  # without packages
+        return [sys.executable, *bare, str(script), FLOORS[program], str(job.out), str(job.size_bytes), *sources]
     if program == MERGEMILL:
         return [find_script(program), "merge", str(job.recipe), str(job.out), "--quiet", "--memory", memory]
     return [find_script(program), str(job.recipe), str(job.out), "--no-write-model-card", "--quiet"]

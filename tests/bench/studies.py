@@ -70,7 +70,7 @@ def list_studies(model_bytes: int) -> dict[str, Study]:
 
 def make_tensors(count: int, total_bytes: int) -> Shapes:
     """Return the shapes of a model of `count` equal tensors, of layers as experts have them."""
-    size = max(1, total_bytes // ITEM_BYTES // count)
+    size = max(1, total_bytes // ITEM_BYTES["BF16"] // count)
     shape = (size // WIDTH, WIDTH) if size % WIDTH == 0 else (size,)
     return {f"model.layers.{i // PER_LAYER}.experts.{i % PER_LAYER}.weight": shape for i in range(count)}
 
@@ -132,7 +132,7 @@ def _format_cost(row: Row) -> list[str]:
         f"{cost.cpu_s:.2f}",
         f"{cost.wall_s:.2f}",
         f"{row.element_ns:,.1f}",
-        f"{cost.cpu_s / (row.elements * ITEM_BYTES / GIB):,.2f}",
+        f"{cost.cpu_s / (row.elements * ITEM_BYTES['BF16'] / GIB):,.2f}",
         f"{cost.peak_bytes / MIB:.0f}",
     ]
 

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from contents import Likeness
-from programs import FLOOR, MERGEKIT, RANDOM
+from programs import BESIDE, FLOOR, MERGEKIT, RANDOM, URING
 from timings import Cost, Run, choose, cpu_s, find_median, find_ratio, peak_bytes, peak_private_bytes, synced_s, wall_s
 
 COLUMNS = (
@@ -18,6 +18,8 @@ COLUMNS = (
     "peak MiB (private)",
     "read, from disk, written GiB",
     "wall / floor",
+    "wall / beside",
+    "wall / uring",
     "wall / mergekit",
     "CPU / mergekit",
 )
@@ -48,7 +50,7 @@ def _make_row(method: str, program: str, runs: Sequence[Run]) -> list[str]:
         f"{cpu_per_gib:.2f}",
         f"{find_median(runs, program, peak_bytes) / MIB:.0f} ({private:.0f})",
         ", ".join(f"{statistics.median(column) / GIB:.2f}" for column in zip(*io, strict=True)),
-        format_ratio(runs, program, FLOOR, wall_s),
+        *(format_ratio(runs, program, floor, wall_s) for floor in (FLOOR, BESIDE, URING)),
         format_ratio(runs, program, MERGEKIT, wall_s),
         format_ratio(runs, program, MERGEKIT, cpu_s),
     ]
