@@ -1,14 +1,19 @@
 """What stands beside a quantised weight: its scales, and what inference alone needs, which goes with the weight."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.checkpoint.config import CONFIG_DTYPES
+from mergemill.engine.checkpoint.weights import HEADER_THREADS
 from mergemill.engine.errors import PlanError
 from mergemill.engine.offers.offer import Offer, Offers
+from mergemill.engine.storage.ranges import read_into
 from mergemill.engine.tensors.expressions import Expression, Stored
 from mergemill.engine.tensors.numbers import NUMBER_DTYPES
+
+MOST_SMALL_BYTES = 4096  # of a tensor that is read for the plan
 
 # Of activations and of the cache: a model of plain weights has no use for them.
 _ACTIVATIONS = (
@@ -85,3 +90,21 @@ def _iter_activations(name: str, offers: Offers) -> Iterator[str]:
         own = f"{last[0]}_scale"  # of the cache, which has one for each layer
         beside += [f"{module}.{each}" for each in ((own,) if last in ("q_proj", "v_proj") else _CACHE)]
     yield from (each for each in beside if each in offers)
+
+
+def read_said(checkpoint: Checkpoint, names: Sequence[str]) -> Mapping[str, bytes]:
+    """Return the bytes of small tensors that say what stands nowhere else; `PlanError` for one that is not small.
+
+    They are the only data that a plan reads, several at a time, since each waits for its storage.
+    """
+
+    def read(name: str) -> bytes:
+        stored = checkpoint.tensors[name]
+        if stored.nbytes > MOST_SMALL_BYTES:
+            raise refuse(checkpoint, name, f"has {stored.nbytes} bytes; such a tensor has at most {MOST_SMALL_BYTES}")
+        data = bytearray(stored.nbytes)
+        read_into(stored.read_from or stored.file, stored.offset_bytes, memoryview(data), checkpoint.storage)
+        return bytes(data)
+
+    with ThreadPoolExecutor(HEADER_THREADS) as pool:
+        return dict(zip(names, pool.map(read, names), strict=True))

@@ -9,14 +9,19 @@ from collections.abc import Mapping
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.checkpoint.family import Family
 from mergemill.engine.checkpoint.weights import StoredTensor
+from mergemill.engine.offers.bitsandbytes import offer_bitsandbytes
+from mergemill.engine.offers.fp4 import offer_fp4
+from mergemill.engine.offers.gptq import offer_gptq
+from mergemill.engine.offers.mxfp4 import offer_mxfp4
 from mergemill.engine.offers.offer import Asked, Format, Offer, Offers
+from mergemill.engine.offers.packed import offer_packed
 from mergemill.engine.offers.scaled import offer_scaled
 from mergemill.engine.offers.ties import offer_ties
 from mergemill.engine.tensors.expressions import Expression, Stored
 from mergemill.engine.tensors.permuted import Permuted
 
 # Of quantised weights: values and scales as one. They come first: everything after is told of numbers alone.
-QUANTIZED: tuple[Format, ...] = (offer_scaled,)
+QUANTIZED: tuple[Format, ...] = (offer_bitsandbytes, offer_gptq, offer_packed, offer_mxfp4, offer_fp4, offer_scaled)
 FORMATS: tuple[Format, ...] = (offer_ties,)
 
 

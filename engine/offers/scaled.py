@@ -46,9 +46,12 @@ def _offer(name: str, values: Stored, scale: str, offers: Offers, checkpoint: Ch
     if scales is None:
         raise refuse(checkpoint, scale, "is no plain tensor")
     check_numbers(scale, scales, checkpoint)
-    shape = (1, *values.shape) if len(values.shape) == 1 else values.shape
+    # Whole numbers with the scales of block FP8 are FP4, two values a byte, as transformers has it.
+    is_fp4 = values.dtype == "I8" and scale.endswith("_scale_inv")
+    whole = (*values.shape[:-1], 2 * values.shape[-1]) if is_fp4 else values.shape
+    shape = (1, *whole) if len(whole) == 1 else whole
     rows, columns = shape[-2:]
-    block_rows, block_columns = _find_block(scale, shape, values.shape, scales.shape, checkpoint)
+    block_rows, block_columns = _find_block(scale, shape, whole, scales.shape, checkpoint)
     if scales.size == 1:
         rows = block_rows = math.prod(shape[:-1])
     zero, uses = f"{name}_zero_point", [name, scale]
@@ -59,9 +62,9 @@ def _offer(name: str, values: Stored, scale: str, offers: Offers, checkpoint: Ch
             raise refuse(checkpoint, zero, f"has shape {list(zeros.shape)}, and its scales {list(scales.shape)}")
         uses.append(zero)
     expression = Dequantized(
-        Codes(values, 8, values.dtype),
+        Codes(values, 4, "E2M1") if is_fp4 else Codes(values, 8, values.dtype),
         Listed(scales, exponents=scales.dtype == "U8"),
-        values.shape,
+        whole,
         find_dtype(checkpoint.config),
         rows,
         columns,

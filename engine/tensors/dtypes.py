@@ -22,6 +22,7 @@ _KINDS = {
     "BF16": _Kind("bfloat16", 2, floating=True),
     "F8_E4M3": _Kind("float8_e4m3fn", 1, floating=True),
     "F8_E5M2": _Kind("float8_e5m2", 1, floating=True),
+    "F8_E8M0": _Kind("float8_e8m0fnu", 1),  # exponents, which scale values and are none
     "I64": _Kind("int64", 8),
     "I32": _Kind("int32", 4),
     "I16": _Kind("int16", 2),

@@ -37,11 +37,13 @@ BLOCK_CONFIG = {"quantization_config": {"quant_method": "fp8", "weight_block_siz
 def write_pair(folder: Path, seed: int, *, quantize: Quantize = to_block_fp8, **config: Any) -> None:
     """Write a model whose projections are quantised as ``NAME``, and what it means in float32 as ``plain-NAME``."""
     write_llama(folder, seed=seed, layers=2, hidden=256, intermediate=512)
-    tensors, plain = {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    plain: dict[str, torch.Tensor] = {}
     for name, tensor in read_tensors(folder).items():
         if name.endswith(PROJECTION):
             stored, plain[name] = quantize(tensor.float())
-            tensors |= {f"{name}{ending}": each for ending, each in stored.items()}
+            stem = name.removesuffix(".weight")
+            tensors |= {f"{stem if ending[:1] == '.' else name}{ending}": each for ending, each in stored.items()}
         else:
             tensors[name] = plain[name] = tensor
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -191,3 +193,46 @@ def test_scales_without_values_and_values_without_scales_are_refused(models: Pat
         body = {"merge_method": "linear", "models": [{"model": str(folder)}], "parameters": {"weight": 1}}
         with pytest.raises(PlanError, match=r"quantized .*0\.mlp\.up_proj\.weight"):
             make_plan(make_recipe_of(body))
+
+
+def to_gptq(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Return words of several inputs each, as they lie the other way round, with groups in another order."""
+    columns = weight.shape[1]
+    order = torch.arange(columns) * 7 % columns // (columns // 4)
+    codes, scales = (weight * 300 + 8).round().clamp(0, 15).long(), torch.full((4, len(weight)), 1 / 300).half()
+    scales *= torch.arange(1, 5)[:, None]
+    words = (codes.T.reshape(columns // 8, 8, -1) << 4 * torch.arange(8)[:, None]).sum(1)
+    words = torch.where(words >= 1 << 31, words - (1 << 32), words).int()
+    zeros = torch.full((4, len(weight) // 8), 0x77777777, dtype=torch.int32)
+    stored = {".qweight": words, ".qzeros": zeros, ".scales": scales, ".g_idx": order.int()}
+    return stored, ((codes - 8) * scales.double()[order].T).float()
+
+
+def to_nf4(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    table, scales = torch.linspace(-1, 1, 16), weight.abs().reshape(-1, 64).amax(1)
+    codes = (weight.reshape(-1, 64) / scales[:, None] * 7.5 + 7.5).round().clamp(0, 15).long()
+    both = codes.view(-1, 2)
+    said = {"shape": list(weight.shape), "blocksize": 64, "quant_type": "nf4"}
+    state = torch.tensor(list(json.dumps(said).encode()), dtype=torch.uint8)
+    stored = {
+        "": (both[:, :1] << 4 | both[:, 1:]).to(torch.uint8),
+        ".weight.absmax": scales,
+        ".weight.quant_map": table,
+    }
+    stored[".weight.quant_state.bitsandbytes__nf4"] = state
+    return stored, (table[codes] * scales[:, None]).view(weight.shape)
+
+
+@pytest.mark.parametrize("quantize", [to_gptq, to_nf4])
+@pytest.mark.parametrize("method", ["linear", "ties", "slerp"])
+def test_so_is_a_merge_of_four_bits(quantize: Quantize, method: str, tmp_path: Path) -> None:
+    """Stored the other way round, or in blocks of their own; and no config says anything."""
+    for seed, name in enumerate(("base", "a", "b")):
+        write_pair(tmp_path / name, seed, quantize=quantize, x=1)
+    outs = []
+    for prefix in ("", "plain-"):
+        with parts_of(SMALL_PART):
+            outs.append(merge(tmp_path, f"out-{prefix}", body_of(method), prefix))
+    found, wanted = (read_tensors(out) for out in outs)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
