@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -52,6 +52,7 @@ class Checkpoint:
     storage: Storage = ENVIRONMENT  # how it is reached
     is_pipeline: bool = False  # of components: its tensors and files begin with the name of a folder
     left_out: tuple[str, ...] = ()  # what is no weight in the files of its weights, in words, for each that has such
+    called: Mapping[str, str] = field(default_factory=dict)  # what is stored under another name, and that name
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -13,12 +13,24 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from importlib import resources
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Side = Literal["before", "after"]
 
 # A component that is a number, with the points around it; a longer one counts no layers.
 _LAYER = re.compile(r"(?:^|\.)(?P<layer>0|[1-9][0-9]{0,8})(?:\.|\Z)")
+
+
+class Layout(NamedTuple):
+    """A tensor that others make up, one after the other, where another layout has these."""
+
+    whole: str  # the end of its name
+    parts: tuple[str, ...]  # the ends of theirs after the same beginning; ``#``: the number of an expert, from 0 on
+
+    @property
+    def numbered(self) -> bool:
+        """Whether the whole has an axis of experts."""
+        return "#" in self.parts[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +52,10 @@ class Family:
     after: tuple[str, ...]  # exceptions from `before`
     later: tuple[str, ...]  # tensors of what predicts later tokens, where they are no layers of the stack
     roles: tuple[tuple[str, tuple[str, ...]], ...]  # (module as recipes for mergekit call it, names that it has here)
+    layouts: tuple[Layout, ...]  # what is stored whole or in parts
+    prefixes: tuple[str, ...]  # what names of one tensor may or may not begin with
+    spellings: tuple[tuple[str, str], ...]  # parts of names, and how others spell them
+    packed_otherwise: tuple[str, ...]  # tensors that have such a name and another order of elements
 
 
 def choose_family(config: Mapping[str, Any]) -> Family:
@@ -114,6 +130,18 @@ def is_optional(name: str, family: Family) -> bool:
     return _matches(name, family.optional)
 
 
+def is_packed_otherwise(name: str, family: Family) -> bool:
+    """Say whether a tensor is no stack of parts, though it is called like one."""
+    return _matches(name, family.packed_otherwise)
+
+
+def spell(name: str, family: Family) -> str:
+    """Return a tensor's name in the one spelling that stands for all."""
+    for old, new in family.spellings:
+        name = name.replace(old, new)
+    return name
+
+
 def find_tie(name: str, names: Collection[str], family: Family) -> str | None:
     """Return the one of `names` that stands for tensor `name` where embeddings are tied.
 
@@ -159,9 +187,8 @@ def _families() -> Mapping[str, Family]:
 
 
 def _make_family(data: Mapping[str, Any], default: Mapping[str, Any]) -> Family:
-    return Family(
-        **{field.name: _freeze([*data.get(field.name, ()), *default.get(field.name, ())]) for field in fields(Family)}
-    )
+    found = {field.name: _freeze([*data.get(field.name, ()), *default.get(field.name, ())]) for field in fields(Family)}
+    return Family(**found | {"layouts": tuple(Layout(*each) for each in found["layouts"])})
 
 
 def _freeze(value: Any) -> Any:

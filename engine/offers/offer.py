@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.checkpoint.family import Family
+from mergemill.engine.checkpoint.layout import TensorInfo
 from mergemill.engine.tensors.expressions import Expression
 
 
@@ -14,6 +15,8 @@ class Offer:
 
     expression: Expression
     uses: tuple[str, ...]  # names of the stored tensors that it is made of, for the ledger
+    parts: tuple[TensorInfo, ...] = ()  # what the model has in its place, where it offers these as one
+    matched: str = ""  # what filters beside the model match, where that is not the name that is offered
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,15 +1,17 @@
 """Filling a slot: from candidates to the expression of one output tensor."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mergemill.engine.checkpoint import Checkpoint, read_vocabulary
-from mergemill.engine.checkpoint.family import Family, is_optional, is_vocabulary
+from mergemill.engine.checkpoint.family import Family, is_optional, is_vocabulary, spell, split_layer
 from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.contract import Method
+from mergemill.engine.offers.layouts import AS_THEY_ARE, Packs
 from mergemill.engine.offers.offer import Offer, Offers
 from mergemill.engine.plan.coverage import OPTIONAL_UNUSED, OTHERS, VECTOR_UNUSED, WEIGHTLESS, Ledger, Use
-from mergemill.engine.plan.settings import resolve_settings
+from mergemill.engine.plan.policy import MERGE_ALL, Policies, Verdict
+from mergemill.engine.plan.settings import Site, resolve_settings
 from mergemill.engine.plan.slots import Candidate, Slot
 from mergemill.engine.plan.steps import Steps
 from mergemill.engine.plan.values import OutputTensor
@@ -46,6 +48,8 @@ class Filling:
     stage: str  # the merge's name among several, which its random numbers depend on; empty where it has none
     where: str  # the recipe's name, for errors
     checkpoints: Mapping[str, Checkpoint] = field(default_factory=dict)  # by model: whose vocabularies errors name
+    policies: Policies = MERGE_ALL
+    packs: Packs = AS_THEY_ARE  # how the output stores what is merged as one tensor
 
 
 Found = tuple[Candidate, Offer]
@@ -53,6 +57,9 @@ Found = tuple[Candidate, Offer]
 
 def fill_slot(slot: Slot, filling: Filling, ledger: Ledger) -> OutputTensor | None:
     """Return the output tensor of `slot` and enter its inputs into the ledger; None where a rule drops them."""
+    verdict = filling.policies.find(_find_site(slot, filling).tensor)
+    if verdict.action != "merge":
+        return _follow(verdict, slot, filling, ledger)
     found = _find(slot, filling)
     if not found:
         return None
@@ -70,7 +77,48 @@ def fill_slot(slot: Slot, filling: Filling, ledger: Ledger) -> OutputTensor | No
     unused = None if how == "merged" else VECTOR_UNUSED
     enter_delta_bases(slot, [each for each, _ in read], unused, filling.offers, ledger)
     enter_delta_bases(slot, [each for each, _ in unread], WEIGHTLESS, filling.offers, ledger)
-    return OutputTensor(slot.site.tensor, dtype, expression, _most_growth(slot, expression, filling))
+    parts = filling.packs.find(slot.site.tensor, expression.shape, dtype)
+    return OutputTensor(slot.site.tensor, dtype, expression, _most_growth(slot, expression, filling), parts)
+
+
+def enter_unmerged(policies: Policies, offers: Mapping[str, Offers], ledger: Ledger) -> None:
+    """Enter into the ledger what no output tensor takes because of a policy."""
+    for model, found in offers.items():
+        for name, rule in policies.find_unmerged(found):
+            _drop_offer(model, found[name], rule, ledger)
+
+
+def _find_site(slot: Slot, filling: Filling) -> Site:
+    """Return where settings are looked up: filters know the names that the output has."""
+    if not filling.packs.parts:
+        return slot.site
+    offers = (filling.offers[candidate.model].get(candidate.tensor) for candidate in slot.candidates)
+    first = next((offer for offer in offers if offer is not None), None)
+    parts = () if first is None else filling.packs.find(slot.site.tensor, first.shape, first.dtype)
+    return replace(slot.site, tensor=parts[0].name) if parts else slot.site
+
+
+def _follow(verdict: Verdict, slot: Slot, filling: Filling, ledger: Ledger) -> OutputTensor | None:
+    """Return the tensor of one model, as it is or cast; None where the policy leaves it out."""
+    if verdict.action == "drop":
+        return None
+    model, name = verdict.model, slot.site.tensor
+    tensor = next((each.tensor for each in slot.candidates if each.model == model), None)
+    outside = split_layer(name) is None
+    offer = filling.offers[model].get(tensor or name) if tensor is not None or outside else None
+    if offer is None:
+        raise PlanError(
+            f"{filling.where}: policy: tensor {name} is to be copied from {model}, which has none in its place; copy "
+            f"it from a model that has it, or drop it"
+        )
+    for used in offer.uses:
+        ledger.use(model, used, "copied")
+    return _write_as_it_is(name, offer, filling)
+
+
+def _write_as_it_is(name: str, offer: Offer, filling: Filling) -> OutputTensor:
+    dtype = filling.dtype if filling.dtype and is_mergeable(offer.dtype) else offer.dtype
+    return OutputTensor(name, dtype, offer.expression, None, filling.packs.find(name, offer.shape, dtype))
 
 
 def copy_offer(name: str, model: str, models: Sequence[str], filling: Filling, ledger: Ledger) -> OutputTensor:
@@ -80,16 +128,18 @@ def copy_offer(name: str, model: str, models: Sequence[str], filling: Filling, l
     for used in offer.uses:
         ledger.use(model, used, "copied")
     for other in (each for each in models if each != model):
-        for used in filling.offers[other][name].uses:
-            ledger.drop(other, used, OTHERS)
-    dtype = filling.dtype if filling.dtype and is_mergeable(offer.dtype) else offer.dtype
-    return OutputTensor(name, dtype, offer.expression, None)
+        _drop_offer(other, filling.offers[other][name], OTHERS, ledger)
+    return _write_as_it_is(name, offer, filling)
 
 
 def _drop(found: Sequence[Found], rule: str, ledger: Ledger) -> None:
     for candidate, offer in found:
-        for name in offer.uses:
-            ledger.drop(candidate.model, name, rule)
+        _drop_offer(candidate.model, offer, rule, ledger)
+
+
+def _drop_offer(model: str, offer: Offer, rule: str, ledger: Ledger) -> None:
+    for name in offer.uses:
+        ledger.drop(model, name, rule)
 
 
 def _most_growth(slot: Slot, expression: Expression, filling: Filling) -> float | None:
@@ -191,17 +241,19 @@ def _merge(
     if slot.alone and (filling.method.least_inputs > 1 or filling.method.base in ("required", "first of two")):
         return found[0][1].expression, []  # a module of one model, which the method takes as it is
     base, inputs = _split_base(slot, found, filling)
+    site = _find_site(slot, filling)
     settings = resolve_settings(
         filling.method,
-        slot.site,
-        [(candidate.model, candidate.tensor, candidate.parameters) for candidate, _ in inputs],
+        site,
+        [(each.model, offer.matched or each.tensor, each.parameters) for each, offer in inputs],
         where=filling.where,
     )
     if copies_input(filling.method, settings):
         return inputs[0][1].expression, []
     shape, places = inputs[0][1].shape, tuple(candidate.place for candidate, _ in inputs)
-    kernel = filling.steps.find_kernel(filling.method, slot.site, where=filling.where)
-    named = f"{filling.stage}/{slot.site.tensor}" if filling.stage else slot.site.tensor
+    kernel = filling.steps.find_kernel(filling.method, site, where=filling.where)
+    named = spell(slot.site.tensor, filling.family)  # random masks do not depend on the donor's spelling
+    named = f"{filling.stage}/{named}" if filling.stage else named
     place = Place(named, shape, filling.seed, places, block=kernel.block(shape, settings))
     deltas = [
         find_delta_base(slot, candidate, offer, filling.offers, where=filling.where) for candidate, offer in inputs
@@ -217,7 +269,7 @@ def _merge(
         settings,
         place,
         wide,
-        filling.steps.find_factors(slot.site, len(inputs), where=filling.where),
+        filling.steps.find_factors(site, len(inputs), where=filling.where),
         find_numbers(filling.vectors, [each for each, _ in inputs]) if filling.steps.takes_squares else (),
     )
     unread = find_weightless(merged, filling.steps, filling.guard)

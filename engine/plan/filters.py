@@ -6,7 +6,37 @@ from typing import Any
 from mergemill.engine.checkpoint.family import join_layer, split_layer
 from mergemill.engine.methods.contract import Method
 from mergemill.engine.plan.stacks import Checkpoints, Stack
-from mergemill.engine.recipe import Condition, Setting, Source
+from mergemill.engine.recipe import Condition, Module, Parameters, Policy, Recipe, Setting, Source
+
+
+def list_filters(recipe: Recipe) -> tuple[Condition | Policy, ...]:
+    """Return the policies, and the conditions of all settings, whose filter does not match every name."""
+    found: dict[str, Condition | Policy] = {
+        str(rule.filter): rule for rule in recipe.policy or () if rule.filter not in (None, "*")
+    }
+    for parameters in iter_parameters(recipe):
+        for setting in parameters.values():
+            for item in setting if isinstance(setting, tuple) else ():
+                if isinstance(item, Condition) and item.filter not in (None, "*"):
+                    found.setdefault(str(item.filter), item)
+    return tuple(found.values())
+
+
+def divide(filters: Sequence[Condition | Policy], names: Sequence[str]) -> bool:
+    """Return whether one of the filters matches some of the names and not all."""
+    return any(len({each.matches(name) for name in names}) > 1 for each in filters)
+
+
+def iter_parameters(recipe: Recipe) -> Iterator[Parameters]:
+    """Yield all settings of a recipe, wherever they stand."""
+    yield from (step.parameters for step in (recipe.coefficients, *(recipe.post or ())) if step is not None)
+    parts: list[Recipe | Module] = [recipe, *(recipe.modules or {}).values()]
+    for part in parts:
+        yield part.parameters
+        yield from (entry.parameters for entry in part.models or ())
+        for piece in part.slices or ():
+            yield piece.parameters
+            yield from (source.parameters for source in piece.sources)
 
 
 def warn_of_filters(method: Method, stacks: Sequence[Stack], checkpoints: Checkpoints, *, where: str) -> Iterator[str]:

@@ -12,8 +12,10 @@ from mergemill.engine.checkpoint.quantized import find_quantization, find_unread
 from mergemill.engine.errors import PlanError
 from mergemill.engine.offers.beside import is_activation
 from mergemill.engine.offers.offer import Offers
+from mergemill.engine.plan.filters import iter_parameters
+from mergemill.engine.plan.policy import Policies
 from mergemill.engine.plan.stacks import Stack
-from mergemill.engine.recipe import Module, Parameters, Recipe
+from mergemill.engine.recipe import Recipe
 
 
 def check_inputs(
@@ -28,13 +30,21 @@ def check_inputs(
             _check_quantized(checkpoint, offers[model], where)
 
 
-def check_heads(stacks: Sequence[Stack], checkpoints: Mapping[str, Checkpoint], family: Family, *, where: str) -> None:
+def check_heads(
+    stacks: Sequence[Stack],
+    checkpoints: Mapping[str, Checkpoint],
+    family: Family,
+    policies: Policies,
+    *,
+    where: str,
+) -> None:
     """Raise `PlanError` for a model without a head whose config says that its embedding is none.
 
     Such a model is cut short, or is no language model: its embedding would be merged into the others' heads.
     """
     tails = {str(source.model): None for stack in stacks for source in stack.stretches[-1].sources}
-    heads = {name for model in tails for name in checkpoints[model].tensors if _may_be_tied(name, family)}
+    found = {name for model in tails for name in checkpoints[model].tensors if _may_be_tied(name, family)}
+    heads = {name for name in found if policies.find(name).action == "merge"}
     for model in tails:
         tensors, config = checkpoints[model].tensors, checkpoints[model].config
         lacking = sorted(heads - tensors.keys()) if says_tied(config) is False else []
@@ -128,15 +138,5 @@ def _copies_all(recipe: Recipe) -> bool:
     return (
         recipe.merge_method == "passthrough"
         and recipe.dtype is recipe.out_dtype is None
-        and not any("scale" in parameters for parameters in _iter_parameters(recipe))
+        and not any("scale" in parameters for parameters in iter_parameters(recipe))
     )
-
-
-def _iter_parameters(recipe: Recipe) -> Iterator[Parameters]:
-    parts: list[Recipe | Module] = [recipe, *(recipe.modules or {}).values()]
-    for part in parts:
-        yield part.parameters
-        yield from (entry.parameters for entry in part.models or ())
-        for piece in part.slices or ():
-            yield piece.parameters
-            yield from (source.parameters for source in piece.sources)

@@ -119,7 +119,7 @@ def _in_file_order(group: Sequence[OutputTensor]) -> list[OutputTensor]:
 
 
 def _make_shard(group: Sequence[OutputTensor], name: str) -> Shard:
-    infos = [_info(tensor) for tensor in group]
+    infos = [info for tensor in group for info in tensor.infos]
     header = make_header(infos, METADATA)
     size_bytes = len(header) + sum(info.nbytes for info in infos)
     return Shard(name, header, size_bytes, tuple(info.name for info in infos))

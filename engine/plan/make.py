@@ -1,6 +1,7 @@
 """Making a plan: recipe × checkpoints → plan. Seconds, a few megabytes, headers only."""
 
 import difflib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,12 +15,14 @@ from mergemill.engine.errors import Absent, CheckpointError, PlanError
 from mergemill.engine.methods.contract import Method
 from mergemill.engine.methods.own import GivenMethods, get_any_method
 from mergemill.engine.offers.formats import open_offers
+from mergemill.engine.offers.layouts import Arrangement, join_layouts
+from mergemill.engine.offers.names import name_alike, unwrap_names, warn_of_names
 from mergemill.engine.plan.code import find_code, warn_of_code
 from mergemill.engine.plan.coverage import Ledger
 from mergemill.engine.plan.disagreement import warn_of_disagreement
 from mergemill.engine.plan.draft import SHARD_SIZE, Draft, finish
-from mergemill.engine.plan.fill import Filling, fill_slot
-from mergemill.engine.plan.filters import warn_of_filters
+from mergemill.engine.plan.fill import Filling, enter_unmerged, fill_slot
+from mergemill.engine.plan.filters import divide, list_filters, warn_of_filters
 from mergemill.engine.plan.inputs import (
     check_heads,
     check_inputs,
@@ -28,6 +31,7 @@ from mergemill.engine.plan.inputs import (
     warn_of_missing_head,
 )
 from mergemill.engine.plan.later import find_later
+from mergemill.engine.plan.policy import make_policies, warn_of_policies
 from mergemill.engine.plan.settings import warn_of_residuals, warn_of_unused
 from mergemill.engine.plan.share import share_reads
 from mergemill.engine.plan.slots import iter_slots
@@ -35,7 +39,7 @@ from mergemill.engine.plan.small_files import Inputs, make_files, warn_of_missin
 from mergemill.engine.plan.spellings import join_spellings, read_paths
 from mergemill.engine.plan.stacks import Stack, make_stacks
 from mergemill.engine.plan.stages import StageModel, add_stages, find_offers, list_stored, make_stage
-from mergemill.engine.plan.steps import make_steps
+from mergemill.engine.plan.steps import make_steps, sees_alone
 from mergemill.engine.plan.summary import describe_choice, describe_donor, warn_of_dtypes
 from mergemill.engine.plan.values import Origin, Plan
 from mergemill.engine.plan.vectors import check_delta_bases, list_vectors
@@ -110,19 +114,24 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
     steps = make_steps(recipe, method, where=where)
     given = open_models(refs, make_storage(join_options(asked.storage, recipe.storage)), stages, where)
     recipe, opened, spelt = join_spellings(recipe, given, where=where)
-    checkpoints = share_reads(opened)
-    check_kinds(checkpoints, where)
-    donor = checkpoints[str(recipe.base_model) if recipe.base_model else next(iter(checkpoints))]
+    stored = share_reads(opened)
+    check_kinds(stored, where)
+    chosen = str(recipe.base_model) if recipe.base_model else next(iter(stored))
+    family = choose_family(stored[chosen].config)
+    checkpoints = name_alike(unwrap_names(stored), chosen, family, list((recipe.name_map or {}).items()), where=where)
+    donor = checkpoints[chosen]
     _check_vocabularies(recipe, donor, checkpoints, where)
-    family = choose_family(donor.config)
     quantized = keeps_quantized(recipe, checkpoints)
     offers = open_offers(checkpoints, family, find_offers(checkpoints, stages), quantized=quantized)
     check_inputs(recipe, checkpoints, offers, family, where=where)
     later = find_later(recipe, checkpoints, offers, family)
     offers = later.leave_out(offers)
-    stacks = make_stacks(recipe, checkpoints, offers, family)
+    divides = functools.partial(divide, list_filters(recipe))
+    offers, packs = join_layouts(offers, Arrangement(chosen, family, sees_alone(method, steps), divides))
+    policies = make_policies(recipe, chosen, list(checkpoints), where=where)
+    stacks = make_stacks(recipe, checkpoints, offers, family, policies)
     check_ranges(stacks, checkpoints, family, where=where)
-    check_heads(stacks, checkpoints, family, where=where)
+    check_heads(stacks, checkpoints, family, policies, where=where)
     check_delta_bases(stacks, method, where=where)
     vectors = list_vectors(stacks)
     dtype = recipe.out_dtype or recipe.dtype
@@ -139,11 +148,14 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
         recipe.name or "",
         where,
         checkpoints,
+        policies,
+        packs,
     )
     ledger = Ledger()
     later.enter(checkpoints, ledger)
     filled = (fill_slot(slot, filling, ledger) for slot in iter_slots(stacks, offers, family))
     tensors = [tensor for tensor in filled if tensor is not None]
+    enter_unmerged(policies, offers, ledger)
     needed = find_needed(donor)
     inputs = Inputs(checkpoints, list_stored(checkpoints, stages), donor)
     check_whole(tensors, stacks, checkpoints, offers, donor, family, where=where)
@@ -161,6 +173,8 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
             *warn_of_code(recipe, code, where=where),
             *(told for checkpoint in checkpoints.values() for told in checkpoint.left_out),
             *spelt,
+            *warn_of_policies(policies, offers, where=where),
+            *warn_of_names(checkpoints, chosen, where=where),
             *warn_of_dtypes(recipe, checkpoints, tensors, where=where),
             *warn_of_disagreement(donor, checkpoints, where=where),
             *warn_of_activations(checkpoints, offers, where=where),

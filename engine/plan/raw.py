@@ -129,9 +129,9 @@ class _Raw:
 
 
 def _check_raw(recipe: Recipe, where: str) -> None:
-    for key in ("slices", "modules", "tokenizer", "chat_template"):
+    for key in ("slices", "modules", "tokenizer", "chat_template", "name_map", "policy"):
         if getattr(recipe, key) is not None:
-            raise PlanError(f"{where}: a raw merge knows no layers and no tokenizer; leave {key} out")
+            raise PlanError(f"{where}: a raw merge takes tensors as they are called, and no config; leave {key} out")
 
 
 def _draft(raw: _Raw, given: Mapping[str, Offers], inputs: Inputs, told: Sequence[str]) -> Draft:

@@ -161,7 +161,7 @@ def _card(
         recipe_text=recipe_text(recipe),
         code={file.name: file.sha256 for file in code},
         dtypes=sorted({tensor.dtype for tensor in tensors}),
-        tensor_count=len(tensors),
+        tensor_count=sum(len(tensor.infos) for tensor in tensors),
         parameter_count=sum(_size(tensor) for tensor in tensors),
         license_fields=common_license(list(inputs.stored.values())),
     )

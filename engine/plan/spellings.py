@@ -76,7 +76,7 @@ def _change(value: Any, change: Callable[[ModelRef], ModelRef]) -> Any:
     for name in ("model", "delta_base", "base_model"):
         if (ref := getattr(value, name, None)) is not None:
             update[name] = change(ref)
-    for name in ("models", "sources", "slices"):
+    for name in ("models", "sources", "slices", "policy"):
         if (items := getattr(value, name, None)) is not None:
             update[name] = tuple(_change(item, change) for item in items)
     return value.model_copy(update=update)

@@ -13,6 +13,7 @@ from mergemill.engine.checkpoint.family import Family, is_counted, layer_stacks,
 from mergemill.engine.errors import PlanError
 from mergemill.engine.offers.offer import Offers
 from mergemill.engine.plan.modules import choose_module
+from mergemill.engine.plan.policy import MERGE_ALL, Policies
 from mergemill.engine.recipe import ModelEntry, ModelRef, Module, Parameters, Recipe, Slice, Source
 
 Checkpoints = Mapping[str, Checkpoint]  # by the model's reference as text, in the recipe's order
@@ -71,6 +72,8 @@ class _Found:
     family: Family
     layers: Mapping[str, Mapping[str, tuple[int, ...]]]  # numbers of layers by model and stack
     outside: tuple[str, ...]  # names of tensors of no layer
+    offers: Mapping[str, Offers]
+    policies: Policies
 
     def fail(self, words: str) -> PlanError:
         return PlanError(f"{self.recipe.file or 'recipe'}: {words}")
@@ -86,14 +89,18 @@ def models_of(source: Source) -> tuple[str, ...]:
 
 
 def make_stacks(
-    recipe: Recipe, checkpoints: Checkpoints, offers: Mapping[str, Offers], family: Family
+    recipe: Recipe,
+    checkpoints: Checkpoints,
+    offers: Mapping[str, Offers],
+    family: Family,
+    policies: Policies = MERGE_ALL,
 ) -> tuple[Stack, ...]:
     """Return the output's stacks of layers, by name; one without layers where the models have none."""
     stacks = {stack for model, names in offers.items() for stack in _find_layers(checkpoints[model], names, family)}
     numbers = {model: layer_stacks(names) for model, names in offers.items()}
     layers = {model: {name: each for name, each in own.items() if name in stacks} for model, own in numbers.items()}
     outside = {name: None for names in offers.values() for name in names if split_stack(name, stacks) is None}
-    found = _Found(recipe, checkpoints, family, layers, tuple(outside))
+    found = _Found(recipe, checkpoints, family, layers, tuple(outside), offers, policies)
     if recipe.modules is None:
         module = Module.model_construct(models=recipe.models, slices=recipe.slices, parameters=Parameters())
         return _make_module("default", module, (recipe.parameters,), found.names, found)
@@ -113,7 +120,7 @@ def find_owner(name: str, stacks: Sequence[Stack], family: Family) -> Stack:
     """Return the stack beside which a tensor of no layer stands: of its module, then of the longest common name."""
     modules = list(dict.fromkeys(stack.module for stack in stacks))
     if len(modules) == 1 and all(stack.whole for stack in stacks):
-        return stacks[0]  # all are of the same models
+        return max(stacks, key=lambda stack: len(stack.stretches[0].sources))  # all are of all models, but for policies
     module = choose_module(name, modules, family) if len(modules) > 1 else None
     own = [stack for stack in stacks if module is None or stack.module == module]
     near = max(_count_shared(name, stack.name) for stack in own)
@@ -211,6 +218,20 @@ def _with_base(models: Sequence[ModelEntry], base: ModelRef | None) -> tuple[Mod
     return (*models, *([] if base is None or str(base) in listed else [ModelEntry(model=base)]))
 
 
+def _leave_lacking(stack: str, entries: Sequence[ModelEntry], found: _Found) -> Sequence[ModelEntry]:
+    """Return the models that a stack is made of: where a policy has nothing of it merged, others may lack it."""
+    layers = {str(entry.model): found.layers[str(entry.model)].get(stack, ()) for entry in entries}
+    if not found.policies.rules or len({each[-1:] for each in layers.values()}) < 2:
+        return entries
+    names = {name for own in found.offers.values() for name in own if (split_layer(name) or ("",))[0] == stack}
+    verdicts = {found.policies.find(name) for name in names}
+    if any(verdict.action == "merge" for verdict in verdicts):
+        return entries
+    sources = {verdict.model for verdict in verdicts if verdict.action == "copy"}
+    wanted = [entry for entry in entries if str(entry.model) in sources]
+    return wanted or [entry for entry in entries if layers[str(entry.model)]][:1]
+
+
 def _make_whole(
     entries: Sequence[ModelEntry],
     stack: str,
@@ -218,6 +239,7 @@ def _make_whole(
     module: str,
     found: _Found,
 ) -> Stack:
+    entries = _leave_lacking(stack, entries, found)
     models = [str(ref) for entry in entries for ref in (entry.model, entry.delta_base) if ref is not None]
     counts = {model: _count_layers(model, stack, found) for model in models}
     if len(set(counts.values())) > 1:

@@ -6,10 +6,12 @@ the one that its output would have, and its other files are its donor's.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 from mergemill.engine.checkpoint.checkpoint import CONFIG_NAME, Checkpoint
 from mergemill.engine.checkpoint.config import parse_config
+from mergemill.engine.checkpoint.layout import TensorInfo
 from mergemill.engine.checkpoint.weights import StoredTensor
 from mergemill.engine.errors import PlanError
 from mergemill.engine.offers.offer import Offer, Offers
@@ -18,7 +20,6 @@ from mergemill.engine.plan.small_files import Inputs
 from mergemill.engine.plan.values import OutputTensor
 from mergemill.engine.recipe import Recipe
 from mergemill.engine.storage.ranges import Pin
-from mergemill.engine.tensors.dtypes import item_bytes
 from mergemill.engine.tensors.unwritten import Unwritten
 
 
@@ -46,7 +47,8 @@ def make_stage(stage: Recipe, draft: Draft, inputs: Inputs, *, rounded: bool, wh
         inputs.donor,
         ref=str(stage.name),
         path=f"stage {stage.name}",
-        tensors={tensor.name: _place_nowhere(tensor, str(stage.name)) for tensor in draft.tensors},
+        tensors={info.name: _place_nowhere(info, str(stage.name)) for each in draft.tensors for info in each.infos},
+        called={},
         config=parse_config(config_text, where=where) if config_text else {},
         config_text=config_text,
         pins={file.name: file.copied for file in draft.files if file.copied is not None},
@@ -58,7 +60,27 @@ def make_stage(stage: Recipe, draft: Draft, inputs: Inputs, *, rounded: bool, wh
 def find_offers(checkpoints: Mapping[str, Checkpoint], stages: Mapping[str, StageModel]) -> Mapping[str, Offers]:
     """Return what the stages among a merge's models offer, by the name of the model."""
     by_path = {stage.checkpoint.path: stage.offers for stage in stages.values()}
-    return {model: by_path[each.path] for model, each in checkpoints.items() if each.path in by_path}
+    return {model: _rename(by_path[each.path], each) for model, each in checkpoints.items() if each.path in by_path}
+
+
+def _rename(offers: Offers, checkpoint: Checkpoint) -> Offers:
+    """Return a stage's offers under the names that its tensors have in this merge."""
+    names = {old: new for new, old in checkpoint.called.items()}
+    return {_find_name(name, offer, names): _rename_offer(offer, names) for name, offer in offers.items()}
+
+
+def _find_name(name: str, offer: Offer, names: Mapping[str, str]) -> str:
+    if not offer.parts:
+        return names.get(name, name)
+    old = offer.parts[0].name
+    start = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(name, old, strict=False)))  # in one module
+    new = names.get(old, old)
+    return new.removesuffix(old[start:]) + name[start:] if new.endswith(old[start:]) else name
+
+
+def _rename_offer(offer: Offer, names: Mapping[str, str]) -> Offer:
+    parts = tuple(replace(info, name=names.get(info.name, info.name)) for info in offer.parts)
+    return replace(offer, uses=tuple(names.get(name, name) for name in offer.uses), parts=parts)
 
 
 def list_stored(checkpoints: Mapping[str, Checkpoint], stages: Mapping[str, StageModel]) -> Mapping[str, Checkpoint]:
@@ -101,9 +123,9 @@ def add_stages(draft: Draft, stages: Mapping[str, StageModel], unused: Sequence[
 
 
 def _offer(tensor: OutputTensor, *, rounded: bool) -> Offer:
-    return Offer(Unwritten(tensor.expression, tensor.dtype, rounded), (tensor.name,))
+    uses = tuple(info.name for info in tensor.infos)
+    return Offer(Unwritten(tensor.expression, tensor.dtype, rounded), uses, tensor.stored_as)
 
 
-def _place_nowhere(tensor: OutputTensor, stage: str) -> StoredTensor:
-    size_bytes = tensor.expression.size * item_bytes(tensor.dtype)
-    return StoredTensor(tensor.name, tensor.dtype, tensor.expression.shape, Pin(f"stage {stage}", 0, ""), 0, size_bytes)
+def _place_nowhere(info: TensorInfo, stage: str) -> StoredTensor:
+    return StoredTensor(info.name, info.dtype, info.shape, Pin(f"stage {stage}", 0, ""), 0, info.nbytes)

@@ -73,6 +73,13 @@ class Steps:
         return Scaling(method, settings, tuple(vectors))
 
 
+def sees_alone(method: Method, steps: Steps) -> bool:
+    """Whether an element, or each matrix, is merged by itself, so that it does not matter what is stored as one."""
+    if method.takes_matrices or steps.steps:
+        return True
+    return method.reads == "element" and "place" not in method.given
+
+
 def make_steps(recipe: Recipe, method: Method, *, where: str) -> Steps:
     """Look the recipe's steps up; `PlanError` for unknown ones, and where the method has no task vectors."""
     if (recipe.coefficients or recipe.post) and not _has_vectors(recipe, method):

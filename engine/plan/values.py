@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mergemill.engine.checkpoint.layout import TensorInfo
 from mergemill.engine.methods.own import MethodsFile
 from mergemill.engine.plan.show import Facts, list_names, show_html, show_text
 from mergemill.engine.plan.sizes import format_size
@@ -24,12 +25,18 @@ class OutputTensor:
     most_growth: float | None = (
         None  # beyond which, or where it is not finite, the base is written instead; None: never
     )
+    stored_as: tuple[TensorInfo, ...] = ()  # the tensors that its data are in the file, one after the other; none: it
     stem: str = ""  # of the shards that hold it, where they lie in a folder: "unet/diffusion_pytorch_model"
 
     @property
     def stored_name(self) -> str:
         """Its name in its shard: without the folder of that, which its own begins with."""
         return self.name.removeprefix(f"{self.stem.rpartition('/')[0]}/") if self.stem else self.name
+
+    @property
+    def infos(self) -> tuple[TensorInfo, ...]:
+        """What a header says of it."""
+        return self.stored_as or (TensorInfo(self.stored_name, self.dtype, self.expression.shape),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from mergemill.engine.recipe.clusters import Adaptive, ClusterFile, list_clusters, load_cluster, parse_cluster
 from mergemill.engine.recipe.leaves import CHAT_TEMPLATES, DtypeName
+from mergemill.engine.recipe.names import NameMap, Policy
 from mergemill.engine.recipe.parsing import GivenRecipe, load_recipe, parse_recipe
 from mergemill.engine.recipe.references import ModelRef
 from mergemill.engine.recipe.schema import recipe_schema
@@ -40,7 +41,9 @@ __all__ = [
     "ModelRow",
     "Module",
     "Modules",
+    "NameMap",
     "Parameters",
+    "Policy",
     "Recipe",
     "Scalar",
     "Setting",

@@ -18,7 +18,7 @@ from mergemill.engine.recipe.shapes import FrozenMap, Value
 Scalar = bool | int | float | str
 Gradient = Annotated[tuple[Scalar, ...], Field(min_length=1)]
 
-_REGEX = "re:"
+REGEX = "re:"
 
 
 def _check_scalar(value: object) -> Scalar:
@@ -61,18 +61,27 @@ def _sort_of(item: object) -> str | None:
     return "text" if isinstance(item, str) else None
 
 
-def _check_filter(value: object) -> object:
+def check_filter(value: object) -> object:
     """Return a filter that can be used: any text, or after ``re:`` a regular expression that compiles."""
     if value is None:
         return value
     if not isinstance(value, str):
         raise make_predicate(f"must be text, not {describe(value)}; put it in quotes")
-    if value.startswith(_REGEX):
+    if value.startswith(REGEX):
         try:
-            re.compile(value.removeprefix(_REGEX))
+            re.compile(value.removeprefix(REGEX))
         except (re.error, OverflowError, RecursionError) as error:
             raise make_predicate(f"is '{shorten(value)}', not a valid regular expression: {error}") from None
     return value
+
+
+def matches_filter(given: str | None, tensor_name: str) -> bool:
+    """Return whether a filter matches a tensor's name."""
+    if given is None or given == "*":
+        return True
+    if given.startswith(REGEX):
+        return re.search(given.removeprefix(REGEX), tensor_name) is not None
+    return given in tensor_name
 
 
 def _check_condition_value(value: object) -> Scalar | tuple[Scalar, ...]:
@@ -91,7 +100,7 @@ class Condition(Value):
 
     called: ClassVar[str] = "a condition"
 
-    filter: Annotated[str | None, BeforeValidator(_check_filter)] = None
+    filter: Annotated[str | None, BeforeValidator(check_filter)] = None
     """A part of the output tensor's name, or `re:` and a regular expression; absent or `*` matches all."""
     value: Annotated[
         Scalar | Gradient, BeforeValidator(_check_condition_value, json_schema_input_type=Scalar | Gradient)
@@ -100,11 +109,7 @@ class Condition(Value):
 
     def matches(self, tensor_name: str) -> bool:
         """Whether this condition holds for the output tensor of that name."""
-        if self.filter is None or self.filter == "*":
-            return True
-        if self.filter.startswith(_REGEX):
-            return re.search(self.filter.removeprefix(_REGEX), tensor_name) is not None
-        return self.filter in tensor_name
+        return matches_filter(self.filter, tensor_name)
 
 
 Conditions = Annotated[tuple[Condition, ...], Field(min_length=1)]

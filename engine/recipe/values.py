@@ -19,6 +19,7 @@ from mergemill.engine.recipe.leaves import (
     check_items,
     check_number,
 )
+from mergemill.engine.recipe.names import NameMap, Policy
 from mergemill.engine.recipe.references import ModelRef
 from mergemill.engine.recipe.settings import Parameters
 from mergemill.engine.recipe.shapes import FrozenMap, Value
@@ -158,6 +159,10 @@ class Recipe(Value):
     """Factors on the task vectors before the method sees them: `{method: lines | metagpt, …}`."""
     post: Annotated[tuple[GivenStep, ...] | None, BeforeValidator(check_items)] = None
     """Steps after the method, in order: `[{method: svc, alpha: 1.0}]`."""
+    name_map: NameMap | None = None
+    """What stands for parts of the names of tensors that the donor lacks: `{blocks.: layers.}`, `re:` for patterns."""
+    policy: Annotated[tuple[Policy, ...] | None, BeforeValidator(check_items)] = None
+    """What is not merged, the first that matches: `[{filter: vision, action: copy, model: org/name}]`."""
     guard: Guard | None = None
     """What happens to tensors that come out broken; the default warns."""
     dtype: OptionalDtype = None

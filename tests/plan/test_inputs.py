@@ -51,7 +51,7 @@ def test_factors_left_in_a_model_are_refused_as_what_they_are(factor: str) -> No
 
 def test_an_adapter_given_as_a_model_is_refused_as_what_it_is() -> None:
     write_sketch(Path("a"), {f"base_model.model.{Q}.lora_{each}.weight": ("F32", (4, 8)) for each in "AB"})
-    with pytest.raises(PlanError, match=r"a/model.safetensors: is an adapter \(LoRA\), no model: base_model"):
+    with pytest.raises(PlanError, match=r"a/model.safetensors: is an adapter \(LoRA\), no model: model"):
         plan_of({"merge_method": "passthrough", "models": [{"model": "a/model.safetensors"}]})
 
 

@@ -20,6 +20,7 @@ def test_the_schema_refuses_unknown_keys_everywhere():
         "ModelEntry",
         "ModelRow",
         "Module",
+        "Policy",
         "Slice",
         "Source",
         "Token",
