@@ -125,8 +125,8 @@ def warn_of_config(
 
 def _check_of_all_layers(stack: Stack, output: _Output) -> None:
     """Refuse to move layers beside a tensor that holds something for each of them, such as embeddings of a layer."""
-    parent = "".join(stack.name.rpartition(".")[:2])
-    near = [name for name in output.shapes if name.startswith(parent)]
+    around = stack.name.removesuffix(".layer").removesuffix(".encoder").rpartition(".")[0]
+    near = [name for name in output.shapes if name.startswith(around)]
     held = next((name for name in sorted(near) if is_of_all_layers(name, output.family)), None)
     stays = _stays(stack, output.donor) and stack.layers == _count_stored(stack, output)
     if held is not None and not stays:
