@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from mergemill.engine.checkpoint.changes import Change
 from mergemill.engine.checkpoint.config import check_counts, parse_config
 from mergemill.engine.checkpoint.family import choose_family, layer_stacks
 from mergemill.engine.checkpoint.pipeline import PIPELINE_NAME, open_pipeline
@@ -53,6 +54,7 @@ class Checkpoint:
     is_pipeline: bool = False  # of components: its tensors and files begin with the name of a folder
     left_out: tuple[str, ...] = ()  # what is no weight in the files of its weights, in words, for each that has such
     called: Mapping[str, str] = field(default_factory=dict)  # what is stored under another name, and that name
+    changes: tuple[Change, ...] = ()  # what adapters change in it, in their order
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -164,7 +166,7 @@ def _open(ref: str, place: str, chosen: str, storage: Storage) -> Checkpoint:
         weights = open_folder(place, found, storage)
     modules = read_modules(found[MODULES_NAME], storage) if MODULES_NAME in found else ()
     beneath = {name: pin for folder in modules for name, pin in _list_beneath(place, folder, storage)}
-    config_text = _read_small(found[CONFIG_NAME], CONFIG_NAME, storage) if CONFIG_NAME in found else b""
+    config_text = read_small(found[CONFIG_NAME], CONFIG_NAME, storage) if CONFIG_NAME in found else b""
     config = parse_config(config_text, where=join(place, CONFIG_NAME)) if CONFIG_NAME in found else {}
     tensors = join_ties(weights.tensors, config)
     check_counts(config, choose_family(config), layer_stacks(tensors), where=ref)
@@ -183,7 +185,7 @@ def _open_pipeline(ref: str, place: str, found: Mapping[str, Pin], storage: Stor
 def read_modules(pin: Pin, storage: Storage) -> tuple[str, ...]:
     """Return the folders that a ``modules.json`` names, as far as it is one, and they lie in the model's own."""
     try:
-        found = json.loads(_read_small(pin, MODULES_NAME, storage))
+        found = json.loads(read_small(pin, MODULES_NAME, storage))
     except (ValueError, RecursionError):
         return ()
     named = [each.get("path") for each in found if isinstance(each, dict)] if isinstance(found, list) else []
@@ -207,7 +209,8 @@ def _is_small(path: PurePosixPath) -> bool:
     return not is_weights(path.name) and not path.name.startswith(".")
 
 
-def _read_small(pin: Pin, name: str, storage: Storage) -> bytes:
+def read_small(pin: Pin, name: str, storage: Storage) -> bytes:
+    """Return the bytes of a small file; `CheckpointError` for more than one of its name has."""
     with _explained():
         return read_whole(pin, find_bound(name), storage)
 

@@ -56,6 +56,7 @@ class Family:
     prefixes: tuple[str, ...]  # what names of one tensor may or may not begin with
     spellings: tuple[tuple[str, str], ...]  # parts of names, and how others spell them
     packed_otherwise: tuple[str, ...]  # tensors that have such a name and another order of elements
+    transposed: tuple[str, ...]  # weights that are stored [in, out]; none: the family has none, or is not known
 
 
 def choose_family(config: Mapping[str, Any]) -> Family:

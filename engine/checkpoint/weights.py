@@ -93,6 +93,11 @@ def open_file(place: str, ref: str, chosen: str, storage: Storage) -> Weights:
     return _join([_open_shard(pin_file(place, storage), place, storage, chosen)])
 
 
+def open_pinned(pin: Pin, where: str, storage: Storage) -> Weights:
+    """Return the weights in a file that is known."""
+    return _join([_open_shard(pin, where, storage)])
+
+
 def is_weights(name: str) -> bool:
     """Whether a file holds weights, of any format, or says in which others they are."""
     return name.endswith((*SAFETENSORS.endings, *PICKLES.endings, *FOREIGN_ENDINGS, ".index.json"))

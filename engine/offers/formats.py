@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.checkpoint.family import Family
 from mergemill.engine.checkpoint.weights import StoredTensor
+from mergemill.engine.offers.adapters import offer_adapted
 from mergemill.engine.offers.bitsandbytes import offer_bitsandbytes
 from mergemill.engine.offers.fp4 import offer_fp4
 from mergemill.engine.offers.gptq import offer_gptq
@@ -22,17 +23,19 @@ from mergemill.engine.tensors.permuted import Permuted
 
 # Of quantised weights: values and scales as one. They come first: everything after is told of numbers alone.
 QUANTIZED: tuple[Format, ...] = (offer_bitsandbytes, offer_gptq, offer_packed, offer_mxfp4, offer_fp4, offer_scaled)
-FORMATS: tuple[Format, ...] = (offer_ties,)
+FORMATS: tuple[Format, ...] = (offer_adapted, offer_ties)
 
 
 def open_offers(
     checkpoints: Mapping[str, Checkpoint], family: Family, made: Mapping[str, Offers], *, quantized: bool = False
 ) -> Mapping[str, Offers]:
-    """Return what each checkpoint of a merge offers, by the name of the model; of what is `made` nothing is stored.
+    """Return what each checkpoint of a merge offers, by the name of the model; what is `made` is stored nowhere.
 
     quantized: whether what is quantised is left as it is stored, to be copied.
     """
-    offers = {model: made.get(model) or offer_stored(checkpoint) for model, checkpoint in checkpoints.items()}
+    offers: dict[str, Offers] = {}
+    for model, checkpoint in checkpoints.items():
+        offers[model] = {**offer_stored(checkpoint), **made.get(model, {})}
     for each in FORMATS if quantized else (*QUANTIZED, *FORMATS):
         names = {name: None for found in offers.values() for name in found}  # in the order of the models
         offers = {model: each(found, Asked(checkpoints[model], family, names)) for model, found in offers.items()}

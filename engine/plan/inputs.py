@@ -24,7 +24,7 @@ def check_inputs(
     """Raise `PlanError` for a model that cannot be merged as it is stored."""
     copied = keeps_quantized(recipe, checkpoints)
     for model, checkpoint in checkpoints.items():
-        _check_factors(checkpoint, where)
+        _check_factors(checkpoint, offers[model], where)
         _check_empty(checkpoint, family, where)
         if not copied:
             _check_quantized(checkpoint, offers[model], where)
@@ -71,16 +71,16 @@ def _may_be_tied(name: str, family: Family) -> bool:
     return split_layer(name) is None and any(fnmatchcase(name, tied) for tied, _ in family.ties)
 
 
-def _check_factors(checkpoint: Checkpoint, where: str) -> None:
-    factors = find_factors(checkpoint.tensors)
+def _check_factors(checkpoint: Checkpoint, offers: Offers, where: str) -> None:
+    factors = find_factors(offers)
     if not factors:
         return
     more = f" and {len(factors) - 1} more" if len(factors) > 1 else ""
     inside = len(factors) < len(checkpoint.tensors)
     what = "holds factors of an adapter (LoRA) that were not merged in" if inside else "is an adapter (LoRA), no model"
     raise PlanError(
-        f"{where}: {checkpoint.ref}: {what}: {factors[0]}{more}. Factors cannot be merged one by one; merge them into "
-        f"their model first, as peft's merge_and_unload does, and give that"
+        f"{where}: {checkpoint.ref}: {what}: {factors[0]}{more}. Factors cannot be merged one by one: merge them into "
+        f"their model, as peft's merge_and_unload does, or give model and adapter as they were, as <model>+<adapter>"
     )
 
 
@@ -101,7 +101,7 @@ def keeps_quantized(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> bo
     The output then keeps the donor's word for it. (Decided on 2026-11-29: layers of models that are quantised in
     different ways, or of which some are not, are dequantised, since one config cannot speak for them.)
     """
-    if not _copies_all(recipe):
+    if not _copies_all(recipe) or any(checkpoint.changes for checkpoint in checkpoints.values()):
         return False
     first, *others = (read_settings(checkpoint) for checkpoint in checkpoints.values())
     return all(each == first for each in others)

@@ -17,6 +17,7 @@ from mergemill.engine.methods.own import GivenMethods, get_any_method
 from mergemill.engine.offers.formats import open_offers
 from mergemill.engine.offers.layouts import Arrangement, join_layouts
 from mergemill.engine.offers.names import name_alike, unwrap_names, warn_of_names
+from mergemill.engine.plan.adapters import apply_adapters, open_adapters, warn_of_bases
 from mergemill.engine.plan.code import find_code, warn_of_code
 from mergemill.engine.plan.coverage import Ledger
 from mergemill.engine.plan.disagreement import warn_of_disagreement
@@ -112,7 +113,9 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
     code = find_code(recipe, asked.methods)
     method = get_any_method(recipe.merge_method, code)
     steps = make_steps(recipe, method, where=where)
-    given = open_models(refs, make_storage(join_options(asked.storage, recipe.storage)), stages, where)
+    reached = make_storage(join_options(asked.storage, recipe.storage))
+    adapters = open_adapters(refs, reached)
+    given = apply_adapters(refs, open_models(refs, reached, stages, where), adapters)
     recipe, opened, spelt = join_spellings(recipe, given, where=where)
     stored = share_reads(opened)
     check_kinds(stored, where)
@@ -175,6 +178,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
             *spelt,
             *warn_of_policies(policies, offers, where=where),
             *warn_of_names(checkpoints, chosen, where=where),
+            *warn_of_bases(refs, adapters, where=where),
             *warn_of_dtypes(recipe, checkpoints, tensors, where=where),
             *warn_of_disagreement(donor, checkpoints, where=where),
             *warn_of_activations(checkpoints, offers, where=where),
@@ -213,8 +217,6 @@ def open_models(
 def check_references(refs: Mapping[str, ModelRef], where: str) -> None:
     """Refuse what the language has of references and the engine cannot do yet."""
     for ref in refs.values():
-        if ref.lora is not None:
-            raise PlanError(f"{where}: {ref}: adapters cannot be merged yet; merge the LoRA into its model first")
         if ref.override_architecture is not None:
             raise PlanError(f"{where}: {ref}: override_architecture cannot be followed yet; leave it out")
 

@@ -55,12 +55,13 @@ def _is_there(path: str) -> bool:
 
 
 def _identify(checkpoint: Checkpoint) -> Any:
-    """Return what two spellings of one model have in common: its place, and where its weights lie in which files.
+    """Return what two spellings of one model have in common: its place, where its weights lie, and what changes them.
 
     Of one file of ``torch.save`` there may be several models.
     """
     place = checkpoint.path if is_remote(checkpoint.path) else str(Path(checkpoint.path).resolve())
-    return place, frozenset((stored.file, stored.offset_bytes) for stored in checkpoint.tensors.values())
+    weights = frozenset((stored.file, stored.offset_bytes) for stored in checkpoint.tensors.values())
+    return place, weights, checkpoint.changes
 
 
 def _replace_models(recipe: Recipe, change: Callable[[ModelRef], ModelRef]) -> Recipe:

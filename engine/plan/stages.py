@@ -52,6 +52,8 @@ def make_stage(stage: Recipe, draft: Draft, inputs: Inputs, *, rounded: bool, wh
         config=parse_config(config_text, where=where) if config_text else {},
         config_text=config_text,
         pins={file.name: file.copied for file in draft.files if file.copied is not None},
+        left_out=(),
+        changes=(),
     )
     offers = {tensor.name: _offer(tensor, rounded=rounded) for tensor in draft.tensors}
     return StageModel(checkpoint, offers, inputs.stored, draft)
@@ -59,8 +61,19 @@ def make_stage(stage: Recipe, draft: Draft, inputs: Inputs, *, rounded: bool, wh
 
 def find_offers(checkpoints: Mapping[str, Checkpoint], stages: Mapping[str, StageModel]) -> Mapping[str, Offers]:
     """Return what the stages among a merge's models offer, by the name of the model."""
-    by_path = {stage.checkpoint.path: stage.offers for stage in stages.values()}
-    return {model: _rename(by_path[each.path], each) for model, each in checkpoints.items() if each.path in by_path}
+    by_path = {stage.checkpoint.path: stage for stage in stages.values()}
+    return {
+        model: _rename(_leave_out_replaced(each, by_path[each.path]), each)
+        for model, each in checkpoints.items()
+        if each.path in by_path
+    }
+
+
+def _leave_out_replaced(model: Checkpoint, stage: StageModel) -> Offers:
+    """Return the stage's offers without those in whose place an adapter has tensors of its own."""
+    kept = {stored.file for stored in stage.checkpoint.tensors.values()}
+    known = {model.called.get(name, name) for name, stored in model.tensors.items() if stored.file not in kept}
+    return {name: offer for name, offer in stage.offers.items() if name not in known}
 
 
 def _rename(offers: Offers, checkpoint: Checkpoint) -> Offers:

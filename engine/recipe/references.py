@@ -64,6 +64,10 @@ class ModelRef(Value):
             raise make_faults([(("lora",), make_sentence("a LoRA has only a path and a revision"))])
         return self
 
+    def list_adapters(self) -> tuple[tuple["ModelRef", float], ...]:
+        """Return the adapters that are applied, and how often each."""
+        return () if self.lora is None else ((self.lora, 1.0),)
+
     def __str__(self) -> str:
         """Return the short form, ``path@revision+lora@revision``; it leaves `override_architecture` out."""
         own = f"{self.path}@{self.revision}" if self.revision else self.path

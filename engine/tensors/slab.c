@@ -35,7 +35,7 @@ WIDTHS static void decode_f16s(const uint16_t *restrict data, int64_t size, floa
     for (int64_t j = 0; j < size; j++) out[j] = decode_f16(data[j]);
 }
 
-static void decode(const void *data, int32_t dtype, int64_t start, int64_t size, float *out) {
+void decode(const void *data, int32_t dtype, int64_t start, int64_t size, float *out) {
     if (dtype == BF16)
         decode_bf16s((const uint16_t *)data + start, size, out);
     else if (dtype == F16)
@@ -171,6 +171,8 @@ int64_t mergemill_layout(int64_t *out, int64_t room) {
         OF(Window, low_counts), OF(Window, high_counts), OF(Window, counts), OF(Window, keys), OF(Window, room),
         sizeof(Codes), OF(Codes, codes), OF(Codes, skipped), OF(Codes, bits), OF(Codes, high_first), OF(Codes, table),
         OF(Codes, scales), OF(Codes, zeros), OF(Codes, factor),
+        sizeof(Factor), OF(Factor, data), OF(Factor, dtype), OF(Factor, size), OF(Factor, start),
+        OF(Factor, along_side), OF(Factor, along_rank),
     };
     const int64_t count = sizeof layout / sizeof *layout;
     memcpy(out, layout, (size_t)least(count, room > 0 ? room : 0) * sizeof *out);

@@ -86,6 +86,14 @@ typedef struct {
     int64_t room;
 } Window;
 
+/* One of an adapter's two small matrices: where its elements lie, from the first of them. */
+typedef struct {
+    const void *data;
+    int32_t dtype;
+    int64_t size; /* elements that there are */
+    int64_t start, along_side, along_rank;
+} Factor;
+
 /* Room for a chunk of the base, of what is made of it, and of every tensor. */
 typedef struct {
     float *base, *total, **x;
@@ -122,6 +130,7 @@ INSIDE int is_tensor(const Slab *slab, int64_t which);
 INSIDE int is_kept(const Slab *slab, const Keep *keep);
 INSIDE int is_joined(const Slab *slab, const Join *join, const Keep *keeps);
 
+INSIDE void decode(const void *data, int32_t dtype, int64_t start, int64_t size, float *out);
 INSIDE void load_base(const Slab *slab, int64_t start, int64_t size, float *base);
 /* The tensor i as it is, or less the base. */
 INSIDE void load_plain(const Slab *slab, int64_t i, int64_t start, int64_t size, const float *base, float *out);

@@ -9,7 +9,7 @@ import ctypes
 import itertools
 from collections.abc import Iterator
 
-VERSION = 5  # as native.h has it
+VERSION = 6  # as native.h has it
 
 
 class NativeDerived(ctypes.Structure):
@@ -96,7 +96,18 @@ class NativeCodes(ctypes.Structure):
     ]
 
 
-STRUCTURES = (NativeSlab, NativeDerived, NativeCut, NativeKeep, NativeJoin, NativeWindow, NativeCodes)
+class NativeFactor(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("dtype", ctypes.c_int32),
+        ("size", ctypes.c_int64),
+        ("start", ctypes.c_int64),
+        ("along_side", ctypes.c_int64),
+        ("along_rank", ctypes.c_int64),
+    ]
+
+
+STRUCTURES = (NativeSlab, NativeDerived, NativeCut, NativeKeep, NativeJoin, NativeWindow, NativeCodes, NativeFactor)
 
 
 def find_layout() -> tuple[int, ...]:

@@ -25,7 +25,6 @@ def test_the_recipe_that_the_others_differ_from_can_be_planned() -> None:
 
 
 LIMITS: dict[str, tuple[dict[str, Any], str]] = {
-    "lora": ({"models": [{"model": "a+b"}]}, "a+b: adapters cannot be merged yet"),
     "architecture": (
         {"models": [{"model": {"model": "a", "override_architecture": "X"}}]},
         "override_architecture cannot be followed yet",

@@ -17,6 +17,7 @@ from mergemill.engine.tensors.structures import (
     NativeCodes,
     NativeCut,
     NativeDerived,
+    NativeFactor,
     NativeJoin,
     NativeKeep,
     NativeSlab,
@@ -289,6 +290,34 @@ class Fuzz:
         kinds = [self.integer(0, 2) for _ in range(2)]
         data = [self.bits(slab.size) if kind == 0 else self.bits(slab.size).astype(np.uint16) for kind in kinds]
         self.call("subtract_stored", data[0], kinds[0], data[1], kinds[1], slab.size, self.floats(slab.size))
+
+    def decode(self) -> None:
+        size, kind = self.size(), self.integer(0, 2)
+        data = self.bits(size) if kind == 0 else self.bits(size).astype(np.uint16)
+        self.call("decode", data, kind, size, self.floats(size))
+
+    def factor(self, vectors: int, rank: int) -> NativeFactor:
+        """Return a factor that is mostly right: of too few elements, or with odd strides, now and then."""
+        beside, across = self.choose(
+            (rank, 1), (1, vectors), (rank + 3, 1), (0, 1), (-1, 1), (1 << 40, 1), (1, 1 << 62)
+        )
+        start = self.choose(0, 0, 5, -1)
+        needed = max(start, 0) + (vectors - 1) * beside + (rank - 1) * across + 1
+        size = needed if 0 < needed < 1 << 20 else 10
+        kind, size = self.integer(0, 2), max(0, size - self.choose(0, 0, 0, 1))
+        data = self.bits(size) if kind == 0 else self.bits(size).astype(np.uint16)
+        self.alive.append(data)
+        return NativeFactor(pointer(data), kind, size, start, beside, across)
+
+    def add_product(self) -> None:
+        rank, columns = self.integer(1, 20), self.choose(1, 3, 16, 33, 511, 512, 513, 1100)
+        size, start = self.integer(0, 3000), self.integer(0, 2500)
+        rows = (start + max(size, 1) - 1) // columns + 1
+        touched = rows - start // columns
+        room = self.floats((touched + 512) * rank + 16 - self.choose(0, 0, 0, 1))
+        left, right = self.factor(rows, rank), self.factor(columns, rank)
+        out = self.floats(size)
+        self.call("add_product", out, start, size, columns, ref(left), ref(right), rank, self.number(), room, len(room))
 
     def stored_equal(self) -> None:
         slab = self.slab()

@@ -19,7 +19,7 @@ TENSORS = HERE.parents[1] / "engine" / "tensors"
 EXTENSION = tomllib.loads((HERE.parents[1] / "pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"][0]
 SOURCES = [HERE.parents[1] / name for name in EXTENSION["sources"]]
 FUZZ_S = float(os.environ.get("MERGEMILL_FUZZ_S", "3"))
-SIGNATURES = "9ed34c7d1046d934"  # of version 5
+SIGNATURES = "92b090e412561277"  # of version 6
 
 
 def find_compiler(name: str) -> str:
@@ -83,11 +83,12 @@ def test_another_signature_or_structure_is_another_version() -> None:
     text = "".join(path.read_text() for path in [*SOURCES, TENSORS / "slab.h"])
     text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
     found = re.findall(
-        r"\b\w+ mergemill_\w+\([^)]*\)|typedef struct \{[^}]*\} (?:Derived|Slab|Cut|Keep|Join|Window|Codes);", text
+        r"\b\w+ mergemill_\w+\([^)]*\)|typedef struct \{[^}]*\} (?:Derived|Slab|Cut|Keep|Join|Window|Codes|Factor);",
+        text,
     )
-    assert len(found) == len(native.SIGNATURES) + 1 + 7
+    assert len(found) == len(native.SIGNATURES) + 1 + 8
     plain = "\n".join(" ".join(each.split()) for each in found)
-    assert (structures.VERSION, hashlib.sha256(plain.encode()).hexdigest()[:16]) == (5, SIGNATURES)
+    assert (structures.VERSION, hashlib.sha256(plain.encode()).hexdigest()[:16]) == (6, SIGNATURES)
 
 
 @pytest.mark.skipif(native.load() is None, reason="the native loops were not built: there is no C compiler")

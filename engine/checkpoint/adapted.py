@@ -1,0 +1,208 @@
+"""A model with adapters: what is stored of both as one checkpoint, and what the adapters change in it.
+
+What an adapter stores instead of a tensor of the model stands in its place. Its factors are further tensors beside the
+model's, and `Change`s say what they do; expressions are made of those in `offers/adapters.py`. All of it is known from
+headers, so what does not go together is refused here, by the adapter's own names.
+"""
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from mergemill.engine.checkpoint.adapter import Adapter
+from mergemill.engine.checkpoint.changes import Change, Product, Replacement, Shift
+from mergemill.engine.checkpoint.checkpoint import Checkpoint
+from mergemill.engine.checkpoint.family import Family, choose_family
+from mergemill.engine.checkpoint.weights import StoredTensor
+from mergemill.engine.errors import CheckpointError
+
+_NOT_PLAIN = ("magnitude", "tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class _Adding:
+    """One adapter on its way into a model."""
+
+    model: Checkpoint
+    adapter: Adapter
+    prefixes: tuple[str, str]  # what its names of modules begin with, and what the model's begin with instead
+    family: Family
+    weight: float
+    number: int
+
+    def rename(self, name: str) -> str:
+        """Return what the model calls a module or tensor of the adapter's."""
+        return self.prefixes[1] + name.removeprefix(self.prefixes[0])
+
+    def fail(self, stored: StoredTensor, why: str) -> CheckpointError:
+        return CheckpointError(f"{self.adapter.ref}: tensor {stored.name}: {why}")
+
+    def find(self, name: str, stored: StoredTensor) -> StoredTensor:
+        """Return the model's tensor of this name, which `stored` changes."""
+        if name not in self.model.tensors:
+            raise self.fail(stored, f"{self.model.ref} has no tensor {name} that it could change")
+        return self.model.tensors[name]
+
+    def keep(self, module: str, part: str) -> str:
+        """Return the name under which a part of a module stands beside the model's tensors."""
+        return f"{self.rename(module)}.adapter{self.number}_{part}"
+
+
+def add_adapters(model: Checkpoint, adapters: Sequence[tuple[Adapter, float]], ref: str) -> Checkpoint:
+    """Return the model with the changes of adapters, each taken so many times, under the name `ref`."""
+    family = choose_family(model.config)
+    plain = model.tensors
+    for number, (adapter, weight) in enumerate(adapters, 1):
+        adding = _Adding(model, adapter, _find_prefixes(adapter, plain), family, weight, number)
+        if weight != 1.0 or len(adapters) > 1:
+            _check_plain(adding)
+        model = _add(adding)
+    return replace(model, ref=ref, tensors=dict(sorted(model.tensors.items())))
+
+
+def _add(adding: _Adding) -> Checkpoint:
+    model, adapter = adding.model, adding.adapter
+    whole = {adding.rename(name): (name, stored) for name, stored in adapter.whole.items()}
+    for name, (_, stored) in whole.items():
+        found = adding.find(name, stored)
+        if found.shape != stored.shape:
+            raise adding.fail(
+                stored,
+                f"stands for {name} and has shape {list(stored.shape)}, not {list(found.shape)}; an adapter of "
+                f"another vocabulary cannot be merged yet",
+            )
+    tensors = {**model.tensors, **{name: replace(stored, name=name) for name, (_, stored) in whole.items()}}
+    adding = replace(adding, model=replace(model, tensors=tensors))
+    changes: list[Change] = []
+    beside: dict[str, StoredTensor] = {}
+    for module, parts in adapter.parts.items():
+        changes += _make_changes(adding, module, parts)
+        beside |= {(name := adding.keep(module, part)): replace(stored, name=name) for part, stored in parts.items()}
+    return replace(model, tensors={**tensors, **beside}, changes=(*model.changes, *changes))
+
+
+def _make_changes(adding: _Adding, module: str, parts: Mapping[str, StoredTensor]) -> Iterator[Change]:
+    for kind in ("", "embedding_"):
+        both = [parts.get(f"{kind}{letter}") for letter in "AB"]
+        half = next((each for each in both if each is not None), None)
+        if half is not None and None in both:
+            raise adding.fail(half, "is half of a pair; the other factor is not there")
+        if half is not None:
+            yield _make_product(adding, module, parts, kind)
+    if "bias" in parts:
+        yield _make_shift(adding, module, parts)
+    if "tokens" in parts:
+        yield _make_replacement(adding, module, parts["tokens"])
+
+
+def _make_product(adding: _Adding, module: str, parts: Mapping[str, StoredTensor], kind: str) -> Change:
+    config, name = adding.adapter.config, f"{adding.rename(module)}.weight"
+    a, b, magnitude = parts[f"{kind}A"], parts[f"{kind}B"], parts.get("magnitude")
+    weight, rank = adding.find(name, a), config.find_rank(module)
+    transposed = bool(kind) or _is_transposed(name, adding)
+    rows, columns = weight.shape[0], math.prod(weight.shape[1:])
+    if a.shape[0] != rank:
+        raise adding.fail(a, f"has {a.shape[0]} rows, and by its config the rank is {rank}")
+    sides = (rows, columns) if transposed else (columns, rows)
+    for factor, size in ((a, sides[0] * rank), (b, sides[1] * rank)):
+        if math.prod(factor.shape) != size or (factor is b and b.shape[:2] != (sides[1], rank)):
+            way = "stored transposed" if transposed else "stored as it is"
+            raise adding.fail(
+                factor, f"has shape {list(factor.shape)}, which does not fit {name} {list(weight.shape)}, {way}"
+            )
+    if (magnitude is not None) != config.has_magnitudes:
+        lacks = "has no magnitude beside it" if magnitude is None else "is a magnitude"
+        raise adding.fail(
+            magnitude or a, f"{lacks}, and use_dora is {str(config.has_magnitudes).lower()} in its config"
+        )
+    if magnitude is not None and math.prod(magnitude.shape) != sides[1]:
+        raise adding.fail(magnitude, f"has shape {list(magnitude.shape)}, and {name} {list(weight.shape)}")
+    left, right = ("A", "B") if transposed else ("B", "A")
+    return Product(
+        tensor=name,
+        left=adding.keep(module, f"{kind}{left}"),
+        right=adding.keep(module, f"{kind}{right}"),
+        magnitude=None if magnitude is None else adding.keep(module, "magnitude"),
+        rank=rank,
+        scale=config.find_scale(module) * adding.weight,
+        transposed=transposed,
+        rows=rows,
+        columns=columns,
+    )
+
+
+def _make_shift(adding: _Adding, module: str, parts: Mapping[str, StoredTensor]) -> Change:
+    added, name = parts["bias"], f"{adding.rename(module)}.bias"
+    if "B" not in parts:
+        raise adding.fail(added, "has no factors beside it")
+    if adding.find(name, added).shape != added.shape:
+        raise adding.fail(added, f"has shape {list(added.shape)}, and {name} {list(adding.find(name, added).shape)}")
+    scale = adding.adapter.config.find_scale(module) * adding.weight
+    return Shift(name, adding.keep(module, "bias"), scale)
+
+
+def _make_replacement(adding: _Adding, module: str, rows: StoredTensor) -> Change:
+    name, tokens = f"{adding.rename(module)}.weight", adding.adapter.config.find_tokens(module)
+    weight = adding.find(name, rows)
+    if tokens is None:
+        raise adding.fail(rows, "is of tokens that its config does not name (trainable_token_indices)")
+    if rows.shape != (len(tokens), *weight.shape[1:]):
+        raise adding.fail(
+            rows, f"has shape {list(rows.shape)}, for {len(tokens)} tokens of {name} {list(weight.shape)}"
+        )
+    if max(tokens, default=0) >= weight.shape[0] or len(set(tokens)) < len(tokens):
+        raise adding.fail(rows, f"is of tokens that {name} {list(weight.shape)} does not have, or has each once")
+    return Replacement(name, adding.keep(module, "tokens"), tokens)
+
+
+def _is_transposed(name: str, adding: _Adding) -> bool:
+    """Whether a weight is stored [in, out]: as its family says, else as the adapter's config does; never by shapes."""
+    if adding.family.transposed:
+        return any(fnmatchcase(name, pattern) for pattern in adding.family.transposed)
+    return adding.adapter.config.transposed
+
+
+def _check_plain(adding: _Adding) -> None:
+    """Refuse what cannot be taken so many times, or beside another: nothing but plain products adds up."""
+    adapter = adding.adapter
+    other = next(iter(adapter.whole.values()), None)
+    parts = [stored for of_one in adapter.parts.values() for part, stored in of_one.items() if part in _NOT_PLAIN]
+    if found := [*parts, *([other] if other is not None else [])]:
+        raise adding.fail(
+            found[0], "does not add up: of several adapters, or one with a weight, each must be plain LoRA"
+        )
+
+
+def _find_prefixes(adapter: Adapter, names: Collection[str]) -> tuple[str, str]:
+    """Return what the adapter's names begin with where the model's begin with another: a model may be stored without
+    its head, and an adapter trained with one (``transformer.h.0`` for ``h.0``), or the reverse.
+
+    All that the adapter names must be there; where no beginning does it, none is assumed.
+    """
+    wanted = [*adapter.whole, *(_weigh(module, parts) for module, parts in adapter.parts.items())]
+    known = frozenset(names)
+    if not wanted or all(name in known for name in wanted):
+        return "", ""
+    roots = ["", *sorted({root for name in names for root in _roots(name)})]
+    for cut in ["", *_roots(wanted[0])]:
+        if not all(name.startswith(cut) for name in wanted):
+            continue
+        for root in roots:
+            if all(root + name.removeprefix(cut) in known for name in wanted):
+                return cut, root
+    return "", ""
+
+
+def _weigh(module: str, parts: Mapping[str, StoredTensor]) -> str:
+    return f"{module}.{'bias' if list(parts) == ['bias'] else 'weight'}"
+
+
+def _roots(name: str) -> tuple[str, ...]:
+    """Return the first one and the first two components of a name, each with its dot.
+
+    >>> _roots("model.language_model.norm.weight")
+    ('model.', 'model.language_model.')
+    """
+    parts = name.split(".")[:-2]
+    return tuple(".".join(parts[:count]) + "." for count in (1, 2) if count <= len(parts))

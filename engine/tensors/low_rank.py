@@ -1,0 +1,211 @@
+"""An adapter's change to a weight: W + s · (left · right), made slab by slab, so that no merged copy is ever anywhere.
+
+The two factors are small and held whole; of W a slab reads its own elements and no others. An element's products are
+added in float32 in the order of the ranks (`adapted.c`; torch does the same), so the bits hang on no slab, no worker
+and no processor.
+"""
+
+import ctypes
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mergemill.engine.tensors import native, structures
+from mergemill.engine.tensors.drift import Watch
+from mergemill.engine.tensors.dtypes import TORCH_DTYPES, item_bytes
+from mergemill.engine.tensors.expressions import Expression, Leaf, Read
+from mergemill.engine.tensors.lazy import Tensor, torch
+from mergemill.engine.tensors.rounds import Plain, Ready
+from mergemill.engine.tensors.slabs import Span
+from mergemill.engine.tensors.stored import STORED_DTYPES
+from mergemill.engine.tensors.workspace import Arena, Workspace, aligned, tensor_of
+
+WIDE = 512  # columns of the right factor that native loops decode at once
+_TILE = 16  # floats beside, of which a tile may be read
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """A small matrix of an adapter as one of the two factors of a product: where its elements lie among those stored.
+
+    Element (side, rank) of batch b is number ``start + b·along_batch + side·along_side + rank·along_rank``, where a
+    side is a row of the weight for the left factor, and a column for the right one.
+    """
+
+    stored: Leaf
+    along_side: int
+    along_rank: int
+    along_batch: int = 0
+    start: int = 0
+
+    def holds(self) -> Iterator[Read]:
+        """Yield the whole of what is stored."""
+        return self.stored.reads(Span(0, self.stored.size))
+
+    def decode(self, work: Workspace, dtype: str) -> Tensor:
+        """Return all that is stored, decoded to `dtype`."""
+        return self.stored.slab(Span(0, self.stored.size), work, dtype)
+
+    def view(self, decoded: Tensor, batch: int, first: int, count: int, rank: int) -> Tensor:
+        """Return the elements of `count` sides among what `decode` gave as ``[count, rank]``."""
+        at = decoded.storage_offset() + self.begin(batch) + first * self.along_side
+        return decoded.as_strided((count, rank), (self.along_side, self.along_rank), at)
+
+    def begin(self, batch: int) -> int:
+        """Return the number of a batch's first element."""
+        return self.start + batch * self.along_batch
+
+    def lower(self, work: Workspace) -> structures.NativeFactor:
+        """Return it as native loops take it, of the first batch; the memory is the workspace's."""
+        data, dtype = self.stored.lower(Span(0, self.stored.size), work)
+        places = (self.stored.size, self.start, self.along_side, self.along_rank)
+        return structures.NativeFactor(data.ctypes.data, STORED_DTYPES[dtype], *places)
+
+    def describe(self) -> list[Any]:
+        """What is stored, and where in it the elements lie."""
+        return [self.stored.describe(), self.start, self.along_batch, self.along_side, self.along_rank]
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank(Expression):
+    """A weight and, on top of it, ``scale · left · right``; of several matrices, each its own."""
+
+    weight: Expression
+    left: Factor
+    right: Factor
+    rank: int
+    scale: float
+    rows: int  # of one matrix
+    columns: int
+
+    @property
+    def inputs(self) -> tuple[Expression, ...]:
+        """The weight; the factors are no slabs."""
+        return (self.weight,)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's."""
+        return self.weight.shape
+
+    @property
+    def dtype(self) -> str:
+        """The weight's: an adapter that was trained in float32 makes no float32 model."""
+        return self.weight.dtype
+
+    @property
+    def size_of_one(self) -> int:
+        """The number of elements of one matrix."""
+        return self.rows * self.columns
+
+    def holds(self, span: Span) -> Iterator[Read]:
+        """Yield what the weight holds, and both factors."""
+        return itertools.chain(self.weight.holds(span), self.left.holds(), self.right.holds())
+
+    def get_ready(self, inputs: tuple[Ready, ...]) -> Ready:
+        """Return what adds the product to slabs of the weight."""
+        return AddedProduct(self, inputs[0])
+
+    def slab_bytes(self, elements: int, dtype: str) -> int:
+        """The weight's slab, and what the product takes: natively the rows and a share of the columns, else all."""
+        wide = "F64" if dtype == "F64" else "F32"
+        rows = min(self.rows, elements // self.columns + 2)
+        own = aligned(elements * item_bytes(wide)) + aligned(elements * item_bytes(dtype))
+        if native.load() is not None and wide == "F32":
+            own += aligned(4 * _count_room(rows, self.rank)) + sum(map(_lowered_bytes, (self.left, self.right)))
+        else:
+            own += sum(each.stored.slab_bytes(each.stored.size, wide) for each in (self.left, self.right))
+            own += 2 * aligned(rows * self.columns * item_bytes(wide))
+        return self.weight.slab_bytes(elements, wide) + own
+
+    def describe(self) -> Mapping[str, Any]:
+        """The weight, the factors and the scale."""
+        factors = [self.left.describe(), self.right.describe()]
+        return {"low_rank": [self.weight.describe(), *factors, self.rank, self.scale, self.rows, self.columns]}
+
+
+@dataclass(frozen=True, slots=True)
+class AddedProduct(Plain):
+    """The slabs of a weight with the product of the factors added."""
+
+    made: LowRank
+    weight: Ready
+
+    @property
+    def dtype(self) -> str:
+        """The weight's."""
+        return self.made.dtype
+
+    def lower(self, span: Span, work: Workspace) -> tuple[Arena, str]:
+        """Return the span as float32."""
+        if work.lanes is not None or native.load() is None:
+            return Plain.lower(self, span, work)
+        made, (data, dtype) = self.made, self.weight.lower(span, work)
+        out = work.take_bytes(4 * span.size)
+        native.call("decode", data.ctypes.data, STORED_DTYPES[dtype], span.size, out.ctypes.data)
+        left, right = made.left.lower(work), made.right.lower(work)
+        room = work.take_bytes(4 * _count_room(min(made.rows, span.size // made.columns + 2), made.rank))
+        for batch, part in self._split(span):
+            left.start, right.start = made.left.begin(batch), made.right.begin(batch)
+            refused = native.call(
+                "add_product",
+                out[4 * (part.start - span.start) :].ctypes.data,
+                part.start - batch * made.size_of_one,
+                part.size,
+                made.columns,
+                ctypes.byref(left),
+                ctypes.byref(right),
+                made.rank,
+                made.scale,
+                room.ctypes.data,
+                len(room) // 4,
+            )
+            if refused:
+                raise ValueError("add_product: what it was given points out of its factors (a fault of mergemill)")
+        return out, "F32"
+
+    def slab(self, span: Span, work: Workspace, dtype: str, watch: Watch | None = None) -> Tensor:
+        """Return the span, added up in float32, or in float64 where that is asked for, as `dtype`."""
+        wide = "F64" if dtype == "F64" else "F32"
+        if wide == "F32" and work.lanes is None and native.load() is not None:
+            slab = tensor_of(self.lower(span, work)[0]).view(torch.float32)
+        else:
+            slab = self._add(self.weight.slab(span, work, wide), span, work, wide)
+        return slab if dtype == wide else work.take((span.size,), dtype).copy_(slab)
+
+    def _split(self, span: Span) -> Iterator[tuple[int, Span]]:
+        """Yield the matrices that the span touches, each by its number and with its share of the span."""
+        size = self.made.size_of_one
+        for batch in range(span.start // size, -(-span.stop // size)):
+            yield batch, Span(max(span.start, batch * size), min(span.stop, (batch + 1) * size))
+
+    def _add(self, slab: Tensor, span: Span, work: Workspace, dtype: str) -> Tensor:
+        made = self.made
+        both = made.left.decode(work, dtype), made.right.decode(work, dtype)
+        room = min(made.rows, span.size // made.columns + 2) * made.columns
+        total, one = work.take((room,), dtype), work.take((room,), dtype)
+        scale = torch.tensor(made.scale, dtype=TORCH_DTYPES[dtype])
+        for batch, part in self._split(span):
+            start = part.start - batch * made.size_of_one
+            first, rows = start // made.columns, (start + part.size - 1) // made.columns + 1 - start // made.columns
+            left = made.left.view(both[0], batch, first, rows, made.rank)
+            right = made.right.view(both[1], batch, 0, made.columns, made.rank)
+            products = total[: rows * made.columns].view(rows, made.columns).zero_()
+            for k in range(made.rank):
+                products.add_(
+                    torch.mul(left[:, k, None], right[None, :, k], out=one[: rows * made.columns].view_as(products))
+                )
+            begin = start - first * made.columns
+            here = slab[part.start - span.start : part.stop - span.start]
+            here.add_(total[begin : begin + part.size].mul_(scale))
+        return slab
+
+
+def _count_room(rows: int, rank: int) -> int:
+    return (rows + WIDE) * rank + _TILE
+
+
+def _lowered_bytes(factor: Factor) -> int:
+    """What native loops are given for a factor: nothing beside what is held, unless they do not know its dtype."""
+    return 0 if factor.stored.is_plain else factor.stored.slab_bytes(factor.stored.size, "F32")
