@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
-from fnmatch import fnmatchcase
+from fnmatch import fnmatchcase, translate
 from importlib import resources
 from typing import Any, Literal, NamedTuple
 
@@ -64,6 +64,7 @@ def choose_family(config: Mapping[str, Any]) -> Family:
     return _families().get(str(config.get("model_type")), _families()[""])
 
 
+@functools.lru_cache(maxsize=1 << 17)  # each name is asked for some nine times, in passes over all names
 def split_layer(name: str) -> tuple[str, int, str] | None:
     """Return stack, layer and the rest of a tensor's name; None for a name outside the layers.
 
@@ -171,8 +172,13 @@ def _may_tie(other: str, pattern: str) -> bool:
     return fnmatchcase(other, pattern) and split_layer(other) is None
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return bool(patterns) and _compile(patterns).match(name) is not None
+
+
+@functools.cache  # of the patterns of a family, which are few
+def _compile(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(translate, patterns)))
 
 
 @functools.cache

@@ -33,9 +33,7 @@ def open_offers(
 
     quantized: whether what is quantised is left as it is stored, to be copied.
     """
-    offers: dict[str, Offers] = {}
-    for model, checkpoint in checkpoints.items():
-        offers[model] = {**offer_stored(checkpoint), **made.get(model, {})}
+    offers = {model: made.get(model) or offer_stored(checkpoint) for model, checkpoint in checkpoints.items()}
     for each in FORMATS if quantized else (*QUANTIZED, *FORMATS):
         names = {name: None for found in offers.values() for name in found}  # in the order of the models
         offers = {model: each(found, Asked(checkpoints[model], family, names)) for model, found in offers.items()}

@@ -11,7 +11,7 @@ the stack of which others a family's data say (`Layout`), never their shapes. De
   where a filter of the recipe has one value for some of a stack and another for others.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -188,10 +188,9 @@ def _find_apart(offers: Offers, family: Family) -> dict[str, Apart]:
     lengths = sorted({member.count(".") + 1 for member in places})
     parts: dict[tuple[str, Layout], dict[tuple[int, int], str]] = {}
     for name in offers:
-        for beginning, member, number in _iter_endings(name, lengths):
-            if member in places:
-                layout, at = places[member]
-                parts.setdefault((beginning, layout), {})[number, at] = name
+        for beginning, member, number in _iter_endings(name, lengths, places):
+            layout, at = places[member]
+            parts.setdefault((beginning, layout), {})[number, at] = name
     found = {
         packed: Apart(
             tuple(info.name for info in offer.parts), tuple(info.shape for info in offer.parts), offer.shape, True
@@ -226,17 +225,16 @@ def _make_apart(names: tuple[str, ...], shapes: Sequence[Shape], layout: Layout)
     return Apart(names, tuple(shapes), (len(names) // period, *rows) if layout.numbered else rows)
 
 
-def _iter_endings(name: str, lengths: Iterable[int]) -> Iterator[tuple[str, str, int]]:
-    """Yield the name's beginnings and endings; numbers in an ending are ``#``, and the one that it has, or 0."""
+def _iter_endings(name: str, lengths: Iterable[int], members: Container[str]) -> Iterator[tuple[str, str, int]]:
+    """Yield the name's beginnings, and endings among `members`, with ``#`` for a number, and the one it has, or 0."""
     words = name.split(".")
+    plain = ["#" if word.isdecimal() else word for word in words]
     for length in lengths:
-        if length <= len(words):
-            ending = words[-length:]
-            numbers = [int(word) for word in ending if word.isdecimal() and len(word) < 7]
+        member = ".".join(plain[-length:])
+        if length <= len(words) and member in members:
+            numbers = [int(word) for word in words[-length:] if word.isdecimal() and len(word) < 7]
             if len(numbers) < 2:
-                beginning = "".join(f"{word}." for word in words[:-length])
-                member = ".".join("#" if word.isdecimal() else word for word in ending)
-                yield beginning, member, numbers[0] if numbers else 0
+                yield "".join(f"{word}." for word in words[:-length]), member, numbers[0] if numbers else 0
 
 
 def _split(name: str) -> tuple[int, Kind]:

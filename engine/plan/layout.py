@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from mergemill.engine.checkpoint.layout import TensorInfo, file_order, make_header
-from mergemill.engine.plan.memory import make_piece
+from mergemill.engine.plan.memory import Known, make_piece
 from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.plan.values import OutputTensor, Part, Piece, Shard
 from mergemill.engine.tensors.dtypes import item_bytes
@@ -60,8 +60,9 @@ def make_layout(
     shards = tuple(_make_shard(group, name) for group, name in zip(groups, names, strict=True))
     part_bytes = choose_part_bytes(sum(shard.size_bytes for shard in shards))
     parts: list[Part] = []
+    known: Known = {}
     for i, (group, shard) in enumerate(zip(groups, shards, strict=True)):
-        parts.extend(_cut_shard(group, len(shard.header), i, part_bytes, len(parts)))
+        parts.extend(_cut_shard(group, len(shard.header), i, part_bytes, len(parts), known))
     return shards, tuple(parts)
 
 
@@ -126,11 +127,11 @@ def _make_shard(group: Sequence[OutputTensor], name: str) -> Shard:
 
 
 def _cut_shard(
-    group: Sequence[OutputTensor], start_bytes: int, shard: int, part_bytes: int, first: int
+    group: Sequence[OutputTensor], start_bytes: int, shard: int, part_bytes: int, first: int, known: Known
 ) -> Iterator[Part]:
     """Glue pieces until a part is full, or as large as it must be; a tensor larger than a part is cut evenly."""
     held: list[Piece] = []
-    for piece in _cut_tensors(group, start_bytes, part_bytes):
+    for piece in _cut_tensors(group, start_bytes, part_bytes, known):
         held_bytes = _end(held[-1]) - held[0].offset_bytes if held else 0
         full = held_bytes >= LEAST_PART_BYTES and _end(piece) - held[0].offset_bytes > part_bytes
         if full and not _are_made_together(held[-1], piece):
@@ -146,7 +147,7 @@ def _are_made_together(one: Piece, other: Piece) -> bool:
     return made_with is not None and made_with is other.tensor.expression.made_with
 
 
-def _cut_tensors(group: Sequence[OutputTensor], offset_bytes: int, part_bytes: int) -> Iterator[Piece]:
+def _cut_tensors(group: Sequence[OutputTensor], offset_bytes: int, part_bytes: int, known: Known) -> Iterator[Piece]:
     for tensor in group:
         item = item_bytes(tensor.dtype)
         size = tensor.expression.size
@@ -160,7 +161,8 @@ def _cut_tensors(group: Sequence[OutputTensor], offset_bytes: int, part_bytes: i
         fits = grain * item <= 2 * PART_BYTES  # else pieces read again what they share
         spans = cut_evenly(size, most_bytes // item, grain if fits else block)
         for span in spans:
-            yield make_piece(tensor, span, offset_bytes + span.start * item, whole=len(spans) == 1)
+            whole = len(spans) == 1
+            yield make_piece(tensor, span, offset_bytes + span.start * item, whole=whole, known=known)
         offset_bytes += size * item
 
 

@@ -6,11 +6,13 @@ that its passes read them once.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 from mergemill.engine.errors import PlanError
 from mergemill.engine.plan.sizes import format_size
 from mergemill.engine.plan.values import OutputTensor, Part, Piece, Projected
+from mergemill.engine.storage.ranges import is_remote
 from mergemill.engine.tensors.ahead import SLOTS, group_slabs, slot_bytes
 from mergemill.engine.tensors.device import CPU_MADE, Staging
 from mergemill.engine.tensors.dtypes import item_bytes
@@ -21,8 +23,26 @@ from mergemill.engine.tensors.workspace import aligned
 DEVICE_FACTORS = (16, 4, 1)  # on slabs: a device wants much at once, or starting its kernels is most of the time
 
 
-def make_piece(tensor: OutputTensor, span: Span, offset_bytes: int, *, whole: bool) -> Piece:
-    """Return a piece of a tensor with what merging it takes."""
+Known = dict[Hashable, Projected]  # by what makes pieces alike
+
+
+def make_piece(
+    tensor: OutputTensor, span: Span, offset_bytes: int, *, whole: bool, known: Known | None = None
+) -> Piece:
+    """Return a piece of a tensor with what merging it takes; `known` are those of pieces before, and gets this one."""
+    likeness = tensor.expression.find_likeness()
+    key = None if likeness is None or known is None else (likeness, span, tensor.dtype, tensor.most_growth is None)
+    projected = known.get(key) if known is not None and key is not None else None
+    if projected is None:
+        projected = _project(tensor, span)
+        if known is not None and key is not None:
+            known[key] = projected
+    ahead_bytes = _ahead_bytes(tensor.expression, span)
+    return Piece(tensor, span, offset_bytes, whole, replace(projected, ahead_bytes=ahead_bytes))
+
+
+def _project(tensor: OutputTensor, span: Span) -> Projected:
+    """Return what merging a span takes, without what may come ahead."""
     expression, out = tensor.expression, tensor.dtype
     held_bytes = sum(aligned(read.size_bytes) for read in expression.holds(span))
     slab_bytes = expression.step_bytes(span.size, out) + held_bytes
@@ -30,14 +50,7 @@ def make_piece(tensor: OutputTensor, span: Span, offset_bytes: int, *, whole: bo
     kept_bytes = sum(aligned(read.size_bytes) + ends for read in expression.reads(span))
     usual, most = expression.count_rounds()
     guarded = tensor.most_growth is not None
-    projected = Projected(
-        slab_bytes,
-        slab_bytes + kept_bytes,
-        _ahead_bytes(expression, span),
-        usual + guarded,
-        most + guarded,
-    )
-    return Piece(tensor, span, offset_bytes, whole, projected)
+    return Projected(slab_bytes, slab_bytes + kept_bytes, 0, usual + guarded, most + guarded)
 
 
 def stream_bytes(part: Part) -> int:
@@ -122,6 +135,8 @@ def count_device_tensors(parts: Sequence[Part], device: str) -> int:
 
 def _ahead_bytes(expression: Expression, span: Span) -> int:
     """What remote ranges of slabs to come may take; nothing where all inputs are local."""
+    if not any(is_remote(read.pin.url) for read in expression.reads(Span(0, 0))):
+        return 0
     step = slab_step(STORED_SLABS * SLAB, expression.block)
     groups = group_slabs(expression, list(iter_slabs(span, step, expression.block)))
     return SLOTS * slot_bytes(expression, groups) if groups else 0

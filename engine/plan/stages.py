@@ -14,6 +14,7 @@ from mergemill.engine.checkpoint.config import parse_config
 from mergemill.engine.checkpoint.layout import TensorInfo
 from mergemill.engine.checkpoint.weights import StoredTensor
 from mergemill.engine.errors import PlanError
+from mergemill.engine.offers.formats import express
 from mergemill.engine.offers.offer import Offer, Offers
 from mergemill.engine.plan.draft import Draft
 from mergemill.engine.plan.small_files import Inputs
@@ -60,13 +61,21 @@ def make_stage(stage: Recipe, draft: Draft, inputs: Inputs, *, rounded: bool, wh
 
 
 def find_offers(checkpoints: Mapping[str, Checkpoint], stages: Mapping[str, StageModel]) -> Mapping[str, Offers]:
-    """Return what the stages among a merge's models offer, by the name of the model."""
+    """Return what the stages among a merge's models offer, by the name of the model.
+
+    With them goes what an adapter on a stage has stored: its factors, and tensors that take the place of the stage's.
+    """
     by_path = {stage.checkpoint.path: stage for stage in stages.values()}
-    return {
-        model: _rename(_leave_out_replaced(each, by_path[each.path]), each)
-        for model, each in checkpoints.items()
-        if each.path in by_path
-    }
+    found: dict[str, Offers] = {}
+    for model, each in checkpoints.items():
+        if (stage := by_path.get(each.path)) is not None:
+            found[model] = {**_offer_beside(each, stage), **_rename(_leave_out_replaced(each, stage), each)}
+    return found
+
+
+def _offer_beside(model: Checkpoint, stage: StageModel) -> Offers:
+    nowhere = {stored.file for stored in stage.checkpoint.tensors.values()}
+    return {name: Offer(express(each), (name,)) for name, each in model.tensors.items() if each.file not in nowhere}
 
 
 def _leave_out_replaced(model: Checkpoint, stage: StageModel) -> Offers:

@@ -5,8 +5,9 @@ An expression is a frozen value that pickles in a few hundred bytes; none but `H
 the whole tensor first it asks for in rounds (`rounds.py`), and becomes a `Ready` thing that gives slabs.
 """
 
+import functools
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -156,6 +157,10 @@ class Expression:
         yield from ()
         return ()
 
+    def find_likeness(self) -> Hashable:
+        """Return what is equal for expressions that take the same memory and rounds; None where nothing says so."""
+        return None
+
     def find_read(self, span: Span, dtype: str) -> Read | None:
         """Return the one range where the span's bytes lie as they are written; None where they do not."""
         return None
@@ -212,6 +217,10 @@ class Stored(Leaf):
     def is_plain(self) -> bool:
         """Where native loops know its dtype."""
         return self.dtype in STORED_DTYPES
+
+    def find_likeness(self) -> Hashable:
+        """Its dtype and shape."""
+        return self.dtype, self.shape
 
     def reads(self, span: Span) -> Iterator[Read]:
         """Yield the span's one range."""
@@ -361,6 +370,11 @@ def join_blocks(blocks: Sequence[int], size: int) -> int:
     >>> join_blocks([4, 12, 4], 100), join_blocks([4, 6], 100), join_blocks([100, 64], 100)
     (12, 100, 100)
     """
+    return _join_blocks(tuple(blocks), size)
+
+
+@functools.lru_cache(maxsize=1024)  # the tensors of a mixture's experts are alike
+def _join_blocks(blocks: tuple[int, ...], size: int) -> int:
     largest = max(blocks, default=BLOCK)
     fits = largest >= size or all(largest % block == 0 for block in blocks)
     return largest if fits else max(1, size)

@@ -1,7 +1,7 @@
 """Expressions that compute: the difference of two tensors, and a merge method over other expressions."""
 
 import functools
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,6 +114,14 @@ class Merged(Expression):
     def takes_matrices(self) -> bool:
         """Whether the method or an input does."""
         return self.kernel.takes_matrices or any(each.takes_matrices for each in self.inputs)
+
+    def find_likeness(self) -> Hashable:
+        """The method, its settings, and the inputs' own."""
+        inputs = tuple(each.find_likeness() for each in self.inputs)
+        if None in inputs:
+            return None
+        settings = repr(self.settings)  # of which some are lists
+        return id(self.kernel), settings, self.has_base, self.dtype, self.place.shape, self.place.block, inputs
 
     def count_rounds(self) -> tuple[int, int]:
         """The inputs' rounds, which they go through at the same time, and then the method's."""
