@@ -69,8 +69,10 @@ def test_what_an_attacker_may_hold_names_tests_that_are_there() -> None:
     rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
     assert list(dict.fromkeys(row[0] for row in rows)) == [
         "a model",
+        "a model, a recipe, an output folder",
         "a recipe",
         "an output folder",
+        "an output that was uploaded",
         "the network",
         "the same machine",
     ]
