@@ -10,6 +10,7 @@ from typing import Any
 
 from mergemill.engine.checkpoint.layout import DTYPE_BITS
 from mergemill.engine.errors import VerifyError
+from mergemill.engine.runs.worker.modes import own_modes
 from mergemill.engine.storage.ranges import Pin, is_remote, read_into
 from mergemill.engine.storage.store import Storage
 from mergemill.engine.tensors.workspace import bytes_of
@@ -17,6 +18,7 @@ from mergemill.engine.tensors.workspace import bytes_of
 ROW_BYTES = 4 << 20  # of a tensor's first axis, above which none of its values are read
 
 
+@own_modes()
 def check_by_library(pin: Pin, header: bytes, storage: Storage) -> None:
     """Raise `VerifyError` unless the library finds the header's tensors, and in those on a disk the values we find.
 

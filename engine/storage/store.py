@@ -119,7 +119,8 @@ def make_storage(options: Options | None) -> Storage:
                 own.setdefault(scheme, {})[name] = value
     check_options(EVERY, own.pop(EVERY, {}), (READER,))
     plain, direct = (tuple(sorted(s for s, reader in readers.items() if reader == each)) for each in reversed(READERS))
-    return Storage(tuple((scheme, tuple(named.items())) for scheme, named in own.items()), plain, direct)
+    exceptions = direct if EVERY in plain else ()  # else they say nothing
+    return Storage(tuple((scheme, tuple(named.items())) for scheme, named in own.items()), plain, exceptions)
 
 
 def _check_reader(value: object, where: str) -> str:

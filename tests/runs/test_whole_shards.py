@@ -6,6 +6,7 @@ store (s3fs on moto, under another name than ``s3://``, which has a way of its o
 
 import hashlib
 import itertools
+import secrets
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import suppress
@@ -34,7 +35,7 @@ INDEX = "model.safetensors.index.json"
 STATE = ".mergemill/"
 KINDS = ("local", "elsewhere", "memory")
 PART = 1 << 20
-_NUMBERS = itertools.count()
+_NUMBERS = (secrets.token_hex(4) for _ in itertools.count())  # this module may be there twice, and memory once
 
 
 class Place:

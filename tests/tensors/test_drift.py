@@ -13,11 +13,11 @@ from torch import Tensor
 
 from mergemill.engine.runs.tasks.guard import find_fault, find_growth, to_row
 from mergemill.engine.tensors.drift import SAMPLE, Drift, Watch, make_drift
-from mergemill.engine.tensors.dtypes import TORCH_DTYPES
+from mergemill.engine.tensors.dtypes import TORCH_DTYPES, is_mergeable
 from mergemill.engine.tensors.kernels import Partial, add_partials
 from mergemill.engine.tensors.slabs import BLOCK, SLAB, Span, cut_evenly, iter_slabs, row_block
 
-FLOATS = [name for name, dtype in TORCH_DTYPES.items() if dtype.is_floating_point]
+FLOATS = [name for name in TORCH_DTYPES if is_mergeable(name)]
 
 
 def make_tensors(size: int, count: int = 4, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> list[Tensor]:
