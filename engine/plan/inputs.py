@@ -107,6 +107,17 @@ def keeps_quantized(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> bo
     return all(each == first for each in others)
 
 
+def warn_of_dequantized(
+    checkpoints: Mapping[str, Checkpoint], offers: Mapping[str, Offers], *, where: str
+) -> Iterator[str]:
+    """Yield a warning for each model that is quantised, where its tensors are written as plain numbers."""
+    for model, checkpoint in checkpoints.items():
+        joined = any(len(offer.uses) > 1 for offer in offers[model].values())  # as values and their scales are
+        if joined and (found := find_quantization(checkpoint)):
+            how = f"is quantized ({found.partition('; ')[0]})"
+            yield f"{where}: {model} {how}: its weights are dequantized as they are read and written plain"
+
+
 def warn_of_activations(
     checkpoints: Mapping[str, Checkpoint], offers: Mapping[str, Offers], *, where: str
 ) -> Iterator[str]:

@@ -29,6 +29,7 @@ from mergemill.engine.plan.inputs import (
     check_inputs,
     keeps_quantized,
     warn_of_activations,
+    warn_of_dequantized,
     warn_of_missing_head,
 )
 from mergemill.engine.plan.later import find_later
@@ -181,6 +182,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
             *warn_of_bases(refs, adapters, where=where),
             *warn_of_dtypes(recipe, checkpoints, tensors, where=where),
             *warn_of_disagreement(donor, checkpoints, where=where),
+            *(() if quantized else warn_of_dequantized(checkpoints, offers, where=where)),
             *warn_of_activations(checkpoints, offers, where=where),
             *warn_of_residuals(recipe, where=where),
             *_warn(method, stacks, where),

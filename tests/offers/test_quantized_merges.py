@@ -114,6 +114,17 @@ def test_two_processes_and_a_resumed_merge_give_the_same_bytes(models: Path) -> 
         assert hash_output(merge(models, "resumed", body)) == whole
 
 
+def test_the_plan_tells_that_the_output_is_plain_and_of_a_copy_that_it_is_not(models: Path) -> None:
+    names = [str(models / name) for name in ("a", "plain-a")]
+    told = "a is quantized (fp8): its weights are dequantized as they are read and written plain"
+    merged = make_plan(
+        {"merge_method": "linear", "models": [{"model": name} for name in names], "parameters": {"weight": 1}}
+    )
+    assert [warning for warning in merged.warnings if "dequantized" in warning] == [f"recipe: {models}/{told}"]
+    copied = make_plan({"merge_method": "passthrough", "models": [{"model": names[0]}]})
+    assert not any("dequantized" in warning for warning in copied.warnings)
+
+
 def test_the_output_says_no_more_that_it_is_quantised(models: Path, tmp_path: Path) -> None:
     write_json(models / "base" / "hf_quant_config.json", {"quantization": {"quant_algo": "FP8"}})
     out = merge(models, "said", body_of("linear") | {"base_model": "@base"})
