@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from mergemill.engine.checkpoint.config import parse_config
 from mergemill.engine.errors import CheckpointError
 
 CONFIG_NAME = "adapter_config.json"
@@ -65,12 +66,7 @@ class AdapterConfig:
 
 def parse_adapter_config(text: bytes, *, where: str) -> AdapterConfig:
     """Return the config; `CheckpointError` for what is none, or is one of another method."""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where}: is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{where}: must be a JSON object")
+    found = parse_config(text, where=where)
     _check_method(found, where)
     fields = _Fields(found, where)
     return AdapterConfig(

@@ -191,13 +191,7 @@ def _find_apart(offers: Offers, family: Family) -> dict[str, Apart]:
         for beginning, member, number in _iter_endings(name, lengths, places):
             layout, at = places[member]
             parts.setdefault((beginning, layout), {})[number, at] = name
-    found = {
-        packed: Apart(
-            tuple(info.name for info in offer.parts), tuple(info.shape for info in offer.parts), offer.shape, True
-        )
-        for packed, offer in offers.items()
-        if offer.parts
-    }
+    found = {packed: _take_joined(offer) for packed, offer in offers.items() if offer.parts}
     for (beginning, layout), placed in parts.items():
         packed = f"{beginning}{layout.whole}"
         count = max(number for number, _ in placed) + 1

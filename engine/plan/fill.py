@@ -23,8 +23,8 @@ from mergemill.engine.plan.vectors import (
     make_source,
 )
 from mergemill.engine.plan.weightless import find_weightless, leave_out
-from mergemill.engine.recipe import Guard
-from mergemill.engine.tensors.dtypes import TORCH_DTYPES, compute_dtype, is_mergeable, promote
+from mergemill.engine.recipe import Guard, Recipe
+from mergemill.engine.tensors.dtypes import RECIPE_DTYPES, TORCH_DTYPES, compute_dtype, is_mergeable, promote
 from mergemill.engine.tensors.expressions import Agreed, Expression
 from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.place import Place
@@ -50,6 +50,33 @@ class Filling:
     checkpoints: Mapping[str, Checkpoint] = field(default_factory=dict)  # by model: whose vocabularies errors name
     policies: Policies = MERGE_ALL
     packs: Packs = AS_THEY_ARE  # how the output stores what is merged as one tensor
+
+
+def make_filling(
+    recipe: Recipe,
+    offers: Mapping[str, Offers],
+    family: Family,
+    method: Method,
+    steps: Steps,
+    vectors: Vectors,
+    seed: int,
+    where: str,
+) -> Filling:
+    """Return what filling needs to know, as a recipe says it."""
+    dtype = recipe.out_dtype or recipe.dtype
+    return Filling(
+        offers,
+        family,
+        method,
+        steps,
+        vectors,
+        recipe.guard or Guard(),
+        RECIPE_DTYPES[dtype] if dtype else None,
+        "float64" in (recipe.dtype, recipe.out_dtype),
+        seed,
+        recipe.name or "",
+        where,
+    )
 
 
 Found = tuple[Candidate, Offer]

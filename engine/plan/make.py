@@ -22,7 +22,7 @@ from mergemill.engine.plan.code import find_code, warn_of_code
 from mergemill.engine.plan.coverage import Ledger
 from mergemill.engine.plan.disagreement import warn_of_disagreement
 from mergemill.engine.plan.draft import SHARD_SIZE, Draft, finish
-from mergemill.engine.plan.fill import Filling, enter_unmerged, fill_slot
+from mergemill.engine.plan.fill import enter_unmerged, fill_slot, make_filling
 from mergemill.engine.plan.filters import divide, list_filters, warn_of_filters
 from mergemill.engine.plan.inputs import (
     check_heads,
@@ -46,10 +46,9 @@ from mergemill.engine.plan.summary import describe_choice, describe_donor, warn_
 from mergemill.engine.plan.values import Origin, Plan
 from mergemill.engine.plan.vectors import check_delta_bases, list_vectors
 from mergemill.engine.plan.whole import check_ranges, check_whole, warn_of_config, warn_of_numbers
-from mergemill.engine.recipe import GivenRecipe, Guard, ModelRef, Recipe, load_recipe, recipe_to_json
+from mergemill.engine.recipe import GivenRecipe, ModelRef, Recipe, load_recipe, recipe_to_json
 from mergemill.engine.recipe.stages import list_models, names_stage, order_stages
 from mergemill.engine.storage.store import Storage, join_options, make_storage
-from mergemill.engine.tensors.dtypes import RECIPE_DTYPES
 
 MODELS_AT_ONCE = 8  # that are opened
 
@@ -138,23 +137,8 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
     check_heads(stacks, checkpoints, family, policies, where=where)
     check_delta_bases(stacks, method, where=where)
     vectors = list_vectors(stacks)
-    dtype = recipe.out_dtype or recipe.dtype
-    filling = Filling(
-        offers,
-        family,
-        method,
-        steps,
-        vectors,
-        recipe.guard or Guard(),
-        RECIPE_DTYPES[dtype] if dtype else None,
-        "float64" in (recipe.dtype, recipe.out_dtype),
-        asked.seed,
-        recipe.name or "",
-        where,
-        checkpoints,
-        policies,
-        packs,
-    )
+    filling = make_filling(recipe, offers, family, method, steps, vectors, asked.seed, where)
+    filling = replace(filling, checkpoints=checkpoints, policies=policies, packs=packs)
     ledger = Ledger()
     later.enter(checkpoints, ledger)
     filled = (fill_slot(slot, filling, ledger) for slot in iter_slots(stacks, offers, family))

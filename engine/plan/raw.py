@@ -22,7 +22,7 @@ from mergemill.engine.offers.offer import Offers
 from mergemill.engine.plan.code import find_code, warn_of_code
 from mergemill.engine.plan.coverage import VECTOR_UNUSED, Ledger
 from mergemill.engine.plan.draft import SHARD_SIZE, Draft
-from mergemill.engine.plan.fill import Filling, copy_offer, fill_slot
+from mergemill.engine.plan.fill import Filling, copy_offer, fill_slot, make_filling
 from mergemill.engine.plan.inputs import check_inputs
 from mergemill.engine.plan.make import PlanOptions, Stages, check_references, open_models, plan_recipe
 from mergemill.engine.plan.pipelines import check_pipelines, write_as_pipeline
@@ -40,7 +40,6 @@ from mergemill.engine.plan.values import Origin, OutputTensor, Plan
 from mergemill.engine.plan.vectors import check_delta_bases, has_vectors, list_vectors
 from mergemill.engine.recipe import (
     GivenRecipe,
-    Guard,
     ModelEntry,
     Parameters,
     Recipe,
@@ -49,7 +48,6 @@ from mergemill.engine.recipe import (
 )
 from mergemill.engine.recipe.stages import list_models
 from mergemill.engine.storage.store import join_options, make_storage
-from mergemill.engine.tensors.dtypes import RECIPE_DTYPES
 
 Names = Literal["same", "union", "intersection"]
 KINDS: Mapping[str, Names] = {"raw": "same", "raw union": "union", "raw intersection": "intersection"}
@@ -141,20 +139,7 @@ def _draft(raw: _Raw, given: Mapping[str, Offers], inputs: Inputs, told: Sequenc
     offers = open_offers(raw.checkpoints, _NOTHING, given)
     check_inputs(recipe, raw.checkpoints, offers, _NOTHING, where=where)
     vectors, steps = list_vectors([stack]), make_steps(recipe, raw.method, where=where)
-    dtype = recipe.out_dtype or recipe.dtype
-    filling = Filling(
-        offers,
-        _NOTHING,
-        raw.method,
-        steps,
-        vectors,
-        recipe.guard or Guard(),
-        RECIPE_DTYPES[dtype] if dtype else None,
-        "float64" in (recipe.dtype, recipe.out_dtype),
-        raw.seed,
-        recipe.name or "",
-        where,
-    )
+    filling = make_filling(recipe, offers, _NOTHING, raw.method, steps, vectors, raw.seed, where)
     ledger = Ledger()
     tensors = list(_fill(raw, stack, filling, ledger))
     for model in raw.checkpoints.keys() - {str(entry.model) for entry in raw.entries}:

@@ -14,6 +14,7 @@ from mergemill.engine.tensors.exact import sum_rows
 from mergemill.engine.tensors.expressions import Expression, Leaf, Read
 from mergemill.engine.tensors.kernels import Partial, add_partials
 from mergemill.engine.tensors.lazy import Tensor, torch
+from mergemill.engine.tensors.low_rank import Changed
 from mergemill.engine.tensors.rounds import ExpressionRounds, Plain, Ready, Round
 from mergemill.engine.tensors.slabs import Span
 from mergemill.engine.tensors.workspace import Workspace, aligned
@@ -23,31 +24,8 @@ _DIGITS = 3
 _MOST = 2.0**36  # of a square: what is larger is no weight, and a billion of them are still an integer
 
 
-class _Changed(Expression):
-    """A weight of which small stored tensors change the values, and nothing else."""
-
-    __slots__ = ()
-
-    weight: Expression
-
-    @property
-    def inputs(self) -> tuple[Expression, ...]:
-        """The weight."""
-        return (self.weight,)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The weight's."""
-        return self.weight.shape
-
-    @property
-    def dtype(self) -> str:
-        """The weight's."""
-        return self.weight.dtype
-
-
 @dataclass(frozen=True, slots=True)
-class RowMagnitudes(_Changed):
+class RowMagnitudes(Changed):
     """DoRA: row j of the weight times ``magnitude[j] / ‖row j‖``.
 
     Rows are contiguous, so a slab reads the rest of its first and its last row as well; no pass before is needed.
@@ -110,7 +88,7 @@ class ScaledRows(Plain):
 
 
 @dataclass(frozen=True, slots=True)
-class ColumnMagnitudes(_Changed):
+class ColumnMagnitudes(Changed):
     """DoRA of a weight that is stored transposed: column j times ``magnitude[j] / ‖column j‖``.
 
     The norms are gathered in a round of their own, and added up as integers, so that no cut shows.
@@ -190,7 +168,7 @@ class ScaledColumns(Plain):
 
 
 @dataclass(frozen=True, slots=True)
-class TokenRows(_Changed):
+class TokenRows(Changed):
     """A matrix of which some rows, those of trained tokens, are stored apart and stand for its own."""
 
     weight: Expression
@@ -240,7 +218,7 @@ class PlacedRows(Plain):
 
 
 @dataclass(frozen=True, slots=True)
-class Shifted(_Changed):
+class Shifted(Changed):
     """A bias, and ``scale`` times another on top of it."""
 
     weight: Expression

@@ -67,21 +67,16 @@ class Factor:
         return [self.stored.describe(), self.start, self.along_batch, self.along_side, self.along_rank]
 
 
-@dataclass(frozen=True, slots=True)
-class LowRank(Expression):
-    """A weight and, on top of it, ``scale · left · right``; of several matrices, each its own."""
+class Changed(Expression):
+    """A weight of which small stored tensors change the values, and nothing else."""
+
+    __slots__ = ()
 
     weight: Expression
-    left: Factor
-    right: Factor
-    rank: int
-    scale: float
-    rows: int  # of one matrix
-    columns: int
 
     @property
     def inputs(self) -> tuple[Expression, ...]:
-        """The weight; the factors are no slabs."""
+        """The weight."""
         return (self.weight,)
 
     @property
@@ -93,6 +88,19 @@ class LowRank(Expression):
     def dtype(self) -> str:
         """The weight's: an adapter that was trained in float32 makes no float32 model."""
         return self.weight.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank(Changed):
+    """A weight and, on top of it, ``scale · left · right``; of several matrices, each its own."""
+
+    weight: Expression
+    left: Factor
+    right: Factor
+    rank: int
+    scale: float
+    rows: int  # of one matrix
+    columns: int
 
     @property
     def size_of_one(self) -> int:
