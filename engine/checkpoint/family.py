@@ -127,6 +127,12 @@ def is_vocabulary(name: str, family: Family) -> bool:
     return _matches(name, family.vocabulary)
 
 
+def is_head(name: str, family: Family) -> bool:
+    """Say whether a tensor is an output head, which may be tied to the embedding."""
+    ends = name.endswith(".weight") and split_layer(name) is None and find_side(name, family) == "after"
+    return ends and _matches(name, tuple(tied for tied, _ in family.ties))
+
+
 def is_optional(name: str, family: Family) -> bool:
     """Say whether a model may lack a tensor that another model of its kind stores."""
     return _matches(name, family.optional)

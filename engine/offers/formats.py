@@ -17,13 +17,13 @@ from mergemill.engine.offers.mxfp4 import offer_mxfp4
 from mergemill.engine.offers.offer import Asked, Format, Offer, Offers
 from mergemill.engine.offers.packed import offer_packed
 from mergemill.engine.offers.scaled import offer_scaled
-from mergemill.engine.offers.ties import offer_ties
+from mergemill.engine.offers.ties import leave_copies, offer_ties
 from mergemill.engine.tensors.expressions import Expression, Stored
 from mergemill.engine.tensors.permuted import Permuted
 
 # Of quantised weights: values and scales as one. They come first: everything after is told of numbers alone.
 QUANTIZED: tuple[Format, ...] = (offer_bitsandbytes, offer_gptq, offer_packed, offer_mxfp4, offer_fp4, offer_scaled)
-FORMATS: tuple[Format, ...] = (offer_adapted, offer_ties)
+FORMATS: tuple[Format, ...] = (offer_adapted, leave_copies, offer_ties)
 
 
 def open_offers(

@@ -1,7 +1,7 @@
 """The ledger: every tensor of every input is merged, copied, or dropped by a named rule; anything else is an error."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,6 +20,7 @@ AFTER_UNUSED = "after the layers, which come from the last slice"
 OPTIONAL_UNUSED = "buffer that the base model does not store"
 WEIGHTLESS = "weight 0"
 LATER_UNUSED = "predicts later tokens (MTP), which the output does not"
+COPY_UNUSED = "copy of the embedding, to which the config says it is tied"
 OTHERS = "another model's is taken"
 VECTOR_UNUSED = "of a delta_base, where no task vector is taken"
 
@@ -38,6 +39,11 @@ class Ledger:
     def drop(self, model: str, tensor: str, rule: str) -> None:
         """Note that nothing reads this one, by a named rule."""
         self._fate.setdefault((model, tensor), rule)
+
+    def drop_all(self, model: str, tensors: Iterable[str], rule: str) -> None:
+        """Note that nothing reads these, by a named rule."""
+        for name in tensors:
+            self.drop(model, name, rule)
 
     def close(
         self, checkpoints: Mapping[str, Checkpoint], stacks: Sequence[Stack], family: Family

@@ -32,8 +32,7 @@ class Later:
     def enter(self, checkpoints: Mapping[str, Checkpoint], ledger: Ledger) -> None:
         """Note each tensor that is left out."""
         for model, names in self.names.items():
-            for name in names & checkpoints[model].tensors.keys():
-                ledger.drop(model, name, LATER_UNUSED)
+            ledger.drop_all(model, names & checkpoints[model].tensors.keys(), LATER_UNUSED)
 
     def warn(self, where: str) -> list[str]:
         """Return a warning where whole models are merged without it."""

@@ -17,9 +17,10 @@ from mergemill.engine.methods.own import GivenMethods, get_any_method
 from mergemill.engine.offers.formats import open_offers
 from mergemill.engine.offers.layouts import Arrangement, join_layouts
 from mergemill.engine.offers.names import name_alike, unwrap_names, warn_of_names
+from mergemill.engine.offers.ties import find_copies, warn_of_copies
 from mergemill.engine.plan.adapters import apply_adapters, open_adapters, warn_of_bases
 from mergemill.engine.plan.code import find_code, warn_of_code
-from mergemill.engine.plan.coverage import Ledger
+from mergemill.engine.plan.coverage import COPY_UNUSED, Ledger
 from mergemill.engine.plan.disagreement import warn_of_disagreement
 from mergemill.engine.plan.draft import SHARD_SIZE, Draft, finish
 from mergemill.engine.plan.fill import enter_unmerged, fill_slot, make_filling
@@ -141,6 +142,8 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
     filling = replace(filling, checkpoints=checkpoints, policies=policies, packs=packs)
     ledger = Ledger()
     later.enter(checkpoints, ledger)
+    for model, checkpoint in checkpoints.items():
+        ledger.drop_all(model, find_copies(checkpoint, family), COPY_UNUSED)
     filled = (fill_slot(slot, filling, ledger) for slot in iter_slots(stacks, offers, family))
     tensors = [tensor for tensor in filled if tensor is not None]
     enter_unmerged(policies, offers, ledger)
@@ -175,6 +178,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
             *later.warn(where),
             *warn_of_numbers(stacks, donor, family, where=where),
             *warn_of_missing_files(needed, donor.ref, where=where),
+            *warn_of_copies(checkpoints, family, where=where),
             *warn_of_missing_head(donor, [tensor.name for tensor in tensors], family, where=where),
         ),
     )

@@ -18,7 +18,7 @@ from mergemill.engine.checkpoint.config import (
     tie_changes,
 )
 from mergemill.engine.checkpoint.copied_files import copied_files
-from mergemill.engine.checkpoint.family import Family, choose_family, find_tie
+from mergemill.engine.checkpoint.family import Family, choose_family, find_tie, is_head
 from mergemill.engine.checkpoint.later import later_changes, list_later
 from mergemill.engine.checkpoint.needed import Needed
 from mergemill.engine.checkpoint.pipeline import PIPELINE_NAME
@@ -121,7 +121,7 @@ def _config_changes(
     dtype = CONFIG_DTYPES.get(_main_dtype(tensors))
     if dtype is not None:
         changes |= dtype_changes(donor.config, dtype)
-    if any(_was_tied(tensor.name, donor, checkpoints, family) for tensor in tensors):
+    if any(_was_tied(tensor.name, donor, family) for tensor in tensors):
         changes |= tie_changes(donor.config, tied=False)
     return changes
 
@@ -134,15 +134,14 @@ def _main_dtype(tensors: Sequence[OutputTensor]) -> str:
     return max(sizes, key=lambda dtype: (sizes[dtype], dtype), default="")
 
 
-def _was_tied(name: str, donor: Checkpoint, checkpoints: Mapping[str, Checkpoint], family: Family) -> bool:
-    """Whether the output stores a tensor for which the donor used another one."""
-    if find_tie(name, donor.tensors, family) is None:
+def _was_tied(name: str, donor: Checkpoint, family: Family) -> bool:
+    """Whether the output stores a head for which the donor used its embedding.
+
+    A tied donor may store a copy of its embedding as its head; that is no offer, so what is written is a head.
+    """
+    if not is_head(name, family) or find_tie(name, donor.tensors, family) is None:
         return False
-    if name not in donor.tensors:
-        return True
-    # A tied donor may store a copy of its embedding as the head; loaders then use the embedding alone.
-    heads = [checkpoint for checkpoint in checkpoints.values() if name in checkpoint.tensors]
-    return says_tied(donor.config) is True and any(says_tied(head.config) is False for head in heads)
+    return name not in donor.tensors or says_tied(donor.config) is True
 
 
 def _card(
