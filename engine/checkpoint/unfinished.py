@@ -1,4 +1,4 @@
-"""What tells that a folder is half a model: a merge's own notes beside it, names of shards, a count of layers.
+"""What tells that a folder is half a model: a merge's notes beside it, names of shards, a count of layers, pointers.
 
 A merge writes ``.mergemill/plan.json`` first, and notes at the end that it is committed: in a folder by the last line
 of its journal, in object storage by an object; a commit to the Hub brings its journal along.
@@ -19,8 +19,24 @@ STATE_NAME = ".mergemill"
 COMMITTED = b'{"committed": true}'  # the last line of a journal
 _WHOLE_NAMES = ("committed", "journal.json")  # of object storage, and of the Hub
 _SHARD = re.compile(r"(?P<model>.*)-(?P<number>\d{5,9})-of-(?P<count>\d{5,9})(?P<suffix>\.safetensors|\.bin)")
+_POINTER_BYTES = 1024
 _COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers")  # that count the layers which are stored
 _SHARING_KEYS = ("num_hidden_groups", "num_hidden_group")  # layers that are used several times, as ALBERT's
+
+
+def check_pointer(pin: Pin, where: str, storage: Storage) -> None:
+    """Raise `CheckpointError` for a file that Git LFS keeps elsewhere, and of which only the pointer is here.
+
+    Format: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md; a pointer has less than 1,024 bytes.
+    """
+    if pin.size_bytes >= _POINTER_BYTES:
+        return
+    text = bytearray(pin.size_bytes)
+    read_into(pin, 0, memoryview(text), storage)
+    if text.startswith(b"version https://git-lfs.github.com/"):
+        raise CheckpointError(
+            f"{where}: is a pointer of Git LFS, not the weights themselves; run 'git lfs pull' in its folder"
+        )
 
 
 def check_committed(place: str, ref: str, storage: Storage) -> None:

@@ -6,6 +6,7 @@ is none, the same of what ``torch.save`` wrote: ``pytorch_model.bin`` or its sha
 safetensors win where a folder has both, as in transformers.
 """
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import PurePosixPath
 from mergemill.engine.checkpoint.header import read_header
 from mergemill.engine.checkpoint.index import INDEX_NAME, check_index, check_shards, parse_index
 from mergemill.engine.checkpoint.pickles.pickled import read_pickled
-from mergemill.engine.checkpoint.unfinished import check_names
+from mergemill.engine.checkpoint.unfinished import check_names, check_pointer
 from mergemill.engine.errors import CheckpointError, IndexFileError
 from mergemill.engine.storage.bounds import find_bound
 from mergemill.engine.storage.ranges import Pin, is_remote, join, pin_file, read_whole
@@ -25,6 +26,7 @@ from mergemill.engine.storage.urls import PICKLED_ENDINGS
 HEADER_THREADS = 8  # headers are read at the same time, since each waits for the disk twice
 FOREIGN_ENDINGS = (".gguf", ".h5", ".msgpack")  # of weights that are not read
 DIFFUSERS_STEM = "diffusion_pytorch_model"  # of its files of weights
+_CACHED = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)")  # of a model in the Hub's cache
 # What trainers save beside a model, and is none.
 _TRAINERS = (
     "training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "trainer_state.*",
@@ -79,7 +81,7 @@ def open_folder(place: str, found: Mapping[str, Pin], storage: Storage) -> Weigh
                 return _open_files(place, {each.single: found[each.single]}, storage)
         if name := _find_only(place, found, several[0]):
             return _open_files(place, {name: found[name]}, storage)
-    raise CheckpointError(f"{place}: {_explain_none(found)}")
+    raise CheckpointError(f"{place}: {_explain_none(found, place.rpartition('/')[2])}")
 
 
 def open_file(place: str, ref: str, chosen: str, storage: Storage) -> Weights:
@@ -148,6 +150,7 @@ def _find_shard(url: str, storage: Storage) -> Pin | None:
 
 def _open_shard(pin: Pin, where: str, storage: Storage, chosen: str = "") -> Weights:
     """Return the weights of one file, in the order in which it has them."""
+    check_pointer(pin, where, storage)
     if where.endswith(PICKLES.endings):
         pickled, left_out = read_pickled(pin, storage, where=where, chosen=chosen)
         tensors = {
@@ -189,8 +192,11 @@ def _is_trainers(name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in _TRAINERS)
 
 
-def _explain_none(names: Iterable[str]) -> str:
+def _explain_none(names: Iterable[str], folder: str) -> str:
     foreign = sorted(name for name in names if "/" not in name and name.endswith(FOREIGN_ENDINGS))
     if foreign:
         return f"has {foreign[0]} but no safetensors file; convert it to safetensors first"
+    if named := _CACHED.fullmatch(folder):
+        model = f"{named['owner']}/{named['name']}"
+        return f"is a folder of the Hub's cache, which holds several revisions; give {model}, or a folder in snapshots/"
     return f"has no file of weights ({_list_endings()})"

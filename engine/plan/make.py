@@ -9,7 +9,7 @@ from typing import Any
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from mergemill.engine.checkpoint.family import choose_family
-from mergemill.engine.checkpoint.needed import find_needed
+from mergemill.engine.checkpoint.needed import add_generation, find_needed
 from mergemill.engine.checkpoint.vocabulary import same_tokenizer
 from mergemill.engine.errors import Absent, CheckpointError, PlanError
 from mergemill.engine.methods.contract import Method
@@ -110,7 +110,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
     """Return the draft of one merge, which may take stages for models, and its models."""
     recipe = read_paths(recipe, list_models(recipe), where=where)
     refs = list_models(recipe)
-    _check_runnable(recipe, refs, where)
+    _check_runnable(recipe, where)
     code = find_code(recipe, asked.methods)
     method = get_any_method(recipe.merge_method, code)
     steps = make_steps(recipe, method, where=where)
@@ -123,7 +123,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
     chosen = str(recipe.base_model) if recipe.base_model else next(iter(stored))
     family = choose_family(stored[chosen].config)
     checkpoints = name_alike(unwrap_names(stored), chosen, family, list((recipe.name_map or {}).items()), where=where)
-    donor = checkpoints[chosen]
+    donor = add_generation(checkpoints[chosen])
     _check_vocabularies(recipe, donor, checkpoints, where)
     quantized = keeps_quantized(recipe, checkpoints)
     offers = open_offers(checkpoints, family, find_offers(checkpoints, stages), quantized=quantized)
@@ -162,6 +162,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
         scaling=steps.make_scaling([model for model, *_ in vectors], where=where),
         warnings=(
             *warn_of_code(recipe, code, where=where),
+            *warn_of_overrides(refs, where=where),
             *(told for checkpoint in checkpoints.values() for told in checkpoint.left_out),
             *spelt,
             *warn_of_policies(policies, offers, where=where),
@@ -204,16 +205,17 @@ def open_models(
         return dict(zip(refs, pool.map(open_one, refs.values()), strict=True))
 
 
-def check_references(refs: Mapping[str, ModelRef], where: str) -> None:
-    """Refuse what the language has of references and the engine cannot do yet."""
-    for ref in refs.values():
-        if ref.override_architecture is not None:
-            raise PlanError(f"{where}: {ref}: override_architecture cannot be followed yet; leave it out")
+def warn_of_overrides(refs: Mapping[str, ModelRef], *, where: str) -> list[str]:
+    """Return a warning for each model of which a recipe for mergekit says which list of weights to read it by."""
+    return [
+        f"{where}: {ref}: override_architecture says nothing here: the names of its tensors are read from its files"
+        for ref in refs.values()
+        if ref.override_architecture is not None
+    ]
 
 
-def _check_runnable(recipe: Recipe, refs: Mapping[str, ModelRef], where: str) -> None:
+def _check_runnable(recipe: Recipe, where: str) -> None:
     """Refuse what the language has and the engine cannot do yet."""
-    check_references(refs, where)
     if recipe.chat_template is not None:
         raise PlanError(f"{where}: chat_template cannot be written yet; leave it out and the donor's is copied")
     if recipe.tokenizer is not None and (recipe.tokenizer.tokens or recipe.tokenizer.pad_to_multiple_of):

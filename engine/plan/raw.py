@@ -24,7 +24,7 @@ from mergemill.engine.plan.coverage import VECTOR_UNUSED, Ledger
 from mergemill.engine.plan.draft import SHARD_SIZE, Draft
 from mergemill.engine.plan.fill import Filling, copy_offer, fill_slot, make_filling
 from mergemill.engine.plan.inputs import check_inputs
-from mergemill.engine.plan.make import PlanOptions, Stages, check_references, open_models, plan_recipe
+from mergemill.engine.plan.make import PlanOptions, Stages, open_models, plan_recipe, warn_of_overrides
 from mergemill.engine.plan.pipelines import check_pipelines, write_as_pipeline
 from mergemill.engine.plan.prefixes import join_prefixes
 from mergemill.engine.plan.settings import Site, has_gradient, warn_of_unused
@@ -83,7 +83,6 @@ def _draft_one(names: Names, recipe: Recipe, asked: PlanOptions, stages: Stages,
     _check_raw(recipe, where)
     recipe = read_paths(recipe, list_models(recipe), where=where)
     refs = list_models(recipe)
-    check_references(refs, where)
     code = find_code(recipe, asked.methods)
     method = get_any_method(recipe.merge_method, code)
     given = open_models(refs, make_storage(join_options(asked.storage, recipe.storage)), stages, where)
@@ -91,7 +90,9 @@ def _draft_one(names: Names, recipe: Recipe, asked: PlanOptions, stages: Stages,
     checkpoints, offers, told = join_prefixes(share_reads(opened), find_offers(opened, stages))
     raw = _Raw(recipe, names, method, checkpoints, asked.seed, code, where)
     inputs = Inputs(checkpoints, list_stored(checkpoints, stages), checkpoints[raw.donor])
-    draft = _draft(raw, offers, inputs, [*spelt, *(f"{where}: {each}" for each in told)])
+    draft = _draft(
+        raw, offers, inputs, [*warn_of_overrides(refs, where=where), *spelt, *(f"{where}: {each}" for each in told)]
+    )
     return write_as_pipeline(draft, inputs.donor) if check_pipelines(checkpoints, where) else draft, inputs
 
 

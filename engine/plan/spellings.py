@@ -1,10 +1,12 @@
 """Models under several spellings: what a reference names is what is there, not how it is written.
 
-``base/``, ``./base`` and a link to it are one model; so are ``org/name`` and ``org/name@main`` at one commit. And a
-local folder whose name holds ``+`` or ``@`` is that folder, where it is there and what the text would otherwise mean is
-not (decided 2026-11-29: the language alone cannot know, and ``{path: …}`` always says it).
+``base/``, ``./base`` and a link to it are one model; so are ``org/name`` and ``org/name@main`` at one commit, and its
+folder in the Hub's cache. And a local folder whose name holds ``+`` or ``@`` is that folder, where it is there and what
+the text would otherwise mean is not (decided 2026-11-29: the language alone cannot know, and ``{path: …}`` always says
+it).
 """
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from mergemill.engine.errors import PlanError
 from mergemill.engine.recipe import ModelRef, Recipe
 from mergemill.engine.storage.ranges import is_remote
 from mergemill.engine.storage.urls import is_url, parse_place
+
+# A revision in the Hub's cache: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+_CACHED = re.compile(r".*/models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})", re.DOTALL)
 
 
 def read_paths(recipe: Recipe, refs: Mapping[str, ModelRef], *, where: str) -> Recipe:
@@ -57,11 +62,16 @@ def _is_there(path: str) -> bool:
 def _identify(checkpoint: Checkpoint) -> Any:
     """Return what two spellings of one model have in common: its place, where its weights lie, and what changes them.
 
-    Of one file of ``torch.save`` there may be several models.
+    Of one file of ``torch.save`` there may be several models. A commit on the Hub and its folder in the Hub's cache are
+    one place.
     """
     place = checkpoint.path if is_remote(checkpoint.path) else str(Path(checkpoint.path).resolve())
-    weights = frozenset((stored.file, stored.offset_bytes) for stored in checkpoint.tensors.values())
-    return place, weights, checkpoint.changes
+    stored = checkpoint.tensors.values()
+    if cached := _CACHED.fullmatch(place):
+        place = "hf://{owner}/{name}@{commit}".format_map(cached.groupdict())
+    if place.startswith("hf://"):
+        return place, frozenset((each.name, each.offset_bytes, each.nbytes) for each in stored), checkpoint.changes
+    return place, frozenset((each.file, each.offset_bytes) for each in stored), checkpoint.changes
 
 
 def _replace_models(recipe: Recipe, change: Callable[[ModelRef], ModelRef]) -> Recipe:

@@ -41,7 +41,7 @@ class ModelRef(Value):
     lora: "ModelRef | None" = None
     """The adapter that is applied first; it has no `lora` of its own."""
     override_architecture: OptionalText = None
-    """The architecture to read the model as, instead of what its config says."""
+    """For mergekit: whose list of names to read the model by. Here names are read from its files; a warning says so."""
 
     @model_validator(mode="before")
     @classmethod

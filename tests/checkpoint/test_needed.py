@@ -81,3 +81,12 @@ def test_configs_of_processors_and_pooling_are_copied() -> None:
         "video_preprocessor_config.json",
     ]
     assert copied_files([*names, "training_config.json"]) == tuple(names)
+
+
+def test_a_models_own_way_to_generate_is_copied(tmp_path: Path) -> None:
+    """transformers runs ``custom_generate/generate.py`` of a model for which its user trusts remote code."""
+    write(tmp_path / "a")
+    (tmp_path / "a" / "custom_generate").mkdir()
+    (tmp_path / "a" / "custom_generate" / "generate.py").write_text("def generate(model): ...\n")
+    plan = plan_of({"merge_method": "passthrough", "models": [{"model": str(tmp_path / "a")}]})
+    assert read_file(plan, "custom_generate/generate.py") == b"def generate(model): ...\n"

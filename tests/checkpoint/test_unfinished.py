@@ -135,3 +135,17 @@ def test_many_shards_are_counted_in_linear_time() -> None:
     check_names(names, "a")
     with pytest.raises(CheckpointError, match="39999 of 40000 shards"):
         check_names(names[1:], "a")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_pointer_of_git_lfs_is_told_as_one(name: str, tmp_path: Path) -> None:
+    oid = "4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393"
+    (tmp_path / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize 12345\n")
+    with pytest.raises(CheckpointError, match=rf"{name}: is a pointer of Git LFS, .*'git lfs pull'"):
+        open_checkpoint(str(tmp_path))
+
+
+def test_a_folder_of_the_hubs_cache_is_told_with_what_to_give_instead(tmp_path: Path) -> None:
+    (tmp_path / "models--org--name" / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="give org/name, or a folder in snapshots/"):
+        open_checkpoint(str(tmp_path / "models--org--name"))

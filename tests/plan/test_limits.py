@@ -25,10 +25,6 @@ def test_the_recipe_that_the_others_differ_from_can_be_planned() -> None:
 
 
 LIMITS: dict[str, tuple[dict[str, Any], str]] = {
-    "architecture": (
-        {"models": [{"model": {"model": "a", "override_architecture": "X"}}]},
-        "override_architecture cannot be followed yet",
-    ),
     "template": ({"models": PAIR, "chat_template": "chatml"}, "chat_template cannot be written yet"),
     "tokens": (
         {"models": PAIR, "tokenizer": {"tokens": {"<x>": {"source": "a"}}}},

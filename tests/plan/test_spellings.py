@@ -70,3 +70,12 @@ def test_slices_and_bases_of_their_own_are_joined_too() -> None:
     more = {"base_model": "base/", "sources": [*sources, {"model": "c", "layer_range": [0, 3], "delta_base": "b"}]}
     recipe = {"merge_method": "task_arithmetic", "base_model": "base", "parameters": {"weight": 1}, "slices": [more]}
     assert [source.model for source in plan_of(recipe).sources] == ["./b", "base", "c"]
+
+
+def test_what_a_recipe_for_mergekit_says_of_its_lists_of_weights_is_not_needed_and_told() -> None:
+    given = {"model": "b", "override_architecture": "XForCausalLM"}
+    (warning,) = plan_of(linear({"model": "base"} | given, "c")).warnings
+    assert (
+        warning
+        == "recipe.yml: b: override_architecture says nothing here: the names of its tensors are read from its files"
+    )

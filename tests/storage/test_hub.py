@@ -21,6 +21,7 @@ pytest.importorskip("huggingface_hub")
 from hubs import Use, use_hub
 from huggingface_hub import constants, snapshot_download
 
+from mergemill.engine import make_plan
 from mergemill.engine.checkpoint import open_checkpoint
 from mergemill.engine.errors import CheckpointError, MergemillError, SourceChanged, StorageError
 from mergemill.engine.storage import fetch, hub_upload, tries
@@ -292,6 +293,15 @@ def test_a_cached_file_that_is_not_the_pinned_one_is_left_alone(hub: Hub) -> Non
     close_all()
     assert read_whole(pins["model.safetensors"]) == WEIGHTS
     assert read_whole(pins["config.json"]) == FILES["config.json"]
+
+
+def test_a_model_of_the_hub_and_its_folder_in_the_cache_are_one_model(hub: Hub, tmp_path: Path) -> None:
+    here = write_llama(tmp_path / "other", seed=1, layers=1)
+    hub.add_repo(NAME, {path.name: path for path in here.iterdir()})
+    models = [{"model": model, "parameters": {"weight": 1}} for model in (f"hf://{NAME}", str(download(hub)))]
+    plan = make_plan({"merge_method": "linear", "models": models})
+    assert len(plan.sources) == 1
+    assert "is the same model as" in plan.warnings[0]
 
 
 @pytest.mark.parametrize("away", ["forbidden", "unreachable"])
