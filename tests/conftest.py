@@ -1,5 +1,6 @@
 """Fixtures that several rooms share."""
 
+import one_blas_thread  # noqa: F401  # isort: skip
 from collections.abc import Callable
 from pathlib import Path
 

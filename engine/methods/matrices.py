@@ -7,7 +7,7 @@ zero (eps of float32); float64 itself has no such room and goes through LAPACK's
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -40,15 +40,22 @@ def whole_matrices(shape: tuple[int, ...]) -> Grain:
 
 
 def add_matrix(
-    base: Tensor, deltas: list[Tensor], place: Place, join: Callable[[list[Tensor]], Tensor], *, lambda_: float
+    base: Tensor,
+    deltas: list[Tensor],
+    place: Place,
+    join: Callable[[list[Tensor]], Tensor],
+    *,
+    lambda_: float,
+    normalize: bool = False,
 ) -> Tensor:
     """Return ``base + lambda · join(deltas)``; task arithmetic with weights of 1 where the tensor is no matrix.
 
     `join` is given matrices ``[m, n]`` and returns one, float64. Of what is not finite there is no decomposition: the
-    whole result is NaN then. Shapes: `base` and `deltas` flat ``[n]``, overwritten.
+    whole result is NaN then. With `normalize` task arithmetic takes the mean instead of the sum. Shapes: `base` and
+    `deltas` flat ``[n]``, overwritten.
     """
     if not is_matrix(place.shape):
-        return add_deltas(base, deltas, (1.0,) * len(deltas), lambda_=lambda_, normalize=False)
+        return add_deltas(base, deltas, (1.0,) * len(deltas), lambda_=lambda_, normalize=normalize)
     if not are_finite(deltas):
         return base.fill_(math.nan)
     with on_one_thread(place):
@@ -74,15 +81,16 @@ def on_one_thread(place: Place) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def decompose(matrix: Tensor, stored: Dtype, most: int | None = None) -> Triples:
+def decompose(matrix: Tensor, stored: Dtype, most: int | None = None, *, unit: float = 0.0) -> Triples:
     """Return the `most` largest singular triples of a matrix (all by default) that is exact to `stored`'s rounding.
 
-    Left out are singular values of at most ``max(m, n) · eps`` of the largest, with the eps of `stored`: rounding
-    decides their vectors. So there may be fewer triples than asked for, of a matrix of zeros none.
+    Left out are singular values of at most ``max(m, n) · eps`` of the largest, or of `unit` where that is larger (the
+    norm of what the matrix is a difference of), with the eps of `stored`: rounding decides their vectors. So there may
+    be fewer triples than asked for, of a matrix of zeros none.
     """
     most = min(matrix.shape) if most is None else most
     triples = _decompose_directly(matrix) if stored == torch.float64 else _decompose_gram(matrix, most)
-    least = max(matrix.shape) * torch.finfo(stored).eps * triples.values[:1]
+    least = max(matrix.shape) * torch.finfo(stored).eps * triples.values[:1].clamp(min=unit)
     clear = min(most, int((triples.values > least).sum()))
     return Triples(triples.left[:, :clear], triples.values[:clear], triples.right[:, :clear])
 
@@ -106,3 +114,32 @@ def _decompose_gram(matrix: Tensor, most: int) -> Triples:
 def _gram(matrix: Tensor) -> Tensor:
     wide = matrix.to(torch.float64)
     return wide.T @ wide
+
+
+def join_triples(found: Iterable[Triples], like: Tensor, most: int) -> Triples:
+    """Return at most `most` triples in all, one decomposition's beside the other's. Float64, beside a matrix `like`."""
+    m, n = like.shape
+    left, values, right = (like.new_empty((*rows, most), dtype=torch.float64) for rows in ((m,), (), (n,)))
+    columns = 0
+    for triples in found:
+        at = slice(columns, columns + len(triples.values))
+        left[:, at], values[at], right[:, at] = triples
+        columns = at.stop
+    return Triples(left[:, :columns], values[:columns], right[:, :columns])
+
+
+def make_orthonormal(joined: Tensor, stored: Dtype) -> Tensor:
+    """Return the nearest matrix of orthonormal columns; its columns are as dependent as the given ones."""
+    if not joined.numel():
+        return torch.zeros_like(joined)
+    left, _, right = decompose(joined, stored)
+    return left @ right.T
+
+
+def find_norm(matrix: Tensor) -> float:
+    """Return the Frobenius norm, without a square that overflows or vanishes."""
+    largest = float(max(map(abs, torch.stack(torch.aminmax(matrix)).cpu().tolist())))
+    if not largest:
+        return 0.0
+    scaled = matrix.to(torch.float64, copy=True).div_(largest)
+    return largest * math.sqrt(float(scaled.square_().sum()))

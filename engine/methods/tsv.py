@@ -5,8 +5,15 @@ section 4.2 and algorithm 1.
 """
 
 from mergemill.engine.methods.contract import merge_method
-from mergemill.engine.methods.matrices import SVD_SLABS, Triples, add_matrix, decompose, whole_matrices
-from mergemill.engine.tensors.lazy import Dtype, Tensor, torch
+from mergemill.engine.methods.matrices import (
+    SVD_SLABS,
+    add_matrix,
+    decompose,
+    join_triples,
+    make_orthonormal,
+    whole_matrices,
+)
+from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
 
 
@@ -24,31 +31,8 @@ def tsv(base: Tensor, deltas: list[Tensor], place: Place, *, lambda_: float = 1.
 
 def _join_triples(deltas: list[Tensor]) -> Tensor:
     stored = deltas[0].dtype
-    left, values, right = _collect_triples(deltas)
-    left = _make_orthonormal(left, stored).mul_(values)
-    return left @ _make_orthonormal(right, stored).T
-
-
-def _collect_triples(deltas: list[Tensor]) -> Triples:
-    """Return the models' triples, one model's beside the other's."""
-    m, n = deltas[0].shape
-    most = max(1, min(m, n) // len(deltas)) * len(deltas)
-    left, values, right = (deltas[0].new_empty((*rows, most), dtype=torch.float64) for rows in ((m,), (), (n,)))
-    columns = 0
-    for delta in deltas:
-        columns += _put_triples(decompose(delta, delta.dtype, most // len(deltas)), left, values, right, columns)
-    return Triples(left[:, :columns], values[:columns], right[:, :columns])
-
-
-def _put_triples(triples: Triples, left: Tensor, values: Tensor, right: Tensor, start: int) -> int:
-    at = slice(start, start + len(triples.values))
-    left[:, at], values[at], right[:, at] = triples
-    return len(triples.values)
-
-
-def _make_orthonormal(joined: Tensor, stored: Dtype) -> Tensor:
-    """Return the nearest matrix of orthonormal columns; its columns are as dependent as the given ones."""
-    if not joined.numel():
-        return torch.zeros_like(joined)
-    left, _, right = decompose(joined, stored)
-    return left @ right.T
+    share = max(1, min(deltas[0].shape) // len(deltas))
+    found = (decompose(delta, stored, share) for delta in deltas)
+    left, values, right = join_triples(found, deltas[0], share * len(deltas))
+    left = make_orthonormal(left, stored).mul_(values)
+    return left @ make_orthonormal(right, stored).T

@@ -4,11 +4,10 @@ Source: Cheng et al., "Whoever started the interference should end it: guiding d
 vectors", arXiv:2503.08099, whose objective is minimised there by gradient descent.
 """
 
-import math
 from typing import Annotated, NamedTuple
 
 from mergemill.engine.methods.contract import Within, merge_method
-from mergemill.engine.methods.matrices import add_matrix, whole_matrices
+from mergemill.engine.methods.matrices import add_matrix, find_norm, whole_matrices
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 
@@ -35,7 +34,7 @@ def wudi(
     """
 
     def join(matrices: list[Tensor]) -> Tensor:
-        parts = [TaskVector(matrix, _find_norm(matrix)) for matrix in matrices if matrix.any()]
+        parts = [TaskVector(matrix, find_norm(matrix)) for matrix in matrices if matrix.any()]
         if not parts:
             return base.new_zeros(place.shape, dtype=torch.float64)
         m, n = place.shape
@@ -53,12 +52,6 @@ class TaskVector(NamedTuple):
     def unit(self) -> Tensor:
         """Return the matrix over its norm, as a new float64 tensor."""
         return self.matrix.to(torch.float64, copy=True).div_(self.norm)
-
-
-def _find_norm(matrix: Tensor) -> float:
-    largest = float(max(map(abs, torch.stack(torch.aminmax(matrix)).cpu().tolist())))
-    scaled = matrix.to(torch.float64, copy=True).div_(largest)  # so that no square overflows or vanishes
-    return largest * math.sqrt(float(scaled.square_().sum()))
 
 
 def _solve_columns(parts: list[TaskVector], ridge: float) -> Tensor:

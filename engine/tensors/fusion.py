@@ -11,7 +11,7 @@ import numpy as np
 
 from mergemill.engine.tensors.cut import Cut
 
-JoinKind = Literal["sum", "add", "agree", "share", "changed", "balance", "exceed"]
+JoinKind = Literal["sum", "add", "agree", "share", "changed", "balance", "exceed", "farthest", "consent"]
 Limits = np.ndarray[Any, np.dtype[np.int32]]
 Divergences = np.ndarray[Any, np.dtype[np.float64]]
 SPREAD = -1  # in place of a tensor's number: the standard deviation over all of them
@@ -59,6 +59,8 @@ class Join:
     "changed": base + the mean of what is above the threshold; what one tensor alone has of that times its weight + 1.
     "balance": base + lambda · the mean of the tensors by their shares: how far the score of what is kept is on the way
     from the cut's threshold to so much above it as the weight is; 1, where that is 0.
+    "farthest": base + lambda · the largest magnitude among the tensors of the sum's sign, with that sign; of none, 0.
+    "consent": base + lambda · what "sum" makes, where all tensors have one sign.
     "exceed": the first of two tensors, and the second where its importance reaches the threshold.
     With `masks`, "add" and "agree" add only what at least `votes` tensors agree on (see `methods/consensus.py`).
     """

@@ -60,6 +60,39 @@ WIDTHS static void keep_agreed(float *restrict total, const float *restrict vote
     for (int64_t j = 0; j < size; j++) total[j] *= votes[j] >= least ? 1.0f : 0.0f;
 }
 
+/* total = the largest magnitude among the tensors whose sign is that of their sum, with that sign; 0 of a sum of 0. What
+ * is no number stays so. */
+WIDTHS static void farthest_agreeing(float *restrict total, float *const *x, int64_t count, int64_t size) {
+    float sign[CHUNK];
+    memcpy(sign, x[0], (size_t)size * sizeof(float));
+    for (int64_t i = 1; i < count; i++)
+        for (int64_t j = 0; j < size; j++) sign[j] += x[i][j];
+    for (int64_t j = 0; j < size; j++) sign[j] = (sign[j] > 0 ? 1.0f : 0.0f) - (sign[j] < 0 ? 1.0f : 0.0f);
+    memset(total, 0, (size_t)size * sizeof(float));
+    for (int64_t i = 0; i < count; i++) {
+        const float *restrict own = x[i];
+        for (int64_t j = 0; j < size; j++) {
+            const float along = own[j] * sign[j];
+            total[j] = (along > total[j]) | (along != along) ? along : total[j];
+        }
+    }
+    for (int64_t j = 0; j < size; j++) total[j] *= sign[j];
+}
+
+/* Multiply by 0 what the tensors do not all change in one direction. */
+WIDTHS static void keep_consensual(float *restrict total, float *const *x, int64_t count, int64_t size) {
+    float rises[CHUNK] = {0}, falls[CHUNK] = {0};
+    for (int64_t i = 0; i < count; i++) {
+        const float *restrict own = x[i];
+        for (int64_t j = 0; j < size; j++) {
+            rises[j] += own[j] > 0 ? 1.0f : 0.0f;
+            falls[j] += own[j] < 0 ? 1.0f : 0.0f;
+        }
+    }
+    const float all = (float)count;
+    for (int64_t j = 0; j < size; j++) total[j] *= (rises[j] >= all) | (falls[j] >= all) ? 1.0f : 0.0f;
+}
+
 WIDTHS static void drop_signs_of_zeros(float *total, int64_t size) {
     for (int64_t j = 0; j < size; j++) total[j] += 0.0f;
 }
@@ -128,9 +161,12 @@ static const float *join_chunk(const Slab *slab, const Keep *keeps, const Join *
         mean_of_changes(room->total, room->x, join->weight, count, size, join->threshold);
     else if (join->kind == JOIN_BALANCE)
         balance(slab, keeps, join, chunk, room);
+    else if (join->kind == JOIN_FARTHEST)
+        farthest_agreeing(room->total, room->x, count, size);
     else
         sum_weighted(room->total, x, join->weight, count, 0, size, join->divisor);
     if (join->kind == JOIN_SUM) return room->total;
+    if (join->kind == JOIN_CONSENT) keep_consensual(room->total, room->x, count, size);
     if (join->masks) find_consensus(slab, join, chunk, room);
     add_scaled(room->base, room->total, size, join->lambda);
     return room->base;

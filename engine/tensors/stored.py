@@ -21,7 +21,17 @@ from mergemill.engine.tensors.workspace import Arena, Workspace
 
 STORED_DTYPES = {"F32": 0, "BF16": 1, "F16": 2}
 _KINDS = {"all": 0, "nothing": 1, "cut": 2, "random": 3, "mask": 4}
-_JOINS = {"sum": 0, "add": 1, "agree": 2, "share": 3, "changed": 4, "balance": 5, "exceed": 6}
+_JOINS = {
+    "sum": 0,
+    "add": 1,
+    "agree": 2,
+    "share": 3,
+    "changed": 4,
+    "balance": 5,
+    "exceed": 6,
+    "farthest": 7,
+    "consent": 8,
+}
 MOST_NEAR = 1 << 18  # keys that a window of a slab has room for
 _NO_MEMORY = -1  # what loops return; less, where they refuse what they were given
 _NO_CUT = Cut(0.0, 0, 0, 0, 0)

@@ -28,6 +28,9 @@ def merge(mill: Mill, method: str, *inputs: Tensor | list[float], **given: Any) 
         ("expo", {"weight": (None, True)}),
         ("magmax", {"lambda": (0.5, False)}),
         ("nearswap", {"t": (None, False)}),
+        ("emr", {"lambda": (1.0, False)}),
+        ("negmerge", {"lambda": (1.0, False)}),
+        ("localize_stitch", {"density": (0.05, True), "lambda": (1.0, False)}),
         ("ram", {"epsilon": (1e-5, False)}),
         ("ramplus_tl", {"epsilon": (1e-5, False), "r": (0.1, False), "alpha": (0.2, False)}),
         (
@@ -135,3 +138,22 @@ def test_consensus_masks_look_at_the_untrimmed_deltas(mill: Mill) -> None:
         mill, "consensus_ties", [0, 0], [2, 0], [1, 3], weight=(1.0, 1.0), density=(1.0, 0.5), lambda_mask=(0.4, 0.4)
     )
     assert result.tolist() == [2, 0]
+
+
+def test_emr_takes_the_largest_of_the_elected_sign(mill: Mill) -> None:
+    models = [1.0, 4.0, -4.0, 1.0, 0.0], [2.0, -3.0, 3.0, -1.0, 0.0], [-1.0, -3.0, 3.0, 0.0, 0.0]
+    assert merge(mill, "emr", [0.0] * 5, *models).tolist() == [2.0, -3.0, 3.0, 0.0, 0.0]
+    assert merge(mill, "emr", [0.0] * 5, *models, lambda_=0.5).tolist() == [1.0, -1.5, 1.5, 0.0, 0.0]
+
+
+def test_negmerge_takes_away_what_all_agree_on(mill: Mill) -> None:
+    models = [1.0, -1.0, 1.0, 0.0, 2.0], [3.0, -2.0, -1.0, 1.0, 4.0]
+    assert merge(mill, "negmerge", [0.0] * 5, *models).tolist() == [-2.0, 1.5, 0.0, 0.0, -3.0]
+    assert merge(mill, "negmerge", [0.0] * 5, *models, lambda_=0.5).tolist() == [-1.0, 0.75, 0.0, 0.0, -1.5]
+
+
+def test_localize_and_stitch_averages_where_masks_meet(mill: Mill) -> None:
+    models = [9.0, 8.0, 1.0, 1.0], [7.0, 1.0, -8.0, 1.0]
+    assert merge(mill, "localize_stitch", [0.0] * 4, *models, density=(0.5, 0.5)).tolist() == [8.0, 8.0, -8.0, 0.0]
+    few = merge(mill, "localize_stitch", [0.0] * 4, *models)
+    assert few.tolist() == [9.0, 0.0, -8.0, 0.0], "one element at least"

@@ -7,23 +7,21 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from methods.harness import Mill, Task, bits_of, fill_settings, make_values
+from methods.made_matrices import SHAPES, apply_svc, check_close, make_deltas, make_orthogonal, merge_deltas
 from oracles import matrices
 from torch import Tensor
 
 from mergemill.engine.errors import MergeError
 from mergemill.engine.methods.catalogue import find_methods, get_method, get_step
 from mergemill.engine.methods.steps import Stepped
-from mergemill.engine.tensors.place import Place
 
 MATRIX = [name for name, method in find_methods().items() if method.reads == "matrix"]
-SHAPES = [(40, 60), (60, 40), (50, 50), (20, 90), (90, 7)]  # the fourth has rows for few models only
-PLACE = Place("model.layers.3.mlp.up_proj.weight", (), 7, (1, 2, 3))
+MEANS = ("cart", "iso_cts", "star")  # what is no matrix is averaged; the others add it up
 
 
 @pytest.fixture(scope="module")
@@ -31,45 +29,16 @@ def mill(tmp_path_factory: pytest.TempPathFactory) -> Mill:
     return Mill(tmp_path_factory.mktemp("mill"))
 
 
-def merge_deltas(method: str, *deltas: Tensor, **given: Any) -> Tensor:
-    """Return what the method makes of task vectors on a base of zeros."""
-    named = {key.removesuffix("_"): value for key, value in given.items()}
-    settings = fill_settings(get_method(method), named, len(deltas))
-    shape = tuple(deltas[0].shape)
-    place, base = dataclasses.replace(PLACE, shape=shape), torch.zeros(shape, dtype=deltas[0].dtype)
-    flat = [delta.clone().reshape(-1) for delta in deltas]
-    return get_method(method).combine(flat, base.view(-1), None, place, settings).view(shape)
-
-
-def apply_svc(merged: Tensor, *deltas: Tensor, alpha: float = 1.0) -> Tensor:
-    """Return what SVC makes of a merged task vector."""
-    place, flat = dataclasses.replace(PLACE, shape=tuple(merged.shape)), [delta.reshape(-1) for delta in deltas]
-    result = get_step("svc").apply(merged.clone().reshape(-1), flat, place, {"alpha": alpha})
-    return result.view(merged.shape)
-
-
-def make_deltas(shape: Sequence[int], count: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> list[Tensor]:
-    """Return random task vectors."""
-    stream = torch.Generator().manual_seed(seed)
-    return [torch.randn(tuple(shape), generator=stream, dtype=torch.float64).to(dtype) for _ in range(count)]
-
-
-def make_orthogonal(shape: tuple[int, int], count: int, rank: int) -> list[Tensor]:
-    """Return task vectors of one rank, their left and right spaces orthogonal, no singular value twice."""
-    bases = [torch.linalg.qr(make_deltas((side, count * rank), 1)[0])[0].split(rank, 1) for side in shape]
-    spectra = [torch.linspace(1 + 2 * i, 2 + 2 * i, rank, dtype=torch.float64).diag() for i in range(count)]
-    return [left @ spectrum @ right.T for left, right, spectrum in zip(*bases, spectra, strict=True)]
-
-
-def check_close(result: Tensor, wanted: Tensor | np.ndarray[Any, Any], relative: float = 1e-12) -> None:
-    """Check to `relative` of the largest value."""
-    wanted = torch.as_tensor(wanted)
-    assert (result - wanted).abs().max() <= relative * wanted.abs().max()
-
-
 def test_the_parameters_of_the_specification() -> None:
     found = {name: {p.name: p.default for p in get_method(name).parameters} for name in MATRIX}
-    assert found == {"iso_c": {"lambda": 1.0}, "tsv": {"lambda": 1.0}, "wudi": {"ridge": 1e-6, "lambda": 1.0}}
+    assert found == {
+        "cart": {"rank": 0.08, "lambda": 1.0},
+        "iso_c": {"lambda": 1.0},
+        "iso_cts": {"common": 0.8, "lambda": 1.0},
+        "star": {"eta": 0.4, "lambda": 1.0},
+        "tsv": {"lambda": 1.0},
+        "wudi": {"ridge": 1e-6, "lambda": 1.0},
+    }
     assert [(p.name, p.default) for p in get_step("svc").parameters] == [("alpha", 1.0)]
 
 
@@ -290,7 +259,8 @@ def test_what_is_not_finite_has_no_decomposition_and_gives_nan(name: str, value:
 @pytest.mark.parametrize("name", MATRIX)
 def test_what_is_no_matrix_is_merged_by_task_arithmetic(name: str, shape: tuple[int, ...]) -> None:
     deltas = make_deltas(shape, 3)
-    check_close(merge_deltas(name, *deltas, lambda_=0.5), 0.5 * sum(deltas))
+    factor = {"cart": 1 / 3}.get(name, 0.5 / 3 if name in MEANS else 0.5)
+    check_close(merge_deltas(name, *deltas, lambda_=0.5), factor * sum(deltas))
     assert get_method(name).block(shape, {p.name: p.default for p in get_method(name).parameters}) == 65536
 
 
@@ -307,12 +277,12 @@ def test_a_decomposition_that_does_not_converge_names_the_tensor(monkeypatch: py
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", [*MATRIX, "svc"])
 def test_neither_threads_nor_addresses_change_a_bit(name: str, dtype: torch.dtype) -> None:
-    deltas, before = make_deltas((600, 900), 2, dtype), torch.get_num_threads()
+    deltas, before = make_deltas((320, 480), 2, dtype), torch.get_num_threads()
     results = set()
     try:
         for threads, offset in ((1, 0), (3, 16), (2, 80)):  # elements; slabs are aligned to 64 bytes
             torch.set_num_threads(threads)
-            shifted = [torch.empty(delta.numel() + offset, dtype=dtype)[offset:].view(600, 900) for delta in deltas]
+            shifted = [torch.empty(delta.numel() + offset, dtype=dtype)[offset:].view(320, 480) for delta in deltas]
             moved = [there.copy_(delta) for there, delta in zip(shifted, deltas, strict=True)]
             results.add(bits_of(merge_any(name, *moved)))
             assert torch.get_num_threads() == threads

@@ -69,3 +69,22 @@ def merge_by_ties(
     """D_MTL of consensus_ties: trimmed, of the elected sign."""
     masks = [find_largest(delta, share) for delta, share in zip(deltas, density, strict=True)]
     return join_deltas(sparsify(deltas, masks, rescale=rescale), weight=weight, consensus=True, normalize=normalize)
+
+
+def emr(base: Array, deltas: Sequence[Array], *, lambda_: float = 1.0) -> Array:
+    """W_0 + lambda · γ · max |Dᵢ| over those whose sign is γ, the sign of ΣDᵢ."""
+    sign = np.sign(np.sum(deltas, axis=0))
+    return np.asarray(base + lambda_ * sign * np.max([np.where(np.sign(d) == sign, np.abs(d), 0) for d in deltas], 0))
+
+
+def negmerge(base: Array, deltas: Sequence[Array], *, lambda_: float = 1.0) -> Array:
+    """W_0 − lambda · the mean of the deltas where ``|Σ sign Dᵢ| = K``."""
+    agreed = np.abs(np.sum(np.sign(deltas), axis=0)) == len(deltas)
+    return base - lambda_ * np.where(agreed, np.mean(deltas, axis=0), 0.0)
+
+
+def localize_stitch(base: Array, deltas: Sequence[Array], *, density: Sequence[float], lambda_: float = 1.0) -> Array:
+    """W_0 + lambda · Σ mᵢDᵢ / Σ mᵢ, mᵢ the largest elements of Dᵢ, none of them 0."""
+    masks = [find_largest(d, share) & (d != 0) for d, share in zip(deltas, density, strict=True)]
+    total = np.sum([np.where(m, d, 0.0) for m, d in zip(masks, deltas, strict=True)], axis=0)
+    return np.asarray(base + lambda_ * total / np.maximum(np.sum(masks, axis=0), 1))

@@ -79,3 +79,50 @@ def find_polar(matrix: Array, eps: float) -> Array:
     """Return the nearest matrix with orthonormal columns, as far as the columns are independent."""
     left, _, right = find_triples(matrix, eps)
     return np.asarray(left @ right.T)
+
+
+def iso_cts(base: Array, deltas: Sequence[Array], *, eps: float, common: float = 0.8, lambda_: float = 1.0) -> Array:
+    """Give the common directions of the sum, and each delta's own beside these, the mean of their values."""
+    if base.ndim != 2:
+        return base + lambda_ * np.mean(deltas, axis=0)
+    rank, models = min(base.shape), len(deltas)
+    own = min(round((rank - int(rank * common)) / models), rank // models)
+    shared = [part[..., : rank - models * own] for part in find_triples(np.sum(deltas, axis=0), eps)]
+    triples = []
+    for delta in deltas:
+        left, values, right = np.linalg.svd(delta - shared[0] @ shared[0].T @ delta, full_matrices=False)
+        clear = values > max(base.shape) * eps * max(values[0], float(np.linalg.norm(delta)))
+        triples.append([part[..., clear][..., :own] for part in (left, values, right.T)])
+    left, values, right = (np.concatenate(parts, axis=-1) for parts in zip(*triples, shared, strict=True))
+    mean = float(np.sum(values)) / rank
+    return np.asarray(base + lambda_ * mean * find_polar(left, eps) @ find_polar(right, eps).T)
+
+
+def star(base: Array, deltas: Sequence[Array], *, eps: float, eta: float = 0.4, lambda_: float = 1.0) -> Array:
+    """Add the mean of the deltas, each of the rank that has eta of its nuclear norm, scaled up to all of that."""
+    if base.ndim != 2:
+        return base + lambda_ * np.mean(deltas, axis=0)
+    return base + lambda_ * np.mean([truncate_and_rescale(delta, eps, eta) for delta in deltas], axis=0)
+
+
+def truncate_and_rescale(delta: Array, eps: float, eta: float) -> Array:
+    """Return the least rank that has eta of the nuclear norm, with the nuclear norm of all."""
+    left, values, right = find_triples(delta, eps)
+    if not len(values):
+        return np.zeros_like(delta)
+    rank = min(int(np.searchsorted(np.cumsum(values), eta * np.sum(values))) + 1, len(values))
+    factor = np.sum(values) / np.sum(values[:rank])
+    return np.asarray(factor * (left[:, :rank] * values[:rank]) @ right[:, :rank].T)
+
+
+def cart(models: Sequence[Array], *, rank: float = 0.08, lambda_: float = 1.0) -> Array:
+    """Return the mean and lambda times the sum of what the models differ by, each of low rank."""
+    mean = np.mean(models, axis=0)
+    if mean.ndim != 2:
+        return np.asarray(mean)
+    kept = max(1, int(np.floor(rank * min(mean.shape))))
+    parts = []
+    for model in models:
+        left, values, right = np.linalg.svd(model - mean, full_matrices=False)
+        parts.append((left[:, :kept] * values[:kept]) @ right[:kept])
+    return np.asarray(mean + lambda_ * np.sum(parts, axis=0))

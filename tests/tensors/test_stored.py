@@ -54,6 +54,12 @@ SETTINGS: list[tuple[str, Mapping[str, Any]]] = [
     ("pcb", {"ratio": 1.0, "lambda": 0.9}),
     ("pcb", {"ratio": 0.0}),
     ("arcee_fusion", {}),
+    ("emr", {}),
+    ("emr", {"lambda": -0.7}),
+    ("negmerge", {"lambda": 0.7}),
+    ("localize_stitch", {}),
+    ("localize_stitch", {"density": (0.6, 1.0), "lambda": 0.7}),
+    ("localize_stitch", {"density": (0.0, 0.4)}),
 ]
 
 

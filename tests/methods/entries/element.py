@@ -63,6 +63,22 @@ def expect_consensus(task: Task, merged: Array, deltas: Sequence[Array]) -> Expe
     return Expected(values, (np.array(gaps) < 0).any(0))
 
 
+def expect_emr(task: Task) -> Expected:
+    """The elected direction, doubtful where the deltas cancel but for rounding."""
+    deltas = make_deltas(task)
+    values = element.emr(as_arrays(task)[0], deltas, **take_arguments(task.settings))
+    apart, together = np.sum(np.abs(deltas), axis=0), np.abs(np.sum(deltas, axis=0))
+    return Expected(values, np.asarray((together < 1e-6 * apart) & (apart > 0)))
+
+
+def expect_negmerge(task: Task) -> Expected:
+    return certain(element.negmerge(as_arrays(task)[0], make_deltas(task), **take_arguments(task.settings)))
+
+
+def expect_localize_stitch(task: Task) -> Expected:
+    return certain(element.localize_stitch(as_arrays(task)[0], make_deltas(task), **take_arguments(task.settings)))
+
+
 THREE = (1.0, 0.6, 0.3)
 TIES = {"weight": THREE, "density": (0.5, 0.3, 0.9)}
 ENTRIES: dict[str, Entry] = {
@@ -134,5 +150,31 @@ ENTRIES: dict[str, Entry] = {
         oracle=expect_consensus_ties,
         symmetric=True,
         equal={"weight": (0.5, 0.2, 0.3)},
+    ),
+    "emr": Entry(
+        models=3,
+        variants=({}, {"lambda": 0.4}, {"lambda": -1.3}),
+        oracle=expect_emr,
+        symmetric=True,
+        equal={},
+    ),
+    "negmerge": Entry(
+        models=3,
+        variants=({}, {"lambda": 0.4}, {"lambda": -1.3}),
+        oracle=expect_negmerge,
+        symmetric=True,
+        equal={"lambda": -1.0},
+    ),
+    "localize_stitch": Entry(
+        models=3,
+        variants=(
+            {},
+            {"density": (0.5, 0.3, 0.9), "lambda": 0.7},
+            {"density": (1.0, 0.4, 0.0)},
+            {"density": (1e-9, 1e-4, 1e-3), "lambda": -0.5},
+        ),
+        oracle=expect_localize_stitch,
+        symmetric=True,
+        equal={"density": (1.0, 1.0, 1.0)},
     ),
 }

@@ -27,6 +27,20 @@ def expect_wudi(task: Task) -> Expected:
     return certain(matrices.wudi(as_arrays(task)[0], make_deltas(task), **take_arguments(task.settings)))
 
 
+def expect_iso_cts(task: Task) -> Expected:
+    arguments = take_arguments(task.settings)
+    return certain(matrices.iso_cts(as_arrays(task)[0], make_deltas(task), eps=find_eps(task), **arguments))
+
+
+def expect_star(task: Task) -> Expected:
+    arguments = take_arguments(task.settings)
+    return certain(matrices.star(as_arrays(task)[0], make_deltas(task), eps=find_eps(task), **arguments))
+
+
+def expect_cart(task: Task) -> Expected:
+    return certain(matrices.cart(as_arrays(task), **take_arguments(task.settings)))
+
+
 ENTRIES: dict[str, Entry] = {
     "tsv": Entry(
         models=3,
@@ -47,6 +61,31 @@ ENTRIES: dict[str, Entry] = {
         variants=({}, {"ridge": 0.1}, {"ridge": 1e-8, "lambda": 0.4}),
         oracle=expect_wudi,
         symmetric=True,
+        everywhere=False,
+    ),
+    "iso_cts": Entry(
+        models=3,
+        variants=({}, {"common": 0.0, "lambda": 0.4}, {"common": 1.0}),
+        oracle=expect_iso_cts,
+        symmetric=True,
+        rounding=1e-5,  # what joins nearly dependent directions is less exact in float64
+        everywhere=False,
+    ),
+    "star": Entry(
+        models=3,
+        variants=({}, {"eta": 0.1, "lambda": 0.4}, {"eta": 1.0, "lambda": -0.7}),
+        oracle=expect_star,
+        symmetric=True,
+        equal={"eta": 1.0},
+        rounding=1e-5,  # a truncated spectrum is scaled up, with its rounding
+        everywhere=False,
+    ),
+    "cart": Entry(
+        models=3,
+        variants=({}, {"rank": 0.3, "lambda": -0.5}, {"rank": 1.0}),
+        oracle=expect_cart,
+        symmetric=True,
+        equal={},
         everywhere=False,
     ),
 }

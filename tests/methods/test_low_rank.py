@@ -1,0 +1,85 @@
+"""Iso-CTS, STAR and CART: closed forms."""
+
+import pytest
+import torch
+from methods.made_matrices import SHAPES, check_close, make_deltas, make_orthogonal, merge_deltas
+
+FLOATS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+# ---------------------------------------------------------------------------------------------------- Iso-CTS
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_iso_cts_with_common_directions_alone_is_iso_c(shape: tuple[int, int]) -> None:
+    deltas = make_deltas(shape, 3)
+    check_close(merge_deltas("iso_cts", *deltas, common=1.0), merge_deltas("iso_c", *deltas))
+    check_close(merge_deltas("iso_cts", deltas[0], common=0.3), merge_deltas("iso_c", deltas[0]), 1e-11)
+
+
+@FLOATS
+def test_iso_cts_of_models_that_do_not_interfere_gives_every_direction_the_mean(dtype: torch.dtype) -> None:
+    deltas = [delta.to(dtype) for delta in make_orthogonal((60, 80), 3, 20)]
+    spectrum = torch.linalg.svdvals(merge_deltas("iso_cts", *deltas, common=0.0).double())
+    mean = sum(torch.linalg.svdvals(delta.double()).sum() for delta in deltas) / 60
+    check_close(spectrum, mean.expand(60), 1e-11 if dtype == torch.float64 else 1e-6)
+
+
+@FLOATS
+def test_iso_cts_takes_no_direction_out_of_rounding(dtype: torch.dtype) -> None:
+    """Of equal models of low rank nothing is left beside the common space but rounding."""
+    (delta,) = (delta.to(dtype) for delta in make_orthogonal((40, 60), 1, 10))
+    result = merge_deltas("iso_cts", delta, delta, delta, common=0.5)
+    check_close(result, merge_deltas("iso_c", delta, delta, delta), 1e-12 if dtype == torch.float64 else 1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------- STAR
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_star_keeps_the_nuclear_norm(shape: tuple[int, int]) -> None:
+    (delta,) = make_deltas(shape, 1)
+    for eta in (0.0, 0.4, 0.9):
+        spectrum = torch.linalg.svdvals(merge_deltas("star", delta, eta=eta))
+        rank = int((torch.linalg.svdvals(delta).cumsum(0) < eta * torch.linalg.svdvals(delta).sum()).sum()) + 1
+        check_close(spectrum.sum(), torch.linalg.svdvals(delta).sum())
+        assert int((spectrum > 1e-9 * spectrum[0]).sum()) == rank
+    check_close(merge_deltas("star", delta, eta=1.0), delta)
+
+
+def test_a_model_of_zeros_counts_in_stars_mean() -> None:
+    (delta,) = make_deltas((40, 60), 1)
+    check_close(merge_deltas("star", delta, torch.zeros_like(delta), eta=1.0), delta / 2)
+    assert not merge_deltas("star", torch.zeros_like(delta)).any()
+
+
+# ------------------------------------------------------------------------------------------------------- CART
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_cart_of_full_rank_is_the_mean(shape: tuple[int, int]) -> None:
+    models = make_deltas(shape, 3)
+    check_close(merge_deltas("cart", *models, rank=1.0, lambda_=3.0), sum(models) / 3)
+    check_close(merge_deltas("cart", *models, rank=0.3, lambda_=0.0), sum(models) / 3)
+
+
+def test_cart_of_two_models_moves_the_mean_nowhere() -> None:
+    """The two differ from their mean by opposite matrices."""
+    models = make_deltas((40, 60), 2)
+    check_close(merge_deltas("cart", *models, rank=0.1, lambda_=2.0), sum(models) / 2)
+
+
+def test_cart_keeps_models_of_low_rank_around_a_mean_that_they_share() -> None:
+    """Three that differ from M by A, B and -A - B: the sum of their best approximations of rank k."""
+    mean, first, second = make_deltas((40, 60), 3)
+    parts = (first, second, -first - second)
+    kept = []
+    for part in parts:
+        left, values, right = torch.linalg.svd(part, full_matrices=False)
+        kept.append(left[:, :4] * values[:4] @ right[:4])
+    wanted = mean + 0.5 * sum(kept)
+    check_close(merge_deltas("cart", *(mean + part for part in parts), rank=0.1, lambda_=0.5), wanted)
+
+
+# ----------------------------------------------------------------------------------------------------- errors
+@pytest.mark.parametrize("name", ["cart", "iso_cts", "star", "tsv", "iso_c"])
+def test_float32_is_exact_to_its_rounding(name: str) -> None:
+    """Against the same inputs in float64: half a unit in the last place of the largest value, and a little."""
+    for shape in ((120, 200), (200, 120), (150, 150)):
+        deltas = make_deltas(shape, 3, torch.float32)
+        result, wanted = merge_deltas(name, *deltas), merge_deltas(name, *(delta.double() for delta in deltas))
+        check_close(result.double(), wanted, 7e-8)
