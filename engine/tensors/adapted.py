@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mergemill.engine.tensors.columns import read_columns, sum_columns
 from mergemill.engine.tensors.device import put_beside, to_host
 from mergemill.engine.tensors.drift import Watch
 from mergemill.engine.tensors.dtypes import item_bytes
@@ -18,10 +19,6 @@ from mergemill.engine.tensors.low_rank import Changed
 from mergemill.engine.tensors.rounds import ExpressionRounds, Plain, Ready, Round
 from mergemill.engine.tensors.slabs import Span
 from mergemill.engine.tensors.workspace import Workspace, aligned
-
-_DIGIT = 2.0**40  # of the numbers in which sums of columns are added up
-_DIGITS = 3
-_MOST = 2.0**36  # of a square: what is larger is no weight, and a billion of them are still an integer
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +88,7 @@ class ScaledRows(Plain):
 class ColumnMagnitudes(Changed):
     """DoRA of a weight that is stored transposed: column j times ``magnitude[j] / ‖column j‖``.
 
-    The norms are gathered in a round of their own, and added up as integers, so that no cut shows.
+    The norms are gathered in a round of their own.
     """
 
     weight: Expression
@@ -111,9 +108,7 @@ class ColumnMagnitudes(Changed):
         """Yield the weight's rounds, and one for the norms."""
         weight = yield from self.weight.rounds()
         found = yield Round(ColumnSquares(weight, self.columns).gather)
-        digits, broken = found or (np.zeros((_DIGITS, self.columns), np.int64), np.zeros(self.columns, np.int64))
-        norms = np.sqrt(digits[0] + digits[1] / _DIGIT + digits[2] / _DIGIT**2)
-        return ScaledColumns(self, weight, np.where(broken > 0, np.nan, norms))
+        return ScaledColumns(self, weight, np.sqrt(read_columns(found, self.columns)))
 
     def slab_bytes(self, elements: int, dtype: str) -> int:
         """The weight's slab, its squares, and the magnitudes."""
@@ -139,10 +134,7 @@ class ColumnSquares:
         before = span.start % self.columns
         rows = np.zeros((-(-(before + span.size) // self.columns), self.columns))
         rows.reshape(-1)[before : before + span.size] = to_host(self.weight.slab(span, work, "F32"))
-        squares = np.square(rows, out=rows)
-        broken = ~(squares <= _MOST)
-        squares[broken] = 0.0
-        return add_partials(total, (_add_exactly(squares), broken.sum(0, dtype=np.int64)))
+        return add_partials(total, sum_columns(np.square(rows, out=rows)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,18 +259,3 @@ class AddedSlabs(Plain):
 def _widen(dtype: str) -> str:
     """Return the dtype to calculate in."""
     return "F64" if dtype == "F64" else "F32"
-
-
-def _add_exactly(squares: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return the sum of each column as three digits, integers, so that no order of additions shows; overwrites.
-
-    >>> _add_exactly(np.array([[2.5, 2.0**-41], [1.0, 0.0]])).tolist()
-    [[3, 0], [549755813888, 0], [0, 549755813888]]
-    """
-    digits = np.empty((_DIGITS, squares.shape[1]), np.int64)
-    for i in range(_DIGITS):
-        whole = np.floor(squares)
-        digits[i] = whole.astype(np.int64).sum(0)
-        squares -= whole
-        squares *= _DIGIT
-    return digits

@@ -73,6 +73,12 @@ class Expression:
         """Elements that cannot be had apart, whatever its inputs are; 1: each can."""
         return 1
 
+    def iter_blocks(self) -> Iterator[int]:
+        """Yield its block and those of all that it is made of, as far as its own spans are spans of them."""
+        yield self.own_block
+        for each in self.inputs:
+            yield from each.iter_blocks()
+
     @property
     def grain(self) -> int:
         """Elements at whose multiples it is best cut into pieces: of what lies between, each piece reads the whole."""

@@ -1,7 +1,7 @@
 """Expressions that compute: the difference of two tensors, and a merge method over other expressions."""
 
 import functools
-from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,7 +98,7 @@ class Merged(Expression):
     @property
     def block(self) -> int:
         """As the method needs it, and what is inside it."""
-        return join_blocks(list(_iter_blocks(self)), self.size)
+        return join_blocks(list(self.iter_blocks()), self.size)
 
     @property
     def own_block(self) -> int:
@@ -361,10 +361,3 @@ class Merging:
             if factor != 1.0:
                 tensor.mul_(factor)
         return tensors
-
-
-def _iter_blocks(expression: Expression) -> Iterator[int]:
-    """Yield the blocks of an expression and of all that it is made of."""
-    yield expression.own_block
-    for each in expression.inputs:
-        yield from _iter_blocks(each)

@@ -43,7 +43,7 @@ class Stacked(Expression):
         touched = self.find(span) if span.size else ((number, Span(0, 0)) for number in range(len(self.inputs)))
         for number, inner in touched:
             each = self.inputs[number]
-            yield from each.reads(_widen(each, inner))
+            yield from each.reads(widen(each, inner))
 
     def find(self, span: Span) -> Touched:
         """Yield the tensors that the span touches, and which elements of each."""
@@ -124,12 +124,12 @@ class Stacking(Plain):
         return joined
 
     def _slab(self, number: int, inner: Span, work: Workspace, dtype: str) -> Tensor:
-        wide = _widen(self.stacked.inputs[number], inner)
+        wide = widen(self.stacked.inputs[number], inner)
         slab = self.inputs[number].slab(wide, work, dtype)
         return slab[inner.start - wide.start : inner.stop - wide.start]
 
     def _encode(self, number: int, inner: Span, work: Workspace, dtype: str) -> Arena:
-        wide, item = _widen(self.stacked.inputs[number], inner), item_bytes(dtype)
+        wide, item = widen(self.stacked.inputs[number], inner), item_bytes(dtype)
         encoded = self.inputs[number].encode(wide, work, dtype)
         return encoded[(inner.start - wide.start) * item : (inner.stop - wide.start) * item]
 
@@ -152,7 +152,7 @@ def cut_stored(stored: Stored, shapes: Sequence[tuple[int, ...]]) -> list[Stored
     return cut
 
 
-def _widen(expression: Expression, span: Span) -> Span:
+def widen(expression: Expression, span: Span) -> Span:
     """Return a span that an expression can give: a tensor that is there gives any, another one whole blocks."""
     if isinstance(expression, Leaf):
         return span
