@@ -28,10 +28,11 @@ MAY_IMPORT = {
     "storage": {"errors"},
     "recipe": {"errors", "storage"},
     "checkpoint": {"errors", "storage"},
+    "tokens": {"errors", "storage", "checkpoint"},
     "tensors": {"errors", "storage"},
     "methods": {"errors", "storage", "tensors"},
     "offers": {"errors", "storage", "checkpoint", "tensors"},
-    "plan": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "offers"},
+    "plan": {"errors", "storage", "recipe", "checkpoint", "tokens", "tensors", "methods", "offers"},
     "runs": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "plan"},
     "conformance": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "plan", "runs"},
 }

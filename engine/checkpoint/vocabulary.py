@@ -37,16 +37,17 @@ def read_vocabulary(checkpoint: Checkpoint) -> Mapping[str, int] | None:
     again with the one has the vocabulary of its like with the other.
     """
     if "tokenizer.json" in checkpoint.files:
-        return _parse_tokenizer(_read_json(checkpoint, "tokenizer.json"), f"{checkpoint.path}/tokenizer.json")
+        return parse_tokenizer(_read_json(checkpoint, "tokenizer.json"), f"{checkpoint.path}/tokenizer.json")
     if "vocab.json" in checkpoint.files:
-        return _read_object(checkpoint, "vocab.json") | _read_added(checkpoint)
+        return read_object(checkpoint, "vocab.json") | _read_added(checkpoint)
     pieces = parse_pieces(read_file(checkpoint, _SENTENCEPIECE)) if _SENTENCEPIECE in checkpoint.files else None
     if pieces is not None:
         return {piece: number for number, piece in enumerate(pieces)} | _read_added(checkpoint)
     return None
 
 
-def _parse_tokenizer(tokenizer: Any, where: str) -> dict[str, int]:
+def parse_tokenizer(tokenizer: Any, where: str) -> dict[str, int]:
+    """Return the id of each token of a ``tokenizer.json``; `CheckpointError` for what is none."""
     try:
         vocabulary = tokenizer["model"]["vocab"]
         if isinstance(vocabulary, list):  # Unigram: [token, score], the id is the place
@@ -60,9 +61,9 @@ def _parse_tokenizer(tokenizer: Any, where: str) -> dict[str, int]:
 def _read_added(checkpoint: Checkpoint) -> dict[str, Any]:
     added: dict[str, Any] = {}
     if "added_tokens.json" in checkpoint.files:
-        added |= _read_object(checkpoint, "added_tokens.json")
+        added |= read_object(checkpoint, "added_tokens.json")
     if "tokenizer_config.json" in checkpoint.files:
-        added |= _parse_decoder(_read_object(checkpoint, "tokenizer_config.json"), checkpoint.path)
+        added |= _parse_decoder(read_object(checkpoint, "tokenizer_config.json"), checkpoint.path)
     return added
 
 
@@ -76,7 +77,8 @@ def _parse_decoder(config: Mapping[str, Any], where: str) -> dict[str, int]:
         ) from error
 
 
-def _read_object(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+def read_object(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """Return the JSON object in one of a model's files; `CheckpointError` for one that holds none."""
     found = _read_json(checkpoint, name)
     if not isinstance(found, dict):
         raise CheckpointError(f"{checkpoint.path}/{name}: is not a JSON object")

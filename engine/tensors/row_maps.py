@@ -2,15 +2,14 @@
 
 A map is as long as the new matrix and says for each of its rows which row of the inputs it is, counted through all
 inputs one after the other. What is no row of theirs is negative. A map of 256k rows is 1 MiB, so its digest stands
-for it where it is described, and a run sends it once to each worker and not with every task
-(`runs/constants.py`).
+for it where it is described.
 """
 
 import functools
 import hashlib
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -106,13 +105,13 @@ def _find_most(counts: Places, window: int) -> int:
     return int((sums[window:] - sums[:-window]).max())
 
 
-def cut_runs(rows: Places, hole: int) -> list[tuple[int, int]]:
-    """Return where sorted rows are cut, so that no more than `hole` rows lie between two of one run.
+def cut_runs(rows: Places, hole: int, chunks: Places) -> list[tuple[int, int]]:
+    """Return where sorted rows are cut: no more than `hole` rows lie between two of a run, which are of one chunk.
 
-    >>> cut_runs(np.array([3, 4, 4, 9, 40]), 4)
-    [(0, 4), (4, 5)]
+    >>> cut_runs(np.array([3, 4, 4, 9, 11, 40]), 4, np.array([0, 0, 0, 0, 1, 4]))
+    [(0, 4), (4, 5), (5, 6)]
     """
     if not len(rows):
         return []
-    cuts = [0, *(np.flatnonzero(np.diff(rows) > hole + 1) + 1).tolist(), len(rows)]
-    return list(itertools.pairwise(cuts))
+    cuts = np.flatnonzero((np.diff(rows) > hole + 1) | (np.diff(chunks) != 0)) + 1
+    return list(pairwise([0, *cuts.tolist(), len(rows)]))

@@ -1,10 +1,10 @@
 """A matrix whose rows are rows of others: an embedding in the order of another vocabulary.
 
-A slab reads the rows that it is made of, in runs: rows that follow each other are one read, and a hole of up to
-`MOST_HOLE_BYTES` is read over where the slab's memory has room (decided 2026-11-29: at most `OVER_BYTES` a slab, so
-of narrow matrices only smaller holes are). Whether a hole is read over depends on nothing but the map, so that what
-one slab reads is part of what a larger span reads. Where a slab is rows of one input in their order, it is that
-input's own slab, without a copy.
+A slab reads the rows that it is made of, in runs: rows that follow each other are one read, holes of up to
+`MOST_HOLE_BYTES` are read over, and a run ends where its input's next slab begins. That depends on nothing but the
+map, so what a slab reads is part of what a larger span reads; and the workspace gets back what a run took, so that no
+more than a slab of an input is in memory. Where a slab is rows of one input in their order, it is that input's own
+slab, without a copy.
 
 The mean of all rows, for rows of padding, is gathered in a round of its own (`columns.py`).
 """
@@ -31,7 +31,6 @@ from mergemill.engine.tensors.stacked import widen
 from mergemill.engine.tensors.workspace import Arena, Workspace, aligned
 
 MOST_HOLE_BYTES = 64 << 10
-OVER_BYTES = 4 << 20  # of holes, that a slab may read
 
 Matrix: TypeAlias = Any  # of rows: a tensor, or an array of bytes
 
@@ -120,16 +119,13 @@ class Rows(Expression):
         runs += len(self.inputs) - 1  # where rows of one follow those of another
         wide = _widen(dtype) if len(self.map.members) else dtype
         own = aligned(rows * self.columns * item_bytes(wide)) + aligned(elements * item_bytes(dtype))
-        whole, least, ends = 0, 0, 0
-        for number, each in enumerate(self.inputs):
-            beside = self._find_hole(number) * self.columns if isinstance(each, Leaf) else 2 * each.block
-            taken = min(rows * self.columns + runs * beside, sum(one.size for one in self.inputs))
-            if each.count_rounds()[1]:
-                taken = max(taken, -(-elements * each.size // max(1, self.size)) + 2 * each.block)
-            end_bytes = each.slab_bytes(min(each.size, 1 if isinstance(each, Leaf) else each.block), wide)
-            whole, least, ends = max(whole, each.slab_bytes(taken, wide)), least + end_bytes, max(ends, end_bytes)
+        run = max(each.slab_bytes(self._most_taken(each, elements, rows, runs), wide) for each in self.inputs)
         sums = 4 * aligned((elements + 2 * self.columns) * item_bytes("F64")) if self.map.has_mean else 0
-        return own + whole + least + runs * (ends if whole else 0) + sums
+        return own + run + sums
+
+    def suits_device(self, device: str) -> bool:
+        """It is put together on the CPU, and so is what is merged with it."""
+        return False
 
     def get_ready(self, inputs: tuple[Ready, ...]) -> Ready:
         """Return what puts rows in their places."""
@@ -156,7 +152,8 @@ class Rows(Expression):
             if not bool((np.diff(rows) >= 0).all()):
                 order = np.argsort(rows, kind="stable")
                 rows, places = rows[order], places[order]
-            for low, high in cut_runs(rows, self._find_hole(number)):
+            chunks = rows * self.columns // SLAB
+            for low, high in cut_runs(rows, self._find_hole(each), chunks):
                 yield number, self._make_run(each, rows[low:high], places[low:high])
 
     def _iter_runs(self, span: Span) -> Iterator[tuple[int, Run]]:
@@ -167,16 +164,21 @@ class Rows(Expression):
         first, last = int(rows[0]), int(rows[-1]) + 1
         return Run(widen(each, Span(first * self.columns, last * self.columns)), first, rows, places)
 
-    def _find_hole(self, number: int) -> int:
+    def _find_hole(self, each: Expression) -> int:
         """Return how many rows that nobody wants may lie between two of one run."""
-        each = self.inputs[number]
-        item = item_bytes(each.dtype)
+        if isinstance(each, Leaf):
+            return MOST_HOLE_BYTES // (self.columns * item_bytes(each.dtype))
+        return max(0, -(-each.block // self.columns) - 1)  # rows so near share a block
+
+    def _most_taken(self, each: Expression, elements: int, rows: int, runs: int) -> int:
+        """Return how many elements of an input may be in memory at once."""
+        holes = runs * self._find_hole(each) * self.columns
+        taken = min(rows * self.columns + holes, SLAB + self.columns)
         if not isinstance(each, Leaf):
-            return max(0, -(-each.block // self.columns) - 1)  # rows so near share a block
-        if each.size * item <= OVER_BYTES:
-            return each.shape[0]
-        hole_bytes = min(MOST_HOLE_BYTES, OVER_BYTES // (SLAB // self.columns + 2))
-        return hole_bytes // (self.columns * item)
+            taken += 2 * each.block
+        if each.count_rounds()[1]:
+            taken = max(taken, -(-elements * each.size // max(1, self.size)) + 2 * each.block)
+        return min(taken, each.size)
 
     def _scale(self, number: int, span: Span) -> Span:
         """Return the blocks of an input that a pass over the span takes, so that one over all takes each once."""
@@ -225,8 +227,9 @@ class GatheredRows(Plain):
         wide = _widen(dtype) if means else dtype
         found = work.take((len(wanted), columns), wide)
         for number, run in self.made.find_runs(wanted):
-            slab = self.inputs[number].slab(run.span, work, wide)
-            _place(found, run, slab[run.first * columns - run.span.start :], columns)
+            with work.scratch():
+                slab = self.inputs[number].slab(run.span, work, wide)
+                _place(found, run, slab[run.first * columns - run.span.start :], columns)
         for place in np.flatnonzero(wanted == ZERO).tolist():
             found[place].zero_()
         for place in np.flatnonzero(wanted == MEAN).tolist():
@@ -288,9 +291,10 @@ class GatheredRows(Plain):
         wanted = self.made.map.rows[first:last]
         found = work.take_bytes(len(wanted) * row_bytes).reshape(-1, row_bytes)
         for number, run in self.made.find_runs(wanted):
-            encoded = self.inputs[number].encode(run.span, work, self.dtype)
-            before = run.first * row_bytes - run.span.start * item_bytes(self.dtype)
-            _place(found, run, encoded[before:], row_bytes)
+            with work.scratch():
+                encoded = self.inputs[number].encode(run.span, work, self.dtype)
+                before = run.first * row_bytes - run.span.start * item_bytes(self.dtype)
+                _place(found, run, encoded[before:], row_bytes)
         found[wanted == ZERO] = 0
         item = item_bytes(self.dtype)
         start = span.start * item - first * row_bytes

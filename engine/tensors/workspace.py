@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -228,6 +229,15 @@ class Workspace:
         """Return a range of a stored file; the caller does not change it."""
         start = self._read(pin, offset_bytes, size_bytes)
         return self._arena[start : start + size_bytes]
+
+    @contextmanager
+    def scratch(self) -> Iterator[None]:
+        """Give back at the end of the block what is taken in it, but for what is kept."""
+        low = self._low
+        yield
+        self._low = low
+        if not self._keep:
+            self._found = {key: place for key, place in self._found.items() if place[0] < low}
 
     def note(self, key: tuple[int, ...], value: Arena) -> None:
         """Keep something small that a later pass would find again; nothing is kept beyond `NOTES_BYTES`."""
