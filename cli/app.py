@@ -11,6 +11,7 @@ from mergemill.cli import (
     console,
     demo,
     env,
+    extract_lora,
     inspect,
     merge,
     methods,
@@ -31,6 +32,7 @@ app = typer.Typer(
 for command in (
     merge.merge,
     plan.plan,
+    extract_lora.extract_lora,
     verify.verify,
     inspect.inspect,
     methods.methods,

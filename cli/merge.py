@@ -42,8 +42,9 @@ from mergemill.cli.signals import Interrupted, hold_back, let_through, raise_int
 from mergemill.cli.status import run_in
 
 if TYPE_CHECKING:
-    from mergemill.engine import events
+    from mergemill.engine import events, values
 
+_FACTOR = ".lora_"  # in the names of an adapter's factors
 EVENTS = {"Waiting": "waiting", "Started": "started", "PartFinished": "part", "Committed": "committed"}
 
 NewOut = Annotated[
@@ -88,7 +89,7 @@ def merge(
     with ExitStack() as stack:
         if json:
             stack.enter_context(errors_as_events())
-        from mergemill.engine import describe_plan, load_cluster, run, values
+        from mergemill.engine import load_cluster, values
 
         file = load_cluster(cluster) if cluster else None
         store = load_cluster(storage_as) if storage_as else file
@@ -117,12 +118,29 @@ def merge(
             round_stages=round_stages,
             storage=values.WorkerOptions(**crew).find_storage(),
         )
-        watch = Screen(stack, quiet=quiet, json=json)
-        numbers = describe_plan(plan, out=out, **crew)
-        watch.show_plan(numbers)
-        resume, resume_anywhere = find_resume(context.obj or sys.argv[1:], scheduler)
-        with _say_how_to_resume(watch, resume), raise_interrupts(), hold_back(processes=numbers["processes"]):
-            run(plan, out, public=public, resume=resume_anywhere, on_event=watch, **crew)
+        run_plan(context, stack, plan, out, crew, public=public, quiet=quiet, json=json)
+
+
+def run_plan(
+    context: typer.Context,
+    stack: ExitStack,
+    plan: "values.Plan",
+    out: str,
+    crew: "values.WorkerKeywords",
+    *,
+    public: bool,
+    quiet: bool,
+    json: bool,
+) -> None:
+    """Show a plan and run it, whatever it makes, or resume that; `stack` closes what shows it."""
+    from mergemill.engine import describe_plan, run
+
+    watch = Screen(stack, quiet=quiet, json=json)
+    numbers = describe_plan(plan, out=out, **crew)
+    watch.show_plan(numbers)
+    resume, resume_anywhere = find_resume(context.obj or sys.argv[1:], crew["scheduler"])
+    with _say_how_to_resume(watch, resume), raise_interrupts(), hold_back(processes=numbers["processes"]):
+        run(plan, out, public=public, resume=resume_anywhere, on_event=watch, **crew)
 
 
 class Screen:
@@ -210,9 +228,15 @@ def start_lines(event: "events.Started") -> Iterator[str]:
 
 def guard_lines(event: "events.Committed") -> Iterator[str]:
     """Yield the tensors that changed most, and what the guard found wrong."""
-    if event.guard.most_changed:
+    factors = [change for change in event.guard.most_changed if _FACTOR in change.tensor]
+    if factors:
+        yield "largest errors, as a share of what changed:"
+    for change in factors:
+        yield f"{'not finite' if change.change is None else f'{change.change:.3%}':>12}  {_name_module(change.tensor)}"
+    merged = [change for change in event.guard.most_changed if change not in factors]
+    if merged:
         yield "most changed, as a share of the base's norm, and beside the largest change of an input:"
-    for change in event.guard.most_changed:
+    for change in merged:
         unknown = "not finite" if change.broken else "from zero"
         share = f"{unknown:>12}" if change.change is None else f"{change.change:12.3%}"
         beside = " " * 8 if change.growth is None else f"{change.growth:7.3g}×"
@@ -220,6 +244,15 @@ def guard_lines(event: "events.Committed") -> Iterator[str]:
     for fault in event.guard.faults:
         kept = "; the base's tensor was kept" if fault.kept_base else ""
         yield f"warning: {fault.tensor} {fault.fault}{kept}"
+
+
+def _name_module(factor: str) -> str:
+    """Return the module that a factor of an adapter is of.
+
+    >>> _name_module("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight")
+    'model.layers.0.self_attn.q_proj'
+    """
+    return factor.removeprefix("base_model.model.").partition(_FACTOR)[0]
 
 
 def describe_commit(event: "events.Committed") -> str:

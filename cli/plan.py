@@ -95,7 +95,8 @@ def plan_lines(numbers: Mapping[str, Any]) -> Iterator[str]:
     models, tensors = count(len(stored), "model"), count(numbers["tensors"], "tensor")
     yield f"{numbers['method']}: {models} into {tensors}"
     yield f"  dtype   {numbers['dtype']}"
-    yield f"  config  and tokenizer of {numbers['donor']}"
+    if numbers["donor"]:
+        yield f"  config  and tokenizer of {numbers['donor']}"
     yield f"  read    {format_size(numbers['read_bytes']):>10}"
     for source in numbers["sources"]:
         read = "stage" if source["is_stage"] else format_size(source["read_bytes"])

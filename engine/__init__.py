@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from mergemill.engine.runs.describe import describe_plan as describe_plan
     from mergemill.engine.runs.environment import describe_environment as describe_environment
     from mergemill.engine.runs.environment import describe_slowness as describe_slowness
+    from mergemill.engine.runs.extract import make_lora_plan as make_lora_plan
     from mergemill.engine.runs.in_memory import merge_state_dicts as merge_state_dicts
     from mergemill.engine.runs.in_memory import merge_tensors as merge_tensors
     from mergemill.engine.runs.inspect import inspect as inspect
@@ -72,6 +73,7 @@ _PLACES = {
     "load_recipe": "recipe",
     "load_storage": "runs.access",
     "make_bar": "runs.progress",
+    "make_lora_plan": "runs.extract",
     "make_plan": "plan.make",
     "make_raw_plan": "plan.raw",
     "merge": "runs.merge",

@@ -90,6 +90,7 @@ FACE = [
     "load_recipe",
     "load_storage",
     "make_bar",
+    "make_lora_plan",
     "make_plan",
     "make_raw_plan",
     "merge",

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from mergemill.engine.checkpoint.adapter import Adapter
 from mergemill.engine.checkpoint.changes import Change, Product, Replacement, Shift
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
-from mergemill.engine.checkpoint.family import Family, choose_family
+from mergemill.engine.checkpoint.family import Family, choose_family, find_tie
 from mergemill.engine.checkpoint.weights import StoredTensor
 from mergemill.engine.errors import CheckpointError
 
@@ -53,7 +53,8 @@ def add_adapters(model: Checkpoint, adapters: Sequence[tuple[Adapter, float]], r
     """Return the model with the changes of adapters, each taken so many times, under the name `ref`."""
     family = choose_family(model.config)
     plain = model.tensors
-    for number, (adapter, weight) in enumerate(adapters, 1):
+    for number, (given, weight) in enumerate(adapters, 1):
+        adapter = _leave_out_tied(given, plain, family)
         adding = _Adding(model, adapter, _find_prefixes(adapter, plain), family, weight, number)
         if weight != 1.0 or len(adapters) > 1:
             _check_plain(adding)
@@ -61,11 +62,24 @@ def add_adapters(model: Checkpoint, adapters: Sequence[tuple[Adapter, float]], r
     return replace(model, ref=ref, tensors=dict(sorted(model.tensors.items())))
 
 
+def _leave_out_tied(adapter: Adapter, names: Collection[str], family: Family) -> Adapter:
+    """Return the adapter without its copies for what is tied to an embedding, of which the model stores nothing."""
+    if not adapter.config.ties:
+        return adapter
+
+    def is_tied(name: str) -> bool:
+        return name not in names and find_tie(name, names, family) is not None
+
+    parts = {module: each for module, each in adapter.parts.items() if not is_tied(f"{module}.weight")}
+    return replace(adapter, parts=parts, whole={n: each for n, each in adapter.whole.items() if not is_tied(n)})
+
+
 def _add(adding: _Adding) -> Checkpoint:
     model, adapter = adding.model, adding.adapter
     whole = {adding.rename(name): (name, stored) for name, stored in adapter.whole.items()}
     for name, (_, stored) in whole.items():
-        found = adding.find(name, stored)
+        tie = find_tie(name, model.tensors, adding.family) if name not in model.tensors else None
+        found = adding.find(tie or name, stored)
         if found.shape != stored.shape:
             raise adding.fail(
                 stored,

@@ -48,6 +48,7 @@ class AdapterConfig:
     tokens: Mapping[str, tuple[int, ...]]  # by the ending of a module's name; "" is the embedding
     base: str  # the model that it was trained on, as its trainer called it
     parameters: tuple[str, ...]  # target_parameters
+    ties: bool  # ensure_weight_tying: what is tied to an embedding is stored as well
 
     def find_rank(self, module: str) -> int:
         """Return the rank of the module of this name."""
@@ -84,6 +85,7 @@ def parse_adapter_config(text: bytes, *, where: str) -> AdapterConfig:
         tokens=fields.take_tokens(),
         base=fields.take_text("base_model_name_or_path"),
         parameters=fields.take_texts("target_parameters"),
+        ties=fields.take_flag("ensure_weight_tying"),
     )
 
 

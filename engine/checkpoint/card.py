@@ -63,6 +63,21 @@ def make_card(card: Card) -> str:
     return f"---\n{front}---\n\n" + "\n\n".join(body) + "\n"
 
 
+def make_adapter_card(model: str, base: str, lines: Sequence[str], recipe_text: str) -> str:
+    """Return the text of a ``README.md`` for an adapter of `base` that was extracted from `model`."""
+    model, base = shorten_path(model), shorten_path(base)
+    named = {"base_model": list(names)} if (names := hub_names([base])) else {}
+    front = {**named, "base_model_relation": "adapter", "library_name": "peft", "tags": ["lora", "mergemill"]}
+    body = [
+        f"# {model} as an adapter of {base}",
+        "Extracted from a model and its base, made with mergemill.",
+        f"## Base\n\n{_mention(base)}",
+        "## Modules\n\n" + "\n".join(f"* {line}" for line in lines),
+        f"## Recipe\n\n{_fence(shorten_paths(recipe_text))}",
+    ]
+    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n" + "\n\n".join(body) + "\n"
+
+
 def shorten_path(text: str) -> str:
     """Return the last name of an absolute path of this machine; any other text as it is.
 

@@ -94,6 +94,19 @@ def plan_recipe(given: GivenRecipe, asked: PlanOptions, draft_one: DraftOne, sha
     recipe = load_recipe(given)
     if asked.round_stages and not recipe.round_stages:  # which the kept recipe says then, so that it works from there
         recipe = recipe.model_copy(update={"round_stages": True, "text": ""})
+    draft, _ = _draft_all(recipe, asked, draft_one)
+    return finish(draft, shard_size)
+
+
+def plan_stage(recipe: Recipe, asked: PlanOptions, name: str) -> StageModel:
+    """Return the model that a recipe makes, which is written nowhere, as a stage of this name."""
+    draft, inputs = _draft_all(recipe, asked, _draft)
+    stage = recipe.model_copy(update={"name": name})
+    return make_stage(stage, draft, inputs, rounded=bool(recipe.round_stages), where=recipe.file or name)
+
+
+def _draft_all(recipe: Recipe, asked: PlanOptions, draft_one: DraftOne) -> tuple[Draft, Inputs]:
+    """Return the draft of a recipe with those of its stages, and the models of the last merge."""
     where = recipe.file or "recipe"
     asked = replace(asked, storage=join_options(asked.storage, recipe.storage))
     order, unused = order_stages(recipe, where=where)
@@ -102,8 +115,8 @@ def plan_recipe(given: GivenRecipe, asked: PlanOptions, draft_one: DraftOne, sha
         named = f"{where}: stage {stage.name}"
         draft, inputs = draft_one(stage.model_copy(update={"file": recipe.file}), asked, stages, named)
         stages[str(stage.name)] = make_stage(stage, draft, inputs, rounded=bool(recipe.round_stages), where=named)
-    draft, _ = draft_one(recipe, asked, stages, where)
-    return finish(add_stages(draft, stages, unused, where=where), shard_size)
+    draft, inputs = draft_one(recipe, asked, stages, where)
+    return add_stages(draft, stages, unused, where=where), inputs
 
 
 def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tuple[Draft, Inputs]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mergemill.engine.errors import OutputError
+from mergemill.engine.plan.extraction import KIND as EXTRACTION
 from mergemill.engine.plan.make import make_plan
 from mergemill.engine.plan.raw import KINDS, make_raw_plan
 from mergemill.engine.plan.values import Origin, Plan
@@ -43,6 +44,16 @@ def _replan_raw(origin: Origin, shard_size: str | int, storage: Storage) -> Plan
     )
 
 
-PLANNERS: dict[str, Replan] = {"merge": _replan_merge, **dict.fromkeys(KINDS, _replan_raw)}
+def _replan_extraction(origin: Origin, shard_size: str | int, storage: Storage) -> Plan:
+    from mergemill.engine.plan.extract import replan_extraction  # which no merge needs
+
+    return replan_extraction(origin, storage)
+
+
+PLANNERS: dict[str, Replan] = {
+    "merge": _replan_merge,
+    **dict.fromkeys(KINDS, _replan_raw),
+    EXTRACTION: _replan_extraction,
+}
 OF_RECIPES = ("merge", *KINDS)
 """The kinds whose origin is a recipe."""
