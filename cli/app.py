@@ -32,7 +32,6 @@ app = typer.Typer(
 for command in (
     merge.merge,
     plan.plan,
-    extract_lora.extract_lora,
     verify.verify,
     inspect.inspect,
     methods.methods,
@@ -44,6 +43,7 @@ for command in (
     abort.abort,
     demo.demo,
     env.env,
+    extract_lora.extract_lora,
 ):
     app.command()(command)
 app.add_typer(recipe.app)

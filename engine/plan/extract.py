@@ -1,132 +1,36 @@
 """Planning an extraction: a model less its base, as an adapter that peft loads.
 
 Which tensors changed, and where ranks hang on singular values these, must be known before anything can be laid out.
-So it is planned in two steps (decided 2026-11-29): `prepare` pairs what both models offer, by their headers;
-`runs/extract.py` measures; `plan_prepared` does the rest. What was measured goes with the origin as plain numbers, so
+So it is planned in two steps (decided 2026-11-29): `prepare` (`lora_pairs.py`) pairs what both models offer, by their
+headers; `runs/extract.py` measures; `plan_prepared` does the rest. What was measured goes with the origin as plain numbers, so
 that nobody measures again to resume or verify.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
-from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.checkpoint.config import says_tied
-from mergemill.engine.checkpoint.family import Family, choose_family, find_tie, is_optional, split_layer
+from mergemill.engine.checkpoint.family import Family, find_tie, spell, split_layer
 from mergemill.engine.errors import PlanError
-from mergemill.engine.offers.formats import open_offers
-from mergemill.engine.offers.layouts import Arrangement, join_layouts
-from mergemill.engine.offers.names import name_alike, unwrap_names
-from mergemill.engine.offers.offer import Offer, Offers
-from mergemill.engine.plan.adapters import apply_adapters, open_adapters, warn_of_bases
 from mergemill.engine.plan.coverage import Ledger
 from mergemill.engine.plan.draft import Draft, finish
-from mergemill.engine.plan.extraction import KIND, Extraction, check_extraction, read_extraction
-from mergemill.engine.plan.inputs import check_inputs, warn_of_dequantized
+from mergemill.engine.plan.extraction import KIND, read_extraction
 from mergemill.engine.plan.lora_files import Written, make_adapter_files, seal_with_config
-from mergemill.engine.plan.lora_modules import Weight, sort_weight
+from mergemill.engine.plan.lora_modules import Weight, find_depth
+from mergemill.engine.plan.lora_pairs import EQUAL, Changed, Prepared, prepare
 from mergemill.engine.plan.lora_ranks import Measured, check_budget, choose_rank, spend
-from mergemill.engine.plan.make import PlanOptions, check_kinds, open_models, plan_stage
-from mergemill.engine.plan.share import share_reads
-from mergemill.engine.plan.stages import StageModel, find_offers
 from mergemill.engine.plan.values import Origin, OutputTensor, Plan, SourceUse
-from mergemill.engine.recipe import ModelRef, Recipe
-from mergemill.engine.recipe.values import ModelEntry
-from mergemill.engine.storage.store import Storage, join_options, make_storage
-from mergemill.engine.tensors.dtypes import RECIPE_DTYPES, is_mergeable, item_bytes
-from mergemill.engine.tensors.expressions import Expression
-from mergemill.engine.tensors.thin import Difference, Halves, Side, Thin
+from mergemill.engine.storage.store import join_options
+from mergemill.engine.tensors.dtypes import RECIPE_DTYPES, item_bytes
+from mergemill.engine.tensors.thin import Halves, Side, Thin
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 ONE_SHARD = 1 << 62  # bytes
 _HEAD = "lm_head"  # as transformers calls the head of every model that generates text
-_NOT_ASKED, _EQUAL, _TIED, _NO_MATRIX, _COUNTERS = (
-    "not asked for",
-    "equal to the base's",
-    "tied to another",
-    "no matrix",
-    "no number that is trained",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Changed:
-    """A tensor of both models."""
-
-    weight: Weight
-    offer: Offer  # the model's
-    base: Offer
-    grown: bool  # whether its vocabulary is another than the base's
-
-    @property
-    def difference(self) -> Expression:
-        """The model's less the base's."""
-        return Difference((self.offer.expression, self.base.expression))
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """Both models, paired."""
-
-    asked: Extraction
-    model: Checkpoint
-    base: Checkpoint
-    family: Family
-    names: tuple[str, ...]  # of all tensors of the base
-    pairs: Mapping[str, Changed]  # those that may be in the adapter, by name
-    left: Mapping[str, str]  # names of the others, and why
-    used: tuple[SourceUse, ...]  # of stages of a recipe
-    checkpoints: Mapping[str, Checkpoint]
-    offers: Mapping[str, Offers]
-    storage: Storage
-    warnings: tuple[str, ...]
-
-    def cuts(self, weight: Weight, *, grown: bool) -> bool:
-        """Whether a tensor is decomposed, and not stored whole."""
-        asked = self.asked
-        if not weight.is_matrix or grown or asked.saves(weight.module):
-            return False
-        return asked.embed_lora or not weight.is_vocabulary
-
-
-def prepare(asked: Extraction) -> Prepared:
-    """Open both models and pair their tensors; raises `InputError` for whatever does not go together."""
-    check_extraction(asked)
-    where = KIND
-    model, stages = _read_model(asked)
-    base = ModelRef.model_validate(asked.base_model)
-    if str(model) == str(base):
-        raise PlanError(f"{where}: {model}: is the base model itself; there is nothing to extract")
-    refs = {str(base): base, str(model): model}
-    reached = make_storage(asked.storage)
-    adapters = open_adapters(refs, reached)
-    opened = share_reads(apply_adapters(refs, open_models(refs, reached, stages, where), adapters))
-    check_kinds(opened, where)
-    family = choose_family(opened[str(base)].config)
-    checkpoints = name_alike(unwrap_names(opened), str(base), family, [], where=where)
-    offers = open_offers(checkpoints, family, find_offers(checkpoints, stages))
-    both = Recipe(merge_method="linear", models=(ModelEntry(model=base), ModelEntry(model=model)))
-    check_inputs(both, checkpoints, offers, family, where=where)
-    told = [*warn_of_bases(refs, adapters, where=where), *warn_of_dequantized(checkpoints, offers, where=where)]
-    offers, _ = join_layouts(offers, Arrangement(str(base), family, True, lambda names: False))
-    pairs, left = _pair(asked, offers[str(model)], offers[str(base)], checkpoints[str(model)], family)
-    stage = stages.get(model.path)
-    return Prepared(
-        asked=asked,
-        model=checkpoints[str(model)],
-        base=checkpoints[str(base)],
-        family=family,
-        names=tuple(offers[str(base)]),
-        pairs=pairs,
-        left=left,
-        used=() if stage is None else tuple(stage.draft.sources),
-        checkpoints=checkpoints,
-        offers=offers,
-        storage=reached,
-        warnings=(*(() if stage is None else stage.draft.warnings), *told, *_warn(asked, base)),
-    )
 
 
 def plan_prepared(ready: Prepared, measured: Mapping[str, Measured]) -> Plan:
@@ -144,81 +48,6 @@ def replan_extraction(origin: Origin, storage: Mapping[str, Mapping[str, Any]] |
     return _plan(prepare(asked), ranks, whole)
 
 
-def _read_model(asked: Extraction) -> tuple[ModelRef, Mapping[str, StageModel]]:
-    """Return the model and, where a recipe makes it, that as a stage."""
-    if not (isinstance(asked.model, Mapping) and "recipe" in asked.model):
-        return ModelRef.model_validate(asked.model), {}
-    options = PlanOptions(0, (), asked.storage, round_stages=False)
-    stage = plan_stage(Recipe.model_validate(asked.model["recipe"]), options, str(asked.model["file"]))
-    ref = ModelRef(path=str(asked.model["file"]))
-    return ref, {ref.path: stage}
-
-
-def _pair(
-    asked: Extraction, own: Offers, base: Offers, model: Checkpoint, family: Family
-) -> tuple[Mapping[str, Changed], Mapping[str, str]]:
-    pairs: dict[str, Changed] = {}
-    left: dict[str, str] = {}
-    for name in {**base, **own}:
-        weight = sort_weight(name, (base.get(name) or own[name]).shape, base, family)
-        reason = _find_reason(weight, asked, own, base, model, family)
-        if reason:
-            left[name] = reason
-            continue
-        grown = own[name].shape != base[name].shape
-        may_grow = (weight.is_vocabulary or weight.kind == "bias") and own[name].shape[1:] == base[name].shape[1:]
-        if grown and not may_grow:
-            raise PlanError(
-                f"{KIND}: tensor {name}: the model has shape {list(own[name].shape)}, the base "
-                f"{list(base[name].shape)}; an adapter cannot hold such a change"
-            )
-        if weight.kind == "parameter":
-            raise PlanError(
-                f"{KIND}: tensor {name} is no weight or bias of a module, which alone peft stores; leave it out with "
-                f"--skip-undecomposable, or with -e"
-            )
-        pairs[name] = Changed(weight, own[name], base[name], grown)
-    return pairs, left
-
-
-def _find_reason(
-    weight: Weight, asked: Extraction, own: Offers, base: Offers, model: Checkpoint, family: Family
-) -> str:
-    """Say why a tensor is not looked at; empty where it is."""
-    name = weight.name
-    if not asked.takes(weight.module):
-        return _NOT_ASKED
-    if name not in own or name not in base:
-        if is_optional(name, family):
-            return _COUNTERS
-        if _is_tied(name, own, base, model):
-            return _TIED
-        lacks = "the base" if name in own else "the model"
-        raise PlanError(f"{KIND}: tensor {name} is not in {lacks}; an adapter cannot hold it; leave it out with -e")
-    if not is_mergeable(base[name].dtype) or not is_mergeable(own[name].dtype):
-        return _COUNTERS
-    if asked.skip_undecomposable and not weight.is_matrix:
-        return _NO_MATRIX
-    return _TIED if _is_tied(name, own, base, model) else ""
-
-
-def _is_tied(name: str, own: Offers, base: Offers, model: Checkpoint) -> bool:
-    """Whether another tensor stands for this one in the base, and the model has none of its own."""
-    tied = (
-        name in base
-        and base[name].uses != (name,)
-        and any(other != name and offer.uses == base[name].uses for other, offer in base.items())
-    )
-    if not tied or name in base[name].uses:
-        return False
-    if name in own and name in own[name].uses and says_tied(model.config) is not True:
-        raise PlanError(
-            f"{KIND}: tensor {name}: the base has its embedding in its place, and the model one of its own, which no "
-            f"adapter of that base can hold; leave it out with -e"
-        )
-    return True
-
-
 def _choose_ranks(ready: Prepared, measured: Mapping[str, Measured]) -> Mapping[str, int]:
     """Return the rank of each tensor that is decomposed; 0: it is left out."""
     asked, cut = ready.asked, {}
@@ -228,6 +57,11 @@ def _choose_ranks(ready: Prepared, measured: Mapping[str, Measured]) -> Mapping[
             cut[name] = choose_rank(each, min(asked.max_rank, pair.weight.shape.smaller), asked)
     if asked.budget_bytes is None:
         return cut
+    if alone := next((name for name in cut if ready.pairs[name].weight.is_one_expert), None):
+        raise PlanError(
+            f"{KIND}: --budget: tensor {alone}: experts that are stored one by one must all have the largest rank of "
+            f"the adapter, for peft packs them; use --max-rank, or leave them out with -e"
+        )
     whole = [name for name, each in measured.items() if each.changed and name not in cut]
     whole_bytes = sum(
         ready.pairs[name].offer.expression.size * item_bytes(_find_dtype(ready, ready.pairs[name])) for name in whole
@@ -257,10 +91,13 @@ def _plan(ready: Prepared, ranks: Mapping[str, int], whole: Sequence[str]) -> Pl
     written = _complete(ready, ranks, whole)
     value = {**asked.to_json(), "ranks": dict(sorted(ranks.items())), "whole": list(whole)}
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    names = {each.module for each in written.cut.values() if each.kind == "experts"}
     tensors: list[OutputTensor] = []
+    by_module = defaultdict[str, list[Weight]](list)
+    for weight in written.cut.values():
+        by_module[weight.module].append(weight)
     for name, weight in written.cut.items():
-        tensors += _make_factors(ready.pairs[name], ranks[name], ready, inner=_is_inner(weight, written, names))
+        depth = find_depth(weight, by_module[weight.module])
+        tensors += _make_factors(ready.pairs[name], written.ranks[name], ready, depth)
         if written.tied and weight.kind == "embedding":
             tensors += _tie_head(ready, weight, tensors[-2:])
     for name, key in written.whole.items():
@@ -288,13 +125,15 @@ def _plan(ready: Prepared, ranks: Mapping[str, int], whole: Sequence[str]) -> Pl
 def _complete(ready: Prepared, ranks: Mapping[str, int], whole: Sequence[str]) -> Written:
     """Return what is written: a module that is stored whole is so with all its tensors."""
     cut = {name: ready.pairs[name].weight for name in sorted(ranks)}
+    usual = max(ranks.values(), default=1)
+    ranks = {name: usual if cut[name].is_one_expert else rank for name, rank in ranks.items()}
     saved = {ready.pairs[name].weight.module for name in whole if ready.pairs[name].weight.kind != "bias"}
     targets = {weight.module for weight in cut.values()}
     keys: dict[str, str] = {}
     for name, pair in ready.pairs.items():
         module = pair.weight.module
         if module in saved and name not in cut:
-            keys[name] = f"base_model.model.{name}"
+            keys[name] = f"base_model.model.{spell(name, ready.family)}"
         elif name in whole:
             inner = ".base_layer" if module in targets else ""
             keys[name] = f"base_model.model.{module}{inner}.bias"
@@ -304,7 +143,15 @@ def _complete(ready: Prepared, ranks: Mapping[str, int], whole: Sequence[str]) -
     tied = _has_tied_head(ready)
     heads = [ready.pairs[name].weight for name in keys if tied and _is_tied_to_head(ready.pairs[name].weight, ready)]
     saved |= {_HEAD for weight in heads if not _ties_by_peft(weight)}
-    return Written(cut, dict(ranks), keys, tuple(sorted(saved)), biases, grown, tied)
+    return Written(
+        cut,
+        dict(ranks),
+        keys,
+        tuple(sorted(spell(f"{module}.", ready.family)[:-1] for module in saved)),
+        biases,
+        grown,
+        tied,
+    )
 
 
 def _has_tied_head(ready: Prepared) -> bool:
@@ -326,19 +173,12 @@ def _ties_by_peft(weight: Weight) -> bool:
     return weight.module.rpartition(".")[2] == "embed_tokens"
 
 
-def _is_inner(weight: Weight, written: Written, experts: set[str]) -> bool:
-    """Whether peft wraps another parameter of the same module around this one: it does so in the order of the names."""
-    if weight.module not in experts or weight.kind != "experts":
-        return False
-    return any(each.module == weight.module and each.name > weight.name for each in written.cut.values())
-
-
-def _make_factors(pair: Changed, rank: int, ready: Prepared, *, inner: bool) -> list[OutputTensor]:
+def _make_factors(pair: Changed, rank: int, ready: Prepared, depth: int) -> list[OutputTensor]:
     asked, weight = ready.asked, pair.weight
     halves = Halves(pair.difference, weight.count, weight.shape, rank, asked.way, asked.distribute_scale, weight.turned)
     dtype, sides = _find_dtype(ready, pair), cast(tuple[Side, ...], ("A", "B"))
     return [
-        OutputTensor(weight.name_factor(side, inner=inner), dtype, Thin(halves, side, weight.shape_factor(side, rank)))
+        OutputTensor(weight.name_factor(side, depth), dtype, Thin(halves, side, weight.shape_factor(side, rank)))
         for side in sides
     ]
 
@@ -379,14 +219,8 @@ def _list_sources(ready: Prepared, written: Written) -> Sequence[SourceUse]:
                 if how == "merged" or (how and ref == ready.model.ref):
                     ledger.use(ref, used, "merged" if how == "merged" else "copied")
         for name in checkpoint.tensors:
-            ledger.drop(ref, name, ready.left.get(name, _EQUAL))
+            ledger.drop(ref, name, ready.left.get(name, EQUAL))
     return ledger.summarise(ready.checkpoints)
-
-
-def _warn(asked: Extraction, base: ModelRef) -> list[str]:
-    if not base.list_adapters():
-        return []
-    return [f"{KIND}: the adapter is for {base}, so for {base.path} with that adapter merged in, and not for it alone"]
 
 
 def _warn_of_written(ready: Prepared, written: Written) -> list[str]:

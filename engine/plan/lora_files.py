@@ -11,6 +11,7 @@ from mergemill.engine.checkpoint.adapter_config import CONFIG_NAME
 from mergemill.engine.checkpoint.card import make_adapter_card
 from mergemill.engine.checkpoint.checkpoint import check_file
 from mergemill.engine.checkpoint.copied_files import TOKENIZER_FILES, matches
+from mergemill.engine.checkpoint.family import spell
 from mergemill.engine.plan.lora_modules import (
     Weight,
     find_patterns,
@@ -24,7 +25,7 @@ from mergemill.engine.plan.values import SmallFile
 from mergemill.engine.recipe import ModelRef
 
 if TYPE_CHECKING:
-    from mergemill.engine.plan.extract import Prepared
+    from mergemill.engine.plan.lora_pairs import Prepared
 
 _TASKS = (
     ("ForCausalLM", "CAUSAL_LM"),
@@ -50,11 +51,12 @@ class Written:
 
 def make_config(ready: "Prepared", written: Written) -> dict[str, Any]:
     """Return ``adapter_config.json``: only what it names is in the file, and all of that."""
-    known = (*list_modules(ready.names), *(["lm_head"] if written.tied else []))
-    modules = [each.module for each in written.cut.values() if each.kind != "experts"]
-    parameters = [each.name for each in written.cut.values() if each.kind == "experts"]
+    names = dict.fromkeys((*ready.names, *(spell(name, ready.family) for name in ready.names)))
+    known = (*list_modules(names), *(["lm_head"] if written.tied else []))
+    modules = [each.module for each in written.cut.values() if not each.is_packed]
+    parameters = [each.name for each in written.cut.values() if each.is_packed]
     linear = [each for each in written.cut.values() if each.kind == "linear"]
-    ranks = {each.name if each.kind == "experts" else each.module: written.ranks[n] for n, each in written.cut.items()}
+    ranks = {each.name if each.is_packed else each.module: written.ranks[n] for n, each in written.cut.items()}
     usual = max(ranks.values(), default=1)
     pattern = find_patterns(ranks, usual)
     base = ModelRef.model_validate(ready.asked.base_model)
@@ -112,7 +114,7 @@ def _describe(written: Written) -> Sequence[str]:
     """Return what the adapter holds, a line for each kind of module."""
     ranks: dict[str, Counter[int]] = defaultdict(Counter)
     for name, weight in written.cut.items():
-        ranks[(weight.name if weight.kind == "experts" else weight.module).rpartition(".")[2]][written.ranks[name]] += 1
+        ranks[(weight.name if weight.is_packed else weight.module).rpartition(".")[2]][written.ranks[name]] += 1
     lines = [f"`{kind}`: {_say_ranks(found)}" for kind, found in sorted(ranks.items())]
     kinds = Counter(module.rpartition(".")[2] for module in written.saved)
     lines += [f"`{kind}`: {count} stored whole" for kind, count in sorted(kinds.items())]

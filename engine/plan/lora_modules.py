@@ -24,6 +24,7 @@ _EMBEDDING = re.compile(
     r"(?:^|_)(?:embed|embeds|emb|embedding|embeddings)(?:_(?:tokens|positions|in|tokens_per_layer))?$|^(?:wte|wpe|shared)$"
 )
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output_projection|head)$")
+_ONE_EXPERT = re.compile(r"(?:^|\.)experts\.\d+\.")
 _ROUTERS = ("gate", "router")
 _NO_MATRIX = Shape(0, 0)
 
@@ -50,9 +51,19 @@ class Weight:
         """Whether it is an embedding or a head."""
         return self.kind == "embedding" or _HEAD.search(self.module) is not None
 
-    def name_factor(self, side: str, *, inner: bool) -> str:
-        """Return what peft calls one of the factors; inner: another parameter of the module stands around it."""
-        base = f"base_model.model.{self.module}{'.base_layer' if inner else ''}"
+    @property
+    def is_packed(self) -> bool:
+        """Whether it is a parameter of a module that peft knows by its name alone (`target_parameters`)."""
+        return self.kind == "experts"
+
+    @property
+    def is_one_expert(self) -> bool:
+        """Whether it is of an expert that is stored by itself, which transformers and peft pack: ranks are alike."""
+        return _ONE_EXPERT.search(self.module) is not None
+
+    def name_factor(self, side: str, depth: int) -> str:
+        """Return what peft calls one of the factors; depth: how many parameters of the module stand around it."""
+        base = f"base_model.model.{self.module}{'.base_layer' * depth}"
         return f"{base}.lora_embedding_{side}" if self.kind == "embedding" else f"{base}.lora_{side}.weight"
 
     def shape_factor(self, side: str, rank: int) -> tuple[int, ...]:
@@ -70,10 +81,10 @@ def sort_weight(name: str, shape: tuple[int, ...], names: Collection[str], famil
     if leaf == "bias":
         return Weight(name, module, "bias", shape)
     if leaf != "weight":
-        if len(shape) == 3 and module.rpartition(".")[2] == "experts":
-            return Weight(
-                name, module, "experts", shape, shape[0], Shape(*shape[1:]), is_packed_otherwise(name, family)
-            )
+        if module.rpartition(".")[2] == "experts" and len(shape) in (2, 3):
+            turned = len(shape) == 3 and is_packed_otherwise(name, family)
+            count = shape[0] if len(shape) == 3 else 1
+            return Weight(name, module, "experts", shape, count, Shape(*shape[-2:]), turned)
         return Weight(name, module, "parameter", shape)
     parent, _, last = module.rpartition(".")
     routes = last in _ROUTERS and any(each.startswith(f"{parent}.experts.") for each in names)
@@ -85,6 +96,22 @@ def sort_weight(name: str, shape: tuple[int, ...], names: Collection[str], famil
     if len(shape) in (3, 4, 5) and shape[1] > 1:
         return Weight(name, module, "convolution", shape, 1, Shape(shape[0], math.prod(shape[1:])))
     return Weight(name, module, "whole", shape)
+
+
+def find_depth(weight: Weight, cut: Iterable[Weight]) -> int:
+    """Return how many of a module's parameters peft wraps around this one: those that the module declares after it.
+
+    Headers do not say the order; transformers' mixtures declare what goes into an expert before what comes out of it.
+    """
+    if not weight.is_packed:
+        return 0
+    own = _order_parameter(weight)
+    return sum(each.is_packed and each.module == weight.module and _order_parameter(each) > own for each in cut)
+
+
+def _order_parameter(weight: Weight) -> tuple[bool, str]:
+    leaf = weight.name.rpartition(".")[2]
+    return "down" in leaf, leaf
 
 
 def list_modules(names: Iterable[str]) -> tuple[str, ...]:

@@ -9,8 +9,9 @@ from functools import partial
 from typing import Any
 
 from mergemill.engine.errors import PlanError
-from mergemill.engine.plan.extract import Changed, Prepared, plan_prepared, prepare
+from mergemill.engine.plan.extract import plan_prepared
 from mergemill.engine.plan.extraction import Extraction
+from mergemill.engine.plan.lora_pairs import Changed, Prepared, prepare
 from mergemill.engine.plan.lora_ranks import Measured
 from mergemill.engine.plan.sizes import format_size, parse_size
 from mergemill.engine.plan.values import Plan

@@ -104,7 +104,8 @@ def make_gram(rows: Rows, shape: Shape) -> Tensor:
 
 def find_values(gram: Tensor) -> Tensor:
     """Return the singular values of the matrix whose Gram matrix this is, largest first."""
-    return torch.linalg.eigvalsh(gram).clamp_(min=0.0).sqrt_().flip(0)
+    values: Tensor = torch.linalg.eigvalsh(gram)
+    return values.clamp_(min=0.0).sqrt_().flip(0)
 
 
 def cut_bytes(shape: Shape, rank: int, way: Way) -> int:

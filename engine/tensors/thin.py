@@ -87,14 +87,15 @@ class Halves:
     def compute(self, work: Workspace) -> Found:
         """Return both factors, float32, and for each matrix ‖D‖² and what is lost of it."""
         sides = self.sides
-        a = torch.empty(self.count, self.rank, sides["A"][1])
-        b = torch.empty(sides["B"][0], self.rank, self.count)
+        a = torch.zeros(self.count, self.rank, sides["A"][1])
+        b = torch.zeros(sides["B"][0], self.rank, self.count)
+        rank = min(self.rank, self.shape.smaller)  # what is asked for beyond that is zero
         squares = torch.empty(self.count, 2, dtype=torch.float64)
         ready = settle_whole(self.matrix, work)
         for number in range(self.count):
-            found = cut(read_rows(ready, self.matrix, self.shape, number, work), self.shape, self.rank, self.way)
+            found = cut(read_rows(ready, self.matrix, self.shape, number, work), self.shape, rank, self.way)
             into, out = self._scale(found)
-            a[number], b[:, :, number] = into.T, out
+            a[number, :rank], b[:, :rank, number] = into.T, out
             squares[number] = torch.tensor([found.squares, found.lost])
         return a.view(sides["A"]), b.view(sides["B"]), squares
 

@@ -23,6 +23,7 @@ COMMANDS = (
     "abort",
     "demo",
     "env",
+    "extract-lora",
     "recipe",
 )
 
