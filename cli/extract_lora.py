@@ -75,7 +75,7 @@ def extract_lora(
     quiet: Quiet = False,
     json: JsonLines = False,
 ) -> None:
-    """Extract the adapter by which a model differs from its base, or resume that.
+    """Extract an adapter of two models, or resume that.
 
     Example: mergemill extract-lora tuned base adapter --max-rank 32
     """

@@ -2,8 +2,8 @@
 
 Which tensors changed, and where ranks hang on singular values these, must be known before anything can be laid out.
 So it is planned in two steps (decided 2026-11-29): `prepare` (`lora_pairs.py`) pairs what both models offer, by their
-headers; `runs/extract.py` measures; `plan_prepared` does the rest. What was measured goes with the origin as plain numbers, so
-that nobody measures again to resume or verify.
+headers; `runs/extract.py` measures; `plan_prepared` does the rest. What was measured goes with the origin as plain
+numbers, so that nobody measures again to verify.
 """
 
 import json
@@ -21,7 +21,7 @@ from mergemill.engine.plan.draft import Draft, finish
 from mergemill.engine.plan.extraction import KIND, read_extraction
 from mergemill.engine.plan.lora_files import Written, make_adapter_files, seal_with_config
 from mergemill.engine.plan.lora_modules import Weight, find_depth
-from mergemill.engine.plan.lora_pairs import EQUAL, Changed, Prepared, prepare
+from mergemill.engine.plan.lora_pairs import EQUAL, ModelPair, TensorPair, prepare
 from mergemill.engine.plan.lora_ranks import Measured, check_budget, choose_rank, spend
 from mergemill.engine.plan.values import Origin, OutputTensor, Plan, SourceUse
 from mergemill.engine.storage.store import join_options
@@ -33,7 +33,7 @@ ONE_SHARD = 1 << 62  # bytes
 _HEAD = "lm_head"  # as transformers calls the head of every model that generates text
 
 
-def plan_prepared(ready: Prepared, measured: Mapping[str, Measured]) -> Plan:
+def plan_prepared(ready: ModelPair, measured: Mapping[str, Measured]) -> Plan:
     """Plan the adapter of what was measured: by name of a tensor, those that were asked for."""
     ranks = _choose_ranks(ready, measured)
     whole = sorted(name for name, each in measured.items() if each.changed and name not in ranks)
@@ -48,7 +48,7 @@ def replan_extraction(origin: Origin, storage: Mapping[str, Mapping[str, Any]] |
     return _plan(prepare(asked), ranks, whole)
 
 
-def _choose_ranks(ready: Prepared, measured: Mapping[str, Measured]) -> Mapping[str, int]:
+def _choose_ranks(ready: ModelPair, measured: Mapping[str, Measured]) -> Mapping[str, int]:
     """Return the rank of each tensor that is decomposed; 0: it is left out."""
     asked, cut = ready.asked, {}
     for name, each in measured.items():
@@ -71,17 +71,17 @@ def _choose_ranks(ready: Prepared, measured: Mapping[str, Measured]) -> Mapping[
     return spend(values, cut, costs, check_budget(asked.budget_bytes, whole_bytes))
 
 
-def _count_rank_bytes(ready: Prepared, pair: Changed) -> int:
+def _count_rank_bytes(ready: ModelPair, pair: TensorPair) -> int:
     rows, columns = pair.weight.shape
     return (rows + columns) * pair.weight.count * item_bytes(_find_dtype(ready, pair))
 
 
-def _find_dtype(ready: Prepared, pair: Changed) -> str:
+def _find_dtype(ready: ModelPair, pair: TensorPair) -> str:
     """Return the dtype that is written: as asked, else the model's own."""
     return RECIPE_DTYPES[ready.asked.dtype] if ready.asked.dtype else pair.offer.dtype
 
 
-def _plan(ready: Prepared, ranks: Mapping[str, int], whole: Sequence[str]) -> Plan:
+def _plan(ready: ModelPair, ranks: Mapping[str, int], whole: Sequence[str]) -> Plan:
     if not ranks and not whole:
         raise PlanError(
             f"{KIND}: {ready.model.ref} is equal to {ready.base.ref}, or is in all that was asked for; there is "
@@ -122,7 +122,7 @@ def _plan(ready: Prepared, ranks: Mapping[str, int], whole: Sequence[str]) -> Pl
     )
 
 
-def _complete(ready: Prepared, ranks: Mapping[str, int], whole: Sequence[str]) -> Written:
+def _complete(ready: ModelPair, ranks: Mapping[str, int], whole: Sequence[str]) -> Written:
     """Return what is written: a module that is stored whole is so with all its tensors."""
     cut = {name: ready.pairs[name].weight for name in sorted(ranks)}
     usual = max(ranks.values(), default=1)
@@ -154,7 +154,7 @@ def _complete(ready: Prepared, ranks: Mapping[str, int], whole: Sequence[str]) -
     )
 
 
-def _has_tied_head(ready: Prepared) -> bool:
+def _has_tied_head(ready: ModelPair) -> bool:
     """Whether the base's embedding is its head too: it has no other, or says so."""
     said, heads = says_tied(ready.base.config), [name for name in ready.names if _may_be_head(name, ready.family)]
     return said is True or (said is None and not heads)
@@ -164,7 +164,7 @@ def _may_be_head(name: str, family: Family) -> bool:
     return split_layer(name) is None and any(fnmatchcase(name, tied) for tied, _ in family.ties)
 
 
-def _is_tied_to_head(weight: Weight, ready: Prepared) -> bool:
+def _is_tied_to_head(weight: Weight, ready: ModelPair) -> bool:
     return find_tie(f"{_HEAD}.weight", ready.names, ready.family) == weight.name
 
 
@@ -173,7 +173,7 @@ def _ties_by_peft(weight: Weight) -> bool:
     return weight.module.rpartition(".")[2] == "embed_tokens"
 
 
-def _make_factors(pair: Changed, rank: int, ready: Prepared, depth: int) -> list[OutputTensor]:
+def _make_factors(pair: TensorPair, rank: int, ready: ModelPair, depth: int) -> list[OutputTensor]:
     asked, weight = ready.asked, pair.weight
     halves = Halves(pair.difference, weight.count, weight.shape, rank, asked.way, asked.distribute_scale, weight.turned)
     dtype, sides = _find_dtype(ready, pair), cast(tuple[Side, ...], ("A", "B"))
@@ -183,7 +183,7 @@ def _make_factors(pair: Changed, rank: int, ready: Prepared, depth: int) -> list
     ]
 
 
-def _tie_head(ready: Prepared, weight: Weight, tensors: Sequence[OutputTensor]) -> list[OutputTensor]:
+def _tie_head(ready: ModelPair, weight: Weight, tensors: Sequence[OutputTensor]) -> list[OutputTensor]:
     """Return what peft wants for the head that is tied to an embedding: the same, as it is of a linear layer."""
     if not _is_tied_to_head(weight, ready):
         return []
@@ -210,7 +210,7 @@ def _tie_head(ready: Prepared, weight: Weight, tensors: Sequence[OutputTensor]) 
     ]
 
 
-def _list_sources(ready: Prepared, written: Written) -> Sequence[SourceUse]:
+def _list_sources(ready: ModelPair, written: Written) -> Sequence[SourceUse]:
     ledger = Ledger()
     for ref, checkpoint in ready.checkpoints.items():
         for name, offer in ready.offers[ref].items():
@@ -223,7 +223,7 @@ def _list_sources(ready: Prepared, written: Written) -> Sequence[SourceUse]:
     return ledger.summarise(ready.checkpoints)
 
 
-def _warn_of_written(ready: Prepared, written: Written) -> list[str]:
+def _warn_of_written(ready: ModelPair, written: Written) -> list[str]:
     told = []
     if saved := written.saved:
         named = ", ".join(saved[:3]) + (f" and {len(saved) - 3} more" if len(saved) > 3 else "")

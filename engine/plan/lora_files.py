@@ -25,7 +25,7 @@ from mergemill.engine.plan.values import SmallFile
 from mergemill.engine.recipe import ModelRef
 
 if TYPE_CHECKING:
-    from mergemill.engine.plan.lora_pairs import Prepared
+    from mergemill.engine.plan.lora_pairs import ModelPair
 
 _TASKS = (
     ("ForCausalLM", "CAUSAL_LM"),
@@ -49,7 +49,7 @@ class Written:
     tied: bool  # whether the base's head is its embedding
 
 
-def make_config(ready: "Prepared", written: Written) -> dict[str, Any]:
+def make_config(ready: "ModelPair", written: Written) -> dict[str, Any]:
     """Return ``adapter_config.json``: only what it names is in the file, and all of that."""
     names = dict.fromkeys((*ready.names, *(spell(name, ready.family) for name in ready.names)))
     known = (*list_modules(names), *(["lm_head"] if written.tied else []))
@@ -84,12 +84,12 @@ def make_config(ready: "Prepared", written: Written) -> dict[str, Any]:
     }
 
 
-def seal_with_config(ready: "Prepared", written: Written) -> SmallFile:
+def seal_with_config(ready: "ModelPair", written: Written) -> SmallFile:
     """Return the config: without it nobody takes a folder for an adapter."""
     return SmallFile(CONFIG_NAME, (json.dumps(make_config(ready, written), indent=2) + "\n").encode(), None)
 
 
-def make_adapter_files(ready: "Prepared", written: Written, recipe: str) -> Sequence[SmallFile]:
+def make_adapter_files(ready: "ModelPair", written: Written, recipe: str) -> Sequence[SmallFile]:
     """Return card and recipe, and of a model with another vocabulary its tokenizer's files."""
     names = [name for name in ready.model.files if matches(name, TOKENIZER_FILES)] if written.grown else []
     copied = [SmallFile(name, None, check_file(ready.model, name)) for name in sorted(names)]
@@ -97,7 +97,7 @@ def make_adapter_files(ready: "Prepared", written: Written, recipe: str) -> Sequ
     return (*copied, SmallFile(CARD_NAME, card.encode(), None), SmallFile(RECIPE_NAME, recipe.encode(), None))
 
 
-def _find_alpha(ready: "Prepared", rank: int) -> float | int:
+def _find_alpha(ready: "ModelPair", rank: int) -> float | int:
     """Return the alpha by which a product of this rank is multiplied by 1."""
     return sqrt(rank) if ready.asked.rslora else rank
 

@@ -24,7 +24,7 @@ from mergemill.engine.recipe.values import ModelEntry
 from mergemill.engine.storage.store import Storage, make_storage
 from mergemill.engine.tensors.dtypes import is_mergeable
 from mergemill.engine.tensors.expressions import Expression
-from mergemill.engine.tensors.thin import Difference
+from mergemill.engine.tensors.thin import Subtraction
 
 _NOT_ASKED, EQUAL, _TIED, _NO_MATRIX, _COUNTERS = (
     "not asked for",
@@ -36,7 +36,7 @@ _NOT_ASKED, EQUAL, _TIED, _NO_MATRIX, _COUNTERS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Changed:
+class TensorPair:
     """A tensor of both models."""
 
     weight: Weight
@@ -47,11 +47,11 @@ class Changed:
     @property
     def difference(self) -> Expression:
         """The model's less the base's."""
-        return Difference((self.offer.expression, self.base.expression))
+        return Subtraction((self.offer.expression, self.base.expression))
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class ModelPair:
     """Both models, paired."""
 
     asked: Extraction
@@ -59,7 +59,7 @@ class Prepared:
     base: Checkpoint
     family: Family
     names: tuple[str, ...]  # of all tensors of the base
-    pairs: Mapping[str, Changed]  # those that may be in the adapter, by name
+    pairs: Mapping[str, TensorPair]  # those that may be in the adapter, by name
     left: Mapping[str, str]  # names of the others, and why
     used: tuple[SourceUse, ...]  # of stages of a recipe
     checkpoints: Mapping[str, Checkpoint]
@@ -75,7 +75,7 @@ class Prepared:
         return asked.embed_lora or not weight.is_vocabulary
 
 
-def prepare(asked: Extraction) -> Prepared:
+def prepare(asked: Extraction) -> ModelPair:
     """Open both models and pair their tensors; raises `InputError` for whatever does not go together."""
     check_extraction(asked)
     where = KIND
@@ -97,7 +97,7 @@ def prepare(asked: Extraction) -> Prepared:
     offers, _ = join_layouts(offers, Arrangement(str(base), family, True, lambda names: False))
     pairs, left = _pair(asked, offers[str(model)], offers[str(base)], checkpoints[str(model)], family)
     stage = stages.get(model.path)
-    return Prepared(
+    return ModelPair(
         asked=asked,
         model=checkpoints[str(model)],
         base=checkpoints[str(base)],
@@ -125,8 +125,8 @@ def _read_model(asked: Extraction) -> tuple[ModelRef, Mapping[str, StageModel]]:
 
 def _pair(
     asked: Extraction, own: Offers, base: Offers, model: Checkpoint, family: Family
-) -> tuple[Mapping[str, Changed], Mapping[str, str]]:
-    pairs: dict[str, Changed] = {}
+) -> tuple[Mapping[str, TensorPair], Mapping[str, str]]:
+    pairs: dict[str, TensorPair] = {}
     left: dict[str, str] = {}
     for name in {**base, **own}:
         weight = sort_weight(name, (base.get(name) or own[name]).shape, base, family)
@@ -146,7 +146,7 @@ def _pair(
                 f"{KIND}: tensor {name} is no weight or bias of a module, which alone peft stores; leave it out with "
                 f"-e '{weight.module.rpartition('.')[2]}$', or with --skip-undecomposable"
             )
-        pairs[name] = Changed(weight, own[name], base[name], grown)
+        pairs[name] = TensorPair(weight, own[name], base[name], grown)
     return pairs, left
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from mergemill.engine.errors import PlanError
 from mergemill.engine.plan.extract import plan_prepared
 from mergemill.engine.plan.extraction import Extraction
-from mergemill.engine.plan.lora_pairs import Changed, Prepared, prepare
+from mergemill.engine.plan.lora_pairs import ModelPair, TensorPair, prepare
 from mergemill.engine.plan.lora_ranks import Measured
 from mergemill.engine.plan.sizes import format_size, parse_size
 from mergemill.engine.plan.values import Plan
@@ -66,7 +66,7 @@ def _read_recipe(model: Any) -> Any:
 
 
 @own_modes()
-def _measure(ready: Prepared, workplace: Workplace, pair: Changed) -> Measured:
+def _measure(ready: ModelPair, workplace: Workplace, pair: TensorPair) -> Measured:
     if pair.grown:
         return Measured(changed=True)
     matrix, weight = pair.difference, pair.weight

@@ -58,7 +58,7 @@ class Shape(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class RankCut:
     """A matrix of a lower rank, D ≈ left · diag(values) · rightᵀ, and what of D it keeps."""
 
     left: Tensor  # [rows, rank], float64; vectors of length 1, or 0 where a value is
@@ -72,12 +72,12 @@ class Cut:
         return max(0.0, self.squares - float(self.values.square().sum()))
 
 
-def cut(rows: Rows, shape: Shape, rank: int, way: Way) -> Cut:
+def cut(rows: Rows, shape: Shape, rank: int, way: Way) -> RankCut:
     """Return the best product of `rank` for a matrix of which `rows` gives rows; see the module for the ways."""
     if way == "exact":
         left, values, right = torch.linalg.svd(rows(0, shape.rows), full_matrices=False)
         squares = float(values.square().sum())
-        return Cut(left[:, :rank], values[:rank], right[:rank].T, squares)
+        return RankCut(left[:, :rank], values[:rank], right[:rank].T, squares)
     if way == "randomized":
         return _cut_randomly(rows, shape, rank)
     gram = make_gram(rows, shape)
@@ -134,7 +134,7 @@ def _add_gram(gram: Tensor, block: Tensor) -> None:
         gram[start:stop, start:] += block[:, start:stop].T @ block[:, start:]
 
 
-def _project(rows: Rows, shape: Shape, vectors: Tensor, squares: float) -> Cut:
+def _project(rows: Rows, shape: Shape, vectors: Tensor, squares: float) -> RankCut:
     """Return the cut of which the vectors of the smaller side are known: D times these has the others."""
     rank = vectors.shape[1]
     if shape.is_wide:
@@ -147,10 +147,10 @@ def _project(rows: Rows, shape: Shape, vectors: Tensor, squares: float) -> Cut:
             other[start:stop] = rows(start, stop) @ vectors
     values = other.square().sum(0).sqrt()
     other = other / torch.where(values > 0, values, 1.0)
-    return Cut(vectors, values, other, squares) if shape.is_wide else Cut(other, values, vectors, squares)
+    return RankCut(vectors, values, other, squares) if shape.is_wide else RankCut(other, values, vectors, squares)
 
 
-def _cut_randomly(rows: Rows, shape: Shape, rank: int) -> Cut:
+def _cut_randomly(rows: Rows, shape: Shape, rank: int) -> RankCut:
     random = torch.Generator().manual_seed(0)
     width = min(rank + _BESIDE, shape.smaller)
     block = torch.linalg.qr(torch.randn(shape.columns, width, generator=random, dtype=torch.float64))[0]
@@ -168,7 +168,7 @@ def _cut_randomly(rows: Rows, shape: Shape, rank: int) -> Cut:
     turn = torch.linalg.eigh(found.T @ found)[1].flip(1)[:, :rank]
     found = found @ turn
     values = found.square().sum(0).sqrt()
-    return Cut(found / torch.where(values > 0, values, 1.0), values, block @ turn, squares)
+    return RankCut(found / torch.where(values > 0, values, 1.0), values, block @ turn, squares)
 
 
 def _iter_steps(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:

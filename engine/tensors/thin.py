@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mergemill.engine.tensors.cuts import Cut, Rows, Shape, Way, cut, cut_bytes
+from mergemill.engine.tensors.cuts import RankCut, Rows, Shape, Way, cut, cut_bytes
 from mergemill.engine.tensors.drift import Drift, Watch
 from mergemill.engine.tensors.dtypes import item_bytes
 from mergemill.engine.tensors.expressions import Expression, Leaf, Read
@@ -19,7 +19,7 @@ Found = tuple[Tensor, Tensor, Tensor]  # A, B, and ‖D‖² and what is lost of
 
 
 @dataclass(frozen=True, slots=True)
-class Difference(Expression):
+class Subtraction(Expression):
     """One tensor less another, in float32."""
 
     inputs: tuple[Expression, ...]
@@ -99,7 +99,7 @@ class Halves:
             squares[number] = torch.tensor([found.squares, found.lost])
         return a.view(sides["A"]), b.view(sides["B"]), squares
 
-    def _scale(self, found: Cut) -> tuple[Tensor, Tensor]:
+    def _scale(self, found: RankCut) -> tuple[Tensor, Tensor]:
         into, out = (found.left, found.right) if self.turned else (found.right, found.left)
         largest = into.gather(0, into.abs().argmax(0, keepdim=True))
         signs = torch.where(largest < 0, -1.0, 1.0).to(into.dtype)
