@@ -24,7 +24,7 @@ from mergemill.engine.recipe.values import ModelEntry
 from mergemill.engine.storage.store import Storage, make_storage
 from mergemill.engine.tensors.dtypes import is_mergeable
 from mergemill.engine.tensors.expressions import Expression
-from mergemill.engine.tensors.thin import Subtraction
+from mergemill.engine.tensors.thin import FullDifference
 
 _NOT_ASKED, EQUAL, _TIED, _NO_MATRIX, _COUNTERS = (
     "not asked for",
@@ -47,7 +47,7 @@ class TensorPair:
     @property
     def difference(self) -> Expression:
         """The model's less the base's."""
-        return Subtraction((self.offer.expression, self.base.expression))
+        return FullDifference((self.offer.expression, self.base.expression))
 
 
 @dataclass(frozen=True, slots=True)

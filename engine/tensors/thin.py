@@ -19,7 +19,7 @@ Found = tuple[Tensor, Tensor, Tensor]  # A, B, and ‖D‖² and what is lost of
 
 
 @dataclass(frozen=True, slots=True)
-class Subtraction(Expression):
+class FullDifference(Expression):
     """One tensor less another, in float32."""
 
     inputs: tuple[Expression, ...]
