@@ -4,7 +4,7 @@
 >>> run(make_plan(load_recipe("recipe.yml")), "out")  # doctest: +SKIP
 
 The names here are the engine's one face: the command line and the package `mergemill` import nothing else of it. Words
-that belong together are in one namespace: `errors`, `events`, `jobs`, `methods`, `values`. Each name is
+that belong together are in one namespace: `errors`, `events`, `jobs`, `methods`, `searches`, `values`. Each name is
 imported from its place when it is first asked for: planning needs no Dask, an abort no NumPy.
 """
 
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from mergemill.engine.runs.status import status as status
     from mergemill.engine.runs.verify import list_code as list_code
     from mergemill.engine.runs.verify import verify as verify
+    from mergemill.engine.search import searches as searches
 
 _PLACES = {
     "PerModel": "methods.contract",
@@ -83,6 +84,7 @@ _PLACES = {
     "methods": "",
     "recipe_schema": "recipe",
     "run": "runs.running",
+    "searches": "search",
     "status": "runs.status",
     "values": "runs",
     "verify": "runs.verify",
@@ -90,7 +92,7 @@ _PLACES = {
 }
 """Where a name is; the namespaces are modules of a room."""
 
-_NAMESPACES = ("errors", "events", "jobs", "methods", "values", "writers")
+_NAMESPACES = ("errors", "events", "jobs", "methods", "searches", "values", "writers")
 
 __all__ = list(_PLACES)
 

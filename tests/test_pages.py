@@ -17,6 +17,7 @@ from mergemill.engine.methods.catalogue import find_coefficients, find_methods, 
 from mergemill.engine.recipe import load_cluster, load_recipe
 from mergemill.engine.recipe.access import ALLOWED
 from mergemill.engine.recipe.clusters import KINDS
+from mergemill.engine.recipe.searches import parse_search
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -139,6 +140,9 @@ def test_recipes_and_cluster_files_are_valid(page: str, tmp_path: Path) -> None:
         *_, found = yaml.safe_load_all(block)  # the last document of several is the result
         if "merge_method" in found:
             assert load_recipe(block).merge_method == found["merge_method"]
+            continue
+        if "variables" in found:
+            assert parse_search(block).variables
             continue
         shown = {"kind": "slurm", "workers": 1} if "kind" not in found else {}
         (tmp_path / "cluster.yml").write_text(yaml.safe_dump(shown | found))

@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "plan": {"errors", "storage", "recipe", "checkpoint", "tokens", "tensors", "methods", "offers"},
     "runs": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "plan"},
     "conformance": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "plan", "runs"},
+    "search": {"errors", "storage", "recipe", "tensors", "plan", "runs"},
 }
 """The table of rooms, from the lowest to the highest: what each may import besides itself."""
 
@@ -55,6 +56,7 @@ ONLY_IMPORTERS = {
     "pydantic": {"recipe", "runs"},  # what people wrote, and what lies beside an output
     "rich": {"runs"},
     "IPython": {"runs"},
+    "cmaes": {"search"},
     "yaml": {"recipe", "checkpoint", "runs", "storage"},  # storage: the loader of the others
 }
 """Libraries that only some rooms know."""
@@ -100,13 +102,14 @@ FACE = [
     "methods",
     "recipe_schema",
     "run",
+    "searches",
     "status",
     "values",
     "verify",
     "writers",
 ]
 
-NAMESPACES = ["errors", "events", "jobs", "methods", "values", "writers"]
+NAMESPACES = ["errors", "events", "jobs", "methods", "searches", "values", "writers"]
 """Names of the face that are modules, of what belongs together."""
 
 

@@ -4,7 +4,7 @@ Of several faults the message gives the first by line, and says how many more th
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
@@ -60,7 +60,11 @@ def parse_recipe(text: str, *, name: str = "recipe.yml") -> Recipe:
     Only the text is looked at: whether methods, models and parameters exist is for the planner.
     Raises `RecipeError`, one line that begins with ``name:line:``.
     """
-    documents = read_documents(text, FORM, name=name)
+    return check_recipe(read_documents(text, FORM, name=name), text, name=name)
+
+
+def check_recipe(documents: Sequence[Document], text: str, *, name: str) -> Recipe:
+    """Return the recipe that the documents of a text say, see `parse_recipe`."""
     recipes = [_check(Recipe, FORM, document, name=name) for document in documents]
     recipe = join_documents(recipes, [document.lines[()] for document in documents], name=name)
     return recipe.model_copy(update={"text": text, "file": name})
@@ -96,12 +100,12 @@ def _check(model: type[V], form: Form, document: Document, *, name: str) -> V:
         words = f"{form.called} must be a mapping of keys to values, not {describe(document.data)}"
         raise RecipeError(f"{name}:{document.lines[()]}: {words}")
     try:
-        return model.model_validate(_leave_holders(document, model.known_keys()))
+        return model.model_validate(leave_holders(document, model.known_keys()))
     except ValidationError as error:
         raise RecipeError(f"{name}:{_say_first(document, error)}") from None
 
 
-def _leave_holders(document: Document, known: list[str]) -> dict[str, Any]:
+def leave_holders(document: Document, known: list[str]) -> dict[str, Any]:
     """Return the data without keys of the user's own that hold anchors; one that is nearly a known key is no such."""
     return {
         key: value

@@ -1,0 +1,44 @@
+"""``mergemill results``: what a search found so far, the best first."""
+
+from typing import Annotated
+
+import typer
+
+from mergemill.cli import console
+from mergemill.cli.options import Json
+from mergemill.cli.searching import say_value
+
+
+def results(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="The folder of a search.")],
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="So many of the best.")] = 10,
+    recipe: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Write candidate N's recipe, as YAML, instead.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show the best candidates of a search.
+
+    Example: mergemill results found --top 5
+    """
+    from mergemill.engine import searches
+
+    if recipe is not None:
+        console.say_whole(searches.make_candidate(folder, recipe).rstrip("\n"))
+        return
+    trials = searches.read_results(folder)[:top]
+    if json:
+        for trial in trials:
+            console.say_json(trial.to_json(), indent=None)
+        return
+    names = list(trials[0].values) if trials else []
+    rows = [
+        [
+            str(trial.number),
+            searches.say_score(trial),
+            searches.say_number(trial.holdout),
+            *(say_value(trial.values[name]) for name in names),
+        ]
+        for trial in trials
+    ]
+    console.say_table(rows, heads=["number", "score", "hold-out", *names], right=[0])

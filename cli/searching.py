@@ -1,0 +1,124 @@
+"""What the commands of searches share: options, lines for each candidate, the end in words or JSON."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mergemill.cli import console
+from mergemill.cli.merge import find_resume
+from mergemill.cli.signals import Interrupted, raise_interrupts
+
+if TYPE_CHECKING:
+    from mergemill.engine import searches, values
+
+Folder = Annotated[
+    str, typer.Argument(metavar="DIR", help="A folder for the search: new, empty, or this search unfinished.")
+]
+Command = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COMMAND", help="Judges by its last number: 'python score.py {model}'; or {recipe}, {values}."
+    ),
+]
+Max = Annotated[bool, typer.Option("--max", help="More is better; else less is.")]
+
+
+def make_objective(command: str | None, *, most: bool) -> "searches.Objective":
+    """Return the objective that options say."""
+    from mergemill.engine import searches
+
+    if command is None:
+        raise typer.BadParameter("say what is better: --command")
+    return searches.Objective(command=command, direction="max" if most else "min")
+
+
+def make_crew(
+    workers: int | None,
+    threads: int | None,
+    memory: str | None,
+    scheduler: str | None,
+    cluster: str | None,
+) -> "values.WorkerKeywords":
+    """Return the options of workers that searches have."""
+    from mergemill.engine import load_cluster
+
+    file = load_cluster(cluster) if cluster else None
+    return {"workers": workers, "threads": threads, "memory": memory, "scheduler": scheduler, "cluster": file}
+
+
+def show_trial(*, quiet: bool) -> "Callable[[searches.TrialFinished], None]":
+    """Return what writes a line to stderr for each candidate."""
+
+    def show(event: "searches.TrialFinished") -> None:
+        if not quiet:
+            with console.even_unheard():
+                console.note(describe_trial(event))
+
+    return show
+
+
+def describe_trial(event: "searches.TrialFinished") -> str:
+    """Return a candidate in one line."""
+    from mergemill.engine import searches
+
+    trial, best = event.trial, event.best
+    values = ", ".join(f"{name} {say_value(value)}" for name, value in trial.values.items())
+    outcome = f"failed: {trial.error}" if trial.score is None else searches.say_score(trial)
+    beside = f"; best {searches.say_score(best)}, number {best.number}" if best else ""
+    if best is not None and best.number == trial.number:
+        beside = "; the best so far"
+    return f"{trial.number:4}  {outcome}{beside}{'; known already' if event.kept else ''}  ({values})"
+
+
+def say_value(value: object) -> str:
+    """Return a variable's value, of a gradient or a soup all of them."""
+    from mergemill.engine import searches
+
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(say_value, value))}]"
+    return searches.say_number(value)
+
+
+def show_found(found: "searches.Found", folder: str, *, json: bool) -> None:
+    """Write what came of a search."""
+    from mergemill.engine import searches
+
+    if json:
+        console.say_json(to_json(found))
+        return
+    best = found.best
+    assert best is not None, "a search without a score ends with an error"
+    values = ", ".join(f"{name} {say_value(value)}" for name, value in best.values.items())
+    console.say(f"best: number {best.number}, {searches.say_score(best)} ({values})")
+    if best.holdout is not None:
+        console.say(f"hold-out: {searches.say_number(best.holdout)}")
+    judged = console.count(len(found.trials), "candidate")
+    console.say(f"{judged}, ended by {found.stopped}; merge the best with: mergemill merge {folder}/best.yml OUT")
+
+
+def to_json(found: "searches.Found") -> Mapping[str, Any]:
+    """Return what came of a search as JSON values."""
+    best = found.best
+    told = best and {"number": best.number, "values": best.values, "score": best.score, "holdout": best.holdout}
+    return {
+        "best": told,
+        "evaluations": len(found.trials),
+        "failed": sum(trial.score is None for trial in found.trials),
+        "bytes_read": sum(trial.bytes_read for trial in found.trials),
+        "seconds": round(found.seconds, 3),
+        "stopped": found.stopped,
+    }
+
+
+@contextmanager
+def stopping(context: typer.Context) -> Iterator[None]:
+    """Say how to go on where a search is interrupted."""
+    command, _ = find_resume(context.obj or sys.argv[1:], None)
+    try:
+        with raise_interrupts():
+            yield
+    except Interrupted as stop:
+        raise Interrupted(stop.number, f"{stop}; the best so far is kept; go on with: {command}") from None

@@ -1,0 +1,49 @@
+"""``mergemill soup``: those of several models that are better together."""
+
+from typing import Annotated
+
+import typer
+
+from mergemill.cli import console
+from mergemill.cli.merge import Quiet
+from mergemill.cli.options import Cluster, Json, Memory, Recipe, Scheduler, Threads, Workers
+from mergemill.cli.recipes import open_recipe
+from mergemill.cli.searching import Command, Max, make_crew, make_objective, show_trial, stopping
+
+NewFolder = Annotated[
+    str, typer.Argument(metavar="OUT", help="A new folder; what is known meanwhile is kept in OUT.search.")
+]
+Rounds = Annotated[int, typer.Option(min=1, metavar="N", help="How often the models that were left out are tried.")]
+
+
+def soup(
+    context: typer.Context,
+    recipe: Recipe,
+    out: NewFolder,
+    command: Command = None,
+    most: Max = False,
+    rounds: Rounds = 1,
+    workers: Workers = None,
+    threads: Threads = None,
+    memory: Memory = None,
+    scheduler: Scheduler = None,
+    cluster: Cluster = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Merge those models that are better together.
+
+    Example: mergemill soup recipe.yml mixed --command 'python score.py {model}'
+    """
+    from mergemill.engine import searches
+
+    objective = make_objective(command, most=most)
+    crew = make_crew(workers, threads, memory, scheduler, cluster)
+    with stopping(context):
+        made = searches.run_soup(
+            open_recipe(recipe), out, objective, rounds=rounds, on_trial=show_trial(quiet=quiet), **crew
+        )
+    if json:
+        console.say_json({"order": made.order, "kept": made.kept, "scores": made.scores})
+        return
+    console.say(f"{out}: {len(made.kept)} of {console.count(len(made.order), 'model')}: {', '.join(made.kept)}")

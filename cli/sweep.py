@@ -1,0 +1,43 @@
+"""``mergemill sweep``: all combinations of values of a recipe's variables."""
+
+from typing import Annotated
+
+import typer
+
+from mergemill.cli.evolve import Write
+from mergemill.cli.merge import Quiet
+from mergemill.cli.options import Cluster, Json, Memory, Scheduler, Threads, Workers
+from mergemill.cli.searching import Command, Folder, Max, make_crew, make_objective, show_found, show_trial, stopping
+
+Vary = Annotated[
+    list[str], typer.Option(metavar="NAME=…", help="from:to:step, the end included; or a,b,c. The first changes last.")
+]
+
+
+def sweep(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe in which values are ${name}.")],
+    folder: Folder,
+    vary: Vary,
+    command: Command = None,
+    most: Max = False,
+    write: Write = False,
+    workers: Workers = None,
+    threads: Threads = None,
+    memory: Memory = None,
+    scheduler: Scheduler = None,
+    cluster: Cluster = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Try all combinations of values.
+
+    Example: mergemill sweep recipe.yml found --vary chat=0:1:0.25 --vary method=ties,sce --command 'score {model}'
+    """
+    from mergemill.engine import searches
+
+    file = searches.make_sweep(recipe, vary, make_objective(command, most=most))
+    crew = make_crew(workers, threads, memory, scheduler, cluster)
+    with stopping(context):
+        found = searches.run_search(file, folder, write=write, on_trial=show_trial(quiet=quiet), **crew)
+    show_found(found, folder, json=json)

@@ -1,0 +1,306 @@
+"""Search files: a recipe with variables, what is better, how the next candidates are chosen, and when it ends.
+
+Paths in it are read as a recipe's models are: from the folder that the command runs in.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import PydanticCustomError
+
+from mergemill.engine.errors import RecipeError
+from mergemill.engine.recipe.document import Form
+from mergemill.engine.recipe.faults import Loc, describe, make_faults, make_predicate, make_sentence, suggest
+from mergemill.engine.recipe.genomes import Genome, Tasks, check_tasks
+from mergemill.engine.recipe.leaves import (
+    Flag,
+    OptionalCount,
+    OptionalText,
+    check_count,
+    check_items,
+    check_number,
+)
+from mergemill.engine.recipe.parsing import parse_value, read_text
+from mergemill.engine.recipe.settings import Scalar
+from mergemill.engine.recipe.shapes import FrozenMap, Value
+from mergemill.engine.storage.urls import parse_path
+
+FORM = Form("a search file", "recipe, variables and objective")
+StrategyName = Literal["grid", "random", "sobol", "cma", "line"]
+
+TAKES: Mapping[str, tuple[str, ...]] = {
+    "grid": ("steps",),
+    "random": ("seed",),
+    "sobol": ("seed",),
+    "cma": ("seed", "population", "sigma"),
+    "line": (),
+}
+"""Which keys beside its name each strategy has."""
+WITH_CHOICES = ("grid", "random", "sobol")
+ENDLESS = ("random", "sobol", "cma")
+COMMAND_S = 3600.0  # the longest that a command may take where nothing is said
+
+OptionalNumber = Annotated[float | None, BeforeValidator(check_number)]
+
+
+def _check_finite(value: object) -> object:
+    check_number(value)
+    if isinstance(value, int | float) and not math.isfinite(value):
+        raise make_predicate(f"must be a finite number, not {value}")
+    return value
+
+
+def _check_choices(value: object) -> object:
+    if value is None:
+        return value
+    items = check_items(value)
+    assert isinstance(items, list | tuple)
+    for place, item in enumerate(items):
+        if not isinstance(item, bool | int | float | str):
+            words = f"must be a number, a text or a boolean, not {describe(item)}"
+            raise make_faults([((place,), make_predicate(words))])
+    if len({repr(item) for item in items}) < len(items):
+        raise make_predicate("has an item twice")
+    return tuple(items)
+
+
+Finite = Annotated[float | None, BeforeValidator(_check_finite)]
+
+
+class Variable(Value):
+    """What may change from candidate to candidate: a number between two others, or one of several values."""
+
+    called: ClassVar[str] = "a variable"
+    one_of: ClassVar[tuple[str, ...]] = ("low", "choices")
+
+    low: Finite = None
+    """The least value."""
+    high: Finite = None
+    """The largest value."""
+    start: Finite = None
+    """Where a search begins; else the middle."""
+    log: Flag = False
+    """Whether the search goes by the value's logarithm."""
+    integer: Flag = False
+    """Whether the value is a whole number."""
+    layers: OptionalCount = None
+    """So many numbers, put in as a list: a gradient over the layers."""
+    choices: Annotated[tuple[Scalar, ...] | None, BeforeValidator(_check_choices)] = None
+    """The values that there are."""
+
+    @model_validator(mode="after")
+    def _check_box(self) -> "Variable":
+        if faults := list(self._find_faults()):
+            raise make_faults(faults)
+        return self
+
+    def _find_faults(self) -> "list[tuple[Loc, PydanticCustomError]]":
+        if self.choices is not None:
+            given = [key for key in ("high", "start", "layers") if getattr(self, key) is not None]
+            given += [key for key in ("log", "integer") if getattr(self, key)]
+            return [((key,), make_predicate("has no place beside choices")) for key in given]
+        if self.high is None:
+            return [((), make_sentence("a variable with 'low' needs 'high'"))]
+        assert self.low is not None
+        if self.low >= self.high:
+            return [(("low",), make_predicate(f"is {self.low:g} and must be less than high, {self.high:g}"))]
+        if self.start is not None and not self.low <= self.start <= self.high:
+            words = f"is {self.start:g}, outside of low {self.low:g} and high {self.high:g}"
+            return [(("start",), make_predicate(words))]
+        if self.log and self.low <= 0:
+            return [(("low",), make_predicate(f"is {self.low:g}; with log it must be above 0"))]
+        if self.integer and any(x is not None and x != int(x) for x in (self.low, self.high, self.start)):
+            return [(("integer",), make_predicate("is true, so low, high and start must be whole numbers"))]
+        return []
+
+
+class Variables(FrozenMap[Variable]):
+    """Variables by name, in the order written."""
+
+    __slots__ = ()
+
+    holds: ClassVar[Any] = Variable
+
+
+Direction = Annotated[
+    Literal["min", "max"],
+    BeforeValidator(lambda value: _check_word(value, ("min", "max"))),
+]
+
+
+def _check_word(value: object, known: tuple[str, ...]) -> object:
+    if not isinstance(value, str) or value not in known:
+        hint = suggest(value, known) if isinstance(value, str) else f"known here: {', '.join(known)}"
+        raise make_predicate(f"is {describe(value)}; {hint}")
+    return value
+
+
+class Objective(Value):
+    """What is measured of a candidate; a smaller number is better, unless `direction` says `max`."""
+
+    called: ClassVar[str] = "an objective"
+    one_of: ClassVar[tuple[str, ...]] = ("command", "sum")
+
+    command: OptionalText = None
+    """A command whose last number on stdout counts: `python score.py {model}`, or `{recipe}`, `{values}`."""
+    seconds: Annotated[float | None, BeforeValidator(_check_finite)] = None
+    """The longest that a command may take; else an hour."""
+    sum: Annotated[tuple["Objective", ...] | None, BeforeValidator(check_items)] = None
+    """Objectives that are added, each times its `weight`; of one with `direction: max` less is added."""
+    weight: Annotated[float, BeforeValidator(_check_finite)] = 1.0
+    """Of an item of a sum."""
+    direction: Direction = "min"
+    """Whether less is better, `min`, or more, `max`."""
+
+    @property
+    def sign(self) -> int:
+        """What a score is multiplied by so that less is better."""
+        return -1 if self.direction == "max" else 1
+
+    @model_validator(mode="after")
+    def _check_place(self) -> "Objective":
+        if self.seconds is not None and self.command is None:
+            raise make_faults([(("seconds",), make_predicate("is for a command"))])
+        if self.seconds is not None and self.seconds <= 0:
+            raise make_faults([(("seconds",), make_predicate(f"is {self.seconds:g} and must be above 0"))])
+        if any(each.sum for each in self.sum or ()):
+            raise make_faults([(("sum",), make_predicate("holds a sum; write its items here"))])
+        return self
+
+
+class Strategy(Value):
+    """How the next candidates are chosen."""
+
+    called: ClassVar[str] = "a strategy"
+
+    name: Annotated[StrategyName, BeforeValidator(lambda value: _check_word(value, get_args(StrategyName)))] = "cma"
+    """`cma` (CMA-ES), `grid`, `random`, `sobol`, or `line`: the golden section of one variable."""
+    seed: Annotated[int, BeforeValidator(lambda value: _check_given(value))] = 0
+    """Of what is drawn."""
+    population: Annotated[int | None, BeforeValidator(lambda value: check_count(value, least=2))] = None
+    """Candidates of a generation of cma; else 4 + 3 ln n of n numbers."""
+    sigma: Finite = None
+    """The first step of cma, as a share of each variable's range; else 0.3."""
+    steps: Annotated[int | None, BeforeValidator(lambda value: check_count(value, least=2))] = None
+    """Values of each variable of a grid that has no choices, both ends among them."""
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> "Strategy":
+        default = Strategy.model_fields
+        for key in ("seed", "population", "sigma", "steps"):
+            if getattr(self, key) != default[key].default and key not in TAKES[self.name]:
+                words = f"has no place in strategy {self.name}; it has {', '.join(TAKES[self.name]) or 'no keys'}"
+                raise make_faults([((key,), make_predicate(words))])
+        if self.sigma is not None and not 0 < self.sigma <= 1:
+            raise make_faults([(("sigma",), make_predicate(f"is {self.sigma:g} and must be above 0, at most 1"))])
+        return self
+
+
+def _check_given(value: object) -> object:
+    if value is None:
+        raise make_predicate("must be a whole number; nothing is written here")
+    return check_count(value, least=0)
+
+
+class Budget(Value):
+    """When a search ends, whichever comes first."""
+
+    called: ClassVar[str] = "a budget"
+
+    evaluations: OptionalCount = None
+    """So many candidates."""
+    hours: Finite = None
+    """So much time for judging, over all runs of the search."""
+    stall: OptionalCount = None
+    """So many candidates without a gain of more than one standard error."""
+
+    @model_validator(mode="after")
+    def _check_hours(self) -> "Budget":
+        if self.hours is not None and self.hours <= 0:
+            raise make_faults([(("hours",), make_predicate(f"is {self.hours:g} and must be above 0"))])
+        return self
+
+
+def _check_recipe(value: object) -> object:
+    if value is None or (isinstance(value, str) and value.strip()) or isinstance(value, Mapping):
+        return value
+    raise make_predicate(f"must be the path of a recipe, or the recipe itself, not {describe(value)}")
+
+
+class SearchFile(Value):
+    """A search for the best of a recipe's variables."""
+
+    called: ClassVar[str] = "a search file"
+    one_of: ClassVar[tuple[str, ...]] = ("recipe", "genome")
+
+    recipe: Annotated[Any, BeforeValidator(_check_recipe)] = None
+    """The path of a recipe, or the recipe itself; a value `${name}` in it is a variable."""
+    variables: Variables = Variables()
+    """The variables by name."""
+    genome: Genome | None = None
+    """A genome of mergekit-evolve, instead of recipe and variables."""
+    tasks: Tasks | None = None
+    """Of mergekit-evolve; the error says what stands for it."""
+    random_init: Flag = False
+    """Whether a genome's search begins at random."""
+    objective: Objective | None = None
+    """What is measured."""
+    strategy: Strategy = Strategy()
+    """How candidates are chosen."""
+    budget: Budget = Budget()
+    """When it ends."""
+    holdout: Objective | None = None
+    """What is told beside the score, and never searched on."""
+    name: Annotated[SkipJsonSchema[str], Field(exclude=True, repr=False)] = "search.yml"
+    """The name that messages give the file."""
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> "SearchFile":
+        faults: list[tuple[Loc, PydanticCustomError]] = list(check_tasks(self.tasks, self.objective))
+        if self.genome is None and not self.variables:
+            faults.append(((), make_sentence("a search of a recipe needs the key 'variables'")))
+        if self.genome is not None and self.variables:
+            faults.append((("variables",), make_predicate("has no place beside a genome, whose genes are they")))
+        if self.random_init and self.genome is None:
+            faults.append((("random_init",), make_predicate("is for a genome; variables have 'start'")))
+        faults += self._find_unsuited()
+        if self.strategy.name in ENDLESS and not (self.budget.evaluations or self.budget.hours):
+            words = f"needs evaluations or hours: strategy {self.strategy.name} has no end of its own"
+            faults.append((("budget",), make_predicate(words)))
+        if faults:
+            raise make_faults(faults)
+        return self
+
+    def _find_unsuited(self) -> "list[tuple[Loc, PydanticCustomError]]":
+        """Return the faults of variables that the strategy cannot search."""
+        name, found = self.strategy.name, list[tuple[Loc, PydanticCustomError]]()
+        for key, variable in self.variables.items():
+            if variable.choices is not None and name not in WITH_CHOICES:
+                words = f"has choices, which {', '.join(WITH_CHOICES)} can search and {name} cannot"
+                found.append((("variables", key), make_predicate(words)))
+            if name == "grid" and variable.choices is None and self.strategy.steps is None:
+                words = "needs choices, or the strategy 'steps': a grid has so many values of it"
+                found.append((("variables", key), make_predicate(words)))
+        numbers = sum(variable.layers or 1 for variable in self.variables.values())
+        if name == "line" and self.genome is None and numbers != 1:
+            found.append((("strategy",), make_predicate(f"is line, which searches one number; here are {numbers}")))
+        return found
+
+
+def load_search(given: str | Path | Mapping[str, Any]) -> SearchFile:
+    """Return the search of a file, or of what would stand in one; `RecipeError` where it is not valid."""
+    if isinstance(given, Mapping):
+        import json
+
+        return parse_search(json.dumps(given, indent=1, default=str), name="search")
+    path = parse_path(given, RecipeError, what="a search file")
+    return parse_search(read_text(path), name=str(path))
+
+
+def parse_search(text: str, *, name: str = "search.yml") -> SearchFile:
+    """Return the search that the YAML `text` says; `name` is what messages call it."""
+    return parse_value(SearchFile, FORM, text, name=name).model_copy(update={"name": name})

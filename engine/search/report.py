@@ -1,0 +1,81 @@
+"""The tables of a search, for people and spreadsheets."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mergemill.engine.recipe.templates import Values
+from mergemill.engine.search.state import BEST_NAME, write_file
+from mergemill.engine.search.trials import Trial, find_best, rank
+
+TABLE_NAME, PAGE_NAME = "table.csv", "README.md"
+MOST_ROWS = 20  # of the page
+
+
+def write_reports(folder: Path, trials: Sequence[Trial], sign: int, title: str) -> None:
+    """Write the table and the page of a search as it stands."""
+    write_file(folder / TABLE_NAME, make_table(trials).encode())
+    write_file(folder / PAGE_NAME, make_page(trials, sign, title).encode())
+
+
+def make_table(trials: Sequence[Trial]) -> str:
+    """Return all trials as CSV, a column for each number of each variable."""
+    names = list(_spread(trials[0].values)) if trials else []
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["number", "generation", "state", "score", "stderr", "holdout", *names, "seconds", "bytes_read"])
+    for trial in trials:
+        known = [trial.number, trial.generation, trial.state, trial.score, trial.stderr, trial.holdout]
+        values = _spread(trial.values)
+        writer.writerow([*known, *(values.get(name) for name in names), trial.seconds, trial.bytes_read])
+    return text.getvalue()
+
+
+def make_page(trials: Sequence[Trial], sign: int, title: str) -> str:
+    """Return the page: the best, and the table of the best few."""
+    best = find_best(trials, sign)
+    failed = sum(trial.score is None for trial in trials)
+    lines = [f"# {title}", "", f"{len(trials)} candidates were judged{f', {failed} of them failed' if failed else ''}."]
+    if best is not None:
+        lines += ["", f"The best is number {best.number}: {say_score(best)}. Its recipe: [{BEST_NAME}]({BEST_NAME})."]
+    names = list(_spread(trials[0].values)) if trials else []
+    heads = ["number", "score", "hold-out", *names]
+    lines += ["", f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    for trial in sort_trials(trials, sign)[:MOST_ROWS]:
+        values = _spread(trial.values)
+        cells = [str(trial.number), say_score(trial), say_number(trial.holdout)]
+        lines.append(f"| {' | '.join([*cells, *(say_number(values.get(name)) for name in names)])} |")
+    return "\n".join(lines) + "\n"
+
+
+def sort_trials(trials: Sequence[Trial], sign: int) -> list[Trial]:
+    """Return the trials, the best first and those that failed last."""
+    return sorted(trials, key=lambda trial: (rank(trial, sign), trial.number))
+
+
+def say_score(trial: Trial) -> str:
+    """Return a score with its error."""
+    if trial.score is None:
+        return "failed"
+    return say_number(trial.score) + (f" ± {trial.stderr:.2g}" if trial.stderr is not None else "")
+
+
+def say_number(value: object) -> str:
+    """Return a value as tables show it.
+
+    >>> say_number(0.123456789), say_number(None), say_number("ties")
+    ('0.123457', '', 'ties')
+    """
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _spread(values: Values) -> Mapping[str, object]:
+    """Return values by column: a gradient has one for each of its numbers."""
+    found: dict[str, object] = {}
+    for name, value in values.items():
+        if isinstance(value, tuple) and not all(isinstance(each, str) for each in value):
+            found |= {f"{name}[{place}]": each for place, each in enumerate(value)}
+        else:
+            found[name] = " + ".join(map(str, value)) if isinstance(value, tuple) else value
+    return found

@@ -1,0 +1,34 @@
+"""Searching for a merge, by name: for the command line and for programs."""
+
+from mergemill.engine.recipe.searches import Objective, load_search
+from mergemill.engine.recipe.sweeps import make_sweep
+from mergemill.engine.search.cocktail import ALPHA, TEMPERATURE, TEMPERATURES, find_weights
+from mergemill.engine.search.cocktails import Cocktail, run_cocktail
+from mergemill.engine.search.drive import Found, TrialFinished
+from mergemill.engine.search.report import say_number, say_score
+from mergemill.engine.search.results import make_candidate, read_results
+from mergemill.engine.search.searching import run_search
+from mergemill.engine.search.soups import Soup, run_soup
+from mergemill.engine.search.trials import Trial
+
+__all__ = [
+    "ALPHA",
+    "TEMPERATURE",
+    "TEMPERATURES",
+    "Cocktail",
+    "Found",
+    "Objective",
+    "Soup",
+    "Trial",
+    "TrialFinished",
+    "find_weights",
+    "load_search",
+    "make_candidate",
+    "make_sweep",
+    "read_results",
+    "run_cocktail",
+    "run_search",
+    "run_soup",
+    "say_number",
+    "say_score",
+]
