@@ -41,6 +41,7 @@ ShardSize = Annotated[str, typer.Option(metavar="SIZE", help="Most bytes of an o
 RoundStages = Annotated[
     bool, typer.Option("--round-stages", help="Round each stage as a file of it would be, for the bytes of one by one.")
 ]
+Tokens = Annotated[bool, typer.Option("--tokens", help="List new tokens, and the rows that models without one get.")]
 Seed = Annotated[int, typer.Option(metavar="N", help="Of the random methods' masks.")]
 Workers = Annotated[int | None, typer.Option(min=0, metavar="N", help="Processes; 0: threads of this one.")]
 Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads of each worker.")]

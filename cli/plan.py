@@ -1,6 +1,7 @@
 """``mergemill plan``: what a merge will read, write and need, without reading a weight."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -23,6 +24,7 @@ from mergemill.cli.options import (
     Seed,
     ShardSize,
     Threads,
+    Tokens,
     Union,
     Workers,
 )
@@ -50,6 +52,7 @@ def plan(
     union: Union = False,
     intersection: Intersection = False,
     round_stages: RoundStages = False,
+    tokens: Tokens = False,
     json: Json = False,
 ) -> None:
     """Show what a merge will read, write and need.
@@ -80,11 +83,15 @@ def plan(
         device=device,
         device_memory=device_memory,
     )
+    told = asdict(found.tokens) if tokens and found.tokens is not None else None
     if json:
-        console.say_json(numbers)
+        console.say_json({**numbers, "tokens": told} if tokens else numbers)
         return
     for line in plan_lines(numbers):
         console.say(line)
+    if tokens:
+        for line in token_lines(told):
+            console.say(line)
 
 
 def plan_lines(numbers: Mapping[str, Any]) -> Iterator[str]:
@@ -125,6 +132,25 @@ def plan_lines(numbers: Mapping[str, Any]) -> Iterator[str]:
         yield f"  code    {code['path']}, sha256 {code['sha256']}: is run by this merge"
     for warning in numbers["warnings"]:
         yield f"warning: {warning}"
+
+
+def token_lines(told: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield what becomes of tokens: the new ones, those that become added ones, and whose rows are given to others."""
+    if told is None:
+        yield "tokens: as the models have them; 'tokenizer_source' in the recipe says how vocabularies are joined"
+        return
+    yield f"tokens: those of {told['source']}, {count(len(told['added']), 'new token')}"
+    for token, number in told["added"]:
+        yield f"  new     {number:>7}  {token!r}"
+    for token, number, model in told["marked"]:
+        yield f"  added   {number:>7}  {token!r}: matched before the model, as in {model}"
+    for row in told["rows"]:
+        given = " and ".join(f"{model} row {number}" for model, number in row["rows"]) or "zeros"
+        given = f"the mean of {given}" if len(row["rows"]) > 1 else given
+        lacking = ", ".join(row["lacking"])
+        whom = "all" if row["forced"] else f"{lacking}, which lack{'s' if len(row['lacking']) == 1 else ''} it"
+        kind = "forced " if row["forced"] else "missing"
+        yield f"  {kind} {row['number']:>7}  {row['token']!r} in {row['tensor']}: {given} for {whom}"
 
 
 def _remote_lines(traffic: Mapping[str, Any]) -> Iterator[str]:

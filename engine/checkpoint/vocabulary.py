@@ -8,6 +8,7 @@ from mergemill.engine.checkpoint.checkpoint import Checkpoint, digest_file, read
 from mergemill.engine.checkpoint.copied_files import matches
 from mergemill.engine.checkpoint.sentencepiece import parse_pieces
 from mergemill.engine.errors import CheckpointError
+from mergemill.engine.storage.ranges import is_remote
 
 _SENTENCEPIECE = "tokenizer.model"
 # Files that are a whole vocabulary, in a form that is compared byte by byte where it is not understood.
@@ -20,7 +21,7 @@ def same_tokenizer(a: Checkpoint, b: Checkpoint) -> bool:
     Merges, normalizers and templates do not count: they do not move the rows of an embedding. False where the
     two store their vocabularies in forms that cannot be compared. Raises `CheckpointError` for broken files.
     """
-    if _same_file(a, b, "tokenizer.json"):
+    if is_same_file(a, b, "tokenizer.json"):
         return True
     first, second = read_vocabulary(a), read_vocabulary(b)
     if first is not None and second is not None:
@@ -92,10 +93,21 @@ def _read_json(checkpoint: Checkpoint, name: str) -> Any:
         raise CheckpointError(f"{checkpoint.path}/{name}: is not JSON: {error}") from error
 
 
-def _same_file(a: Checkpoint, b: Checkpoint, name: str) -> bool:
-    if name not in a.files or name not in b.files or a.pins[name].size_bytes != b.pins[name].size_bytes:
+def may_be_same(a: Checkpoint, b: Checkpoint, name: str) -> bool:
+    """Say whether two models have a file of one name and size."""
+    return name in a.files and name in b.files and a.pins[name].size_bytes == b.pins[name].size_bytes
+
+
+def is_same_pin(a: Checkpoint, b: Checkpoint, name: str) -> bool:
+    """Say whether storage has one checksum, or tag, for the file of two models: then nothing need be read."""
+    return a.pins[name].stamp == b.pins[name].stamp and all(is_remote(each.pins[name].url) for each in (a, b))
+
+
+def is_same_file(a: Checkpoint, b: Checkpoint, name: str) -> bool:
+    """Say whether two models have a file of one content."""
+    if not may_be_same(a, b, name):
         return False
-    return digest_file(a, name) == digest_file(b, name)
+    return is_same_pin(a, b, name) or digest_file(a, name) == digest_file(b, name)
 
 
 def _read_opaque(checkpoint: Checkpoint) -> tuple[Mapping[str, str], Mapping[str, Any]] | None:

@@ -16,7 +16,7 @@ from mergemill.engine.plan.layout import make_layout, number_shard
 from mergemill.engine.plan.names import check_lengths, warn_of_twins
 from mergemill.engine.plan.sizes import read_shard_size
 from mergemill.engine.plan.steps import Scaling
-from mergemill.engine.plan.values import Origin, OutputTensor, Part, Plan, Shard, SmallFile, SourceUse
+from mergemill.engine.plan.values import Origin, OutputTensor, OutputTokens, Part, Plan, Shard, SmallFile, SourceUse
 from mergemill.engine.recipe import Guard
 from mergemill.engine.storage.ranges import Pin
 from mergemill.engine.tensors.expressions import Expression
@@ -52,6 +52,7 @@ class Draft:
     storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # options that the origin gives
     scaling: Scaling | None = None
     warnings: Sequence[str] = ()
+    tokens: OutputTokens | None = None
     indices: Indices = no_indices  # makes those of folders in the output
     seal: Seal = seal_with_index  # makes the file that is written last, and makes an output of what is there
     name_shard: Callable[[int, int], str] = number_shard  # of its place, from 0, and how many there are
@@ -81,6 +82,7 @@ def finish(draft: Draft, shard_size: str | int) -> Plan:
         storage=draft.storage,
         scaling=draft.scaling,
         warnings=(*([read_as] if read_as else ()), *draft.warnings, *warn_of_twins(names)),
+        tokens=draft.tokens,
     )
 
 

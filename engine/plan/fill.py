@@ -11,6 +11,7 @@ from mergemill.engine.offers.layouts import AS_THEY_ARE, Packs
 from mergemill.engine.offers.offer import Offer, Offers
 from mergemill.engine.plan.coverage import OPTIONAL_UNUSED, OTHERS, VECTOR_UNUSED, WEIGHTLESS, Ledger, Use
 from mergemill.engine.plan.policy import MERGE_ALL, Policies, Verdict
+from mergemill.engine.plan.renumbering import Renumbering
 from mergemill.engine.plan.settings import Site, resolve_settings
 from mergemill.engine.plan.slots import Candidate, Slot
 from mergemill.engine.plan.steps import Steps
@@ -50,6 +51,7 @@ class Filling:
     checkpoints: Mapping[str, Checkpoint] = field(default_factory=dict)  # by model: whose vocabularies errors name
     policies: Policies = MERGE_ALL
     packs: Packs = AS_THEY_ARE  # how the output stores what is merged as one tensor
+    renumbering: Renumbering | None = None  # of tensors with a row a token
 
 
 def make_filling(
@@ -84,6 +86,8 @@ Found = tuple[Candidate, Offer]
 
 def fill_slot(slot: Slot, filling: Filling, ledger: Ledger) -> OutputTensor | None:
     """Return the output tensor of `slot` and enter its inputs into the ledger; None where a rule drops them."""
+    if filling.renumbering is not None:
+        filling = replace(filling, offers=filling.renumbering.renumber(slot, filling.offers, ledger))
     verdict = filling.policies.find(_find_site(slot, filling).tensor)
     if verdict.action != "merge":
         return _follow(verdict, slot, filling, ledger)
@@ -215,7 +219,8 @@ def _check_shapes(slot: Slot, found: Sequence[Found], filling: Filling) -> None:
             continue
         hint = ""
         if is_vocabulary(offer.uses[0], filling.family):
-            hint = "models with equal vocabularies are needed" + _tell_of_rows(found[0], (candidate, offer), filling)
+            hint = "models with equal vocabularies are needed, or 'tokenizer_source: union'"
+            hint += _tell_of_rows(found[0], (candidate, offer), filling)
         raise PlanError(
             f"{filling.where}: tensor {slot.site.tensor}: {found[0][0].model} has shape {list(first.shape)}, "
             f"{candidate.model} {list(offer.shape)}; {hint or 'shapes must match'}"

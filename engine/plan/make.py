@@ -10,7 +10,6 @@ from typing import Any
 from mergemill.engine.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from mergemill.engine.checkpoint.family import choose_family
 from mergemill.engine.checkpoint.needed import add_generation, find_needed
-from mergemill.engine.checkpoint.vocabulary import same_tokenizer
 from mergemill.engine.errors import Absent, CheckpointError, PlanError
 from mergemill.engine.methods.contract import Method
 from mergemill.engine.methods.own import GivenMethods, get_any_method
@@ -46,7 +45,9 @@ from mergemill.engine.plan.steps import make_steps, sees_alone
 from mergemill.engine.plan.summary import describe_choice, describe_donor, warn_of_dtypes
 from mergemill.engine.plan.values import Origin, Plan
 from mergemill.engine.plan.vectors import check_delta_bases, list_vectors
+from mergemill.engine.plan.vocabulary import make_renumbering
 from mergemill.engine.plan.whole import check_ranges, check_whole, warn_of_config, warn_of_numbers
+from mergemill.engine.plan.words import make_words, warn_of_words
 from mergemill.engine.recipe import GivenRecipe, ModelRef, Recipe, load_recipe, recipe_to_json
 from mergemill.engine.recipe.stages import list_models, names_stage, order_stages
 from mergemill.engine.storage.store import Storage, join_options, make_storage
@@ -123,7 +124,6 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
     """Return the draft of one merge, which may take stages for models, and its models."""
     recipe = read_paths(recipe, list_models(recipe), where=where)
     refs = list_models(recipe)
-    _check_runnable(recipe, where)
     code = find_code(recipe, asked.methods)
     method = get_any_method(recipe.merge_method, code)
     steps = make_steps(recipe, method, where=where)
@@ -137,12 +137,12 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
     family = choose_family(stored[chosen].config)
     checkpoints = name_alike(unwrap_names(stored), chosen, family, list((recipe.name_map or {}).items()), where=where)
     donor = add_generation(checkpoints[chosen])
-    _check_vocabularies(recipe, donor, checkpoints, where)
     quantized = keeps_quantized(recipe, checkpoints)
     offers = open_offers(checkpoints, family, find_offers(checkpoints, stages), quantized=quantized)
     check_inputs(recipe, checkpoints, offers, family, where=where)
     later = find_later(recipe, checkpoints, offers, family)
     offers = later.leave_out(offers)
+    renumbering = make_renumbering(recipe, checkpoints, offers, chosen, family)
     divides = functools.partial(divide, list_filters(recipe))
     offers, packs = join_layouts(offers, Arrangement(chosen, family, sees_alone(method, steps), divides))
     policies = make_policies(recipe, chosen, list(checkpoints), where=where)
@@ -152,7 +152,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
     check_delta_bases(stacks, method, where=where)
     vectors = list_vectors(stacks)
     filling = make_filling(recipe, offers, family, method, steps, vectors, asked.seed, where)
-    filling = replace(filling, checkpoints=checkpoints, policies=policies, packs=packs)
+    filling = replace(filling, checkpoints=checkpoints, policies=policies, packs=packs, renumbering=renumbering)
     ledger = Ledger()
     later.enter(checkpoints, ledger)
     for model, checkpoint in checkpoints.items():
@@ -162,11 +162,14 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
     enter_unmerged(policies, offers, ledger)
     needed = find_needed(donor)
     inputs = Inputs(checkpoints, list_stored(checkpoints, stages), donor)
-    check_whole(tensors, stacks, checkpoints, offers, donor, family, where=where)
+    expected = offers if renumbering is None else renumbering.expect(donor.ref, offers, tensors)
+    check_whole(tensors, stacks, checkpoints, expected, donor, family, where=where)
+    words = make_words(recipe, inputs, tensors, renumbering, where=where)
+    files = make_files(recipe, method, inputs, stacks, tensors, needed, words, code)
     draft = Draft(
         origin=Origin("merge", recipe.merge_method, recipe_to_json(recipe), recipe.text, recipe.file, asked.seed, code),
         tensors=tensors,
-        files=make_files(recipe, method, inputs, stacks, tensors, needed, code),
+        files=files,
         sources=ledger.close(checkpoints, stacks, family),
         donor=describe_donor(recipe, list(checkpoints)),
         dtype_from=describe_choice(recipe, checkpoints),
@@ -188,13 +191,15 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
             *warn_of_residuals(recipe, where=where),
             *_warn(method, stacks, where),
             *warn_of_filters(method, stacks, checkpoints, where=where),
-            *warn_of_config(tensors, stacks, donor, where=where),
+            *warn_of_config(tensors, stacks, words.describe(donor), where=where),
+            *warn_of_words(files, words, inputs, renumbering, where=where),
             *later.warn(where),
             *warn_of_numbers(stacks, donor, family, where=where),
             *warn_of_missing_files(needed, donor.ref, where=where),
             *warn_of_copies(checkpoints, family, where=where),
             *warn_of_missing_head(donor, [tensor.name for tensor in tensors], family, where=where),
         ),
+        tokens=None if renumbering is None else renumbering.describe(),
     )
     return draft, inputs
 
@@ -227,40 +232,11 @@ def warn_of_overrides(refs: Mapping[str, ModelRef], *, where: str) -> list[str]:
     ]
 
 
-def _check_runnable(recipe: Recipe, where: str) -> None:
-    """Refuse what the language has and the engine cannot do yet."""
-    if recipe.chat_template is not None:
-        raise PlanError(f"{where}: chat_template cannot be written yet; leave it out and the donor's is copied")
-    if recipe.tokenizer is not None and (recipe.tokenizer.tokens or recipe.tokenizer.pad_to_multiple_of):
-        raise PlanError(
-            f"{where}: tokenizer: vocabularies cannot be changed yet; leave out tokens and pad_to_multiple_of"
-        )
-
-
 def check_kinds(checkpoints: Mapping[str, Checkpoint], where: str) -> None:
     """Raise `PlanError` for what is no one model."""
     for model, checkpoint in checkpoints.items():
         if checkpoint.is_pipeline:
             raise PlanError(f"{where}: {model} is a pipeline of diffusers; its components are merged with --raw")
-
-
-def _check_vocabularies(recipe: Recipe, donor: Checkpoint, checkpoints: Mapping[str, Checkpoint], where: str) -> None:
-    """With a tokenizer setting, equal vocabularies need no work; different ones cannot be joined yet."""
-    if recipe.tokenizer is None:
-        return
-    source = recipe.tokenizer.source
-    if isinstance(source, ModelRef) and str(source) != donor.ref:
-        raise PlanError(
-            f"{where}: tokenizer files of another model than the donor ({donor.ref}) cannot be copied yet; "
-            f"write tokenizer_source: base, or make {source} the base_model"
-        )
-    first, *others = checkpoints.values()
-    for other in others:
-        if not same_tokenizer(first, other):
-            raise PlanError(
-                f"{where}: {first.ref} and {other.ref} have different vocabularies, which cannot be joined yet; "
-                f"only models with the same tokenizer can be merged"
-            )
 
 
 def _warn(method: Method, stacks: Sequence[Stack], where: str) -> list[str]:

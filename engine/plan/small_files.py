@@ -17,7 +17,6 @@ from mergemill.engine.checkpoint.config import (
     says_tied,
     tie_changes,
 )
-from mergemill.engine.checkpoint.copied_files import copied_files
 from mergemill.engine.checkpoint.family import Family, choose_family, find_tie, is_head
 from mergemill.engine.checkpoint.later import later_changes, list_later
 from mergemill.engine.checkpoint.needed import Needed
@@ -27,6 +26,7 @@ from mergemill.engine.methods.contract import Method
 from mergemill.engine.methods.own import MethodsFile
 from mergemill.engine.plan.inputs import keeps_quantized
 from mergemill.engine.plan.stacks import Stack
+from mergemill.engine.plan.tokenizer_files import TokenizerFiles
 from mergemill.engine.plan.values import OutputTensor, SmallFile
 from mergemill.engine.recipe import Recipe
 from mergemill.engine.tensors.dtypes import item_bytes
@@ -51,6 +51,7 @@ def make_files(
     stacks: Sequence[Stack],
     tensors: Sequence[OutputTensor],
     needed: Needed,
+    words: TokenizerFiles,
     code: Sequence[MethodsFile] = (),
 ) -> tuple[SmallFile, ...]:
     """Return the files in the order in which they are written, before the index.
@@ -64,12 +65,16 @@ def make_files(
     made[CARD_NAME] = _card(recipe, method, inputs, tensors, code).encode()
     if donor.config_text:
         changes = _config_changes(donor, inputs.models, choose_family(donor.config), stacks, tensors)
+        changes |= words.changes
         if not quantized:
             changes |= dict.fromkeys(find_keys(donor.config), REMOVED)
         made[CONFIG_NAME] = make_config(donor.config_text, changes)
-    said = {*donor.files}.intersection(QUANTIZATION_FILES)
-    names = sorted({*copied_files(donor.files), *needed.present} - said | (said if quantized else set()))
-    copied = [SmallFile(name, None, check_file(donor, name)) for name in names]
+    made |= words.made
+    said = set() if quantized else {*donor.files}.intersection(QUANTIZATION_FILES)
+    found = {**dict.fromkeys(needed.present, donor), **dict(words.list_copied(donor))}
+    kept = set(QUANTIZATION_FILES).intersection(donor.files) if quantized else set()
+    names = sorted({*found, *kept} - said - made.keys())
+    copied = [SmallFile(name, None, check_file(found.get(name, donor), name)) for name in names]
     files = [SmallFile(name, data, None) for name, data in sorted(made.items())]
     return (*copied, *files)
 

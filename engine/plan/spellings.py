@@ -13,7 +13,8 @@ from typing import Any
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.errors import PlanError
-from mergemill.engine.recipe import ModelRef, Recipe
+from mergemill.engine.recipe import ModelRef, Recipe, Tokenizer
+from mergemill.engine.recipe.vocabulary import ModelRow
 from mergemill.engine.storage.ranges import is_remote
 from mergemill.engine.storage.urls import is_url, parse_place
 
@@ -78,7 +79,22 @@ def _replace_models(recipe: Recipe, change: Callable[[ModelRef], ModelRef]) -> R
     """Return the recipe with each reference to a model changed."""
     modules = recipe.modules and type(recipe.modules)({name: _change(m, change) for name, m in recipe.modules.items()})
     changed: Recipe = _change(recipe, change)
-    return changed.model_copy(update={"modules": modules})
+    tokenizer = recipe.tokenizer and _change_tokenizer(recipe.tokenizer, change)
+    return changed.model_copy(update={"modules": modules, "tokenizer": tokenizer})
+
+
+def _change_tokenizer(tokenizer: Tokenizer, change: Callable[[ModelRef], ModelRef]) -> Tokenizer:
+    def change_source(source: Any) -> Any:
+        if isinstance(source, ModelRow):
+            return source.model_copy(update={"model": change(source.model)})
+        return change(source) if isinstance(source, ModelRef) else source
+
+    tokens = {
+        text: token.model_copy(update={"source": change_source(token.source)})
+        for text, token in tokenizer.tokens.items()
+    }
+    update = {"source": change_source(tokenizer.source), "tokens": type(tokenizer.tokens)(tokens)}
+    return tokenizer.model_copy(update=update)
 
 
 def _change(value: Any, change: Callable[[ModelRef], ModelRef]) -> Any:

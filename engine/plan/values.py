@@ -111,6 +111,29 @@ class SourceUse:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenRow:
+    """A token of the output whose row some input is given by a rule, or by the recipe."""
+
+    tensor: str
+    token: str
+    number: int  # its id
+    forced: bool  # whether every input is given the row
+    nobody: bool  # whether no model has one, so that it is zeros
+    rows: tuple[tuple[str, int], ...]  # the model and the row there, or those of which it is the mean; none: zeros
+    lacking: tuple[str, ...]  # the inputs that have none of their own
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTokens:
+    """What becomes of the tokens of a merge's models."""
+
+    source: str = ""  # the model whose vocabulary it is
+    added: tuple[tuple[str, int], ...] = ()  # tokens that the source lacks, and their ids
+    marked: tuple[tuple[str, int, str], ...] = ()  # those of the source that become added ones, and who adds them
+    rows: tuple[TokenRow, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Origin:
     """What a plan is made from, so that it can be told, and made again."""
 
@@ -141,6 +164,7 @@ class Plan:
     storage: Mapping[str, Mapping[str, Any]]  # options of storage that the origin gives
     scaling: Scaling | None  # factors on task vectors that can only be known from all weights
     warnings: tuple[str, ...]
+    tokens: OutputTokens | None = None  # what becomes of tokens, where a recipe says how the vocabulary is made
 
     @property
     def write_bytes(self) -> int:

@@ -92,9 +92,9 @@ def _nearest_spelling(spelled: str) -> str:
 
 
 def _check_chat_template(value: object) -> object:
-    """Return a known name, or a text that can be Jinja: one with a brace."""
+    """Return a known name, or a text that can be Jinja: one with ``{{`` or ``{%``."""
     check_text(value)
-    if isinstance(value, str) and "{" not in value and value not in CHAT_TEMPLATES:
+    if isinstance(value, str) and "{{" not in value and "{%" not in value and value not in CHAT_TEMPLATES:
         hint = suggest(value, CHAT_TEMPLATES)
         raise make_predicate(f"is '{shorten(value)}', neither a known name nor a Jinja template; {hint}")
     return value

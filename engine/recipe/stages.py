@@ -10,6 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 from mergemill.engine.errors import RecipeError
 from mergemill.engine.recipe.references import ModelRef
 from mergemill.engine.recipe.values import ModelEntry, Recipe, Slice
+from mergemill.engine.recipe.vocabulary import list_sources
 
 
 def join_documents(recipes: Sequence[Recipe], lines: Sequence[int], *, name: str) -> Recipe:
@@ -70,12 +71,17 @@ def names_stage(ref: ModelRef, stages: Mapping[str, object], *, where: str) -> b
 
 
 def list_models(recipe: Recipe) -> Mapping[str, ModelRef]:
-    """Return the recipe's models by their references as text, in its order; an unlisted base model is the last."""
+    """Return the recipe's models by their references as text, in its order; an unlisted base model follows them.
+
+    At last come those that only the vocabulary needs.
+    """
     refs = [*_entries(recipe.models), *_sources(recipe.slices)]
     for module in (recipe.modules or {}).values():
         refs += [*_entries(module.models), *_sources(module.slices)]
     if recipe.base_model is not None:
         refs.append(recipe.base_model)
+    if recipe.tokenizer is not None:
+        refs += list_sources(recipe.tokenizer)
     return {str(ref): ref for ref in refs}
 
 

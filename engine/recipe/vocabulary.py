@@ -97,3 +97,10 @@ class Tokenizer(Value):
     """Single tokens whose rows are configured."""
     pad_to_multiple_of: OptionalCount = None
     """Pad the vocabulary with rows until its size is a multiple of this."""
+
+
+def list_sources(tokenizer: Tokenizer) -> list[ModelRef]:
+    """Return the models that a tokenizer names, in its order."""
+    named = [tokenizer.source, *(token.source for token in tokenizer.tokens.values())]
+    refs = [each.model if isinstance(each, ModelRow) else each for each in named]
+    return [ref for ref in refs if isinstance(ref, ModelRef)]

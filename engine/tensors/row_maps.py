@@ -67,7 +67,7 @@ class RowMap:
         return np.concatenate([direct, *members]), means
 
 
-def make_row_map(rows: Sequence[int] | Ints, several: Sequence[Sequence[int]] = ()) -> RowMap:
+def make_row_map(rows: Sequence[int] | Ints | Places, several: Sequence[Sequence[int]] = ()) -> RowMap:
     """Return a map; several: the rows of which each mean of several is made.
 
     >>> make_row_map([4, ZERO, SEVERAL], [[0, 7]]).find_wanted(0, 3)[0].tolist()

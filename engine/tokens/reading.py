@@ -88,7 +88,7 @@ def read_vocabulary_of(checkpoint: Checkpoint) -> Vocabulary | None:
     if any(type(number) is not int or number < 0 for number in ids.values()):
         raise CheckpointError(f"{checkpoint.path}: its tokenizer has ids that are not whole numbers from 0 on")
     kind = str(tokenizer["model"].get("type") or _guess_kind(tokenizer["model"])) if tokenizer else ""
-    roles = {role: token for role in ROLES if (token := _find_role(config, role)) in ids}
+    roles = {role: token for role in ROLES if (token := find_role(config, role)) in ids}
     return Vocabulary(ids, dict(_iter_added(tokenizer, config, ids, where)), kind, tokenizer, config, roles)
 
 
@@ -161,7 +161,8 @@ def _guess_kind(model: Mapping[str, Any]) -> str:
     return "BPE" if "merges" in model else "WordPiece" if "max_input_chars_per_word" in model else "WordLevel"
 
 
-def _find_role(config: Mapping[str, Any], role: str) -> str:
+def find_role(config: Mapping[str, Any], role: str) -> str:
+    """Return the token that a ``tokenizer_config.json`` gives a role; empty where it gives none."""
     found = config.get(f"{role}_token")
     if isinstance(found, dict):
         found = found.get("content")

@@ -72,14 +72,14 @@ def test_vocabularies_that_differ_are_refused_as_such() -> None:
 def test_the_token_that_one_model_has_more_is_named(order: str, larger: str) -> None:
     write("a")
     write("b", {EMBEDDING: ("BF16", (17, 8)), HEAD: ("BF16", (17, 8))})
-    with pytest.raises(PlanError, match=r"equal vocabularies are needed$"):
+    with pytest.raises(PlanError, match=r"equal vocabularies are needed, or 'tokenizer_source: union'$"):
         merge(*order)
     vocabulary = {f"t{i}": i for i in range(16)}
     Path("b/vocab.json").write_text(json.dumps(vocabulary))
-    with pytest.raises(PlanError, match=r"are needed; no token of b has the rows from 16 on$"):
+    with pytest.raises(PlanError, match=r"source: union'; no token of b has the rows from 16 on$"):
         merge(*order)
     Path("b/vocab.json").write_text(json.dumps(vocabulary | {"<|im_start|>": 16}))
-    with pytest.raises(PlanError, match=rf"are needed; {larger} has the rows from 16 on for '<\|im_start\|>'$"):
+    with pytest.raises(PlanError, match=rf"source: union'; {larger} has the rows from 16 on for '<\|im_start\|>'$"):
         merge(*order)
 
 
