@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import read_tensors
+from models import read_tensors, write_llama
 
 from mergemill.engine import merge, verify
 from mergemill.engine.recipe import parse_recipe
@@ -70,3 +70,30 @@ def test_a_merge_loads_and_still_knows_the_capital_of_france(
     assert stored.keys() == read_tensors(folder / "base").keys()
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == 3
     assert continue_text(tmp_path / "out").startswith(" Paris")
+
+
+def test_a_union_encodes_as_smollm2_does(smollm2: Path, tmp_path: Path) -> None:
+    """Its own tokenizer of 49,152 tokens joined with one that knows other words and a chat's markers."""
+    from tokenizers import AddedToken, Tokenizer
+    from trained import SENTENCES, make_corpus, train, write_tokenizer_files
+
+    from mergemill.engine.checkpoint.checkpoint import open_checkpoint
+    from mergemill.engine.tokens.joining import join_vocabularies
+    from mergemill.engine.tokens.reading import read_vocabulary_of
+    from mergemill.engine.tokens.writing import write_tokenizer
+
+    other = train("bytes", [*SENTENCES.values()] * 2, 900)
+    other.add_special_tokens([AddedToken("<|turn|>", special=True, normalized=False)])
+    write_llama(tmp_path, seed=1, layers=1, vocab=other.get_vocab_size())
+    write_tokenizer_files(tmp_path, other)
+    found = {name: read_vocabulary_of(open_checkpoint(str(path))) for name, path in (("a", smollm2), ("b", tmp_path))}
+    vocabularies = {name: each for name, each in found.items() if each is not None}
+    joined = join_vocabularies(vocabularies, "a", union=True)
+    made = Tokenizer.from_str(write_tokenizer(joined, vocabularies).decode())
+    own = Tokenizer.from_file(str(smollm2 / "tokenizer.json"))
+    assert joined.regular
+    assert joined.ids == made.get_vocab(with_added_tokens=True)
+    for line in make_corpus():
+        assert made.encode(line, add_special_tokens=False).ids == own.encode(line, add_special_tokens=False).ids
+    assert made.encode("x<|turn|>", add_special_tokens=False).ids[-1] == joined.ids["<|turn|>"]
+    assert made.decode(range(joined.size), skip_special_tokens=False)

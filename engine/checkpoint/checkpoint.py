@@ -55,11 +55,12 @@ class Checkpoint:
     left_out: tuple[str, ...] = ()  # what is no weight in the files of its weights, in words, for each that has such
     called: Mapping[str, str] = field(default_factory=dict)  # what is stored under another name, and that name
     changes: tuple[Change, ...] = ()  # what adapters change in it, in their order
+    made: Mapping[str, bytes] = field(default_factory=dict)  # files that are written nowhere, of a stage, by name
 
     @property
     def files(self) -> tuple[str, ...]:
         """The names of the files beside the weights, sorted."""
-        return tuple(self.pins)
+        return tuple(sorted({*self.pins, *self.made})) if self.made else tuple(self.pins)
 
 
 def open_checkpoint(ref: str, revision: str | None = None, storage: Storage = ENVIRONMENT) -> Checkpoint:
@@ -81,12 +82,16 @@ def open_checkpoint(ref: str, revision: str | None = None, storage: Storage = EN
 
 def read_file(checkpoint: Checkpoint, name: str) -> bytes:
     """Return the bytes of one of the checkpoint's `files`; `CheckpointError` for more than one of its name has."""
+    if name in checkpoint.made:
+        return checkpoint.made[name]
     with _explained():
         return read_whole(_find_file(checkpoint, name), find_bound(name), checkpoint.storage)
 
 
 def read_beginning_of(checkpoint: Checkpoint, name: str, size_bytes: int) -> bytes:
     """Return the first bytes of one of the checkpoint's `files`, which may have any size."""
+    if name in checkpoint.made:
+        return checkpoint.made[name][:size_bytes]
     with _explained():
         return read_beginning(_find_file(checkpoint, name), size_bytes, checkpoint.storage)
 
@@ -100,6 +105,8 @@ def check_file(checkpoint: Checkpoint, name: str) -> Pin:
 
 def digest_file(checkpoint: Checkpoint, name: str) -> str:
     """Return what is equal for `files` of equal content alone, of which little is in memory at a time."""
+    if name in checkpoint.made:
+        return hashlib.sha256(checkpoint.made[name]).hexdigest()
     digest = hashlib.sha256()
     with _explained():
         for piece in read_pieces(_find_file(checkpoint, name), find_bound(name), checkpoint.storage):

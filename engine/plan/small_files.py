@@ -74,9 +74,15 @@ def make_files(
     found = {**dict.fromkeys(needed.present, donor), **dict(words.list_copied(donor))}
     kept = set(QUANTIZATION_FILES).intersection(donor.files) if quantized else set()
     names = sorted({*found, *kept} - said - made.keys())
-    copied = [SmallFile(name, None, check_file(found.get(name, donor), name)) for name in names]
+    copied = [_copy(name, found.get(name, donor)) for name in names]
     files = [SmallFile(name, data, None) for name, data in sorted(made.items())]
     return (*copied, *files)
+
+
+def _copy(name: str, model: Checkpoint) -> SmallFile:
+    if name in model.made:
+        return SmallFile(name, model.made[name], None)
+    return SmallFile(name, None, check_file(model, name))
 
 
 def copy_pipeline_files(pipeline: Checkpoint) -> tuple[tuple[SmallFile, ...], SmallFile]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mergemill.engine.checkpoint.checkpoint import CONFIG_NAME, Checkpoint
 from mergemill.engine.checkpoint.config import parse_config
+from mergemill.engine.checkpoint.copied_files import COPIED_FILES, matches
 from mergemill.engine.checkpoint.layout import TensorInfo
 from mergemill.engine.checkpoint.weights import StoredTensor
 from mergemill.engine.errors import PlanError
@@ -53,11 +54,17 @@ def make_stage(stage: Recipe, draft: Draft, inputs: Inputs, *, rounded: bool, wh
         config=parse_config(config_text, where=where) if config_text else {},
         config_text=config_text,
         pins={file.name: file.copied for file in draft.files if file.copied is not None},
+        made={file.name: file.data for file in draft.files if file.data is not None and _is_kept(file.name)},
         left_out=(),
         changes=(),
     )
     offers = {tensor.name: _offer(tensor, rounded=rounded) for tensor in draft.tensors}
     return StageModel(checkpoint, offers, inputs.stored, draft)
+
+
+def _is_kept(name: str) -> bool:
+    """Whether a file that is made is the model's, and not one of its merge: its tokenizer, its way to generate."""
+    return matches(name, COPIED_FILES)
 
 
 def find_offers(checkpoints: Mapping[str, Checkpoint], stages: Mapping[str, StageModel]) -> Mapping[str, Offers]:

@@ -11,6 +11,7 @@ from itertools import groupby
 from dask.delayed import Delayed, delayed
 
 from mergemill.engine.plan.values import Part, Piece, Plan
+from mergemill.engine.runs.constants import Packing, unpack
 from mergemill.engine.runs.crew import find_workplace
 from mergemill.engine.runs.outputs.receipts import Receipt
 from mergemill.engine.runs.outputs.target import ShardTarget, Target
@@ -19,7 +20,10 @@ from mergemill.engine.runs.tasks.piece import find_factors, gather_piece, gather
 from mergemill.engine.runs.tasks.rounds import cut_pieces, iter_cut_tensors
 from mergemill.engine.runs.tasks.task import run_part, run_shard
 from mergemill.engine.tensors.kernels import Partial, add_partials
+from mergemill.engine.tensors.row_maps import RowMap
 from mergemill.engine.tensors.slabs import SLAB
+
+Constants = Sequence[RowMap] | None
 
 FAN_IN = 4  # partial statistics that one task adds up
 
@@ -31,9 +35,10 @@ def make_checks(
 
     targets: where each part of the plan is written. token: in every task's key; by default of the plan's digest.
     """
+    packing = Packing(token or plan.digest[:12])
     return [
         _later_check(
-            pickle.dumps((plan.parts[number], targets[number], receipt)),
+            *packing.pack((plan.parts[number], targets[number], receipt)),
             dask_key_name=f"check-{number:06d}-{token or plan.digest[:12]}",
         )
         for number, receipt in receipts.items()
@@ -49,15 +54,17 @@ def make_tasks(
     `make_checks`.
     """
     token = token or plan.digest[:12]
-    factors = _make_factors(plan, slab, token)
-    totals = {name: _make_totals(name, pieces, factors, token, slab) for name, pieces in iter_cut_tensors(plan, parts)}
+    packing = Packing(token)
+    factors = _make_factors(plan, slab, token, packing)
+    cut = dict(iter_cut_tensors(plan, parts))
+    totals = {name: _make_totals(name, pieces, factors, token, slab, packing) for name, pieces in cut.items()}
     tasks = []
     for group in _group(parts, targets):
         first, pieces = group[0], [piece for part in group for piece in part.pieces]
         names = list(dict.fromkeys(piece.tensor.name for part in group for piece in cut_pieces(part)))
         tasks.append(
             _later_run(
-                pickle.dumps((group, plan.shards[first.shard].name, targets[first.number], slab)),
+                *packing.pack((group, plan.shards[first.shard].name, targets[first.number], slab)),
                 names,
                 [totals[name].usual for name in names],
                 [totals[name].rest for name in names],
@@ -76,14 +83,14 @@ def _group(parts: Sequence[Part], targets: Sequence[Target]) -> Iterator[list[Pa
         yield from [of_shard] if whole else ([part] for part in of_shard)
 
 
-def _make_factors(plan: Plan, slab: int, token: str) -> Delayed | None:
+def _make_factors(plan: Plan, slab: int, token: str, packing: Packing) -> Delayed | None:
     """One pass over all inputs, for the factors on task vectors that follow from the norms of whole models."""
     if plan.scaling is None:
         return None
     key = f"squares-{token}"
     count = len(plan.scaling.vectors)
     squares = [
-        _later_gather_squares(pickle.dumps((part, count, slab)), dask_key_name=f"gather-{key}-{part.number:06d}")
+        _later_gather_squares(*packing.pack((part, count, slab)), dask_key_name=f"gather-{key}-{part.number:06d}")
         for part in plan.parts
     ]
     total = _make_total(squares, key)
@@ -99,20 +106,22 @@ class _Totals:
     rest: Delayed | list[Partial]  # of those that few tensors need, all in one task
 
 
-def _make_totals(name: str, pieces: Sequence[Piece], factors: Delayed | None, token: str, slab: int) -> _Totals:
+def _make_totals(
+    name: str, pieces: Sequence[Piece], factors: Delayed | None, token: str, slab: int, packing: Packing
+) -> _Totals:
     totals: list[Delayed] = []
     projected, named = pieces[0].projected, name_in_key(name)
     for number in range(projected.usual_rounds):
         key = f"{named}-round{number}-{token}"
         partials = [
-            _later_gather(pickle.dumps((piece, slab)), list(totals), factors, dask_key_name=f"gather-{key}-{i:06d}")
+            _later_gather(*packing.pack((piece, slab)), list(totals), factors, dask_key_name=f"gather-{key}-{i:06d}")
             for i, piece in enumerate(pieces)
         ]
         totals.append(_make_total(partials, key))
     if projected.most_rounds == projected.usual_rounds:
         return _Totals(totals, [])
     rest = _later_gather_rest(
-        pickle.dumps((pieces, slab)), list(totals), factors, dask_key_name=f"gather-{named}-rest-{token}"
+        *packing.pack((pieces, slab)), list(totals), factors, dask_key_name=f"gather-{named}-rest-{token}"
     )
     return _Totals(totals, rest)
 
@@ -129,19 +138,20 @@ def _make_total(partials: Sequence[Delayed], key: str) -> Delayed:
     return partials[0]
 
 
-def _check(spec: bytes) -> tuple[Receipt, bool]:
-    part, target, receipt = pickle.loads(spec)
+def _check(spec: bytes, constants: Constants) -> tuple[Receipt, bool]:
+    part, target, receipt = unpack(spec, constants)
     return receipt, target.check(part, receipt, find_workplace())
 
 
 def _run(
     spec: bytes,
+    constants: Constants,
     names: list[str],
     usual: list[list[Partial]],
     rests: list[list[Partial]],
     factors: Sequence[float] | None,
 ) -> list[Receipt]:
-    parts, shard, target, slab = pickle.loads(spec)
+    parts, shard, target, slab = unpack(spec, constants)
     parts = [replace(part, pieces=tuple(with_factors(piece, factors) for piece in part.pieces)) for part in parts]
     gathered = {name: [*found, *rest] for name, found, rest in zip(names, usual, rests, strict=True)}
     workplace = find_workplace()
@@ -154,20 +164,22 @@ def _run(
     return run_named(work, [piece for part in parts for piece in part.pieces], workplace)
 
 
-def _gather(spec: bytes, totals: list[Partial], factors: Sequence[float] | None) -> Partial:
-    piece, slab = pickle.loads(spec)
+def _gather(spec: bytes, constants: Constants, totals: list[Partial], factors: Sequence[float] | None) -> Partial:
+    piece, slab = unpack(spec, constants)
     workplace = find_workplace()
     return run_named(lambda: gather_piece(with_factors(piece, factors), totals, workplace, slab), [piece], workplace)
 
 
-def _gather_rest(spec: bytes, totals: list[Partial], factors: Sequence[float] | None) -> list[Partial]:
-    pieces, slab = pickle.loads(spec)
+def _gather_rest(
+    spec: bytes, constants: Constants, totals: list[Partial], factors: Sequence[float] | None
+) -> list[Partial]:
+    pieces, slab = unpack(spec, constants)
     pieces, workplace = [with_factors(piece, factors) for piece in pieces], find_workplace()
     return run_named(lambda: gather_rest(pieces, totals, workplace, slab), pieces, workplace)
 
 
-def _gather_squares(spec: bytes) -> Partial:
-    part, count, slab = pickle.loads(spec)
+def _gather_squares(spec: bytes, constants: Constants) -> Partial:
+    part, count, slab = unpack(spec, constants)
     workplace = find_workplace()
     return run_named(lambda: gather_squares(part, count, workplace, slab), part.pieces, workplace)
 

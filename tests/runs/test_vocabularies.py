@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from models import read_tensors, write_llama
+from runs.merging import SMALL_PART, parts_of
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer
 from trained import SENTENCES, make_corpus, train, write_tokenizer_files
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from mergemill.cli.app import app
 from mergemill.engine import errors, make_plan, run
 from mergemill.engine.plan.values import Plan
+from mergemill.engine.runs.graph import make_tasks
 
 CHATML = ("<|im_start|>", "<|im_end|>")
 NAMES = ("model.embed_tokens.weight", "lm_head.weight")
@@ -24,9 +26,9 @@ HIDDEN = 64
 
 
 def write_model(
-    folder: Path, tokenizer: Tokenizer, *, seed: int, rows: int, near: Path | None = None, **config: Any
+    folder: Path, tokenizer: Tokenizer, *, seed: int, rows: int, hidden: int = HIDDEN, **config: Any
 ) -> Path:
-    write_llama(folder, seed=seed, layers=1, hidden=HIDDEN, vocab=rows, dtype="float32")
+    write_llama(folder, seed=seed, layers=1, hidden=hidden, vocab=rows, dtype="float32")
     write_tokenizer_files(folder, tokenizer)
     for name, changes in (("config.json", config), ("generation_config.json", config)):
         found = json.loads((folder / name).read_text())
@@ -346,3 +348,90 @@ def test_a_method_gives_for_turned_ids_what_it_gives_in_order(
         run(plan_merge(turned, method=method, **recipe), tmp_path / name)
         found.append(read_tensors(tmp_path / name))
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_workers_and_cuts_do_not_show(models: dict[str, Path], tmp_path: Path) -> None:
+    """Tensors of three blocks, with a padding mean that needs all of them, on threads and on two processes."""
+    wide = {}
+    for name, rows in (("base", 416), ("tuned", 402), ("other", 421)):
+        tokenizer = Tokenizer.from_file(str(models[name] / "tokenizer.json"))
+        wide[name] = write_model(tmp_path / name, tokenizer, seed=len(wide), rows=rows, hidden=512)
+    recipe = {"models": list_models(*wide), "tokenizer": {"source": "union", "pad_to_multiple_of": 64}}
+    run(plan_merge(wide, **recipe), tmp_path / "whole")
+    with parts_of(SMALL_PART):
+        cut = plan_merge(wide, **recipe)
+    assert sum(not piece.whole for part in cut.parts for piece in part.pieces) > 4
+    keys = {key for task in make_tasks(cut, cut.parts, [_nowhere] * len(cut.parts)) for key in task.dask}
+    assert len({key for key in keys if key.startswith("constant-")}) == 3  # of three models, for embedding and head
+    run(cut, tmp_path / "two", workers=2)
+    whole, two = (read_tensors(tmp_path / name) for name in ("whole", "two"))
+    assert all(torch.equal(whole[name], two[name]) for name in whole)
+
+
+def test_a_stage_brings_the_vocabulary_that_it_makes(models: dict[str, Path], tmp_path: Path) -> None:
+    """In one file, and one after the other: the same bytes, tensors and files."""
+    first = {"merge_method": "linear", "models": list_models("base", "other"), "tokenizer_source": "union"}
+    second = {"merge_method": "linear", "tokenizer": {"source": "@first", "pad_to_multiple_of": 32}}
+    run(plan_merge(models, **first), tmp_path / "first")
+    after = plan_merge({**models, "first": tmp_path / "first"}, models=list_models("tuned", "first"), **second)
+    run(after, tmp_path / "after")
+    documents = [{"name": "first", **first}, {"models": list_models("tuned", "first"), **second}]
+    text = "---\n".join(json.dumps(each) + "\n" for each in documents).replace('"@first"', '"first"')
+    for name, path in models.items():
+        text = text.replace(f'"@{name}"', json.dumps(str(path)))
+    run(make_plan(text), tmp_path / "together")
+    one, other = (read_tensors(tmp_path / name) for name in ("after", "together"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"):
+        assert (tmp_path / "after" / name).read_bytes() == (tmp_path / "together" / name).read_bytes()
+
+
+def test_a_frankenmerge_has_rows_of_the_model_that_has_the_token(models: dict[str, Path], tmp_path: Path) -> None:
+    """The embedding comes from the first slice's model, and a token of another's keeps that one's row."""
+    slices = [{"sources": [{"model": f"@{name}", "layer_range": [0, 1]}]} for name in ("base", "tuned")]
+    run(plan_merge(models, method="passthrough", slices=slices, tokenizer_source="union"), tmp_path / "out")
+    ids, merged = read_ids(tmp_path / "out"), read_tensors(tmp_path / "out")
+    assert ids == read_ids(models["tuned"])
+    base, tuned = (read_tensors(models[name]) for name in ("base", "tuned"))
+    embedding = torch.cat([base[NAMES[0]][:400], tuned[NAMES[0]][400:], base[NAMES[0]][402:]])
+    assert torch.equal(merged[NAMES[0]], embedding)
+    head = torch.cat([tuned[NAMES[1]], base[NAMES[1]][402:]])
+    assert torch.equal(merged[NAMES[1]], head)
+
+
+def test_an_adapter_and_a_quantised_model_are_renumbered_as_they_are(models: dict[str, Path], tmp_path: Path) -> None:
+    """What is made of a model comes first, then its rows are put in order."""
+    stored = read_tensors(models["other"])
+    left, right = torch.randn(421, 4, generator=torch.Generator().manual_seed(1)), torch.ones(4, HIDDEN)
+    (tmp_path / "adapter").mkdir()
+    factors = {"base_model.model.lm_head.lora_A.weight": right, "base_model.model.lm_head.lora_B.weight": left}
+    save_file(factors, tmp_path / "adapter" / "adapter_model.safetensors", {"format": "pt"})
+    adapter = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["lm_head"]}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(adapter))
+    adapted = stored | {NAMES[1]: stored[NAMES[1]] + 2 * left @ right}
+    scales = torch.linspace(0.5, 1.5, 4)[:, None]
+    codes = torch.randn(421, HIDDEN, generator=torch.Generator().manual_seed(2)).to(torch.float8_e4m3fn)
+    coded = adapted | {NAMES[0]: codes, f"{NAMES[0]}_scale_inv": scales}
+    plain = adapted | {NAMES[0]: codes.float() * scales.repeat_interleave(128, 0)[:421]}
+    found = dict(models)
+    quantization = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    for name, tensors in (("coded", coded | {NAMES[1]: stored[NAMES[1]]}), ("plain", plain)):
+        found[name] = write_model(
+            tmp_path / name,
+            Tokenizer.from_file(str(models["other"] / "tokenizer.json")),
+            seed=3,
+            rows=421,
+            **({"quantization_config": quantization} if name == "coded" else {}),
+        )
+        save_file(tensors, tmp_path / name / "model.safetensors", {"format": "pt"})
+    shared = {"tokenizer_source": "union", "base_model": "@base"}
+    made = {}
+    for name, ref in (("coded", f"{found['coded']}+{tmp_path / 'adapter'}"), ("plain", str(found["plain"]))):
+        entries = [*list_models("base"), {"model": ref, "parameters": {"weight": 1.0}}]
+        run(plan_merge(found, models=entries, **shared), tmp_path / f"out-{name}")
+        made[name] = read_tensors(tmp_path / f"out-{name}")
+    for name in NAMES:
+        torch.testing.assert_close(made["coded"][name], made["plain"][name], rtol=1e-5, atol=1e-6)
+
+
+def _nowhere() -> None: ...
