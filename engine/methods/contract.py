@@ -104,7 +104,7 @@ class Method:
     statistics: Callable[..., Rounds] | None
     usual_rounds: int
     most_rounds: int
-    grain: Grain | Callable[..., Grain]
+    grain: Grain | Callable[..., Grain | int]
     extra_slabs: int
     extra_slabs_each: int
     extra_bytes: int
@@ -189,7 +189,7 @@ def merge_method(
     inputs: tuple[int, int | None] = (1, None),
     statistics: Callable[..., Rounds] | None = None,
     rounds: int | tuple[int, int] = 0,
-    grain: Grain | Callable[..., Grain] = "block",
+    grain: Grain | Callable[..., Grain | int] = "block",
     extra_slabs: int = 4,
     extra_slabs_each: int = 0,
     extra_bytes: int = 0,
@@ -203,9 +203,10 @@ def merge_method(
     gathers it (see `mergemill.engine.tensors.kernels`) in at most `rounds` rounds; of two numbers, the first is how
     many do for nearly every tensor. `grain` says what a slab must hold
     whole: any ``"block"`` of elements, each ``"row"`` (of the last axis), or the ``"tensor"``; it may be a function of
-    what it names of `shape` and the settings. `extra_slabs` is the number of slabs that method and statistics allocate
-    at most at once, counted as float64, and `extra_slabs_each` how many more for each input; `extra_bytes` what the
-    statistics hold for each input. `check` is given the settings and returns what is wrong with them.
+    what it names of `shape` and the settings, which may also return how many elements stay together. `extra_slabs` is
+    the number of slabs that method and statistics allocate at most at once, counted as float64, and `extra_slabs_each`
+    how many more for each input; `extra_bytes` what the statistics hold for each input. `check` is given the settings
+    and returns what is wrong with them.
     `fused` is given what it names of `statistics`, `place` and the settings, and says how native loops do the same.
     `unread_at_zero` names a parameter per model: an input for which it is 0 changes no bit of the result, and is not
     read.
@@ -250,11 +251,14 @@ def names_of(function: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(inspect.signature(function).parameters)
 
 
-def find_block(grain: Grain | Callable[..., Grain], shape: tuple[int, ...], arguments: Mapping[str, Any]) -> int:
+def find_block(grain: Grain | Callable[..., Grain | int], shape: tuple[int, ...], arguments: Mapping[str, Any]) -> int:
     """Return the elements at whose multiples a tensor of `shape` may be cut, so that slabs hold whole grains."""
     if callable(grain):
         known = {"shape": shape, **arguments}
-        grain = grain(**{name: known[name] for name in names_of(grain)})
+        found = grain(**{name: known[name] for name in names_of(grain)})
+        if isinstance(found, int):
+            return row_block((math.prod(shape) // found + 1, found))
+        grain = found
     if grain == "tensor":
         return max(1, math.prod(shape))
     return row_block(shape) if grain == "row" else BLOCK

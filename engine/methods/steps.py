@@ -36,7 +36,7 @@ class Step:
     function: Callable[..., Tensor]
     parameters: tuple[Parameter, ...]
     suits: Callable[[tuple[int, ...]], bool]  # whether it changes tensors of a shape at all
-    grain: Grain | Callable[..., Grain]
+    grain: Grain | Callable[..., Grain | int]
     extra_slabs: int
     extra_slabs_each: int
 
@@ -65,7 +65,7 @@ def any_shape(shape: tuple[int, ...]) -> bool:
 def post_step(
     *,
     suits: Callable[[tuple[int, ...]], bool] = any_shape,
-    grain: Grain | Callable[..., Grain] = "block",
+    grain: Grain | Callable[..., Grain | int] = "block",
     extra_slabs: int = 4,
     extra_slabs_each: int = 0,
 ) -> Callable[[F], F]:

@@ -18,7 +18,8 @@ from mergemill.engine.tensors.stored import StoredSlab
 
 # What a round gathers; partial results of slabs are added, component by component, exactly.
 Partial = tuple[Any, ...]
-Gather = Callable[[Sequence[Tensor], Place], Partial]  # one that is a `StoredGather` can do without the tensors
+# One that is a `StoredGather` can do without the tensors; one whose `with_base` is true is given the base before them.
+Gather = Callable[[Sequence[Tensor], Place], Partial]
 Rounds = Generator[Gather, Partial, Any]
 
 

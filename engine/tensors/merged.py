@@ -300,8 +300,11 @@ class Merging:
 
     def gather(self, gather: Gather, span: Span, work: Workspace, total: Partial) -> Partial:
         """Return what `gather` takes of the decoded slab, added to `total`."""
-        tensors, _ = self._load(span, work)
-        return add_partials(total, gather(self._scale(tensors), self.merged.place.at(span.start)))
+        tensors, base = self._load(span, work)
+        given = self._scale(tensors)
+        if base is not None and getattr(gather, "with_base", False):
+            given = [base, *given]
+        return add_partials(total, gather(given, self.merged.place.at(span.start)))
 
     def store(self, span: Span, work: Workspace) -> StoredSlab:
         """Return the slab of every input as native loops take it."""

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from methods.harness import Mill, Task, fill_settings, make_values
+from oracles import element
 from torch import Tensor
 
 from mergemill.engine.methods.catalogue import get_method
@@ -30,6 +32,11 @@ def merge(mill: Mill, method: str, *inputs: Tensor | list[float], **given: Any) 
         ("nearswap", {"t": (None, False)}),
         ("emr", {"lambda": (1.0, False)}),
         ("negmerge", {"lambda": (1.0, False)}),
+        (
+            "cabs",
+            {"weight": (1.0, True), "n": (64, False), "m": (256, False), "lambda": (1.0, False)},
+        ),
+        ("widen", {"ratio": (1.0, False), "calibration": (1.0, False)}),
         ("localize_stitch", {"density": (0.05, True), "lambda": (1.0, False)}),
         ("ram", {"epsilon": (1e-5, False)}),
         ("ramplus_tl", {"epsilon": (1e-5, False), "r": (0.1, False), "alpha": (0.2, False)}),
@@ -157,3 +164,38 @@ def test_localize_and_stitch_averages_where_masks_meet(mill: Mill) -> None:
     assert merge(mill, "localize_stitch", [0.0] * 4, *models, density=(0.5, 0.5)).tolist() == [8.0, 8.0, -8.0, 0.0]
     few = merge(mill, "localize_stitch", [0.0] * 4, *models)
     assert few.tolist() == [9.0, 0.0, -8.0, 0.0], "one element at least"
+
+
+def test_cabs_gives_no_element_to_two_models(mill: Mill) -> None:
+    models = [9.0, 1.0, 2.0, 8.0, 5.0], [7.0, 3.0, 2.0, 6.0, -4.0]
+    settings = {"n": 1, "m": 2, "weight": (1.0, 10.0)}
+    assert merge(mill, "cabs", [0.0] * 5, *models, **settings).tolist() == [9.0, 30.0, 20.0, 8.0, 0.0]
+    assert merge(mill, "cabs", [0.0] * 5, *models[::-1], **settings).tolist() == [7.0, 10.0, 20.0, 6.0, 0.0]
+
+
+def test_cabs_leaves_the_places_of_zeros_to_others(mill: Mill) -> None:
+    models = [0.0, 0.0, 3.0, 3.0], [1.0, 2.0, 5.0, 6.0]
+    assert merge(mill, "cabs", [0.0] * 4, *models, n=1, m=2).tolist() == [0.0, 2.0, 3.0, 6.0]
+
+
+def test_cabs_keeps_no_more_than_there_is() -> None:
+    check = get_method("cabs").check
+    assert check is not None
+    assert check(n=3, m=2) == "n is 3, and m only 2: no more can be kept than there is"
+    assert check(n=2, m=2) is None
+
+
+def test_widen_weighs_columns_by_their_rank(mill: Mill) -> None:
+    """Of two models the first changes only the first column, the second both; a row of one number cannot turn."""
+    result = merge(mill, "widen", [[3.0, 3.0]], [[4.0, 3.0]], [[4.0, 5.0]]).tolist()
+    first, second = 0.5 * (1 + 0.5), 0.5 * (1 / (1 + np.exp(0.5)) + 0.5)  # above the mean rank, and under it
+    assert result[0] == pytest.approx([3.0 + first * 1.0 + second * 1.0, 3.0 + 2.0])
+
+
+def test_widen_judges_embeddings_by_rows(mill: Mill) -> None:
+    values = make_values((40, 60), count=4, seed=3)
+    name, settings = "model.embed_tokens.weight", fill_settings(get_method("widen"), {}, 3)
+    result = mill.merge(Task("widen", tuple(values), settings, name))
+    base, *others = (value.double().numpy() for value in values)
+    wanted = element.widen(base, [other - base for other in others], by_token=True)
+    assert np.abs(result.double().numpy() - wanted).max() < 1e-6

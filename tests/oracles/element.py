@@ -88,3 +88,50 @@ def localize_stitch(base: Array, deltas: Sequence[Array], *, density: Sequence[f
     masks = [find_largest(d, share) & (d != 0) for d, share in zip(deltas, density, strict=True)]
     total = np.sum([np.where(m, d, 0.0) for m, d in zip(masks, deltas, strict=True)], axis=0)
     return np.asarray(base + lambda_ * total / np.maximum(np.sum(masks, axis=0), 1))
+
+
+def cabs(
+    base: Array, deltas: Sequence[Array], *, weight: Sequence[float], n: int, m: int, lambda_: float = 1.0
+) -> Array:
+    """W_0 + lambda · Σ wᵢ · the n largest of every m elements of Dᵢ that no model before has kept."""
+    taken, total = np.zeros(base.size, bool), np.zeros(base.size)
+    for w, delta in zip(weight, deltas, strict=True):
+        left = np.where(taken, 0.0, delta.ravel())
+        for start in range(0, base.size, m):
+            group = left[start : start + m]
+            first = np.argsort(-np.abs(group), kind="stable")[: n * len(group) // m]
+            kept = start + first[group[first] != 0]
+            total[kept] += w * left[kept]
+            taken[kept] = True
+    return np.asarray(base + lambda_ * total.reshape(base.shape))
+
+
+def widen(
+    base: Array, deltas: Sequence[Array], *, by_token: bool = False, ratio: float = 1.0, calibration: float = 1.0
+) -> Array:
+    """W_0 + Σ wᵢDᵢ, wᵢ the mean of a column's scores by length and by direction."""
+    if base.ndim != 2:
+        scores = find_scores(np.abs(np.array(deltas)), ratio, calibration)
+        return np.asarray(base + np.sum(scores * deltas, axis=0))
+    if by_token:
+        return widen(base.T, [d.T for d in deltas], ratio=ratio, calibration=calibration).T
+    lengths = [np.abs(np.linalg.norm(base + d, axis=0) - np.linalg.norm(base, axis=0)) for d in deltas]
+    turns = [1 - find_cosines(base, base + d) for d in deltas]
+    ranks = [np.argsort(np.argsort(np.array(each), axis=1, kind="stable"), axis=1) for each in (lengths, turns)]
+    mean = (base.shape[1] - 1) / 2
+    soft = [find_scores(rank / base.shape[1], np.inf, calibration) for rank in ranks]
+    scores = np.mean([np.where(r > ratio * mean, calibration, s) for r, s in zip(ranks, soft, strict=True)], axis=0)
+    return np.asarray(base + np.sum(scores[:, None, :] * deltas, axis=0))
+
+
+def find_cosines(left: Array, right: Array) -> Array:
+    """Return the cosine of each pair of columns."""
+    norms = np.linalg.norm(left, axis=0) * np.linalg.norm(right, axis=0)
+    return np.asarray(np.sum(left * right, axis=0) / norms)
+
+
+def find_scores(significance: Array, ratio: float, calibration: float) -> Array:
+    """Return the softmax over the models; calibration where a value exceeds ratio times the model's mean."""
+    powers = np.exp(significance - np.max(significance, axis=0))
+    mean = np.mean(significance.reshape(len(significance), -1), axis=1).reshape(-1, *[1] * (significance.ndim - 1))
+    return np.where(significance > ratio * mean, calibration, powers / np.sum(powers, axis=0))

@@ -79,6 +79,21 @@ def expect_localize_stitch(task: Task) -> Expected:
     return certain(element.localize_stitch(as_arrays(task)[0], make_deltas(task), **take_arguments(task.settings)))
 
 
+def expect_cabs(task: Task) -> Expected:
+    return certain(element.cabs(as_arrays(task)[0], make_deltas(task), **take_arguments(task.settings)))
+
+
+def expect_widen(task: Task) -> Expected:
+    """The formula, doubtful where an element's magnitude is the threshold but for rounding."""
+    deltas = make_deltas(task)
+    values = element.widen(as_arrays(task)[0], deltas, **take_arguments(task.settings))
+    if values.ndim == 2:
+        return certain(values)
+    edges = [task.settings["ratio"] * np.mean(np.abs(delta)) for delta in deltas]
+    near = [np.abs(np.abs(d) - edge) <= 1e-12 * edge for d, edge in zip(deltas, edges, strict=True)]
+    return Expected(values, np.asarray(np.any(near, axis=0) & (values.size > 3001)))
+
+
 THREE = (1.0, 0.6, 0.3)
 TIES = {"weight": THREE, "density": (0.5, 0.3, 0.9)}
 ENTRIES: dict[str, Entry] = {
@@ -176,5 +191,23 @@ ENTRIES: dict[str, Entry] = {
         oracle=expect_localize_stitch,
         symmetric=True,
         equal={"density": (1.0, 1.0, 1.0)},
+    ),
+    "cabs": Entry(
+        models=3,
+        variants=(
+            {"weight": THREE},
+            {"weight": THREE, "n": 3, "m": 10, "lambda": 0.7},
+            {"weight": (1.0, -0.5, 0.0), "n": 16, "m": 16},
+            {"weight": THREE, "n": 0, "m": 7},
+        ),
+        oracle=expect_cabs,
+        symmetric=False,
+        equal={"n": 256, "m": 256},
+    ),
+    "widen": Entry(
+        models=3,
+        variants=({}, {"ratio": 0.5, "calibration": 0.7}, {"ratio": 3.0}),
+        oracle=expect_widen,
+        symmetric=True,
     ),
 }

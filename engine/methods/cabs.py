@@ -1,0 +1,59 @@
+"""CABS: task vectors thinned one after the other to the n largest of every m elements, none of them taken twice.
+
+Source: Yang et al., "CABS: conflict-aware and balanced sparsification for enhancing model merging", arXiv:2503.01874,
+section 4; n, m and weights as in the authors' code for 7B models. What is left at a tensor's end keeps its share,
+⌊n·r/m⌋ of r elements, where that code drops it, and no 0 is kept, so that it is free for the next model.
+"""
+
+from typing import Annotated
+
+from mergemill.engine.methods.contract import PerModel, Within, merge_method
+from mergemill.engine.tensors.lazy import Tensor, torch
+from mergemill.engine.tensors.slabs import BLOCK
+
+
+def _no_more_than_all(*, n: int, m: int) -> str | None:
+    return f"n is {n}, and m only {m}: no more can be kept than there is" if n > m else None
+
+
+def _groups(m: int) -> int:
+    return m
+
+
+@merge_method(reads="element", base="required", grain=_groups, extra_slabs=6, check=_no_more_than_all)
+def cabs(
+    base: Tensor,
+    deltas: list[Tensor],
+    *,
+    weight: PerModel[float] = (1.0,),
+    n: Annotated[int, Within(0)] = 64,
+    m: Annotated[int, Within(1, BLOCK)] = 256,
+    lambda_: float = 1.0,
+) -> Tensor:
+    """Return ``base + lambda · sum(weight[i] · kept[i])`` in which an element is kept of one model at most.
+
+    In the order of the recipe each task vector keeps the `n` largest of every `m` elements (of the flattened tensor)
+    that no model before it has kept, of equal ones the first. Shapes: all ``[n]``.
+    """
+    free, total = torch.ones_like(base), torch.zeros_like(base)
+    for delta, w in zip(deltas, weight, strict=True):
+        _keep_largest(delta.mul_(free), n, m)
+        free.mul_(torch.eq(delta, 0))
+        total.add_(delta.mul_(w))
+    return base.add_(total.mul_(lambda_))
+
+
+def _keep_largest(delta: Tensor, n: int, m: int) -> None:
+    """Set to 0 what is not among the `n` largest of its group of `m`."""
+    whole = len(delta) // m * m
+    for part, kept in ((delta[:whole].view(-1, m), n), (delta[whole:].view(1, -1), n * (len(delta) - whole) // m)):
+        if not part.numel() or kept >= part.shape[1]:
+            continue
+        if not kept:
+            part.zero_()
+            continue
+        sizes = part.abs()
+        least = sizes.kthvalue(part.shape[1] - kept + 1, dim=1, keepdim=True).values
+        larger, equal = sizes > least, sizes == least
+        room = kept - larger.sum(1, keepdim=True)
+        part.mul_(larger.logical_or_(equal.logical_and_(equal.cumsum(1) <= room)))
