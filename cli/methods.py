@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mergemill.cli import console
+from mergemill.cli.guide import describe_inputs, make_guide
 from mergemill.cli.options import Json, Methods
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A method, to see its parameters.")]
 Model = Annotated[str | None, typer.Option(metavar="PATH", help="A model; what the method takes for such.")]
+Guide = Annotated[bool, typer.Option("--guide", help="A page: which method when, on what evidence, at what cost.")]
 Models = Annotated[int | None, typer.Option(min=1, metavar="N", help="How many such models, beside a base.")]
 
 HEADS = ("parameter", "type", "default", "range")
@@ -34,7 +36,12 @@ STEPS = {"coefficients": "coefficients, before a method", "post": "post, after a
 
 
 def methods(
-    name: Name = None, model: Model = None, models: Models = None, own: Methods = None, json: Json = False
+    name: Name = None,
+    model: Model = None,
+    models: Models = None,
+    own: Methods = None,
+    guide: Guide = False,
+    json: Json = False,
 ) -> None:
     """List the merge methods, or show one of them.
 
@@ -43,7 +50,12 @@ def methods(
     from mergemill.engine.methods import find_all_methods, open_methods
 
     known, steps = find_all_methods(open_methods(own or ())), _find_steps()
-    if name is None:
+    if guide:
+        if name is not None or model is not None:
+            raise typer.BadParameter("--guide is for all methods: mergemill methods --guide")
+        for line in make_guide(list(known.values()), steps).splitlines():
+            console.say(line)
+    elif name is None:
         if model is not None:
             raise typer.BadParameter("--model is for one method: mergemill methods NAME --model PATH")
         _show_all(list(known.values()), steps, json=json)
@@ -118,6 +130,10 @@ def _facts(method: "Method") -> Iterator[tuple[str, str]]:
     yield "in memory", _say_grain(method)
     yield "passes", _say_passes(method.most_rounds + 1)
     yield "source", method.source or "none"
+    if method.purpose:
+        yield "for", method.purpose
+    if method.evidence:
+        yield "evidence", method.evidence
 
 
 def _say_grain(method: "Method") -> str:
@@ -153,6 +169,8 @@ def as_json(method: "Method") -> dict[str, Any]:
         "kind": "method",
         "title": method.title,
         "source": method.source,
+        "purpose": method.purpose,
+        "evidence": method.evidence,
         "reads": method.reads,
         "grain": None if callable(method.grain) else method.grain,
         "passes": method.most_rounds + 1,
@@ -165,7 +183,14 @@ def as_json(method: "Method") -> dict[str, Any]:
 
 def _step_json(key: str, step: "Around") -> dict[str, Any]:
     parameters = [_parameter_json(parameter) for parameter in step.parameters]
-    return {"name": step.name, "kind": key, "title": step.title, "parameters": parameters}
+    return {
+        "name": step.name,
+        "kind": key,
+        "title": step.title,
+        "purpose": step.purpose,
+        "evidence": step.evidence,
+        "parameters": parameters,
+    }
 
 
 def _parameter_json(parameter: "Parameter") -> dict[str, Any]:
@@ -177,19 +202,6 @@ def _parameter_json(parameter: "Parameter") -> dict[str, Any]:
         "default": parameter.default,
         "range": str(parameter.within) if parameter.within else None,
     }
-
-
-def describe_inputs(method: "Method") -> str:
-    """Say how many models a method takes, and whether one of them is the base."""
-    least, most = method.least_inputs, method.most_inputs
-    models = f"{least}" if least == most else f"{least} to {most}" if most else f"{least} or more"
-    base = {
-        "none": "",
-        "optional": ", with or without a base",
-        "required": " and a base",
-        "first of two": ", one the base",
-    }
-    return models + base[method.base]
 
 
 def _say_title(title: str) -> str:

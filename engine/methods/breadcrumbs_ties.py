@@ -2,6 +2,10 @@
 
 Source: Davari and Belilovsky, "Model Breadcrumbs", arXiv:2312.06795, section 3; the signs as in Yadav et al.,
 arXiv:2306.01708, algorithm 1.
+
+For: as breadcrumbs, where signs disagree as well.
+
+Evidence: none known for LLMs; the pair is mergekit's.
 """
 
 from collections.abc import Sequence

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mergemill.engine.methods.contract import Parameter, read_signature
-from mergemill.engine.methods.docstrings import read_docstring
+from mergemill.engine.methods.docstrings import read_docstring, read_paragraph
 
 F = TypeVar("F", bound=Callable[..., float | Sequence[float]])
 
@@ -41,6 +41,16 @@ class Coefficients:
     def title(self) -> str:
         """The first line of the method's file."""
         return (read_docstring(self.function) or self.name).strip().splitlines()[0]
+
+    @property
+    def purpose(self) -> str:
+        """What it is for, from the method's file."""
+        return read_paragraph(self.function, "For")
+
+    @property
+    def evidence(self) -> str:
+        """On which models it was measured, and by whom, from the method's file."""
+        return read_paragraph(self.function, "Evidence")
 
     def find_factors(
         self, settings: Mapping[str, Any], count: int, *, depth: float = 0.0, squares: Sequence[float] = ()

@@ -2,6 +2,10 @@
 
 Source: Wang et al., "Localizing task information for improved model merging and compression" (TALL-masks),
 arXiv:2405.07813, section 4 (masks and consensus).
+
+For: as consensus_ta, where signs disagree as well.
+
+Evidence: CLIP ViTs and T5 (the source); none known for LLMs.
 """
 
 from collections.abc import Sequence

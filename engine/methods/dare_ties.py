@@ -1,6 +1,10 @@
 """DARE-TIES: drop elements of the task vectors at random, rescale, elect a sign, merge what agrees.
 
 Source: Yu et al., "Language models are super mario", arXiv:2311.03099, section 3.
+
+For: as dare_linear, where signs disagree as well.
+
+Evidence: LLMs of 7 and 13B (the source); LLMs of 2 to 9B in MergeBench, arXiv:2505.10833.
 """
 
 from collections.abc import Sequence

@@ -2,6 +2,10 @@
 
 Source: Deep et al., "DELLA-Merging: reducing interference in model merging through magnitude-based sampling",
 arXiv:2406.11617, section 3.
+
+For: as dare_linear, with the larger changes more likely to stay.
+
+Evidence: LLMs of 13B (the source), where signs are elected.
 """
 
 from collections.abc import Sequence

@@ -15,6 +15,12 @@ def read_docstring(function: Callable[..., Any]) -> str:
     return module.__doc__ or _parse_module(module.__file__ or "")
 
 
+def read_paragraph(function: Callable[..., Any], label: str) -> str:
+    """Return the paragraph of a file's docstring that begins with ``label:``, on one line; empty where none does."""
+    before, _, text = f"\n{read_docstring(function)}".partition(f"\n{label}:")
+    return " ".join(text.split("\n\n")[0].split()) if before else ""
+
+
 def parse_docstrings(text: str, name: str) -> tuple[str, str]:
     """Return the docstrings of a module of that text and of a function in it; empty where there are none.
 

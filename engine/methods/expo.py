@@ -3,6 +3,10 @@
 Source: Zheng et al., "Model extrapolation expedites alignment" (ExPO), arXiv:2404.16792, whose alpha is
 ``weight - 1``. With a base of its own for each model the same sum gives chat vectors (Huang et al.,
 arXiv:2310.04799) and ParamΔ (arXiv:2504.21023).
+
+For: one step of alignment taken further: from a model past the one that was trained from it.
+
+Evidence: LLMs from 1.8 to 70B (the source).
 """
 
 from collections.abc import Sequence

@@ -2,6 +2,10 @@
 
 Source: Weiszfeld, "Sur le point pour lequel la somme des distances de n points donnés est minimum", Tohoku Math. J. 43,
 1937; the step at an input by Vardi & Zhang, "The multivariate L1-median and associated data depth", PNAS 97, 2000.
+
+For: several fine-tunes of which one may be far off.
+
+Evidence: none known.
 """
 
 import math

@@ -1,6 +1,10 @@
 """Karcher mean: the centre of the models' directions on the sphere, as long as they are on average.
 
 Source: Wang et al., "Functionality-oriented LLM merging on the Fisher-Rao manifold", arXiv:2603.04972.
+
+For: several models that lie far apart, without a base.
+
+Evidence: LLMs (the source).
 """
 
 import math

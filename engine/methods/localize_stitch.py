@@ -3,6 +3,10 @@
 Source: He et al., "Localize-and-stitch: efficient model merging via sparse task arithmetic", arXiv:2408.13656, section
 4.3 (dataless localization) and 3.2 (stitching); the share of the authors' code. The largest are found in each tensor,
 where that code flattens the model; a whole model's ranks would need passes over all weights before the first tensor.
+
+For: many tasks, each of which lives in few weights.
+
+Evidence: RoBERTa and ViTs (the source); LLMs of 2 to 9B in MergeBench, arXiv:2505.10833.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,10 @@
 """MagMax: of each element the task vector of largest magnitude.
 
 Source: Marczak et al., "MagMax: leveraging model merging for seamless continual learning", arXiv:2407.06322.
+
+For: fine-tunes made one after the other, each from the one before.
+
+Evidence: none beyond vision models (the source: CLIP ViTs).
 """
 
 from mergemill.engine.methods.contract import merge_method

@@ -2,6 +2,10 @@
 
 Source: Zhou et al., "MetaGPT: merging large language models using model exclusive task arithmetic",
 arXiv:2406.11385, eq. 13.
+
+For: before a method: no weight to tune, and task vectors of unlike lengths.
+
+Evidence: LLMs of 7B (the source).
 """
 
 from collections.abc import Sequence

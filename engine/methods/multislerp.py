@@ -1,6 +1,10 @@
 """MultiSLERP: a weighted mean of directions, as long as the weighted mean of lengths.
 
 Source: Goddard, https://goddard.blog/posts/multislerp-wow-what-a-cool-idea.
+
+For: several models as directions of equal rank.
+
+Evidence: none known.
 """
 
 import math

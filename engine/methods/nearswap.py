@@ -1,6 +1,10 @@
 """NearSwap: take over the other model's elements where they are near the base's.
 
 Source: alchemonaut, "QuartetAnemoi-70B", model card, 2024; https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001.
+
+For: one model, of which only what is near the base is to be taken over.
+
+Evidence: none known.
 """
 
 from mergemill.engine.methods.contract import merge_method

@@ -1,6 +1,10 @@
 """NegMerge: of fine-tunes of one task, what all change in one direction, taken away from the base to unlearn it.
 
 Source: Kim et al., "NegMerge: sign-consensual weight merging for machine unlearning", arXiv:2410.05583, section 3.2.
+
+For: unlearning: several fine-tunes of what is to be forgotten.
+
+Evidence: none beyond vision models (the source: CLIP and ResNet).
 """
 
 from mergemill.engine.methods.contract import merge_method

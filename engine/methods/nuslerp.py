@@ -1,6 +1,10 @@
 """NuSLERP: SLERP by weights, of two models or of their task vectors, over whole tensors, rows or columns.
 
 Source: Shoemake, "Animating rotation with quaternion curves", SIGGRAPH 1985; weights and rows as mergekit's `nuslerp`.
+
+For: two models or their task vectors, by weights.
+
+Evidence: none known.
 """
 
 import itertools

@@ -1,6 +1,10 @@
 """RAM: the mean of the task vectors that change an element, so that what one model alone learnt is not thinned.
 
 Source: Yuan et al., "Behavior knowledge merge in reinforced agentic models" (RAM), arXiv:2601.13572.
+
+For: fine-tunes by reinforcement, which change few and different elements.
+
+Evidence: agents of LLMs (the source).
 """
 
 from mergemill.engine.methods.changes import drop_unchanged, fuse_changes, mean_of_changes

@@ -2,6 +2,10 @@
 
 Source: Yuan et al., "Behavior knowledge merge in reinforced agentic models" (RAM+),
 arXiv:2601.13572; the shares are counted for each tensor.
+
+For: as ram, with the elements of one model alone amplified.
+
+Evidence: agents of LLMs (the source).
 """
 
 from collections.abc import Generator, Sequence

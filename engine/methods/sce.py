@@ -1,6 +1,10 @@
 """SCE: select the elements on which the models differ most, calculate weights, erase minority signs.
 
 Source: Wan et al., "FuseChat: knowledge fusion of chat models", arXiv:2408.07990, section 3.3.
+
+For: several fine-tunes that were trained to hold one source model's knowledge each.
+
+Evidence: chat LLMs of 7B (the source).
 """
 
 import math

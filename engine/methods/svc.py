@@ -1,6 +1,10 @@
 """SVC: singular values of the merged task vector, scaled down where the models share a direction.
 
 Source: Li et al., "When shared knowledge hurts: spectral over-accumulation in model merging", arXiv:2602.05536.
+
+For: after a method that adds up: task vectors that share directions.
+
+Evidence: vision and language models (the source's abstract).
 """
 
 import math

@@ -1,6 +1,10 @@
 """TIES: trim each task vector to its largest elements, elect a sign, merge what agrees.
 
 Source: Yadav et al., "TIES-Merging: resolving interference when merging models", arXiv:2306.01708, algorithm 1.
+
+For: task vectors that disagree in signs.
+
+Evidence: T0-3B, T5 and ViTs (the source); LLMs of 2 to 9B in MergeBench, arXiv:2505.10833.
 """
 
 from collections.abc import Sequence

@@ -2,6 +2,10 @@
 
 Source: Gargiulo et al., "Task singular vectors: reducing task interference in model merging", arXiv:2412.00081,
 section 4.2 and algorithm 1.
+
+For: many tasks of one base, whose matrices are of low rank.
+
+Evidence: CLIP ViTs (the source); a 3B LLM as what arXiv:2602.05943 compares with.
 """
 
 from mergemill.engine.methods.contract import merge_method
