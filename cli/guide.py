@@ -1,6 +1,6 @@
 """Which merge method when: a page made of what the methods say of themselves, so that it cannot go stale."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ measured by us. **Reads** is how often the inputs are read where they do not fit
 **In memory** is what a task holds at once: blocks of elements (any model merges in the smallest `--memory`), whole
 rows, or whole matrices; of these so many copies in float64, which for a matrix of 4096 × 14336 are given in GiB.
 """
-GROUPS = {
+GROUPS: "Mapping[str, Callable[[Method], bool]]" = {
     "No base, or one that may be left out": lambda method: method.base in ("none", "optional"),
     "Task vectors, or a base and a model: elements and rows, streamed": lambda method: method.reads != "matrix",
     "Task vectors: whole matrices": lambda method: True,

@@ -14,10 +14,11 @@ from mergemill.engine.methods.contract import Density, merge_method
 from mergemill.engine.methods.matrices import (
     SVD_SLABS,
     are_finite,
-    decompose,
+    find_side,
     is_matrix,
     on_one_thread,
     whole_matrices,
+    with_spectrum,
 )
 from mergemill.engine.methods.sums import sum_weighted
 from mergemill.engine.tensors.device import divide_
@@ -25,7 +26,7 @@ from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 
 
-@merge_method(reads="matrix", grain=whole_matrices, extra_slabs=SVD_SLABS + 5)
+@merge_method(reads="matrix", grain=whole_matrices, extra_slabs=SVD_SLABS + 4)
 def cart(models: list[Tensor], place: Place, *, rank: Density = 0.08, lambda_: float = 1.0) -> Tensor:
     """Return ``M + lambda · Σ SVDₖ(Wᵢ - M)`` with the mean M of the models and k = ⌊rank · min(m, n)⌋, at least one.
 
@@ -49,6 +50,7 @@ def _merge_around_mean(models: list[Tensor], kept: int, lambda_: float) -> Tenso
     mean.div_(len(models))
     merged = mean.clone()
     for model in models:
-        left, values, right = decompose(model.to(torch.float64, copy=True).sub_(mean), model.dtype, kept)
-        merged.addmm_(left * values, right.T, alpha=lambda_)
+        rest = model.to(torch.float64, copy=True).sub_(mean)
+        side = find_side(rest, model.dtype)
+        merged.add_(with_spectrum(rest, side, side.values[: min(kept, side.clear)]), alpha=lambda_)
     return merged

@@ -9,7 +9,7 @@ Evidence: none known beyond vision models (the source: CLIP ViTs).
 """
 
 from mergemill.engine.methods.contract import merge_method
-from mergemill.engine.methods.matrices import SVD_SLABS, add_matrix, decompose, whole_matrices
+from mergemill.engine.methods.matrices import SVD_SLABS, add_matrix, find_side, whole_matrices, with_spectrum
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 
@@ -30,5 +30,6 @@ def _flatten_spectrum(deltas: list[Tensor]) -> Tensor:
     total = deltas[0].to(torch.float64)
     for delta in deltas[1:]:
         total.add_(delta)
-    left, values, right = decompose(total, stored)
-    return (left @ right.T).mul_(values.sum() / min(total.shape))
+    side = find_side(total, stored)
+    values = side.values[: side.clear]
+    return with_spectrum(total, side, values.sum().div(min(total.shape)).expand_as(values))

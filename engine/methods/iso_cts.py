@@ -9,8 +9,6 @@ For: as iso_c, with more and less related tasks.
 Evidence: none known beyond vision models (the source: CLIP ViTs).
 """
 
-from collections.abc import Iterator
-
 from mergemill.engine.methods.contract import Density, merge_method
 from mergemill.engine.methods.matrices import (
     SVD_SLABS,
@@ -18,8 +16,10 @@ from mergemill.engine.methods.matrices import (
     add_matrix,
     decompose,
     find_norm,
+    find_side,
     join_triples,
     make_orthonormal,
+    take_triples,
     whole_matrices,
 )
 from mergemill.engine.tensors.lazy import Tensor, torch
@@ -27,7 +27,7 @@ from mergemill.engine.tensors.place import Place
 
 
 # Beside a decomposition: the joined left and right vectors, the sum and what a task vector has beside the common space.
-@merge_method(reads="matrix", base="required", grain=whole_matrices, extra_slabs=SVD_SLABS + 8)
+@merge_method(reads="matrix", base="required", grain=whole_matrices, extra_slabs=SVD_SLABS + 5)
 def iso_cts(base: Tensor, deltas: list[Tensor], place: Place, *, common: Density = 0.8, lambda_: float = 1.0) -> Tensor:
     """Return ``base + lambda · mean(S) · U·Vᵀ``, U and V the nearest orthonormal factors of the joined directions.
 
@@ -38,11 +38,8 @@ def iso_cts(base: Tensor, deltas: list[Tensor], place: Place, *, common: Density
     """
 
     def join(matrices: list[Tensor]) -> Tensor:
-        stored, rank = matrices[0].dtype, min(place.shape)
-        found = _find_directions(matrices, *_share_out(rank, len(matrices), common))
-        left, values, right = join_triples(found, matrices[0], rank)
-        mean = float(values.sum()) / rank
-        return (make_orthonormal(left, stored) @ make_orthonormal(right, stored).T).mul_(mean)
+        common_directions, own = _share_out(min(place.shape), len(matrices), common)
+        return _join_directions(matrices, common_directions, own)
 
     return add_matrix(base, deltas, place, join, lambda_=lambda_, normalize=True)
 
@@ -57,18 +54,32 @@ def _share_out(rank: int, models: int, common: float) -> tuple[int, int]:
     return rank - models * own, own
 
 
-def _find_directions(matrices: list[Tensor], common: int, own: int) -> Iterator[Triples]:
-    """Yield the triples of each model's own directions, and those of the common ones last, as the authors join them."""
-    stored = matrices[0].dtype
+def _join_directions(matrices: list[Tensor], common: int, own: int) -> Tensor:
+    """Return the flat spectrum's matrix.
+
+    What a task vector has beside the common left vectors is found among the other left vectors of the sum, where these
+    are the smaller side: a matrix of few rows.
+    """
+    stored, rank = matrices[0].dtype, min(matrices[0].shape)
     total = matrices[0].to(torch.float64, copy=True)
     for matrix in matrices[1:]:
         total.add_(matrix)
-    shared = decompose(total, stored, common) if common else None
-    for matrix in matrices if own else []:
-        rest = matrix.to(torch.float64, copy=True)
-        unit = find_norm(matrix)
-        if shared is not None:
-            rest.sub_(shared.left @ (shared.left.T @ rest))
-        yield decompose(rest, stored, own, unit=unit)
-    if shared is not None:
-        yield shared
+    side = find_side(total, stored)
+    shared = take_triples(total, side, min(common, side.clear))
+    rest = side.vectors[:, len(shared.values) :] if total.shape[0] <= total.shape[1] else None
+    found = [_find_own(matrix, shared.left, rest, own) for matrix in (matrices if own else [])]
+    parts = [shared]
+    if found:
+        joined = join_triples(found, found[0].left.new_empty((len(found[0].left), len(total.T))), own * len(found))
+        left = make_orthonormal(joined.left, stored)  # as these are orthogonal to the common ones
+        parts.insert(0, joined._replace(left=left if rest is None else rest @ left))
+    values = torch.cat([part.values for part in parts])
+    left, right = (torch.cat([part[at] for part in parts], 1) for at in (0, 2))
+    return (left @ make_orthonormal(right, stored).T).mul_(float(values.sum()) / rank)
+
+
+def _find_own(matrix: Tensor, common: Tensor, rest: Tensor | None, own: int) -> Triples:
+    """Return the largest triples of what a task vector has beside the common left vectors; left in terms of `rest`."""
+    wide = matrix.to(torch.float64)
+    beside = wide - common @ (common.T @ wide) if rest is None else rest.T @ wide
+    return decompose(beside, matrix.dtype, own, unit=find_norm(matrix))

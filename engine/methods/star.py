@@ -9,12 +9,12 @@ Evidence: LoRAs of Flan-T5, Llama 3.2 3B and Mistral 7B (the source).
 """
 
 from mergemill.engine.methods.contract import Density, merge_method
-from mergemill.engine.methods.matrices import SVD_SLABS, add_matrix, decompose, whole_matrices
+from mergemill.engine.methods.matrices import SVD_SLABS, add_matrix, find_side, whole_matrices, with_spectrum
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 
 
-@merge_method(reads="matrix", base="required", grain=whole_matrices, extra_slabs=SVD_SLABS + 4)
+@merge_method(reads="matrix", base="required", grain=whole_matrices, extra_slabs=SVD_SLABS + 2)
 def star(base: Tensor, deltas: list[Tensor], place: Place, *, eta: Density = 0.4, lambda_: float = 1.0) -> Tensor:
     """Return ``base + lambda · mean(Tᵢ)``, ``Tᵢ = (Σⱼ sⱼ / Σⱼ≤ᵣ sⱼ) · Uᵣ·diag(s₁…sᵣ)·Vᵣᵀ`` of each task vector.
 
@@ -25,13 +25,11 @@ def star(base: Tensor, deltas: list[Tensor], place: Place, *, eta: Density = 0.4
     def join(matrices: list[Tensor]) -> Tensor:
         total = matrices[0].new_zeros(place.shape, dtype=torch.float64)
         for matrix in matrices:
-            left, values, right = decompose(matrix, matrix.dtype)
-            if not len(values):
-                continue
-            sums = values.cumsum(0)
-            rank = min(int((sums < eta * sums[-1]).sum()) + 1, len(values))
-            kept = values[:rank] * (sums[-1] / sums[rank - 1])
-            total.addmm_(left[:, :rank] * kept, right[:, :rank].T)
+            side = find_side(matrix, matrix.dtype)
+            sums = side.values[: side.clear].cumsum(0)
+            if side.clear:
+                rank = min(int((sums < eta * sums[-1]).sum()) + 1, side.clear)
+                total.add_(with_spectrum(matrix, side, side.values[:rank] * (sums[-1] / sums[rank - 1])))
         return total.div_(len(matrices))
 
     return add_matrix(base, deltas, place, join, lambda_=lambda_, normalize=True)

@@ -1,8 +1,13 @@
-"""Iso-CTS, STAR and CART: closed forms."""
+"""Iso-CTS, STAR, CART and Subspace Boosting: closed forms, and the errors of all that decompose."""
 
 import pytest
 import torch
 from methods.made_matrices import SHAPES, check_close, make_deltas, make_orthogonal, merge_deltas
+from oracles import matrices
+from torch import Tensor
+
+from mergemill.engine.methods.catalogue import get_step
+from mergemill.engine.tensors.place import Place
 
 FLOATS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
@@ -73,6 +78,40 @@ def test_cart_keeps_models_of_low_rank_around_a_mean_that_they_share() -> None:
         kept.append(left[:, :4] * values[:4] @ right[:4])
     wanted = mean + 0.5 * sum(kept)
     check_close(merge_deltas("cart", *(mean + part for part in parts), rank=0.1, lambda_=0.5), wanted)
+
+
+# ------------------------------------------------------------------------------------------- Subspace Boosting
+def boost(merged: Tensor, beta: float = 0.01) -> Tensor:
+    """Return what the step makes of a merged task vector."""
+    place = Place("model.layers.3.mlp.up_proj.weight", tuple(merged.shape), 7, (1,))
+    return get_step("subspace_boost").apply(merged.clone().reshape(-1), [], place, {"beta": beta}).view(merged.shape)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.01, 0.3, 0.99])
+@FLOATS
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_subspace_boosting_agrees_with_the_oracle(shape: tuple[int, int], dtype: torch.dtype, beta: float) -> None:
+    (merged,) = make_deltas(shape, 1, dtype)
+    wanted = matrices.subspace_boost(merged.double().numpy(), eps=torch.finfo(dtype).eps, beta=beta)
+    check_close(boost(merged, beta), wanted, 2e-6 if dtype == torch.float32 else 1e-12)
+
+
+def test_subspace_boosting_leaves_a_flat_spectrum_and_what_has_no_vectors() -> None:
+    flat = torch.linalg.qr(make_deltas((60, 40), 1)[0])[0].mul(3)
+    check_close(boost(flat, 0.5), flat)
+    (low,) = make_orthogonal((40, 60), 1, 10)
+    spectrum = torch.linalg.svdvals(boost(low, 0.0))
+    check_close(spectrum[:10], torch.linalg.svdvals(low)[0].expand(10))
+    assert (spectrum[10:] < 1e-12).all()
+    assert not boost(torch.zeros(30, 40)).any()
+
+
+@pytest.mark.parametrize("shape", [(60,), (3, 4, 5)], ids=str)
+def test_subspace_boosting_changes_matrices_alone(shape: tuple[int, ...]) -> None:
+    (merged,) = make_deltas(shape, 1)
+    assert torch.equal(boost(merged), merged)
+    assert not get_step("subspace_boost").suits(shape)
+    assert boost(torch.full((3, 4), float("nan"))).isnan().all()
 
 
 # ----------------------------------------------------------------------------------------------------- errors

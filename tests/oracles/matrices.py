@@ -126,3 +126,12 @@ def cart(models: Sequence[Array], *, rank: float = 0.08, lambda_: float = 1.0) -
         left, values, right = np.linalg.svd(model - mean, full_matrices=False)
         parts.append((left[:, :kept] * values[:kept]) @ right[:kept])
     return np.asarray(mean + lambda_ * np.sum(parts, axis=0))
+
+
+def subspace_boost(merged: Array, *, eps: float, beta: float = 0.01) -> Array:
+    """Raise each singular value to that at which the sum reaches beta of all; those that are zero stay so."""
+    left, values, right = find_triples(merged, eps)
+    if merged.ndim != 2 or not len(values):
+        return merged
+    reached = np.cumsum(values) >= beta * np.cumsum(values)[-1]
+    return np.asarray(left * np.maximum(values, values[int(np.argmax(reached))]) @ right.T)
