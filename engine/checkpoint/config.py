@@ -34,7 +34,17 @@ LATER_LAYERS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_layers")
 # A list as long as a stack of fewer layers may well be something else (token ids, sections of a rope).
 _FEWEST_TELLING_LAYERS = 8
 # And some lists are never one entry a layer, however long: token ids, architectures, sections and factors of one layer.
-_NO_LAYER_LISTS = ("*token*", "*_ids", "architectures", "*section*", "*multipliers", "*_mean", "*_std", "*labels*")
+_NO_LAYER_LISTS = (
+    "*token*",
+    "*_ids",
+    "architectures",
+    "*section*",
+    "*multipliers",
+    "*_mean",
+    "*_std",
+    "*labels*",
+    "kv_source_layers",
+)
 
 
 @dataclass(frozen=True, slots=True)

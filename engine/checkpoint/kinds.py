@@ -94,6 +94,8 @@ _RULES = (
 )
 _FROM_ZERO = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index", "max_window_layers")
 _CYCLES = ("block_types", "_block_types")  # of recurrentgemma: the kinds, again and again
+_LINEAR, _LINEAR_LISTS = "linear_attn_config", ("full_attn_layers", "kda_layers")  # of kimi
+_SOURCES = "kv_source_layers"  # of mistral_large4
 _RUNS = "attention_types"  # of gpt_neo: [[[kinds], times], …]
 
 
@@ -119,14 +121,15 @@ def kind_changes(config: Config, layers: Sequence[Layer]) -> dict[str, Any]:
                 f"places of its kind"
             )
         changes["layer_types"] = [_name(rule, kind) for kind in wanted]
-    return changes | _cycle_changes(config, layers)
+    return changes | _cycle_changes(config, layers) | _linear_changes(config, layers) | _source_changes(config, layers)
 
 
 def find_types(config: Config, layer: int, count: int) -> tuple[str, ...]:
     """Return what of a layer's kind an explicit list can say, where none is there yet."""
     named = config.get("model_type") in _READ_TYPES
     types = [_name(rule, _find(rule, config, (config, layer, count))) for rule in _RULES if named and rule.words]
-    return tuple(str(each) for each in (*types, _find_cycle(config, layer), _find_run(config, layer)) if each)
+    named_elsewhere = (_find_cycle(config, layer), _find_run(config, layer), *_find_linear(config, layer))
+    return tuple(str(each) for each in (*types, *named_elsewhere) if each)
 
 
 def say_value(value: Any) -> str:
@@ -188,6 +191,40 @@ def _cycle_changes(config: Config, layers: Sequence[Layer]) -> dict[str, Any]:
     if isinstance(config.get(_RUNS), list) and runs != [_find_run(config, new) for new in range(len(layers))]:
         changes[_RUNS] = [[[kind], 1] for kind in runs]
     return changes
+
+
+def _linear_changes(config: Config, layers: Sequence[Layer]) -> dict[str, Any]:
+    """Return kimi's lists of which layers have which attention, counted from 1, as the stack has them."""
+    own = config.get(_LINEAR)
+    if not isinstance(own, Mapping):
+        return {}
+    kinds = [_find_linear(giver, index) for giver, index, _ in layers]
+    lists = {key: [new for new, kind in enumerate(kinds, 1) if key in kind] for key in _LINEAR_LISTS if key in own}
+    return {_LINEAR: {**own, **lists}} if any(own[key] != found for key, found in lists.items()) else {}
+
+
+def _find_linear(config: Config, layer: int) -> tuple[str, ...]:
+    own = config.get(_LINEAR)
+    lists = {key: own.get(key) for key in _LINEAR_LISTS} if isinstance(own, Mapping) else {}
+    return tuple(key for key, found in lists.items() if isinstance(found, list) and layer + 1 in found)
+
+
+def _source_changes(config: Config, layers: Sequence[Layer]) -> dict[str, Any]:
+    """Return for each layer of the stack the layer whose keys and values it uses: itself, or one before it."""
+    if not isinstance(config.get(_SOURCES), list):
+        return {}
+    found: list[int] = []
+    for new, (giver, index, _) in enumerate(layers):
+        sources = giver.get(_SOURCES)
+        source = sources[index] if isinstance(sources, list) and index < len(sources) else index
+        places = [at for at in range(new) if layers[at][:2] == (giver, source) and found[at] == at]
+        if source != index and not places:
+            raise CheckpointError(
+                f"config.json: {_SOURCES} says that layer {index} uses the keys and values of layer {source}, which "
+                f"is not before it in the output; take slices that have both"
+            )
+        found.append(new if source == index else places[-1])
+    return {} if found == config[_SOURCES] else {_SOURCES: found}
 
 
 def _find_cycle(config: Config, layer: int) -> Any:

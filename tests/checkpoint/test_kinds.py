@@ -110,3 +110,24 @@ def test_an_interval_that_is_none_counts_every_layer(value: object) -> None:
 
 def test_kinds_that_are_no_words_are_compared_as_they_are_written() -> None:
     assert find_types({"block_types": [{"a": 1}, "b"]}, 0, 4) == ("{'a': 1}",)
+
+
+def test_kimis_lists_of_layers_are_counted_from_one() -> None:
+    """Layers 4 and 8 (of eight, counted from 1) have full attention."""
+    own = {"full_attn_layers": [4, 8], "kda_layers": [1, 2, 3, 5, 6, 7], "head_dim": 16}
+    config = {"linear_attn_config": own}
+    assert change(config, 0, 3, 4, 7, 7) == {
+        "linear_attn_config": {"full_attn_layers": [2, 4, 5], "kda_layers": [1, 3], "head_dim": 16}
+    }
+    assert change(config, *range(8)) == {}
+    assert find_types(config, 3, 8) == ("full_attn_layers",)
+    assert find_types(config, 4, 8) == ("kda_layers",)
+
+
+def test_a_layer_that_uses_anothers_keys_and_values_comes_after_it() -> None:
+    config = {"kv_source_layers": [0, 1, 1, 3, 3]}
+    assert change(config, 0, 1, 2, 1, 2, 2, count=5) == {"kv_source_layers": [0, 1, 1, 3, 3, 3]}
+    assert change(config, 3, 4, 4, 0, count=5) == {"kv_source_layers": [0, 0, 0, 3]}
+    assert change(config, *range(5), count=5) == {}
+    with pytest.raises(CheckpointError, match="layer 2 uses the keys and values of layer 1, which is not before it"):
+        change(config, 0, 2, 1, count=5)

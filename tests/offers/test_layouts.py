@@ -2,13 +2,14 @@
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from models import read_tensors
+from models import read_tensors, write_llama, write_tensors
 from offers.toy_models import load_strictly, save_model
 from oracles import Array, slerp, ties
 from oracles.gram import model_stock
@@ -190,3 +191,45 @@ def test_a_stage_is_a_model_in_its_donors_layout(method: str, packed: bool, fold
         assert read_tensors(tmp_path / name).keys() == read_tensors(Path(base)).keys()
     for name, tensor in made[0].items():
         torch.testing.assert_close(made[1][name], tensor, rtol=0, atol=1e-6)
+
+
+FUSED = {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"), "mlp.gate_up_proj": ("gate_proj", "up_proj")}
+
+
+@pytest.fixture(scope="module")
+def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three fine-tunes with projections of their own, and the same as Phi-3 fuses them."""
+    folder = tmp_path_factory.mktemp("fused")
+    for seed, name in enumerate(("base", "a", "b")):
+        split = write_llama(
+            folder / f"{name}-False", seed=seed, layers=2, dtype="float32", near=folder / "base-False" if seed else None
+        )
+        shutil.copytree(split, folder / f"{name}-True")
+        write_tensors(folder / f"{name}-True", fuse(read_tensors(split)))
+    return folder
+
+
+def fuse(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors with query, key and value as one matrix, and gate and up as one, where they are several."""
+    made = dict(tensors)
+    for layer, (whole, parts) in itertools.product(range(2), FUSED.items()):
+        place = f"model.layers.{layer}.{whole.partition('.')[0]}."
+        if f"{place}{parts[0]}.weight" in made:
+            rows = [made.pop(f"{place}{part}.weight") for part in parts]
+            made[f"model.layers.{layer}.{whole}.weight"] = torch.cat(rows)
+    return made
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "slerp", "model_stock"])
+def test_a_merge_does_not_depend_on_which_projections_are_fused(method: str, fused: Path, tmp_path: Path) -> None:
+    """Where none are, each is merged by itself, as everybody expects of such models."""
+    made = []
+    for number, layouts in enumerate(itertools.product(LAYOUTS, repeat=3)):
+        if method != "linear" and not any(layouts[:2]):
+            continue
+        models = [f"{name}-{each}" for name, each in zip(("base", "a", "b"), layouts, strict=True)]
+        out = merge(fused, tmp_path / str(number), method, models)
+        assert read_tensors(out).keys() == read_tensors(fused / models[0]).keys()
+        made.append(fuse(read_tensors(out)))
+    for other in made[1:]:
+        assert all(torch.equal(tensor, other[name]) for name, tensor in made[0].items())
