@@ -15,7 +15,10 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from mergemill.engine.errors import Fault
 
 DEBUG = "MERGEMILL_DEBUG"
 QUIET_S, SILENCE_S = 2.0, 30.0  # between two plain lines of progress: at least, at most
@@ -33,6 +36,7 @@ _SURROUNDINGS = {
     errno.EROFS: "",
     errno.ESTALE: "",
 }
+MOST_FAULTS = 20  # of a file that are shown
 MOST_LINE, MOST_ERROR, MOST_CELL = 4000, 600, 400  # characters that are shown: of a line, an error, a table's cell
 WIDE = 10_000  # columns: where nobody watches, no line is cut
 
@@ -198,10 +202,25 @@ def make_lines(total_bytes: int, parts: int, clock: Callable[[], float] = time.m
 
 
 def show_error(error: BaseException) -> None:
-    """Write an error as one line, or as a traceback with ``MERGEMILL_DEBUG=1``."""
+    """Write an error as one line, and below it the lines of a user's file that are wrong.
+
+    With ``MERGEMILL_DEBUG=1`` a traceback comes first.
+    """
     if os.environ.get(DEBUG):
         note_lines("".join(traceback.format_exception(error)).rstrip("\n"))
     note(f"mergemill: error: {explain(error)}")
+    faults = getattr(error, "faults", ())
+    for fault in faults[:MOST_FAULTS]:
+        note_lines("\n".join(_excerpt(fault, several=len(faults) > 1)))
+
+
+def _excerpt(fault: "Fault", *, several: bool) -> Iterator[str]:
+    """Yield a line of a user's file with what is wrong in it underlined, and what that is where there is more."""
+    margin = " " * len(str(fault.line))
+    shown = "".join(c if c.isprintable() else " " for c in fault.text)  # as many columns
+    said = f" {_one_line(fault.words)}" if several else ""
+    yield f"  {fault.line} | {shown}"
+    yield f"  {margin} | {' ' * fault.column}{'^' * max(1, fault.width)}{said}"
 
 
 def show_stop(message: str) -> None:
@@ -235,8 +254,10 @@ def _one_line(text: str) -> str:
 
 
 def error_event(error: BaseException) -> dict[str, Any]:
-    """Return an error as an event of ``--json``."""
-    return {"event": "error", "message": explain(error), "exit_code": getattr(error, "exit_code", 1)}
+    """Return an error as an event of ``--json``; what is wrong in a file has its lines."""
+    faults = [{"line": fault.line, "message": fault.words} for fault in getattr(error, "faults", ())]
+    told = {"faults": faults} if faults else {}
+    return {"event": "error", "message": explain(error), "exit_code": getattr(error, "exit_code", 1), **told}
 
 
 def silence_libraries() -> None:

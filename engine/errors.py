@@ -25,6 +25,19 @@
 A message says where, what is wrong and what would be right, in one line.
 """
 
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One of the things that are wrong in a file."""
+
+    words: str  # what is wrong, and what would be right
+    line: int  # counted from 1
+    text: str  # the line, as the file has it
+    column: int  # counted from 0: where what is wrong begins
+    width: int  # columns of it
+
 
 class MergemillError(Exception):
     """Base of everything here; `exit_code` is what the command line ends with."""
@@ -33,9 +46,16 @@ class MergemillError(Exception):
 
 
 class InputError(MergemillError):
-    """The recipe, its inputs or the output's place are wrong; nothing has been written."""
+    """The recipe, its inputs or the output's place are wrong; nothing has been written.
+
+    faults: all that is wrong in a file, by line; none where the fault is at no place of a file of ours.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str = "", faults: tuple[Fault, ...] = ()) -> None:
+        super().__init__(message)
+        self.faults = faults
 
 
 class UnfitSystem(MergemillError, ImportError):

@@ -1,12 +1,14 @@
 """Opening a stored model: from a reference to its tensors' places (`weights.py`), config and files. Reads no weight."""
 
+import difflib
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mergemill.engine.checkpoint.changes import Change
@@ -36,6 +38,7 @@ CONFIG_NAME = "config.json"
 TEMPLATES_FOLDER = "additional_chat_templates"
 MODULES_NAME = "modules.json"  # of sentence-transformers: which folders hold the steps after the model
 MOST_MODULES = 16
+MOST_BESIDE = 1000  # names that are looked at for one that was meant
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # org/name
 _CHOSEN = re.compile(rf"(?P<file>.+(?:{'|'.join(map(re.escape, PICKLED_ENDINGS))}))#(?P<path>[^/#]+)")  # file.pt#ema
 
@@ -132,7 +135,7 @@ def resolve(ref: str, revision: str | None = None, storage: Storage = ENVIRONMEN
     if path is None and HUB_NAME.fullmatch(ref):
         return _resolve_on_hub(ref, revision, storage)
     if path is None:
-        raise Absent(f"{ref}: no such file or folder")
+        raise Absent(f"{ref}: no such file or folder{_suggest_beside(place)}")
     if revision is not None:
         raise CheckpointError(f"{ref}@{revision}: a folder has no revisions; only models on the Hub have")
     return path
@@ -142,7 +145,17 @@ def _resolve_on_hub(ref: str, revision: str | None, storage: Storage) -> str:
     try:
         return store_of("hf://", storage).resolve(f"hf://{ref}", revision)
     except CheckpointError as error:
-        raise CheckpointError(f"{ref}: no such folder; {error}") from error
+        raise CheckpointError(f"{ref}: no such folder{_suggest_beside(ref)}; {error}") from error
+
+
+def _suggest_beside(place: str) -> str:
+    """Return the end of a message about a path that is not there: the nearest name beside it, if one is near."""
+    try:
+        names = [each.name for each in itertools.islice(Path(place).parent.iterdir(), MOST_BESIDE)]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(Path(place).name, names, n=1, cutoff=0.75)
+    return f"; did you mean {Path(place).with_name(near[0])}?" if near else ""
 
 
 def _split_chosen(ref: str) -> tuple[str, str]:

@@ -11,8 +11,7 @@ from mergemill.engine.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from mergemill.engine.checkpoint.family import choose_family
 from mergemill.engine.checkpoint.needed import add_generation, find_needed
 from mergemill.engine.errors import Absent, CheckpointError, PlanError
-from mergemill.engine.methods.contract import Method
-from mergemill.engine.methods.own import GivenMethods, get_any_method
+from mergemill.engine.methods.own import GivenMethods
 from mergemill.engine.offers.formats import open_offers
 from mergemill.engine.offers.layouts import Arrangement, join_layouts
 from mergemill.engine.offers.names import name_alike, unwrap_names, warn_of_names
@@ -34,7 +33,7 @@ from mergemill.engine.plan.inputs import (
 )
 from mergemill.engine.plan.later import find_later
 from mergemill.engine.plan.policy import make_policies, warn_of_policies
-from mergemill.engine.plan.settings import warn_of_residuals, warn_of_unused
+from mergemill.engine.plan.settings import check_names, choose_method, warn_of_residuals, warn_of_unused
 from mergemill.engine.plan.share import share_reads
 from mergemill.engine.plan.slots import iter_slots
 from mergemill.engine.plan.small_files import Inputs, make_files, warn_of_missing_files
@@ -48,7 +47,7 @@ from mergemill.engine.plan.vectors import check_delta_bases, list_vectors
 from mergemill.engine.plan.vocabulary import make_renumbering
 from mergemill.engine.plan.whole import check_ranges, check_whole, warn_of_config, warn_of_numbers
 from mergemill.engine.plan.words import make_words, warn_of_words
-from mergemill.engine.recipe import GivenRecipe, ModelRef, Recipe, load_recipe, recipe_to_json
+from mergemill.engine.recipe import GivenRecipe, ModelRef, Parameters, Recipe, load_recipe, recipe_to_json
 from mergemill.engine.recipe.stages import list_models, names_stage, order_stages
 from mergemill.engine.storage.store import Storage, join_options, make_storage
 
@@ -125,7 +124,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
     recipe = read_paths(recipe, list_models(recipe), where=where)
     refs = list_models(recipe)
     code = find_code(recipe, asked.methods)
-    method = get_any_method(recipe.merge_method, code)
+    method = choose_method(recipe, code)
     steps = make_steps(recipe, method, where=where)
     reached = make_storage(join_options(asked.storage, recipe.storage))
     adapters = open_adapters(refs, reached)
@@ -147,6 +146,8 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
     offers, packs = join_layouts(offers, Arrangement(chosen, family, sees_alone(method, steps), divides))
     policies = make_policies(recipe, chosen, list(checkpoints), where=where)
     stacks = make_stacks(recipe, checkpoints, offers, family, policies)
+    shared, own = _list_scopes(stacks)
+    check_names(method, (*shared, *own), recipe, where=where)
     check_ranges(stacks, checkpoints, family, where=where)
     check_heads(stacks, checkpoints, family, policies, where=where)
     check_delta_bases(stacks, method, where=where)
@@ -189,7 +190,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
             *(() if quantized else warn_of_dequantized(checkpoints, offers, where=where)),
             *warn_of_activations(checkpoints, offers, where=where),
             *warn_of_residuals(recipe, where=where),
-            *_warn(method, stacks, where),
+            *warn_of_unused(method, shared, own, where=where),
             *warn_of_filters(method, stacks, checkpoints, where=where),
             *warn_of_config(tensors, stacks, words.describe(donor), where=where),
             *warn_of_words(files, words, inputs, renumbering, where=where),
@@ -239,8 +240,8 @@ def check_kinds(checkpoints: Mapping[str, Checkpoint], where: str) -> None:
             raise PlanError(f"{where}: {model} is a pipeline of diffusers; its components are merged with --raw")
 
 
-def _warn(method: Method, stacks: Sequence[Stack], where: str) -> list[str]:
+def _list_scopes(stacks: Sequence[Stack]) -> tuple[list[Parameters], list[Parameters]]:
+    """Return the settings of slices, modules and the recipe, and those beside models."""
     stretches = [stretch for stack in stacks for stretch in stack.stretches]
     shared = [scope for stretch in stretches for scope in stretch.scopes]
-    own = [source.parameters for stretch in stretches for source in stretch.sources]
-    return warn_of_unused(method, shared, own, where=where)
+    return shared, [source.parameters for stretch in stretches for source in stretch.sources]

@@ -16,7 +16,7 @@ from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.checkpoint.family import Family
 from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.contract import Method
-from mergemill.engine.methods.own import GivenMethods, MethodsFile, get_any_method
+from mergemill.engine.methods.own import GivenMethods, MethodsFile
 from mergemill.engine.offers.formats import open_offers
 from mergemill.engine.offers.offer import Offers
 from mergemill.engine.plan.code import find_code, warn_of_code
@@ -27,7 +27,7 @@ from mergemill.engine.plan.inputs import check_inputs
 from mergemill.engine.plan.make import PlanOptions, Stages, open_models, plan_recipe, warn_of_overrides
 from mergemill.engine.plan.pipelines import check_pipelines, write_as_pipeline
 from mergemill.engine.plan.prefixes import join_prefixes
-from mergemill.engine.plan.settings import Site, has_gradient, warn_of_unused
+from mergemill.engine.plan.settings import Site, check_names, choose_method, has_gradient, warn_of_unused
 from mergemill.engine.plan.share import share_reads
 from mergemill.engine.plan.slots import Candidate, Slot
 from mergemill.engine.plan.small_files import Inputs, make_raw_files
@@ -84,7 +84,7 @@ def _draft_one(names: Names, recipe: Recipe, asked: PlanOptions, stages: Stages,
     recipe = read_paths(recipe, list_models(recipe), where=where)
     refs = list_models(recipe)
     code = find_code(recipe, asked.methods)
-    method = get_any_method(recipe.merge_method, code)
+    method = choose_method(recipe, code)
     given = open_models(refs, make_storage(join_options(asked.storage, recipe.storage)), stages, where)
     recipe, opened, spelt = join_spellings(recipe, given, where=where)
     checkpoints, offers, told = join_prefixes(share_reads(opened), find_offers(opened, stages))
@@ -136,6 +136,8 @@ def _check_raw(recipe: Recipe, where: str) -> None:
 def _draft(raw: _Raw, given: Mapping[str, Offers], inputs: Inputs, told: Sequence[str]) -> Draft:
     recipe, where = raw.recipe, raw.where
     stack = _make_stack(raw)
+    own = [entry.parameters for entry in raw.entries]
+    check_names(raw.method, [recipe.parameters, *own], recipe, where=where)
     check_delta_bases([stack], raw.method, where=where)
     offers = open_offers(raw.checkpoints, _NOTHING, given)
     check_inputs(recipe, raw.checkpoints, offers, _NOTHING, where=where)
@@ -163,7 +165,7 @@ def _draft(raw: _Raw, given: Mapping[str, Offers], inputs: Inputs, told: Sequenc
             *told,
             *warn_of_dtypes(recipe, raw.checkpoints, tensors, where=where),
             *_warn_of_gradients(recipe, where),
-            *_warn(raw, where),
+            *warn_of_unused(raw.method, [recipe.parameters], own, where=where),
         ),
     )
 
@@ -234,11 +236,6 @@ def _check_names(raw: _Raw, models: Sequence[str]) -> None:
             f"{raw.where}: the models have different tensors: {told}{more}. --union merges each over the models that "
             f"have it, --intersection drops those that one lacks"
         )
-
-
-def _warn(raw: _Raw, where: str) -> list[str]:
-    own = [entry.parameters for entry in raw.entries]
-    return warn_of_unused(raw.method, [raw.recipe.parameters], own, where=where)
 
 
 def _warn_of_gradients(recipe: Recipe, where: str) -> Iterator[str]:

@@ -4,14 +4,18 @@ Precedence, the first that gives a value: the source (for a parameter per model)
 recipe, the method's default. A list of conditions of which none matches gives none.
 """
 
+import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mergemill.engine.errors import PlanError
+from mergemill.engine.methods.catalogue import find_methods
 from mergemill.engine.methods.contract import Method, Parameter, say_number
+from mergemill.engine.methods.own import MethodsFile, get_any_method
 from mergemill.engine.recipe import Condition, Parameters, Recipe, Setting
+from mergemill.engine.recipe.excerpts import find_keys
 
 _SET_IT = "set it beside the model, or under 'parameters'"
 _HARMLESS = {"int8_mask"}  # published recipes of sparse methods carry it; masks are never stored here
@@ -147,6 +151,43 @@ def warn_of_residuals(recipe: Recipe, *, where: str) -> list[str]:
     if all(part.residual_weight is None for part in slices):
         return []
     return [f"{where}: residual_weight of a slice does nothing, here as in mergekit"]
+
+
+def choose_method(recipe: Recipe, code: Sequence[MethodsFile]) -> Method:
+    """Return the method that a recipe names; `PlanError` where there is none, with the line that names it."""
+    try:
+        return get_any_method(recipe.merge_method, code)
+    except PlanError as error:
+        keys = find_keys(recipe.text, {"merge_method": str(error)})
+        faults = tuple(fault for fault in keys if recipe.merge_method in fault.text)
+        place = f"{recipe.file}:{faults[0].line}: " if faults and recipe.file else ""
+        raise PlanError(f"{place}{error}", faults[:1]) from None
+
+
+def check_names(method: Method, scopes: Iterable[Parameters], recipe: Recipe, *, where: str) -> None:
+    """Raise `PlanError` for parameters that are nearly those of the method: a misspelt one would do nothing in silence.
+
+    Case and ``-`` do not count. What is a parameter of another method is only told (`warn_of_unused`).
+    """
+    known = [parameter.name for parameter in method.parameters]
+    given = dict.fromkeys(name for scope in scopes for name in scope if name not in {*known, *_HARMLESS})
+    near = {name: found for name in given if (found := _find_near(name, known)) is not None}
+    others = {parameter.name for each in find_methods().values() for parameter in each.parameters} if near else set()
+    words = {
+        name: f"{method.name} takes no parameter {name!r}; did you mean {found!r}?"
+        for name, found in near.items()
+        if name not in others
+    }
+    if words:
+        faults = find_keys(recipe.text, words)
+        place = f"{recipe.file}:{faults[0].line}" if faults and recipe.file else where
+        more = f" (and {len(words) - 1} more)" if len(words) > 1 else ""
+        raise PlanError(f"{place}: {faults[0].words if faults else next(iter(words.values()))}{more}", faults)
+
+
+def _find_near(name: str, known: Sequence[str]) -> str | None:
+    folded = name.lower().replace("-", "_")
+    return next(iter(difflib.get_close_matches(folded, known, n=1, cutoff=0.7)), None)
 
 
 def warn_of_unused(method: Method, shared: Sequence[Parameters], own: Sequence[Parameters], *, where: str) -> list[str]:

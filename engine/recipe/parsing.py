@@ -1,6 +1,7 @@
 """Files of ours, recipes first, to values: the one place where faults get their file and line.
 
-Of several faults the message gives the first by line, and says how many more there are: ``(and 2 more)``.
+Of several faults the message gives the first by line, and says how many more there are: ``(and 2 more)``. All of them,
+with the lines themselves, are the error's `faults`.
 """
 
 import json
@@ -11,8 +12,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from mergemill.engine.errors import RecipeError
+from mergemill.engine.errors import Fault, RecipeError
 from mergemill.engine.recipe.document import Document, Form, read_document, read_documents
+from mergemill.engine.recipe.excerpts import point
 from mergemill.engine.recipe.faults import Loc, describe, is_near, say, shorten
 from mergemill.engine.recipe.shapes import Value
 from mergemill.engine.recipe.stages import join_documents
@@ -65,14 +67,14 @@ def parse_recipe(text: str, *, name: str = "recipe.yml") -> Recipe:
 
 def check_recipe(documents: Sequence[Document], text: str, *, name: str) -> Recipe:
     """Return the recipe that the documents of a text say, see `parse_recipe`."""
-    recipes = [_check(Recipe, FORM, document, name=name) for document in documents]
+    recipes = [_check(Recipe, FORM, document, name=name, text=text) for document in documents]
     recipe = join_documents(recipes, [document.lines[()] for document in documents], name=name)
     return recipe.model_copy(update={"text": text, "file": name})
 
 
 def parse_value(model: type[V], form: Form, text: str, *, name: str) -> V:
     """Return the value of a file of ours; `RecipeError`, one line that begins with ``name:line:``."""
-    return _check(model, form, read_document(text, form, name=name), name=name)
+    return _check(model, form, read_document(text, form, name=name), name=name, text=text)
 
 
 def _read_mapping(given: Mapping[str, Any]) -> Recipe:
@@ -94,7 +96,7 @@ def _write_plainly(value: object) -> object:
     raise TypeError(f"{shorten(repr(value))} is no text, number, boolean, list or mapping")
 
 
-def _check(model: type[V], form: Form, document: Document, *, name: str) -> V:
+def _check(model: type[V], form: Form, document: Document, *, name: str, text: str = "") -> V:
     """Return the value that a document says; one without lines is known by its keys."""
     if not isinstance(document.data, dict):
         words = f"{form.called} must be a mapping of keys to values, not {describe(document.data)}"
@@ -102,7 +104,7 @@ def _check(model: type[V], form: Form, document: Document, *, name: str) -> V:
     try:
         return model.model_validate(leave_holders(document, model.known_keys()))
     except ValidationError as error:
-        raise RecipeError(f"{name}:{_say_first(document, error)}") from None
+        raise RecipeError(f"{name}:{_say_first(document, error)}", _point_all(document, error, text)) from None
 
 
 def leave_holders(document: Document, known: list[str]) -> dict[str, Any]:
@@ -134,6 +136,21 @@ def _say_first(document: Document, error: ValidationError) -> str:
         return f"{where} {say(first['type'], first['loc'], first['msg'])}{more}"
     line, first = min(((_find_line(document, fault["loc"]), fault) for fault in faults), key=lambda item: item[0])
     return f"{line}: {say(first['type'], first['loc'], first['msg'])}{more}"
+
+
+def _point_all(document: Document, error: ValidationError, text: str) -> tuple[Fault, ...]:
+    """Return every fault at its line; none for a document without lines."""
+    if not document.lines:
+        return ()
+    found = [(fault["loc"], fault["type"], fault["msg"]) for fault in error.errors(include_url=False)]
+    faults = [
+        point(text, _find_line(document, loc), _last_key(loc), say(kind, loc, words)) for loc, kind, words in found
+    ]
+    return tuple(sorted(faults, key=lambda fault: fault.line))
+
+
+def _last_key(loc: Loc) -> str:
+    return next((part for part in reversed(loc) if isinstance(part, str)), "")
 
 
 def _say_place(loc: Loc) -> str:

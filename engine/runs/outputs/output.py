@@ -138,10 +138,10 @@ def check_same(output: Output, plan: Plan) -> None:
     """Raise `OutputError` where the output belongs to another merge."""
     held, wanted = output.read_record(), make_record(plan, output.storage)
     if held is not None and held.digest != wanted.digest:
-        raise OutputError(
-            f"{output}: holds another merge, which differs in {held.describe_difference(wanted)}; "
-            f"choose another folder, or remove the unfinished one with: mergemill abort {output}"
-        )
+        ways = f"choose another folder, or remove the unfinished one with: mergemill abort {output}"
+        if output.journal.is_committed():
+            ways = "that one is finished; choose another folder"
+        raise OutputError(f"{output}: holds another merge, which differs in {held.describe_difference(wanted)}; {ways}")
 
 
 def start_output(output: Output, plan: Plan) -> Mapping[int, Receipt]:
