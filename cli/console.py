@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 if TYPE_CHECKING:
-    from mergemill.engine.errors import Fault
+    from mergemill.engine.errors import FileFault
 
 DEBUG = "MERGEMILL_DEBUG"
 QUIET_S, SILENCE_S = 2.0, 30.0  # between two plain lines of progress: at least, at most
@@ -214,7 +214,7 @@ def show_error(error: BaseException) -> None:
         note_lines("\n".join(_excerpt(fault, several=len(faults) > 1)))
 
 
-def _excerpt(fault: "Fault", *, several: bool) -> Iterator[str]:
+def _excerpt(fault: "FileFault", *, several: bool) -> Iterator[str]:
     """Yield a line of a user's file with what is wrong in it underlined, and what that is where there is more."""
     margin = " " * len(str(fault.line))
     shown = "".join(c if c.isprintable() else " " for c in fault.text)  # as many columns

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class FileFault:
     """One of the things that are wrong in a file."""
 
     words: str  # what is wrong, and what would be right
@@ -53,7 +53,7 @@ class InputError(MergemillError):
 
     exit_code = 2
 
-    def __init__(self, message: str = "", faults: tuple[Fault, ...] = ()) -> None:
+    def __init__(self, message: str = "", faults: tuple[FileFault, ...] = ()) -> None:
         super().__init__(message)
         self.faults = faults
 

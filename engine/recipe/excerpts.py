@@ -3,27 +3,27 @@
 import re
 from collections.abc import Mapping
 
-from mergemill.engine.errors import Fault
+from mergemill.engine.errors import FileFault
 
 MOST_COLUMNS = 160  # of a line that is shown
 
 
-def point(text: str, line: int, key: str, words: str) -> Fault:
+def point(text: str, line: int, key: str, words: str) -> FileFault:
     """Return a fault at `key` in a line of `text`, counted from 1; at all that stands there where the key does not.
 
     >>> point("merge_method: tiess\\n", 1, "merge_method", "is unknown")
-    Fault(words='is unknown', line=1, text='merge_method: tiess', column=0, width=12)
+    FileFault(words='is unknown', line=1, text='merge_method: tiess', column=0, width=12)
     """
     lines = text.splitlines()
     shown = lines[line - 1].rstrip()[:MOST_COLUMNS] if 0 < line <= len(lines) else ""
     found = _find_key(shown, key) if key else None
     if found is None:
         inner = shown.strip().removeprefix("- ")
-        return Fault(words, line, shown, shown.find(inner), len(inner))
-    return Fault(words, line, shown, *found)
+        return FileFault(words, line, shown, shown.find(inner), len(inner))
+    return FileFault(words, line, shown, *found)
 
 
-def find_keys(text: str, words: Mapping[str, str]) -> tuple[Fault, ...]:
+def find_keys(text: str, words: Mapping[str, str]) -> tuple[FileFault, ...]:
     """Return a fault at each place of `text` where one of the keys of `words` stands as a key, with its words."""
     return tuple(
         point(text, number, name, words[name])

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from mergemill.engine.errors import Fault, RecipeError
+from mergemill.engine.errors import FileFault, RecipeError
 from mergemill.engine.recipe.document import Document, Form, read_document, read_documents
 from mergemill.engine.recipe.excerpts import point
 from mergemill.engine.recipe.faults import Loc, describe, is_near, say, shorten
@@ -138,7 +138,7 @@ def _say_first(document: Document, error: ValidationError) -> str:
     return f"{line}: {say(first['type'], first['loc'], first['msg'])}{more}"
 
 
-def _point_all(document: Document, error: ValidationError, text: str) -> tuple[Fault, ...]:
+def _point_all(document: Document, error: ValidationError, text: str) -> tuple[FileFault, ...]:
     """Return every fault at its line; none for a document without lines."""
     if not document.lines:
         return ()
