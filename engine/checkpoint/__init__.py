@@ -1,6 +1,6 @@
 """What is stored: headers, index, config, tokenizer files; opening a model without its weights."""
 
-from mergemill.engine.checkpoint.card import Card, common_license, hub_names, make_card
+from mergemill.engine.checkpoint.card import Card, hub_names, make_card
 from mergemill.engine.checkpoint.checkpoint import Checkpoint, open_checkpoint, read_file
 from mergemill.engine.checkpoint.config import (
     CONFIG_DTYPES,
@@ -30,6 +30,7 @@ from mergemill.engine.checkpoint.family import (
 from mergemill.engine.checkpoint.header import Header, parse_header, read_header
 from mergemill.engine.checkpoint.index import INDEX_NAME, check_index, parse_index
 from mergemill.engine.checkpoint.layout import DTYPE_BITS, TensorInfo, file_order, make_header, make_offsets
+from mergemill.engine.checkpoint.terms import Terms, common_license, read_terms, warn_of_terms
 from mergemill.engine.checkpoint.vocabulary import read_vocabulary, same_tokenizer
 from mergemill.engine.checkpoint.weights import StoredTensor
 
@@ -46,6 +47,7 @@ __all__ = [
     "Side",
     "StoredTensor",
     "TensorInfo",
+    "Terms",
     "check_index",
     "choose_family",
     "common_license",
@@ -70,10 +72,12 @@ __all__ = [
     "parse_index",
     "read_file",
     "read_header",
+    "read_terms",
     "read_vocabulary",
     "same_tokenizer",
     "says_tied",
     "split_layer",
     "tie_changes",
     "vocabulary_changes",
+    "warn_of_terms",
 ]

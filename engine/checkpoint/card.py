@@ -12,19 +12,15 @@ from typing import Any
 
 import yaml
 
-from mergemill.engine.checkpoint.checkpoint import HUB_NAME, Checkpoint, read_beginning_of
-from mergemill.engine.storage.bounds import CARD_BYTES
-from mergemill.engine.storage.shallow import ShallowLoader
+from mergemill.engine.checkpoint.checkpoint import HUB_NAME
+from mergemill.engine.checkpoint.terms import HUB, Terms, common_license, common_lists
 
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
-_HUB = "hf://"
 _ABSOLUTE = re.compile(r"(file://|local://)?/")
 _LORA = re.compile(r"\+(?=/)")  # before an adapter in a folder
+_TITLE = re.compile(r"^# .*$", re.MULTILINE)
+_LOADED = 'name = "'
 _IN_COMMENT = re.compile(r"(?<![\w.~:/-])/(?:[^\s/]+/)+([^\s/]*)")
-_LICENSE_KEYS = ("license", "license_name", "license_link")
-_MOST_LICENSE = 1000  # characters of one of them
-_TEXT = "tag:yaml.org,2002:str"
-_FRONT = re.compile(r"\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +35,10 @@ class Card:
     dtypes: Sequence[str]
     tensor_count: int
     parameter_count: int
-    license_fields: Mapping[str, str]  # see `common_license`
+    terms: Mapping[str, Terms] = field(default_factory=dict)  # of the models, as far as they have cards
+    commits: Mapping[str, str] = field(default_factory=dict)  # at which models of the Hub were read
+    loader: str = ""  # the class of transformers that loads it; empty: no usage is shown
+    library: str = ""  # that loads it; empty: it is not said
     code: Mapping[str, str] = field(default_factory=dict)  # files of methods beside the card, each with its sha256
 
 
@@ -49,13 +48,14 @@ def make_card(card: Card) -> str:
     Of folders given by an absolute path, as models and in the recipe, only the last name is written: a card is for all.
     """
     models = [shorten_path(model) for model in card.models]
-    front = yaml.safe_dump(_make_front(models, card.license_fields), sort_keys=False, allow_unicode=True)
+    front = yaml.safe_dump(_make_front(card, models), sort_keys=False, allow_unicode=True)
     counts = f"{card.tensor_count:,} tensors, {card.parameter_count:,} parameters, {', '.join(card.dtypes)}."
     body = [
         f"# {card.title}",
         "A merge of models, made with mergemill.",
+        *([f"## Usage\n\n{_show_usage(card.loader)}"] if card.loader else []),
         f"## Method\n\n**{card.method_title}.** {_link_papers(card.method_source)}".rstrip(),
-        "## Models\n\n" + "\n".join(f"* {_mention(model)}" for model in models),
+        "## Models\n\n" + "\n".join(f"* {_mention(card, model)}" for model in card.models),
         f"## Tensors\n\n{counts}",
         f"## Recipe\n\n{_fence(shorten_paths(card.recipe_text))}",
         *([f"## Code\n\n{_describe_code(card.code)}"] if card.code else []),
@@ -122,53 +122,49 @@ def _find_hub_name(model: str) -> str:
     if Path(model).exists():
         return ""  # a folder whose name may hold the marks of a revision and an adapter
     place = re.split("[@+]", model)[0]
-    place = f"{_HUB}{place[len(_HUB) :]}" if place.lower().startswith(_HUB) else place
-    name = "/".join(place.removeprefix(_HUB).split("/")[:2]) if place.startswith(_HUB) else place
-    return name if HUB_NAME.fullmatch(name) and (place.startswith(_HUB) or not Path(place).exists()) else ""
+    place = f"{HUB}{place[len(HUB) :]}" if place.lower().startswith(HUB) else place
+    name = "/".join(place.removeprefix(HUB).split("/")[:2]) if place.startswith(HUB) else place
+    return name if HUB_NAME.fullmatch(name) and (place.startswith(HUB) or not Path(place).exists()) else ""
 
 
-def common_license(checkpoints: Sequence[Checkpoint]) -> Mapping[str, str]:
-    """Return the licence fields of the inputs' own cards where all agree; else nothing."""
-    found = [_read_license(checkpoint) for checkpoint in checkpoints]
-    return found[0] if found and all(fields == found[0] for fields in found) else {}
+def name_card(text: str, name: str) -> str:
+    """Return a card of `make_card` as that of a repository: its name is the title, and what the usage loads.
 
-
-def parse_front_matter(text: str) -> Mapping[str, str]:
-    """Return the texts that the front matter of a card gives for its keys; empty where it has none, or is not YAML.
-
-    It is another author's, and read no further than that: neither are its values made, which tags can make of anything,
-    nor its merge keys followed. Of one that is cut off nothing is believed.
+    >>> print(name_card("---\n---\n\n# a + b\n\n```python\nname = \".\"\n```\n", "org/name")[8:], end="")
+    <BLANKLINE>
+    # name
+    <BLANKLINE>
+    ```python
+    name = "org/name"
+    ```
     """
-    match = _FRONT.match(text)
-    try:
-        root = yaml.compose(match[1], Loader=ShallowLoader) if match else None
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):  # ValueError: an escape of no character
-        return {}
-    pairs = root.value if isinstance(root, yaml.MappingNode) else ()
-    return {key.value: value.value for key, value in pairs if value.tag == _TEXT and key.tag == _TEXT}
+    front, marks, body = text.partition("\n---\n")
+    body = _TITLE.sub(f"# {name.rpartition('/')[2]}", body, count=1)
+    return front + marks + body.replace(f'{_LOADED}."', f'{_LOADED}{name}"', 1)
 
 
-def _read_license(checkpoint: Checkpoint) -> Mapping[str, str]:
-    if "README.md" not in checkpoint.files:
-        return {}
-    front = parse_front_matter(read_beginning_of(checkpoint, "README.md", CARD_BYTES).decode(errors="replace"))
-    fields = {key: front[key] for key in _LICENSE_KEYS if _is_plain(front.get(key, ""))}
-    return fields if "license" in fields else {}
-
-
-def _is_plain(text: str) -> bool:
-    return text.isprintable() and 0 < len(text) <= _MOST_LICENSE
-
-
-def _make_front(models: Sequence[str], license_fields: Mapping[str, str]) -> dict[str, Any]:
+def _make_front(card: Card, models: Sequence[str]) -> dict[str, Any]:
     bases = {"base_model": list(names)} if (names := hub_names(models)) else {}
+    library = {"library_name": card.library} if card.library else {}
     return {
         **bases,
         "base_model_relation": "merge",
-        "library_name": "transformers",
+        **library,
         "tags": ["merge", "mergemill"],
-        **license_fields,
+        **common_license(card.terms.values()),
+        **{key: list(values) for key, values in common_lists(card.terms.values()).items()},
     }
+
+
+def _show_usage(loader: str) -> str:
+    lines = [
+        f"from transformers import {loader}, AutoTokenizer",
+        "",
+        f'{_LOADED}."',
+        "tokenizer = AutoTokenizer.from_pretrained(name)",
+        f'model = {loader}.from_pretrained(name, dtype="auto", device_map="auto")',
+    ]
+    return "```python\n" + "\n".join(lines) + "\n```"
 
 
 def _link_papers(source: str) -> str:
@@ -180,9 +176,17 @@ def _link_papers(source: str) -> str:
     return _ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", source)
 
 
-def _mention(model: str) -> str:
-    name = next(iter(hub_names([model])), None)
-    return f"[{model}](https://huggingface.co/{name})" if name else f"`{model}`"
+def _mention(card: Card, model: str) -> str:
+    written = shorten_path(model)
+    name = next(iter(hub_names([written])), None)
+    commit = card.commits.get(model)
+    told = [f"[{written}](https://huggingface.co/{name})" if name else f"`{written}`"]
+    if name and commit:
+        told.append(f"at commit [`{commit[:12]}`](https://huggingface.co/{name}/tree/{commit})")
+    terms = card.terms.get(model)
+    if terms and any(each.license_fields for each in card.terms.values()):
+        told.append(f"licence `{terms.license.replace('`', '')[:80]}`" if terms.license_fields else "says no licence")
+    return ", ".join([*told, *(["gated"] if terms and terms.gated else [])])
 
 
 def _describe_code(code: Mapping[str, str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from mergemill.engine.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from mergemill.engine.checkpoint.family import choose_family
 from mergemill.engine.checkpoint.needed import add_generation, find_needed
+from mergemill.engine.checkpoint.terms import warn_of_terms
 from mergemill.engine.errors import Absent, CheckpointError, PlanError
 from mergemill.engine.methods.own import GivenMethods
 from mergemill.engine.offers.formats import open_offers
@@ -36,7 +37,7 @@ from mergemill.engine.plan.policy import make_policies, warn_of_policies
 from mergemill.engine.plan.settings import check_names, choose_method, warn_of_residuals, warn_of_unused
 from mergemill.engine.plan.share import share_reads
 from mergemill.engine.plan.slots import iter_slots
-from mergemill.engine.plan.small_files import Inputs, make_files, warn_of_missing_files
+from mergemill.engine.plan.small_files import Inputs, make_files, make_inputs, warn_of_missing_files
 from mergemill.engine.plan.spellings import join_spellings, read_paths
 from mergemill.engine.plan.stacks import Stack, make_stacks
 from mergemill.engine.plan.stages import StageModel, add_stages, find_offers, list_stored, make_stage
@@ -116,6 +117,7 @@ def _draft_all(recipe: Recipe, asked: PlanOptions, draft_one: DraftOne) -> tuple
         draft, inputs = draft_one(stage.model_copy(update={"file": recipe.file}), asked, stages, named)
         stages[str(stage.name)] = make_stage(stage, draft, inputs, rounded=bool(recipe.round_stages), where=named)
     draft, inputs = draft_one(recipe, asked, stages, where)
+    draft = replace(draft, warnings=(*draft.warnings, *warn_of_terms(inputs.terms, where=where)))
     return add_stages(draft, stages, unused, where=where), inputs
 
 
@@ -162,7 +164,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
     tensors = [tensor for tensor in filled if tensor is not None]
     enter_unmerged(policies, offers, ledger)
     needed = find_needed(donor)
-    inputs = Inputs(checkpoints, list_stored(checkpoints, stages), donor)
+    inputs = make_inputs(checkpoints, list_stored(checkpoints, stages), donor)
     expected = offers if renumbering is None else renumbering.expect(donor.ref, offers, tensors)
     check_whole(tensors, stacks, checkpoints, expected, donor, family, where=where)
     words = make_words(recipe, inputs, tensors, renumbering, where=where)

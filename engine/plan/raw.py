@@ -30,7 +30,7 @@ from mergemill.engine.plan.prefixes import join_prefixes
 from mergemill.engine.plan.settings import Site, check_names, choose_method, has_gradient, warn_of_unused
 from mergemill.engine.plan.share import share_reads
 from mergemill.engine.plan.slots import Candidate, Slot
-from mergemill.engine.plan.small_files import Inputs, make_raw_files
+from mergemill.engine.plan.small_files import Inputs, make_inputs, make_raw_files
 from mergemill.engine.plan.spellings import join_spellings, read_paths
 from mergemill.engine.plan.stacks import Stack, Stretch
 from mergemill.engine.plan.stages import find_offers, list_stored
@@ -89,7 +89,7 @@ def _draft_one(names: Names, recipe: Recipe, asked: PlanOptions, stages: Stages,
     recipe, opened, spelt = join_spellings(recipe, given, where=where)
     checkpoints, offers, told = join_prefixes(share_reads(opened), find_offers(opened, stages))
     raw = _Raw(recipe, names, method, checkpoints, asked.seed, code, where)
-    inputs = Inputs(checkpoints, list_stored(checkpoints, stages), checkpoints[raw.donor])
+    inputs = make_inputs(checkpoints, list_stored(checkpoints, stages), checkpoints[raw.donor])
     draft = _draft(
         raw, offers, inputs, [*warn_of_overrides(refs, where=where), *spelt, *(f"{where}: {each}" for each in told)]
     )

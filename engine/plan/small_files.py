@@ -1,11 +1,12 @@
 """The small files of the output: config, tokenizer, generation config, model card and recipe."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mergemill.engine.checkpoint.card import Card, common_license, make_card
+from mergemill.engine.checkpoint.card import Card, make_card
 from mergemill.engine.checkpoint.checkpoint import CONFIG_NAME, Checkpoint, check_file
 from mergemill.engine.checkpoint.config import (
     CONFIG_DTYPES,
@@ -22,6 +23,7 @@ from mergemill.engine.checkpoint.later import later_changes, list_later
 from mergemill.engine.checkpoint.needed import Needed
 from mergemill.engine.checkpoint.pipeline import PIPELINE_NAME
 from mergemill.engine.checkpoint.quantized import QUANTIZATION_FILES, find_keys
+from mergemill.engine.checkpoint.terms import Terms, read_terms
 from mergemill.engine.methods.contract import Method
 from mergemill.engine.methods.own import MethodsFile
 from mergemill.engine.plan.inputs import keeps_quantized
@@ -33,6 +35,7 @@ from mergemill.engine.tensors.dtypes import item_bytes
 
 CARD_NAME = "README.md"
 RECIPE_NAME = "recipe.yml"
+_AT_COMMIT = re.compile(r"hf://[^/@]+/[^/@]+@(?P<commit>[0-9a-f]{40})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,12 @@ class Inputs:
     models: Mapping[str, Checkpoint]
     stored: Mapping[str, Checkpoint]  # those that are stored somewhere: of a stage, the models that it is made from
     donor: Checkpoint  # of config and tokenizer
+    terms: Mapping[str, Terms]  # of those that are stored
+
+
+def make_inputs(models: Mapping[str, Checkpoint], stored: Mapping[str, Checkpoint], donor: Checkpoint) -> Inputs:
+    """Return the models of a merge with what their cards say, which is read here."""
+    return Inputs(models, stored, donor, {model: read_terms(each) for model, each in stored.items()})
 
 
 def make_files(
@@ -155,6 +164,24 @@ def _was_tied(name: str, donor: Checkpoint, family: Family) -> bool:
     return name not in donor.tensors or says_tied(donor.config) is True
 
 
+def tell_commits(stored: Mapping[str, Checkpoint]) -> Mapping[str, str]:
+    """Return the commits at which models of the Hub were read, by the models."""
+    found = {model: _AT_COMMIT.match(each.path) for model, each in stored.items()}
+    return {model: match["commit"] for model, match in found.items() if match}
+
+
+def find_library(donor: Checkpoint) -> str:
+    """Return which library loads the output; empty where nobody can say."""
+    return "diffusers" if donor.is_pipeline else "transformers" if donor.config else ""
+
+
+def find_loader(donor: Checkpoint) -> str:
+    """Return the class of transformers that loads a language model; empty for what is none."""
+    named = donor.config.get("architectures")
+    generates = isinstance(named, list) and any(str(each).endswith("ForCausalLM") for each in named)
+    return "AutoModelForCausalLM" if generates else ""
+
+
 def _card(
     recipe: Recipe,
     method: Method,
@@ -170,10 +197,13 @@ def _card(
         models=list(inputs.stored),
         recipe_text=recipe_text(recipe),
         code={file.name: file.sha256 for file in code},
+        terms=inputs.terms,
+        commits=tell_commits(inputs.stored),
+        loader=find_loader(inputs.donor),
+        library=find_library(inputs.donor),
         dtypes=sorted({tensor.dtype for tensor in tensors}),
         tensor_count=sum(len(tensor.infos) for tensor in tensors),
         parameter_count=sum(_size(tensor) for tensor in tensors),
-        license_fields=common_license(list(inputs.stored.values())),
     )
     return make_card(card)
 

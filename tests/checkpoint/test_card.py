@@ -8,8 +8,18 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from mergemill.engine.checkpoint import Card, common_license, hub_names, make_card, open_checkpoint
-from mergemill.engine.checkpoint.card import parse_front_matter
+from mergemill.engine.checkpoint import (
+    Card,
+    Terms,
+    common_license,
+    hub_names,
+    make_card,
+    open_checkpoint,
+    read_terms,
+    warn_of_terms,
+)
+from mergemill.engine.checkpoint.card import name_card
+from mergemill.engine.checkpoint.terms import common_lists, parse_front_matter
 
 RECIPE = "merge_method: ties\nmodels:\n- model: org/a\n"
 CARD = {
@@ -21,7 +31,8 @@ CARD = {
     "dtypes": ["BF16"],
     "tensor_count": 291,
     "parameter_count": 8030261248,
-    "license_fields": {"license": "apache-2.0"},
+    "terms": {"org/base": Terms({"license": "apache-2.0"})},
+    "library": "transformers",
 }
 
 
@@ -48,7 +59,7 @@ def test_front_matter_is_what_the_hub_reads():
 
 
 def test_without_hub_models_or_licence_the_keys_are_absent():
-    front = yaml.safe_load(make(models=["/a", "s3://b/c"], license_fields={}).split("---\n")[1])
+    front = yaml.safe_load(make(models=["/a", "s3://b/c"], terms={}).split("---\n")[1])
     assert list(front) == ["base_model_relation", "library_name", "tags"]
 
 
@@ -56,7 +67,7 @@ def test_body_names_method_models_numbers_and_recipe():
     body = make().split("---\n", 2)[2]
     assert "# my-merge\n" in body
     assert "[arXiv:2306.01708](https://arxiv.org/abs/2306.01708)" in body
-    assert "* [org/base](https://huggingface.co/org/base)\n* `./local`\n" in body
+    assert "* [org/base](https://huggingface.co/org/base), licence `apache-2.0`\n* `./local`\n" in body
     assert "291 tensors, 8,030,261,248 parameters, BF16." in body
     assert f"```yaml\n{RECIPE}```\n" in body
 
@@ -97,11 +108,11 @@ MIT = "---\nlicense: mit\n---\n# x\n"
 )
 def test_licence_is_kept_where_all_inputs_agree(tmp_path, cards, expected):
     checkpoints = [write_readme(tmp_path / str(number), card) for number, card in enumerate(cards)]
-    assert common_license(checkpoints) == expected
+    assert common_license([read_terms(each) for each in checkpoints]) == expected
 
 
 def test_front_matter_of_a_card_is_safe_yaml():
-    card = make(license_fields={"license": "other", "license_name": "a: b # c"})
+    card = make(terms={"a": Terms({"license": "other", "license_name": "a: b # c"})})
     front = card.split("---\n")[1]
     assert yaml.safe_load(front)["license_name"] == "a: b # c"
 
@@ -131,5 +142,53 @@ def test_of_a_card_of_any_size_only_the_beginning_is_read(tmp_path):
     checkpoint = write_readme(tmp_path / "a", MIT)
     with open(tmp_path / "a" / "README.md", "ab") as file:
         file.truncate(1 << 40)
-    assert common_license([open_checkpoint(str(tmp_path / "a"))]) == {"license": "mit"}
+    assert read_terms(open_checkpoint(str(tmp_path / "a"))).license_fields == {"license": "mit"}
     assert checkpoint.files == ("README.md",)
+
+
+def test_the_library_of_the_hub_takes_the_front_matter_and_finds_all_of_it() -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    said = Terms({"license": "other", "license_name": "ours", "license_link": "LICENSE"}, False, {"language": ("en",)})
+    card = hub.ModelCard(make(models=["org/base", "org/tuned"], terms={"a": said, "b": said}))
+    data = hub.ModelCardData(**card.data.to_dict())
+    assert data.base_model == ["org/base", "org/tuned"]
+    assert (data.library_name, data.license, data.license_name, data.language) == (
+        "transformers",
+        "other",
+        "ours",
+        ["en"],
+    )
+    assert yaml.safe_load(data.to_yaml()) == yaml.safe_load(make_front(terms={"a": said, "b": said}))
+
+
+def make_front(**changes: object) -> str:
+    return make(models=["org/base", "org/tuned"], **changes).split("---\n")[1]
+
+
+def test_usage_commits_and_terms_are_shown_and_a_repository_gives_its_name() -> None:
+    sha = "0123456789abcdef" * 2 + "01234567"
+    terms = {"org/base": Terms({"license": "mit"}, gated=True), "./local": Terms()}
+    card = make(loader="AutoModelForCausalLM", commits={"org/base": sha}, terms=terms)
+    assert f"[`0123456789ab`](https://huggingface.co/org/base/tree/{sha}), licence `mit`, gated\n" in card
+    assert "* `./local`, says no licence\n" in card
+    assert 'name = "."\n' in card
+    named = name_card(card, "me/merged")
+    assert "\n# merged\n" in named
+    assert 'name = "me/merged"\n' in named
+    assert named.split("---\n")[1] == card.split("---\n")[1]
+
+
+def test_terms_are_read_from_cards_and_conflicts_are_told(tmp_path: Path) -> None:
+    gated = "---\nlicense: llama3\nextra_gated_prompt: agree\nlanguage: [en, de]\ndatasets: a/b\n---\n"
+    texts = {"a": gated, "b": MIT.replace("mit", "mit\nlanguage:\n- de\n- en"), "c": None}
+    read = {name: read_terms(write_readme(tmp_path / name, text)) for name, text in texts.items()}
+    assert read["a"] == Terms({"license": "llama3"}, True, {"language": ("en", "de"), "datasets": ("a/b",)})
+    assert common_lists([read["a"], read["b"]]) == {"language": ("en", "de")}
+    told = warn_of_terms(read, where="r.yml")
+    assert [line.partition(" (")[0].partition(";")[0] for line in told] == [
+        "r.yml: licences differ",
+        "r.yml: no licence is said by c",
+        "r.yml: gated: who downloads a agrees to terms",
+    ]
+    assert warn_of_terms({"a": read["b"], "b": read["b"]}, where="r.yml") == []
+    assert warn_of_terms({"c": read["c"]}, where="r.yml") == []

@@ -19,11 +19,12 @@ from models import write_llama
 
 from mergemill.cli.status import list_facts, say_progress
 from mergemill.engine import cancel, inspect, load_recipe, make_plan, status
-from mergemill.engine.checkpoint.card import Card, common_license, make_card, parse_front_matter
+from mergemill.engine.checkpoint.card import Card, make_card
 from mergemill.engine.checkpoint.checkpoint import open_checkpoint
 from mergemill.engine.checkpoint.header import parse_header
 from mergemill.engine.checkpoint.index import check_index, check_shards, parse_index
 from mergemill.engine.checkpoint.pickles.pickled import read_pickled
+from mergemill.engine.checkpoint.terms import parse_front_matter, read_terms
 from mergemill.engine.errors import (
     CheckpointError,
     HeaderError,
@@ -129,7 +130,7 @@ def use_card(data: bytes) -> None:
     model = _find_models()[0]
     (model / "README.md").write_bytes(data)
     (model / "config.json").write_text("{}")
-    fields = common_license([open_checkpoint(str(model))])
+    terms = read_terms(open_checkpoint(str(model)))
     told = Card(
         title="a",
         method_title="b",
@@ -139,10 +140,10 @@ def use_card(data: bytes) -> None:
         dtypes=["F32"],
         tensor_count=1,
         parameter_count=1,
-        license_fields=fields,
+        terms={"d": terms},
     )
     written = parse_front_matter(make_card(told))
-    assert {key: written.get(key) for key in fields} == fields
+    assert {key: written.get(key) for key in terms.license_fields} == terms.license_fields
 
 
 def use_recipe(data: bytes) -> None:
