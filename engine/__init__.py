@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from mergemill.engine.runs.merge import merge as merge
     from mergemill.engine.runs.outputs.output import abort as abort
     from mergemill.engine.runs.progress import make_bar as make_bar
+    from mergemill.engine.runs.push import push as push
     from mergemill.engine.runs.running import run as run
     from mergemill.engine.runs.status import status as status
     from mergemill.engine.runs.verify import list_code as list_code
@@ -82,6 +83,7 @@ _PLACES = {
     "merge_state_dicts": "runs.in_memory",
     "merge_tensors": "runs.in_memory",
     "methods": "",
+    "push": "runs.push",
     "recipe_schema": "recipe",
     "run": "runs.running",
     "searches": "search",

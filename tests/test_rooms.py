@@ -100,6 +100,7 @@ FACE = [
     "merge_state_dicts",
     "merge_tensors",
     "methods",
+    "push",
     "recipe_schema",
     "run",
     "searches",

@@ -184,7 +184,7 @@ def _mention(card: Card, model: str) -> str:
     if name and commit:
         told.append(f"at commit [`{commit[:12]}`](https://huggingface.co/{name}/tree/{commit})")
     terms = card.terms.get(model)
-    if terms and any(each.license_fields for each in card.terms.values()):
+    if terms and any(each.license_fields for each in card.terms.values()) and not common_license(card.terms.values()):
         told.append(f"licence `{terms.license.replace('`', '')[:80]}`" if terms.license_fields else "says no licence")
     return ", ".join([*told, *(["gated"] if terms and terms.gated else [])])
 

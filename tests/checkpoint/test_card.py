@@ -67,7 +67,7 @@ def test_body_names_method_models_numbers_and_recipe():
     body = make().split("---\n", 2)[2]
     assert "# my-merge\n" in body
     assert "[arXiv:2306.01708](https://arxiv.org/abs/2306.01708)" in body
-    assert "* [org/base](https://huggingface.co/org/base), licence `apache-2.0`\n* `./local`\n" in body
+    assert "* [org/base](https://huggingface.co/org/base)\n* `./local`\n" in body
     assert "291 tensors, 8,030,261,248 parameters, BF16." in body
     assert f"```yaml\n{RECIPE}```\n" in body
 

@@ -13,6 +13,7 @@ COMMANDS = (
     "merge",
     "plan",
     "verify",
+    "push",
     "inspect",
     "methods",
     "schema",

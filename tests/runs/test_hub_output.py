@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from models import write_llama
-from runs.merging import Killed, hash_output, make_recipe_of, parts_of, plan_merge, write_family
+from runs import merging
+from runs.merging import Killed, make_recipe_of, parts_of, plan_merge, write_family
 from servers import faults
 from servers.hub import Hub
 from servers.hub_store import Repo
@@ -99,12 +100,17 @@ def run_until(plan: Plan, shards: int) -> None:
         run_here(plan, threads=1, on_event=stop)
 
 
+def hash_output(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every file of a folder but the card, which goes by the repository's name on the Hub."""
+    return {name: sha256 for name, sha256 in merging.hash_output(folder).items() if name != "README.md"}
+
+
 def hash_repo(hub: Hub, name: str = NAME) -> dict[str, str]:
-    """Return the sha256 of every file of the main branch but mergemill's own and the Hub's, by name."""
+    """Return the sha256 of every file of the main branch but the card, mergemill's own and the Hub's, by name."""
     commit = hub.repos[name].find_commit("main")
     assert commit
     files = commit.files.items()
-    return {path: file.sha256 for path, file in files if not path.startswith((STATE, ".gitattributes"))}
+    return {path: file.sha256 for path, file in files if not path.startswith((STATE, ".gitattributes", "README.md"))}
 
 
 def titles(repo: Repo) -> list[str]:

@@ -178,6 +178,7 @@ def test_pipelines_are_merged_to_the_hub_and_from_there(
         commit = hub.repos["org/merged"].find_commit("main")
         assert commit is not None
         expected = hash_output(tmp_path / "expected")
+        del expected["README.md"]  # which goes by the repository's name there
         assert {name: commit.files[name].sha256 for name in expected} == expected
         merged = plan_raw(make_recipe(tmp_path / "a").replace(str(tmp_path / "a"), "org/merged"))
         run(merged, tmp_path / "again", workers=0)

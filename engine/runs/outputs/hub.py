@@ -11,12 +11,15 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
+from mergemill.engine.checkpoint.card import name_card
 from mergemill.engine.errors import CheckpointError, OutputError, RunError
 from mergemill.engine.plan.sizes import format_size
-from mergemill.engine.plan.values import Plan
+from mergemill.engine.plan.small_files import CARD_NAME
+from mergemill.engine.plan.values import Plan, SmallFile
 from mergemill.engine.runs.outputs.folder import FolderOutput
 from mergemill.engine.runs.outputs.published import Published, make_state
 from mergemill.engine.runs.outputs.receipts import Receipt, keep_planned
@@ -44,7 +47,7 @@ class HubOutput:
 
     def __init__(self, url: str, storage: Storage, *, public: bool = False) -> None:
         self.storage = storage
-        self._repo = HubRepo(_parse_name(url), find_endpoint())
+        self._repo = HubRepo(parse_name(url), find_endpoint())
         self._public = public
         self._published = Published(str(self._repo), storage)
         self._local = FolderOutput(_find_folder(self._repo), str(self._repo), storage)
@@ -81,7 +84,7 @@ class HubOutput:
     def open(self, plan: Plan) -> None:
         """Raise `OutputError` where the repository cannot be seen with the token used here, or holds anything else."""
         if head := self._repo.look():
-            self._check_free(head)
+            self._check_room(head)
         self._local.make_state()
 
     def locked(self) -> AbstractContextManager[None]:
@@ -114,8 +117,9 @@ class HubOutput:
         return {}
 
     def commit(self, plan: Plan) -> None:
-        """Commit the uploaded shards and all small files at once."""
+        """Commit the uploaded shards and all small files at once; the card by the repository's name."""
         self._local.check_recorded(plan)
+        plan = replace(plan, files=tuple(_name(file, self._repo.name) for file in plan.files))
         receipts = keep_planned(self._local.journal.read(), list_ranges(plan))
         contents = _find_uploaded(plan, receipts)
         missing = [content.name for content in self._repo.find_missing(list(contents.values()))]
@@ -160,16 +164,10 @@ class HubOutput:
     def _list_unfinished(self) -> list[Path]:
         return list(self._local.state.glob(f"*{StagedTarget.mark}*"))
 
-    def _check_free(self, head: Head) -> None:
+    def _check_room(self, head: Head) -> None:
         """Raise `OutputError` for what the merge must not be added to; whose merge is there is asked elsewhere."""
-        if RECORD_NAME in head.files:
-            return
-        if foreign := sorted(name for name in head.files if not _EXPECTED.fullmatch(name)):
-            more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
-            raise OutputError(f"{self}: holds {foreign[0]!r}{more}; the output must be a repository without a model")
-        if self._public == head.private:
-            found, flag = ("private", "leave out --public") if head.private else ("public", "say so with --public")
-            raise OutputError(f"{self}: is there already and {found}; if it is to be, {flag}, or choose another name")
+        if RECORD_NAME not in head.files:
+            check_room(self._repo, head, public=self._public)
 
     def _commit(self, plan: Plan, contents: Sequence[Content], files: Mapping[str, bytes]) -> None:
         """Commit, unless that is done: by an attempt whose answer was lost, or by another machine."""
@@ -178,7 +176,7 @@ class HubOutput:
             head = self._repo.look()
             if head is None:
                 raise RunError(f"{self}: is gone; run the same merge again")
-            self._check_free(head)
+            self._check_room(head)
             if published := self._published.read_record():
                 if published.digest != plan.digest:
                     raise OutputError(f"{self}: holds another merge by now; choose another name")
@@ -211,7 +209,23 @@ class HubJournal:
         return self._published.read_record() is not None
 
 
-def _parse_name(url: str) -> str:
+def check_room(repo: HubRepo, head: Head, *, public: bool) -> None:
+    """Raise `OutputError` for a repository that holds more than a new one does, or is seen by others than asked."""
+    if foreign := sorted(name for name in head.files if not _EXPECTED.fullmatch(name)):
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise OutputError(f"{repo}: holds {foreign[0]!r}{more}; the output must be a repository without a model")
+    if public == head.private:
+        found, flag = ("private", "leave out --public") if head.private else ("public", "say so with --public")
+        raise OutputError(f"{repo}: is there already and {found}; if it is to be, {flag}, or choose another name")
+
+
+def _name(file: SmallFile, repo: str) -> SmallFile:
+    if file.name != CARD_NAME or file.data is None:
+        return file
+    return replace(file, data=name_card(file.data.decode(), repo).encode())
+
+
+def parse_name(url: str) -> str:
     """Return the repository's name; `OutputError` for what is no whole repository."""
     try:
         place = parse_url(url)
