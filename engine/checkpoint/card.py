@@ -130,13 +130,8 @@ def _find_hub_name(model: str) -> str:
 def name_card(text: str, name: str) -> str:
     """Return a card of `make_card` as that of a repository: its name is the title, and what the usage loads.
 
-    >>> print(name_card("---\n---\n\n# a + b\n\n```python\nname = \".\"\n```\n", "org/name")[8:], end="")
-    <BLANKLINE>
-    # name
-    <BLANKLINE>
-    ```python
-    name = "org/name"
-    ```
+    >>> name_card('---\\na: b\\n---\\n# a + b\\nname = "."', "org/name")
+    '---\\na: b\\n---\\n# name\\nname = "org/name"'
     """
     front, marks, body = text.partition("\n---\n")
     body = _TITLE.sub(f"# {name.rpartition('/')[2]}", body, count=1)
