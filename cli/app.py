@@ -26,6 +26,7 @@ from mergemill.cli import (
     status,
     submit,
     sweep,
+    transplant,
     verify,
 )
 
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 for command in (
     merge.merge,
+    transplant.transplant,
     plan.plan,
     verify.verify,
     push.push,

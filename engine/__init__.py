@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from mergemill.engine.plan.make import make_plan as make_plan
     from mergemill.engine.plan.raw import make_raw_plan as make_raw_plan
     from mergemill.engine.plan.sizes import format_size as format_size
+    from mergemill.engine.plan.transplant import list_transplanted as list_transplanted
+    from mergemill.engine.plan.transplant import make_transplant_plan as make_transplant_plan
     from mergemill.engine.recipe import load_cluster as load_cluster
     from mergemill.engine.recipe import load_recipe as load_recipe
     from mergemill.engine.recipe import recipe_schema as recipe_schema
@@ -71,6 +73,7 @@ _PLACES = {
     "inspect": "runs.inspect",
     "jobs": "runs",
     "list_code": "runs.verify",
+    "list_transplanted": "plan.transplant",
     "load_cluster": "recipe",
     "load_recipe": "recipe",
     "load_storage": "runs.access",
@@ -78,6 +81,7 @@ _PLACES = {
     "make_lora_plan": "runs.extract",
     "make_plan": "plan.make",
     "make_raw_plan": "plan.raw",
+    "make_transplant_plan": "plan.transplant",
     "merge": "runs.merge",
     "merge_method": "methods.contract",
     "merge_state_dicts": "runs.in_memory",

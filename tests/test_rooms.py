@@ -31,8 +31,9 @@ MAY_IMPORT = {
     "tokens": {"errors", "storage", "checkpoint"},
     "tensors": {"errors", "storage"},
     "methods": {"errors", "storage", "tensors"},
+    "transplants": {"errors", "storage", "tensors"},
     "offers": {"errors", "storage", "checkpoint", "tensors"},
-    "plan": {"errors", "storage", "recipe", "checkpoint", "tokens", "tensors", "methods", "offers"},
+    "plan": {"errors", "storage", "recipe", "checkpoint", "tokens", "tensors", "methods", "transplants", "offers"},
     "runs": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "plan"},
     "conformance": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "plan", "runs"},
     "search": {"errors", "storage", "recipe", "tensors", "plan", "runs"},
@@ -52,6 +53,7 @@ ONLY_IMPORTERS = {
     "boto3": {"storage"},
     "botocore": {"storage"},
     "huggingface_hub": {"storage"},
+    "tokenizers": {"tokens"},
     "urllib3": {"storage"},
     "pydantic": {"recipe", "runs"},  # what people wrote, and what lies beside an output
     "rich": {"runs"},
@@ -65,7 +67,6 @@ FROM_FACE = re.compile(r"mergemill\.engine\.\w+")
 
 NEVER = {
     "transformers",
-    "tokenizers",
     "peft",
     "accelerate",
     "bokeh",
@@ -88,6 +89,7 @@ FACE = [
     "inspect",
     "jobs",
     "list_code",
+    "list_transplanted",
     "load_cluster",
     "load_recipe",
     "load_storage",
@@ -95,6 +97,7 @@ FACE = [
     "make_lora_plan",
     "make_plan",
     "make_raw_plan",
+    "make_transplant_plan",
     "merge",
     "merge_method",
     "merge_state_dicts",

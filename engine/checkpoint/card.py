@@ -38,6 +38,7 @@ class Card:
     terms: Mapping[str, Terms] = field(default_factory=dict)  # of the models, as far as they have cards
     commits: Mapping[str, str] = field(default_factory=dict)  # at which models of the Hub were read
     loader: str = ""  # the class of transformers that loads it; empty: no usage is shown
+    about: str = "A merge of models, made with mergemill."
     library: str = ""  # that loads it; empty: it is not said
     code: Mapping[str, str] = field(default_factory=dict)  # files of methods beside the card, each with its sha256
 
@@ -52,7 +53,7 @@ def make_card(card: Card) -> str:
     counts = f"{card.tensor_count:,} tensors, {card.parameter_count:,} parameters, {', '.join(card.dtypes)}."
     body = [
         f"# {card.title}",
-        "A merge of models, made with mergemill.",
+        card.about,
         *([f"## Usage\n\n{_show_usage(card.loader)}"] if card.loader else []),
         f"## Method\n\n**{card.method_title}.** {_link_papers(card.method_source)}".rstrip(),
         "## Models\n\n" + "\n".join(f"* {_mention(card, model)}" for model in card.models),

@@ -50,10 +50,17 @@ def _replan_extraction(origin: Origin, shard_size: str | int, storage: Storage) 
     return replan_extraction(origin, storage)
 
 
+def _replan_transplant(origin: Origin, shard_size: str | int, storage: Storage) -> Plan:
+    from mergemill.engine.plan.transplant import plan_transplant  # which no merge needs
+
+    return plan_transplant(origin, shard_size, storage)
+
+
 PLANNERS: dict[str, Replan] = {
     "merge": _replan_merge,
     **dict.fromkeys(KINDS, _replan_raw),
     EXTRACTION: _replan_extraction,
+    "transplant": _replan_transplant,
 }
 OF_RECIPES = ("merge", *KINDS)
 """The kinds whose origin is a recipe."""

@@ -11,6 +11,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 COMMANDS = (
     "merge",
+    "transplant",
     "plan",
     "verify",
     "push",

@@ -1,0 +1,66 @@
+"""Orthogonal matching pursuit: a new row as a sum of few shared ones, the same sum of the model's rows.
+
+Source: arXiv:2506.06607, algorithm 1. Beginning with r = y, k times: the shared row x_j of largest |<r, x_j>| joins A,
+of equals the first; r is what of y no sum of A reaches. Rows are not normalised. Residuals come from an orthonormal
+basis of A in the rows' own precision; the weights, argmin |y - sum_A c_j x_j|, are solved in float64 at the end.
+"""
+
+from mergemill.engine.tensors.lazy import Tensor, torch
+from mergemill.engine.transplants.least_squares import solve_rows
+from mergemill.engine.transplants.streams import NONE, Combination, Passes, gather_rows
+
+LEAST = 1e-6  # of y, or of a row: what is less than that is nothing
+
+
+def pursue(targets: Tensor, passes: Passes, k: int) -> Combination:
+    """Return each of `targets` as a sum of at most k shared rows.
+
+    Shapes: targets ``[new, width]``; shared rows ``[rows, width]``. A pursuit ends before where the residual is under
+    `LEAST` of the target, or the next row has less than that outside the span of those before.
+    """
+    count, width = targets.shape
+    numbers = torch.full((count, k), NONE, dtype=torch.int64)
+    basis = targets.new_zeros(count, k, width)
+    left, lengths = targets.clone(), targets.norm(dim=1)
+    going = torch.ones(count, dtype=torch.bool)
+    for step in range(k):
+        going &= left.norm(dim=1) > LEAST * lengths
+        if not going.any():
+            break
+        found, rows = find_best(left, passes, numbers[:, :step])
+        part = _take_off(rows, basis[:, :step])
+        size = part.norm(dim=1)
+        going &= (found != NONE) & (size > LEAST * rows.norm(dim=1))
+        part = torch.where(going[:, None], part / size[:, None], 0.0)
+        basis[:, step] = part
+        numbers[:, step] = torch.where(going, found, NONE)
+        left -= (left * part).sum(1, keepdim=True) * part
+    del basis
+    return Combination(numbers, solve_rows(gather_rows(passes, numbers, width), numbers != NONE, targets))
+
+
+def find_best(left: Tensor, passes: Passes, taken: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the number of the row of largest ``|<left, row>|`` that is not `taken`, and the row, for each of `left`.
+
+    `NONE` and zeros where there is none; what is no number is no row.
+    """
+    best = left.new_full((len(left),), -1.0)
+    found, rows = torch.full((len(left),), NONE, dtype=torch.int64), torch.zeros_like(left)
+    for first, slab in passes():
+        scores = (left @ slab.T).abs_()
+        new, term = ((taken >= first) & (taken < first + len(slab))).nonzero(as_tuple=True)
+        scores[new, taken[new, term] - first] = -1.0
+        top, at = scores.max(1)
+        if not top.isfinite().all():
+            top, at = torch.where(scores.isfinite(), scores, -1.0).max(1)
+        better = (top > best).nonzero(as_tuple=True)[0]
+        best[better], found[better], rows[better] = top[better], at[better] + first, slab[at[better]]
+    return found, rows
+
+
+def _take_off(rows: Tensor, basis: Tensor) -> Tensor:
+    """Return of each row what is orthogonal to its basis ``[new, terms, width]``; twice, for what rounding leaves."""
+    part = rows[:, :, None]
+    for _ in range(2):
+        part = part - basis.mT @ (basis @ part)
+    return part[:, :, 0]

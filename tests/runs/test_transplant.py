@@ -1,0 +1,243 @@
+"""A model with the tokenizer of another, as the command makes it: row by row, cut into parts, resumed and replayed."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import write_llama
+from oracles import transplants as oracles
+from runs.merging import hash_output, parts_of, run_until
+from safetensors.torch import load_file
+
+from mergemill.cli.main import execute
+from mergemill.engine import describe_plan, make_transplant_plan, run, verify
+from mergemill.engine.errors import InputError
+from mergemill.engine.plan.values import Plan
+from mergemill.engine.transplants import methods
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+MODEL_TOKENS, DONOR_TOKENS = 3000, 2600
+SHARED = 1900  # the donor's ids from 700 on are the model's from 1,000 on
+MODEL_ROWS, DONOR_ROWS = 3008, 2624
+K = 6
+PART = 1 << 18
+
+Tensors = Mapping[str, np.ndarray]
+
+
+def write_tokenizer(folder: Path, tokens: list[str], **roles: str) -> None:
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [{"id": number, "content": token, **special} for number, token in enumerate(tokens) if token[0] == "<"]
+    vocab = {token: number for number, token in enumerate(tokens)}
+    model = {"type": "BPE", "vocab": vocab, "merges": [], "byte_fallback": False}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    written = {"version": "1.0", "added_tokens": added, "pre_tokenizer": level, "decoder": level, "model": model}
+    (folder / "tokenizer.json").write_text(json.dumps(written))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **{f"{role}_token": each for role, each in roles.items()}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model with a head, and of a narrower donor without one. Not to be changed."""
+    folder = tmp_path_factory.mktemp("pair")
+    sizes: dict[str, Any] = {"layers": 1, "heads": 2, "kv_heads": 1, "intermediate": 32, "dtype": "float32"}
+    write_llama(folder / "model", seed=1, hidden=64, vocab=MODEL_ROWS, **sizes)
+    write_llama(folder / "donor", seed=2, hidden=32, vocab=DONOR_ROWS, tied=True, **sizes)
+    letters = [chr(ord("a") + i) for i in range(26)]
+    own = ["<s>", "</s>", *letters, *(f"own{i}" for i in range(28, MODEL_TOKENS))]
+    theirs = ["<|end|>", *(f"new{chr(97 + i % 26)}{i}" for i in range(1, DONOR_TOKENS))]
+    theirs[700:] = [f"own{i - 700 + 1000}" for i in range(700, DONOR_TOKENS)]
+    write_tokenizer(folder / "model", own, bos="<s>", eos="</s>")
+    write_tokenizer(folder / "donor", theirs, eos="<|end|>")
+    (folder / "donor" / "generation_config.json").write_text('{"eos_token_id": [0, 5]}')
+    (folder / "donor" / "chat_template.jinja").write_text("{{ messages }}")
+    return folder
+
+
+def plan(pair: Path, method: str = "omp", part_bytes: int = 1 << 30, **options: Any) -> Plan:
+    with parts_of(part_bytes):
+        return make_transplant_plan(str(pair / "model"), str(pair / "donor"), **{"method": method, "k": K, **options})
+
+
+def load(folder: Path) -> Tensors:
+    found = {name: each for path in folder.glob("*.safetensors") for name, each in load_file(path).items()}
+    return {name: each.double().numpy() for name, each in found.items()}
+
+
+@pytest.fixture(scope="module")
+def given(pair: Path) -> tuple[Tensors, Tensors]:
+    return load(pair / "model"), load(pair / "donor")
+
+
+@pytest.fixture(scope="module")
+def omp(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What omp makes where no tensor is cut."""
+    out = tmp_path_factory.mktemp("omp") / "out"
+    assert execute(["transplant", str(pair / "model"), str(pair / "donor"), str(out), "-k", str(K), "--quiet"]) == 0
+    return out
+
+
+def shared_rows(given: tuple[Tensors, Tensors], name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the donor's rows and the model's of the tokens that both have, in the order of donor ids, and new ones."""
+    model, donor = given
+    x = donor[EMBEDDING]
+    return (
+        np.vstack([x[:1], x[700:DONOR_TOKENS]]),
+        np.vstack([model[name][1:2], model[name][1000 : 1000 + SHARED]]),
+        x[1:700],
+    )
+
+
+def check_rest(out: Path, given: tuple[Tensors, Tensors]) -> None:
+    """Rows of shared tokens are the model's, padding is its mean row, and every other tensor is copied."""
+    model, found = given[0], load(out)
+    for name in (EMBEDDING, HEAD):
+        assert found[name].shape == (DONOR_ROWS, 64)
+        assert (found[name][0] == model[name][1]).all(), "the end is the end"
+        assert (found[name][700:DONOR_TOKENS] == model[name][1000 : 1000 + SHARED]).all()
+        mean = model[name][:MODEL_TOKENS].mean(0)
+        np.testing.assert_allclose(found[name][DONOR_TOKENS:], np.tile(mean, (24, 1)), atol=1e-7)
+    assert all((found[name] == model[name]).all() for name in model.keys() - {EMBEDDING, HEAD})
+
+
+def test_omp_of_the_command_is_that_of_the_formula(omp: Path, given: tuple[Tensors, Tensors]) -> None:
+    check_rest(omp, given)
+    found = load(omp)
+    for name in (EMBEDDING, HEAD):
+        x, w, y = shared_rows(given, name)
+        for row in (0, 1, 350, 698):
+            np.testing.assert_allclose(found[name][1 + row], oracles.omp(y[row], x, w, K), atol=1e-6)
+
+
+Oracle = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+FORMULAS: Mapping[str, Oracle] = {
+    "common_interpolation": lambda y, x, w: oracles.interpolation(y, x, w, K, "euclidean", "distance_proportional"),
+    "landmark_pca": oracles.landmark_pca,
+    "stb": lambda y, x, w: oracles.stb(y, x, w, K),
+    "focus": oracles.focus,
+    "wechsel": oracles.wechsel,
+    "mp_rope": lambda y, x, w: oracles.mp_rope(y, x, w, K, (16, 1e4), (32, 1e4)),
+    "zero": lambda y, x, w: np.zeros(64),
+}
+
+
+@pytest.mark.parametrize("method", [*FORMULAS, "mean", "subword", "randn", "john_hewitt"])
+def test_each_method_streams_to_the_rows_of_its_formula(
+    pair: Path, given: tuple[Tensors, Tensors], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr(methods, "MOST_ROWS", 100)
+    cut = plan(pair, method, part_bytes=PART, seed=3)
+    assert len(cut.parts) > 4
+    run(cut, tmp_path / "out", workers=0, threads=1)
+    check_rest(tmp_path / "out", given)
+    found, model = load(tmp_path / "out"), given[0]
+    for name in (EMBEDDING, HEAD):
+        x, w, y = shared_rows(given, name)
+        new = found[name][1:700]
+        if method in FORMULAS:
+            for row in (0, 400, 698):
+                np.testing.assert_allclose(new[row], FORMULAS[method](y[row], x, w), atol=2e-5)
+        elif method == "mean":
+            np.testing.assert_allclose(new, np.tile(model[name][:MODEL_TOKENS].mean(0), (699, 1)), atol=1e-7)
+        elif method == "subword":  # "newb1": digits are in no token of the model
+            np.testing.assert_allclose(new[0], model[name][:MODEL_TOKENS].mean(0), atol=1e-7)
+        elif method == "randn":
+            assert abs(new.std() - 1) < 0.02
+        else:
+            np.testing.assert_allclose(new.std(0), model[name][:MODEL_TOKENS].std(0), rtol=0.3)
+    with parts_of(PART):
+        assert verify(tmp_path / "out", replay=2).replayed == 2
+
+
+def test_the_bytes_are_those_of_two_processes_and_of_a_run_that_was_killed(
+    pair: Path, omp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods, "MOST_ROWS", 100)
+    cut = plan(pair, part_bytes=PART)
+    assert len(cut.parts) > 4
+    run(cut, tmp_path / "a" / "out", workers=2)
+    run_until(cut, tmp_path / "b" / "out", 3)
+    assert run(cut, tmp_path / "b" / "out", workers=0).redone_parts == len(cut.parts) - 3
+    assert hash_output(tmp_path / "a" / "out") == hash_output(tmp_path / "b" / "out")
+    whole, found = load(omp), load(tmp_path / "a" / "out")
+    np.testing.assert_allclose(found[EMBEDDING], whole[EMBEDDING], atol=1e-6)
+
+
+def test_configs_and_tokenizer_are_those_of_the_new_vocabulary(pair: Path, omp: Path) -> None:
+    config = json.loads((omp / "config.json").read_text())
+    before = json.loads((pair / "model" / "config.json").read_text())
+    assert {key for key in config if config[key] != before.get(key)} <= {"vocab_size", "eos_token_id", "bos_token_id"}
+    assert config["vocab_size"] == DONOR_ROWS
+    assert json.loads((omp / "generation_config.json").read_text())["eos_token_id"] == [0, 5]
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (omp / name).read_bytes() == (pair / "donor" / name).read_bytes()
+    card = (omp / "README.md").read_text()
+    assert "# model with the tokenizer of donor\n" in card
+    assert "**Orthogonal matching pursuit.**" in card
+    assert str(pair) not in card
+
+
+def test_transformers_loads_it_strictly(omp: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    model, told = transformers.AutoModelForCausalLM.from_pretrained(str(omp), output_loading_info=True)
+    assert not told["missing_keys"]
+    assert not told["unexpected_keys"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(omp))
+    ids = torch.tensor([[tokenizer.convert_tokens_to_ids("own1234"), 0]])
+    assert model(ids).logits.shape == (1, 2, DONOR_ROWS)
+
+
+def test_the_command_shows_counts_and_lists_tokens(
+    pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["transplant", str(pair / "model"), str(pair / "donor"), str(tmp_path / "out")]
+    assert execute([*words, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "of 2,600 tokens 1,900 the same, 1 by role, 699 approximated" in said
+    assert execute([*words, "--tokens", "--match", "text"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["      0  role          '<|end|>' = 1 '</s>'", "      1  approximated  'newb1'"]
+    assert lines[700] == "    700  same          'own1000' = 1000 'own1000'"
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_change_rows_alone(pair: Path, given: tuple[Tensors, Tensors], tmp_path: Path) -> None:
+    run(plan(pair, "mean", noise=0.5, scale=2.0, pad_to_multiple_of=64, rows="tokens"), tmp_path / "out", workers=0)
+    found = load(tmp_path / "out")[EMBEDDING]
+    assert found.shape == (2624, 64)
+    mean = given[0][EMBEDDING][:MODEL_TOKENS].mean(0)
+    assert abs((found[1:700] / 2 - mean).std() - 0.5) < 0.02
+    assert (found[700:800] == given[0][EMBEDDING][1000:1100]).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "onp"}, r"transplant: method is 'onp'; did you mean 'omp'\? It must be one of omp, "),
+        ({"k": 0}, r"transplant: k is 0; it must be a whole number from 1 on"),
+        ({"kk": 3}, r"transplant: unknown option 'kk'; did you mean 'k'\?"),
+        ({"noise": -1.0}, r"transplant: noise -1.0, scale 1.0: must be finite, noise not under 0"),
+    ],
+)
+def test_what_is_asked_for_wrongly_is_one_error(pair: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_transplant_plan(str(pair / "model"), str(pair / "donor"), **options)
+
+
+def test_too_little_memory_and_too_few_tokens_are_told_before(pair: Path, tmp_path: Path) -> None:
+    told = plan(pair, k=5000)
+    assert [each for each in told.warnings if "k is 5000" in each] != []
+    with pytest.raises(InputError, match=r"is too little: tensor .* needs \d+ bytes"):
+        describe_plan(plan(pair), memory="16MiB")
+    write_llama(tmp_path / "other", seed=1, layers=1, hidden=16, vocab=8)
+    write_tokenizer(tmp_path / "other", [f"foreign{i}" for i in range(8)])
+    with pytest.raises(InputError, match=r"no token is in both, so omp has nothing to go by; --method mean"):
+        make_transplant_plan(str(pair / "model"), str(tmp_path / "other"))
+    (tmp_path / "other" / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"other: has no tokenizer.json"):
+        make_transplant_plan(str(pair / "model"), str(tmp_path / "other"))
