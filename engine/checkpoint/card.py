@@ -56,7 +56,7 @@ def make_card(card: Card) -> str:
         card.about,
         *([f"## Usage\n\n{_show_usage(card.loader)}"] if card.loader else []),
         f"## Method\n\n**{card.method_title}.** {_link_papers(card.method_source)}".rstrip(),
-        "## Models\n\n" + "\n".join(f"* {_mention(card, model)}" for model in card.models),
+        "## Models\n\n" + "\n".join(f"* {_describe(card, model)}" for model in card.models),
         f"## Tensors\n\n{counts}",
         f"## Recipe\n\n{_fence(shorten_paths(card.recipe_text))}",
         *([f"## Code\n\n{_describe_code(card.code)}"] if card.code else []),
@@ -172,11 +172,17 @@ def _link_papers(source: str) -> str:
     return _ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", source)
 
 
-def _mention(card: Card, model: str) -> str:
+def _mention(model: str) -> str:
+    name = next(iter(hub_names([model])), None)
+    return f"[{model}](https://huggingface.co/{name})" if name else f"`{model}`"
+
+
+def _describe(card: Card, model: str) -> str:
+    """Return a model, at which commit it was read, and what its card says where not all cards say the same."""
     written = shorten_path(model)
     name = next(iter(hub_names([written])), None)
     commit = card.commits.get(model)
-    told = [f"[{written}](https://huggingface.co/{name})" if name else f"`{written}`"]
+    told = [_mention(written)]
     if name and commit:
         told.append(f"at commit [`{commit[:12]}`](https://huggingface.co/{name}/tree/{commit})")
     terms = card.terms.get(model)
