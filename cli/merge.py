@@ -244,6 +244,10 @@ def guard_lines(event: "events.Committed") -> Iterator[str]:
     for fault in event.guard.faults:
         kept = "; the base's tensor was kept" if fault.kept_base else ""
         yield f"warning: {fault.tensor} {fault.fault}{kept}"
+    if event.routing and event.routing["own"]:
+        own = event.routing["own"]
+        share = sum(own) / len(own)
+        yield f"router: an expert of its own is picked for {share:.0%} of the prompts, over {len(own)} layers"
 
 
 def _name_module(factor: str) -> str:

@@ -110,6 +110,10 @@ def plan_lines(numbers: Mapping[str, Any]) -> Iterator[str]:
         yield f"          {read:>10}  {source['model']}: {_uses(source)}"
     if numbers["first_pass_bytes"]:
         yield f"          {format_size(numbers['first_pass_bytes']):>10}  once before, for the coefficients' norms"
+    if gates := numbers["gates"]:
+        prompts, tokens = count(gates["prompts"], "prompt"), count(gates["tokens"], "token")
+        passed = f"{prompts} of {tokens}, gates by {gates['mode']}, {format_size(gates['worker_bytes'])} of one worker"
+        yield f"          {format_size(gates['read_bytes']):>10}  once before, for {passed}"
     shards, parts = count(len(numbers["shards"]), "shard"), count(numbers["parts"], "part")
     yield f"  write   {format_size(numbers['write_bytes']):>10}  {shards}, {parts}"
     for traffic in numbers["remote"]:

@@ -16,7 +16,7 @@ RAW_WORDS = {
 
 
 def make_any_plan(
-    recipe: "values.Recipe", *, raw: bool, union: bool, intersection: bool, **options: Any
+    recipe: "values.AnyRecipe", *, raw: bool, union: bool, intersection: bool, **options: Any
 ) -> "values.Plan":
     """Return the plan of a recipe; the options are those of `make_plan`."""
     from mergemill.engine import make_plan, make_raw_plan

@@ -9,11 +9,11 @@ if TYPE_CHECKING:
 MOST_BYTES = 1 << 20  # as of a recipe's file
 
 
-def open_recipe(given: str) -> "values.Recipe":
+def open_recipe(given: str) -> "values.AnyRecipe":
     """Return the recipe in a file; ``-`` is stdin, which a command that writes recipes may be piped into."""
-    from mergemill.engine import load_recipe
+    from mergemill.engine import load_document
 
-    return load_recipe(given if given != "-" else _read_stdin())
+    return load_document(given if given != "-" else _read_stdin())
 
 
 def _read_stdin() -> str:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mergemill.engine.plan.transplant import list_transplanted as list_transplanted
     from mergemill.engine.plan.transplant import make_transplant_plan as make_transplant_plan
     from mergemill.engine.recipe import load_cluster as load_cluster
+    from mergemill.engine.recipe import load_document as load_document
     from mergemill.engine.recipe import load_recipe as load_recipe
     from mergemill.engine.recipe import recipe_schema as recipe_schema
     from mergemill.engine.recipe import writers as writers
@@ -75,6 +76,7 @@ _PLACES = {
     "list_code": "runs.verify",
     "list_transplanted": "plan.transplant",
     "load_cluster": "recipe",
+    "load_document": "recipe",
     "load_recipe": "recipe",
     "load_storage": "runs.access",
     "make_bar": "runs.progress",

@@ -14,7 +14,7 @@ from models import read_tensors, write_llama
 from test_rooms import INSIDE_RUNS, MAY_IMPORT
 
 from mergemill.engine.methods.catalogue import find_coefficients, find_methods, find_steps
-from mergemill.engine.recipe import load_cluster, load_recipe
+from mergemill.engine.recipe import load_cluster, load_document, load_recipe
 from mergemill.engine.recipe.access import ALLOWED
 from mergemill.engine.recipe.clusters import KINDS
 from mergemill.engine.recipe.searches import parse_search
@@ -143,6 +143,9 @@ def test_recipes_and_cluster_files_are_valid(page: str, tmp_path: Path) -> None:
             continue
         if "variables" in found:
             assert parse_search(block).variables
+            continue
+        if "experts" in found:
+            assert len(load_document(block).experts) == len(found["experts"])
             continue
         shown = {"kind": "slurm", "workers": 1} if "kind" not in found else {}
         (tmp_path / "cluster.yml").write_text(yaml.safe_dump(shown | found))

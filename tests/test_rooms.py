@@ -33,8 +33,20 @@ MAY_IMPORT = {
     "methods": {"errors", "storage", "tensors"},
     "transplants": {"errors", "storage", "tensors"},
     "offers": {"errors", "storage", "checkpoint", "tensors"},
-    "plan": {"errors", "storage", "recipe", "checkpoint", "tokens", "tensors", "methods", "transplants", "offers"},
-    "runs": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "plan"},
+    "forward": {"errors", "tensors"},
+    "plan": {
+        "errors",
+        "storage",
+        "recipe",
+        "checkpoint",
+        "tokens",
+        "tensors",
+        "methods",
+        "transplants",
+        "offers",
+        "forward",
+    },
+    "runs": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "forward", "plan"},
     "conformance": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "plan", "runs"},
     "search": {"errors", "storage", "recipe", "tensors", "plan", "runs"},
 }
@@ -53,8 +65,9 @@ ONLY_IMPORTERS = {
     "boto3": {"storage"},
     "botocore": {"storage"},
     "huggingface_hub": {"storage"},
-    "tokenizers": {"tokens"},
+    "tokenizers": {"forward", "tokens"},
     "urllib3": {"storage"},
+    "transformers": {"forward"},
     "pydantic": {"recipe", "runs"},  # what people wrote, and what lies beside an output
     "rich": {"runs"},
     "IPython": {"runs"},
@@ -66,7 +79,6 @@ ONLY_IMPORTERS = {
 FROM_FACE = re.compile(r"mergemill\.engine\.\w+")
 
 NEVER = {
-    "transformers",
     "peft",
     "accelerate",
     "bokeh",
@@ -91,6 +103,7 @@ FACE = [
     "list_code",
     "list_transplanted",
     "load_cluster",
+    "load_document",
     "load_recipe",
     "load_storage",
     "make_bar",

@@ -16,7 +16,17 @@ from mergemill.engine.plan.layout import make_layout, number_shard
 from mergemill.engine.plan.names import check_lengths, warn_of_twins
 from mergemill.engine.plan.sizes import read_shard_size
 from mergemill.engine.plan.steps import Scaling
-from mergemill.engine.plan.values import Origin, OutputTensor, OutputTokens, Part, Plan, Shard, SmallFile, SourceUse
+from mergemill.engine.plan.values import (
+    Beforehand,
+    Origin,
+    OutputTensor,
+    OutputTokens,
+    Part,
+    Plan,
+    Shard,
+    SmallFile,
+    SourceUse,
+)
 from mergemill.engine.recipe import Guard
 from mergemill.engine.storage.ranges import Pin
 from mergemill.engine.tensors.expressions import Expression
@@ -53,6 +63,7 @@ class Draft:
     scaling: Scaling | None = None
     warnings: Sequence[str] = ()
     tokens: OutputTokens | None = None
+    gates: Beforehand | None = None  # what routers are computed from
     indices: Indices = no_indices  # makes those of folders in the output
     seal: Seal = seal_with_index  # makes the file that is written last, and makes an output of what is there
     name_shard: Callable[[int, int], str] = number_shard  # of its place, from 0, and how many there are
@@ -75,12 +86,13 @@ def finish(draft: Draft, shard_size: str | int) -> Plan:
         parts=parts,
         files=files,
         sources=tuple(draft.sources),
-        pins=_list_pins(draft.tensors),
+        pins=_list_pins(draft),
         donor=draft.donor,
         dtype_from=draft.dtype_from,
         guard=draft.guard,
         storage=draft.storage,
         scaling=draft.scaling,
+        gates=draft.gates,
         warnings=(*([read_as] if read_as else ()), *draft.warnings, *warn_of_twins(names)),
         tokens=draft.tokens,
     )
@@ -100,9 +112,12 @@ def _check_norms(scaling: Scaling, parts: Sequence[Part]) -> None:
             )
 
 
-def _list_pins(tensors: Sequence[OutputTensor]) -> tuple[Pin, ...]:
-    """Return every file that the tensors read, in order."""
-    return tuple(sorted({pin for tensor in tensors for pin in _iter_pins(tensor.expression)}, key=lambda pin: pin.url))
+def _list_pins(draft: Draft) -> tuple[Pin, ...]:
+    """Return every file that the tensors and their gates read, in order."""
+    found = {pin for tensor in draft.tensors for pin in _iter_pins(tensor.expression)}
+    if draft.gates is not None:
+        found.update(draft.gates.pins)
+    return tuple(sorted(found, key=lambda pin: pin.url))
 
 
 def _iter_pins(expression: Expression) -> Iterator[Pin]:

@@ -22,7 +22,13 @@ def check_inputs(
     recipe: Recipe, checkpoints: Mapping[str, Checkpoint], offers: Mapping[str, Offers], family: Family, *, where: str
 ) -> None:
     """Raise `PlanError` for a model that cannot be merged as it is stored."""
-    copied = keeps_quantized(recipe, checkpoints)
+    check_models(checkpoints, offers, family, copied=keeps_quantized(recipe, checkpoints), where=where)
+
+
+def check_models(
+    checkpoints: Mapping[str, Checkpoint], offers: Mapping[str, Offers], family: Family, *, copied: bool, where: str
+) -> None:
+    """Raise `PlanError` for a model that cannot be read as it is stored; copied: what is quantised is only copied."""
     for model, checkpoint in checkpoints.items():
         _check_factors(checkpoint, offers[model], where)
         _check_empty(checkpoint, family, where)

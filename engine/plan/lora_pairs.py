@@ -15,7 +15,8 @@ from mergemill.engine.plan.adapters import apply_adapters, open_adapters, warn_o
 from mergemill.engine.plan.extraction import KIND, Extraction, check_extraction
 from mergemill.engine.plan.inputs import check_inputs, warn_of_dequantized
 from mergemill.engine.plan.lora_modules import Weight, sort_weight
-from mergemill.engine.plan.make import PlanOptions, check_kinds, open_models, plan_stage
+from mergemill.engine.plan.make import plan_stage
+from mergemill.engine.plan.opening import PlanOptions, check_kinds, open_models
 from mergemill.engine.plan.share import share_reads
 from mergemill.engine.plan.stages import StageModel, find_offers
 from mergemill.engine.plan.values import SourceUse

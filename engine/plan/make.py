@@ -1,17 +1,13 @@
 """Making a plan: recipe × checkpoints → plan. Seconds, a few megabytes, headers only."""
 
-import difflib
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from mergemill.engine.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from mergemill.engine.checkpoint.family import choose_family
 from mergemill.engine.checkpoint.needed import add_generation, find_needed
 from mergemill.engine.checkpoint.terms import warn_of_terms
-from mergemill.engine.errors import Absent, CheckpointError, PlanError
 from mergemill.engine.methods.own import GivenMethods
 from mergemill.engine.offers.formats import open_offers
 from mergemill.engine.offers.layouts import Arrangement, join_layouts
@@ -33,6 +29,7 @@ from mergemill.engine.plan.inputs import (
     warn_of_missing_head,
 )
 from mergemill.engine.plan.later import find_later
+from mergemill.engine.plan.opening import PlanOptions, Stages, check_kinds, open_models, warn_of_overrides
 from mergemill.engine.plan.policy import make_policies, warn_of_policies
 from mergemill.engine.plan.settings import check_names, choose_method, warn_of_residuals, warn_of_unused
 from mergemill.engine.plan.share import share_reads
@@ -48,25 +45,11 @@ from mergemill.engine.plan.vectors import check_delta_bases, list_vectors
 from mergemill.engine.plan.vocabulary import make_renumbering
 from mergemill.engine.plan.whole import check_ranges, check_whole, warn_of_config, warn_of_numbers
 from mergemill.engine.plan.words import make_words, warn_of_words
-from mergemill.engine.recipe import GivenRecipe, ModelRef, Parameters, Recipe, load_recipe, recipe_to_json
-from mergemill.engine.recipe.stages import list_models, names_stage, order_stages
-from mergemill.engine.storage.store import Storage, join_options, make_storage
+from mergemill.engine.recipe import AnyRecipe, GivenRecipe, Parameters, Recipe, load_document, recipe_to_json
+from mergemill.engine.recipe.stages import list_models, order_stages
+from mergemill.engine.storage.store import join_options, make_storage
 
-MODELS_AT_ONCE = 8  # that are opened
-
-
-@dataclass(frozen=True, slots=True)
-class PlanOptions:
-    """What a plan is asked for beside its recipe."""
-
-    seed: int
-    methods: Sequence[GivenMethods]
-    storage: Mapping[str, Mapping[str, Any]]
-    round_stages: bool
-
-
-Stages = Mapping[str, StageModel]  # by name
-DraftOne = Callable[[Recipe, PlanOptions, Stages, str], tuple[Draft, Inputs]]  # with what messages begin with
+DraftOne = Callable[[Any, PlanOptions, Stages, str], tuple[Draft, Inputs]]  # with what messages begin with
 
 
 def make_plan(
@@ -87,12 +70,12 @@ def make_plan(
     are those of merging one after the other. Raises `InputError` for everything that is wrong with the recipe or its
     inputs.
     """
-    return plan_recipe(recipe, PlanOptions(seed, methods, storage or {}, round_stages), _draft, shard_size)
+    return plan_recipe(recipe, PlanOptions(seed, methods, storage or {}, round_stages), draft_any, shard_size)
 
 
 def plan_recipe(given: GivenRecipe, asked: PlanOptions, draft_one: DraftOne, shard_size: str | int) -> Plan:
     """Plan a recipe and its stages, of which each is drafted by `draft_one`."""
-    recipe = load_recipe(given)
+    recipe = load_document(given)
     if asked.round_stages and not recipe.round_stages:  # which the kept recipe says then, so that it works from there
         recipe = recipe.model_copy(update={"round_stages": True, "text": ""})
     draft, _ = _draft_all(recipe, asked, draft_one)
@@ -106,7 +89,7 @@ def plan_stage(recipe: Recipe, asked: PlanOptions, name: str) -> StageModel:
     return make_stage(stage, draft, inputs, rounded=bool(recipe.round_stages), where=recipe.file or name)
 
 
-def _draft_all(recipe: Recipe, asked: PlanOptions, draft_one: DraftOne) -> tuple[Draft, Inputs]:
+def _draft_all(recipe: AnyRecipe, asked: PlanOptions, draft_one: DraftOne) -> tuple[Draft, Inputs]:
     """Return the draft of a recipe with those of its stages, and the models of the last merge."""
     where = recipe.file or "recipe"
     asked = replace(asked, storage=join_options(asked.storage, recipe.storage))
@@ -119,6 +102,15 @@ def _draft_all(recipe: Recipe, asked: PlanOptions, draft_one: DraftOne) -> tuple
     draft, inputs = draft_one(recipe, asked, stages, where)
     draft = replace(draft, warnings=(*draft.warnings, *warn_of_terms(inputs.terms, where=where)))
     return add_stages(draft, stages, unused, where=where), inputs
+
+
+def draft_any(recipe: AnyRecipe, asked: PlanOptions, stages: Stages, where: str) -> tuple[Draft, Inputs]:
+    """Return the draft of a merge or of a mixture, which may take stages for models, and its models."""
+    if isinstance(recipe, Recipe):
+        return _draft(recipe, asked, stages, where)
+    from mergemill.engine.plan.mixture import draft_mixture  # which a merge has no need of
+
+    return draft_mixture(recipe, asked, stages, where)
 
 
 def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tuple[Draft, Inputs]:
@@ -205,41 +197,6 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
         tokens=None if renumbering is None else renumbering.describe(),
     )
     return draft, inputs
-
-
-def open_models(
-    refs: Mapping[str, ModelRef], storage: Storage, stages: Mapping[str, StageModel], where: str
-) -> Mapping[str, Checkpoint]:
-    """Open all models at once, since each waits for its storage several times; a stage is there already."""
-
-    def open_one(ref: ModelRef) -> Checkpoint:
-        if names_stage(ref, stages, where=where):
-            return stages[ref.path].checkpoint
-        try:
-            return open_checkpoint(ref.path, ref.revision, storage)
-        except Absent as error:
-            if near := difflib.get_close_matches(ref.path, stages, n=1):
-                raise CheckpointError(f"{error}; did you mean the stage {near[0]!r}?") from error
-            raise
-
-    with ThreadPoolExecutor(min(len(refs), MODELS_AT_ONCE)) as pool:
-        return dict(zip(refs, pool.map(open_one, refs.values()), strict=True))
-
-
-def warn_of_overrides(refs: Mapping[str, ModelRef], *, where: str) -> list[str]:
-    """Return a warning for each model of which a recipe for mergekit says which list of weights to read it by."""
-    return [
-        f"{where}: {ref}: override_architecture says nothing here: the names of its tensors are read from its files"
-        for ref in refs.values()
-        if ref.override_architecture is not None
-    ]
-
-
-def check_kinds(checkpoints: Mapping[str, Checkpoint], where: str) -> None:
-    """Raise `PlanError` for what is no one model."""
-    for model, checkpoint in checkpoints.items():
-        if checkpoint.is_pipeline:
-            raise PlanError(f"{where}: {model} is a pipeline of diffusers; its components are merged with --raw")
 
 
 def _list_scopes(stacks: Sequence[Stack]) -> tuple[list[Parameters], list[Parameters]]:

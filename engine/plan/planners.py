@@ -11,7 +11,7 @@ from mergemill.engine.plan.extraction import KIND as EXTRACTION
 from mergemill.engine.plan.make import make_plan
 from mergemill.engine.plan.raw import KINDS, make_raw_plan
 from mergemill.engine.plan.values import Origin, Plan
-from mergemill.engine.recipe import Recipe, parse_recipe
+from mergemill.engine.recipe import AnyRecipe, Mixture, Recipe, parse_recipe
 
 Storage = Mapping[str, Mapping[str, Any]] | None
 Replan = Callable[[Origin, str | int, Storage], Plan]  # given the origin, the size of shards and options of storage
@@ -24,9 +24,11 @@ def replan(origin: Origin, shard_size: str | int, storage: Storage) -> Plan:
     return PLANNERS[origin.kind](origin, shard_size, storage)
 
 
-def open_recipe(origin: Origin) -> Recipe:
-    """Return the recipe of a merge, as its text says it where it has one."""
-    return parse_recipe(origin.text, name=origin.name) if origin.text else Recipe.model_validate(dict(origin.value))
+def open_recipe(origin: Origin) -> AnyRecipe:
+    """Return the recipe of a merge or of a mixture, as its text says it where it has one."""
+    if origin.text:
+        return parse_recipe(origin.text, name=origin.name)
+    return (Mixture if origin.kind == "mixture" else Recipe).model_validate(dict(origin.value))
 
 
 def _replan_merge(origin: Origin, shard_size: str | int, storage: Storage) -> Plan:
@@ -58,9 +60,10 @@ def _replan_transplant(origin: Origin, shard_size: str | int, storage: Storage) 
 
 PLANNERS: dict[str, Replan] = {
     "merge": _replan_merge,
+    "mixture": _replan_merge,
     **dict.fromkeys(KINDS, _replan_raw),
     EXTRACTION: _replan_extraction,
     "transplant": _replan_transplant,
 }
-OF_RECIPES = ("merge", *KINDS)
+OF_RECIPES = ("merge", "mixture", *KINDS)
 """The kinds whose origin is a recipe."""

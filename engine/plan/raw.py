@@ -24,7 +24,8 @@ from mergemill.engine.plan.coverage import VECTOR_UNUSED, Ledger
 from mergemill.engine.plan.draft import SHARD_SIZE, Draft
 from mergemill.engine.plan.fill import Filling, copy_offer, fill_slot, make_filling
 from mergemill.engine.plan.inputs import check_inputs
-from mergemill.engine.plan.make import PlanOptions, Stages, open_models, plan_recipe, warn_of_overrides
+from mergemill.engine.plan.make import plan_recipe
+from mergemill.engine.plan.opening import PlanOptions, Stages, open_models, warn_of_overrides
 from mergemill.engine.plan.pipelines import check_pipelines, write_as_pipeline
 from mergemill.engine.plan.prefixes import join_prefixes
 from mergemill.engine.plan.settings import Site, check_names, choose_method, has_gradient, warn_of_unused
@@ -80,6 +81,8 @@ def make_raw_plan(
 
 def _draft_one(names: Names, recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tuple[Draft, Inputs]:
     """Return the draft of one merge, which may take stages for models, and its models."""
+    if not isinstance(recipe, Recipe):
+        raise PlanError(f"{where}: a mixture of experts is made of models with layers; leave --raw out")
     _check_raw(recipe, where)
     recipe = read_paths(recipe, list_models(recipe), where=where)
     refs = list_models(recipe)

@@ -30,11 +30,12 @@ from mergemill.engine.plan.inputs import keeps_quantized
 from mergemill.engine.plan.stacks import Stack
 from mergemill.engine.plan.tokenizer_files import TokenizerFiles
 from mergemill.engine.plan.values import OutputTensor, SmallFile
-from mergemill.engine.recipe import Recipe
+from mergemill.engine.recipe import AnyRecipe, Recipe
 from mergemill.engine.tensors.dtypes import item_bytes
 
 CARD_NAME = "README.md"
 RECIPE_NAME = "recipe.yml"
+GATES_NAME = "gates.safetensors"  # of a mixture whose routers are not drawn at random
 _AT_COMMIT = re.compile(r"hf://[^/@]+/[^/@]+@(?P<commit>[0-9a-f]{40})")
 
 
@@ -70,7 +71,7 @@ def make_files(
     """
     donor, quantized = inputs.donor, keeps_quantized(recipe, inputs.models)
     made = {file.name: file.text.encode() for file in code}
-    made[RECIPE_NAME] = recipe_text(recipe).encode()
+    made[RECIPE_NAME] = write_recipe(recipe).encode()
     made[CARD_NAME] = _card(recipe, method, inputs, tensors, code).encode()
     if donor.config_text:
         changes = _config_changes(donor, inputs.models, choose_family(donor.config), stacks, tensors)
@@ -110,7 +111,7 @@ def make_raw_files(
 ) -> tuple[SmallFile, ...]:
     """Return the files of a merge of dictionaries of tensors: recipe and card alone, and the user's own methods."""
     made = {file.name: file.text for file in code}
-    made[RECIPE_NAME] = recipe_text(recipe)
+    made[RECIPE_NAME] = write_recipe(recipe)
     made[CARD_NAME] = _card(recipe, method, inputs, tensors, code)
     return tuple(SmallFile(name, text.encode(), None) for name, text in sorted(made.items()))
 
@@ -120,7 +121,7 @@ def warn_of_missing_files(needed: Needed, donor: str, *, where: str) -> list[str
     return [f"{where}: {donor} names {name} and does not have it; nor will the output" for name in needed.missing]
 
 
-def recipe_text(recipe: Recipe) -> str:
+def write_recipe(recipe: AnyRecipe) -> str:
     """Return the recipe as its file had it, or as JSON, which is YAML too, where it came from Python."""
     return recipe.text or json.dumps(recipe.model_dump(mode="json", exclude_none=True), indent=2) + "\n"
 
@@ -138,7 +139,7 @@ def _config_changes(
         changes |= layer_changes(donor.config, family, stack.name, layers)
     if list_later(donor.tensors, donor.config, family) - {tensor.name for tensor in tensors}:
         changes |= later_changes(donor.config)
-    dtype = CONFIG_DTYPES.get(_main_dtype(tensors))
+    dtype = CONFIG_DTYPES.get(find_main_dtype(tensors))
     if dtype is not None:
         changes |= dtype_changes(donor.config, dtype)
     if any(_was_tied(tensor.name, donor, family) for tensor in tensors):
@@ -146,7 +147,7 @@ def _config_changes(
     return changes
 
 
-def _main_dtype(tensors: Sequence[OutputTensor]) -> str:
+def find_main_dtype(tensors: Sequence[OutputTensor]) -> str:
     """The dtype in which most of the bytes are written."""
     sizes: Counter[str] = Counter()
     for tensor in tensors:
@@ -195,7 +196,7 @@ def _card(
         method_title=method.title.removesuffix("."),
         method_source=method.source,
         models=list(inputs.stored),
-        recipe_text=recipe_text(recipe),
+        recipe_text=write_recipe(recipe),
         code={file.name: file.sha256 for file in code},
         terms=inputs.terms,
         commits=tell_commits(inputs.stored),

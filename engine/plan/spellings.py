@@ -9,28 +9,29 @@ it).
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.errors import PlanError
-from mergemill.engine.recipe import ModelRef, Recipe, Tokenizer
+from mergemill.engine.recipe import AnyRecipe, ModelRef, Recipe, Tokenizer
 from mergemill.engine.recipe.vocabulary import ModelRow
 from mergemill.engine.storage.ranges import is_remote
 from mergemill.engine.storage.urls import is_url, parse_place
 
 # A revision in the Hub's cache: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 _CACHED = re.compile(r".*/models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})", re.DOTALL)
+R = TypeVar("R", bound=AnyRecipe)
 
 
-def read_paths(recipe: Recipe, refs: Mapping[str, ModelRef], *, where: str) -> Recipe:
+def read_paths(recipe: R, refs: Mapping[str, ModelRef], *, where: str) -> R:
     """Return the recipe with folders that are there for what looks like a revision or an adapter."""
     found = {name: path for name, ref in refs.items() if (path := _find_folder(name, ref, where)) is not None}
     return _replace_models(recipe, lambda ref: found.get(str(ref), ref)) if found else recipe
 
 
 def join_spellings(
-    recipe: Recipe, checkpoints: Mapping[str, Checkpoint], *, where: str
-) -> tuple[Recipe, Mapping[str, Checkpoint], list[str]]:
+    recipe: R, checkpoints: Mapping[str, Checkpoint], *, where: str
+) -> tuple[R, Mapping[str, Checkpoint], list[str]]:
     """Return the recipe and its models with one spelling, the first, for each model; and a warning for each other."""
     first: dict[Any, str] = {}
     names = {name: first.setdefault(_identify(checkpoint), name) for name, checkpoint in checkpoints.items()}
@@ -75,12 +76,15 @@ def _identify(checkpoint: Checkpoint) -> Any:
     return place, frozenset((each.file, each.offset_bytes) for each in stored), checkpoint.changes
 
 
-def _replace_models(recipe: Recipe, change: Callable[[ModelRef], ModelRef]) -> Recipe:
+def _replace_models(recipe: R, change: Callable[[ModelRef], ModelRef]) -> R:
     """Return the recipe with each reference to a model changed."""
+    changed: R = _change(recipe, change)
+    if not isinstance(recipe, Recipe):
+        return changed
     modules = recipe.modules and type(recipe.modules)({name: _change(m, change) for name, m in recipe.modules.items()})
-    changed: Recipe = _change(recipe, change)
     tokenizer = recipe.tokenizer and _change_tokenizer(recipe.tokenizer, change)
-    return changed.model_copy(update={"modules": modules, "tokenizer": tokenizer})
+    made: R = changed.model_copy(update={"modules": modules, "tokenizer": tokenizer})  # type: ignore[assignment]
+    return made
 
 
 def _change_tokenizer(tokenizer: Tokenizer, change: Callable[[ModelRef], ModelRef]) -> Tokenizer:
@@ -100,10 +104,10 @@ def _change_tokenizer(tokenizer: Tokenizer, change: Callable[[ModelRef], ModelRe
 def _change(value: Any, change: Callable[[ModelRef], ModelRef]) -> Any:
     """Return a recipe or a part of it with its references changed, and those of its models, slices and sources."""
     update: dict[str, Any] = {}
-    for name in ("model", "delta_base", "base_model"):
+    for name in ("model", "source_model", "delta_base", "base_model"):
         if (ref := getattr(value, name, None)) is not None:
             update[name] = change(ref)
-    for name in ("models", "sources", "slices", "policy"):
+    for name in ("models", "sources", "slices", "policy", "experts", "shared_experts"):
         if (items := getattr(value, name, None)) is not None:
             update[name] = tuple(_change(item, change) for item in items)
     return value.model_copy(update=update)

@@ -1,8 +1,8 @@
 """The plan as a value: for every byte of the output, the bytes of the inputs that it needs and the formula for them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from mergemill.engine.checkpoint.layout import TensorInfo
 from mergemill.engine.methods.own import MethodsFile
@@ -146,6 +146,20 @@ class Origin:
     code: tuple[MethodsFile, ...] = ()  # files of the user's own methods
 
 
+class Beforehand(Protocol):
+    """What one task computes before the parts that need it: the gates of a mixture (`gates.py`)."""
+
+    @property
+    def pins(self) -> Iterator[Pin]:
+        """Yield every file that it reads."""
+
+    def check_memory(self, memory_bytes: int) -> None:
+        """Raise `PlanError` with the number that would do where a worker has too little."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return its numbers, as JSON."""
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Plan:
     """A merge that is ready to run."""
@@ -165,6 +179,7 @@ class Plan:
     scaling: Scaling | None  # factors on task vectors that can only be known from all weights
     warnings: tuple[str, ...]
     tokens: OutputTokens | None = None  # what becomes of tokens, where a recipe says how the vocabulary is made
+    gates: Beforehand | None = None  # what routers are computed from, before the parts that write them
 
     @property
     def write_bytes(self) -> int:

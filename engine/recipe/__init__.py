@@ -2,8 +2,9 @@
 
 from mergemill.engine.recipe.clusters import Adaptive, ClusterFile, list_clusters, load_cluster, parse_cluster
 from mergemill.engine.recipe.leaves import CHAT_TEMPLATES, DtypeName
+from mergemill.engine.recipe.mixtures import AnyRecipe, Expert, Mixture, mixture_to_json
 from mergemill.engine.recipe.names import NameMap, Policy
-from mergemill.engine.recipe.parsing import GivenRecipe, load_recipe, parse_recipe
+from mergemill.engine.recipe.parsing import GivenRecipe, load_document, load_recipe, parse_recipe
 from mergemill.engine.recipe.references import ModelRef
 from mergemill.engine.recipe.schema import recipe_schema
 from mergemill.engine.recipe.settings import Condition, Parameters, Scalar, Setting
@@ -30,12 +31,15 @@ from mergemill.engine.recipe.vocabulary import (
 __all__ = [
     "CHAT_TEMPLATES",
     "Adaptive",
+    "AnyRecipe",
     "ClusterFile",
     "Condition",
     "DtypeName",
+    "Expert",
     "GivenRecipe",
     "GivenStep",
     "Guard",
+    "Mixture",
     "ModelEntry",
     "ModelRef",
     "ModelRow",
@@ -57,7 +61,9 @@ __all__ = [
     "ZeroRow",
     "list_clusters",
     "load_cluster",
+    "load_document",
     "load_recipe",
+    "mixture_to_json",
     "parse_cluster",
     "parse_recipe",
     "recipe_schema",

@@ -16,6 +16,7 @@ from mergemill.engine.errors import FileFault, RecipeError
 from mergemill.engine.recipe.document import Document, Form, read_document, read_documents
 from mergemill.engine.recipe.excerpts import point
 from mergemill.engine.recipe.faults import Loc, describe, is_near, say, shorten
+from mergemill.engine.recipe.mixtures import AnyRecipe, Mixture, read_prompts
 from mergemill.engine.recipe.shapes import Value
 from mergemill.engine.recipe.stages import join_documents
 from mergemill.engine.recipe.values import Recipe
@@ -26,15 +27,17 @@ from mergemill.engine.storage.urls import parse_path
 V = TypeVar("V", bound=Value)
 
 FORM = Form("a recipe", "merge_method and one of models, slices, modules")
+MIXTURE_FORM = Form("a mixture", "base_model and experts")
 
 # Some values are read as if written in a longer form; here is where a user wrote them.
 _WRITTEN_AS = {"tokenizer": "tokenizer_source"}
 
 
-GivenRecipe = Recipe | Mapping[str, Any] | str | Path
-"""A recipe; a mapping of what would stand in its file; the file's path; or YAML text, known by its lines or its brace.
+GivenRecipe = Recipe | Mixture | Mapping[str, Any] | str | Path
+"""A recipe or a mixture; a mapping of what would stand in its file; the file's path; or YAML text, which has lines.
 
-A path that has a line break, or begins with a brace, is given as a `Path` (2026-11-29).
+YAML text is known by its lines or its brace. A path that has a line break, or begins with a brace, is given as a `Path`
+(2026-11-29).
 """
 
 
@@ -44,30 +47,53 @@ def load_recipe(given: GivenRecipe) -> Recipe:
     >>> load_recipe({"merge_method": "linear", "models": [{"model": "a"}]}).merge_method
     'linear'
     """
-    if isinstance(given, Recipe):
+    return expect_merge(load_document(given))
+
+
+def load_document(given: GivenRecipe) -> AnyRecipe:
+    """Return the recipe, or the mixture of experts, that is given, as `load_recipe` does.
+
+    A mixture's files of prompts are read, below the folder of its file.
+    """
+    if isinstance(given, Recipe | Mixture):
         return given
     if isinstance(given, Mapping):
-        return _read_mapping(given)
+        return _with_prompts(_read_mapping(given))
     if isinstance(given, str) and (len(given.splitlines()) > 1 or given.lstrip().startswith("{")):
-        return parse_recipe(given, name="recipe").model_copy(update={"file": ""})
+        return _with_prompts(parse_recipe(given, name="recipe").model_copy(update={"file": ""}))
     if not isinstance(given, str | Path):
         raise RecipeError(f"a recipe is a path, a mapping or YAML text, not {describe(given)}")
     path = parse_path(given, RecipeError, what="a recipe")
-    return parse_recipe(read_text(path), name=str(path))
+    return _with_prompts(parse_recipe(read_text(path), name=str(path)))
 
 
-def parse_recipe(text: str, *, name: str = "recipe.yml") -> Recipe:
-    """Return the recipe that the YAML `text` says; `name` is what messages call it.
+def _with_prompts(recipe: AnyRecipe) -> AnyRecipe:
+    return read_prompts(recipe, Path(recipe.file).parent) if isinstance(recipe, Mixture) else recipe
+
+
+def parse_recipe(text: str, *, name: str = "recipe.yml") -> AnyRecipe:
+    """Return the recipe that the YAML `text` says, or the mixture; `name` is what messages call it.
 
     Only the text is looked at: whether methods, models and parameters exist is for the planner.
     Raises `RecipeError`, one line that begins with ``name:line:``.
     """
-    return check_recipe(read_documents(text, FORM, name=name), text, name=name)
+    return _join(read_documents(text, FORM, name=name), text, name=name)
 
 
 def check_recipe(documents: Sequence[Document], text: str, *, name: str) -> Recipe:
     """Return the recipe that the documents of a text say, see `parse_recipe`."""
-    recipes = [_check(Recipe, FORM, document, name=name, text=text) for document in documents]
+    return expect_merge(_join(documents, text, name=name))
+
+
+def expect_merge(recipe: AnyRecipe) -> Recipe:
+    """Return a recipe as one of a merge; `RecipeError` where it is of a mixture."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    raise RecipeError(f"{recipe.file or 'recipe'}: is a mixture of experts, and a recipe of a merge is wanted here")
+
+
+def _join(documents: Sequence[Document], text: str, *, name: str) -> AnyRecipe:
+    recipes = [_check_any(document, name=name, text=text) for document in documents]
     recipe = join_documents(recipes, [document.lines[()] for document in documents], name=name)
     return recipe.model_copy(update={"text": text, "file": name})
 
@@ -77,14 +103,14 @@ def parse_value(model: type[V], form: Form, text: str, *, name: str) -> V:
     return _check(model, form, read_document(text, form, name=name), name=name, text=text)
 
 
-def _read_mapping(given: Mapping[str, Any]) -> Recipe:
+def _read_mapping(given: Mapping[str, Any]) -> AnyRecipe:
     """Return the recipe that a mapping says, as if it had been written into a file; faults are told with their keys."""
     try:
         text = json.dumps(given, indent=2, ensure_ascii=False, default=_write_plainly) + "\n"
     except (TypeError, ValueError, RecursionError) as error:
         raise RecipeError(f"recipe: cannot be written as YAML: {error}") from None
     document = read_document(text, FORM, name="recipe")
-    recipe = _check(Recipe, FORM, replace(document, lines={}), name="recipe")
+    recipe = _check_any(replace(document, lines={}), name="recipe")
     return recipe.model_copy(update={"text": text})
 
 
@@ -94,6 +120,13 @@ def _write_plainly(value: object) -> object:
     if isinstance(value, PurePath):
         return str(value)
     raise TypeError(f"{shorten(repr(value))} is no text, number, boolean, list or mapping")
+
+
+def _check_any(document: Document, *, name: str, text: str = "") -> AnyRecipe:
+    """Return what a document says, which its keys tell: one with experts is a mixture."""
+    if isinstance(document.data, dict) and "experts" in document.data:
+        return _check(Mixture, MIXTURE_FORM, document, name=name, text=text)
+    return _check(Recipe, FORM, document, name=name, text=text)
 
 
 def _check(model: type[V], form: Form, document: Document, *, name: str, text: str = "") -> V:

@@ -4,16 +4,16 @@ A stage's name stands for its result wherever a model may stand, and comes befor
 ``./name`` is the folder.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 
 from mergemill.engine.errors import RecipeError
+from mergemill.engine.recipe.mixtures import AnyRecipe, Mixture
 from mergemill.engine.recipe.references import ModelRef
-from mergemill.engine.recipe.values import ModelEntry, Recipe, Slice
-from mergemill.engine.recipe.vocabulary import list_sources
+from mergemill.engine.recipe.values import Recipe
 
 
-def join_documents(recipes: Sequence[Recipe], lines: Sequence[int], *, name: str) -> Recipe:
+def join_documents(recipes: Sequence[AnyRecipe], lines: Sequence[int], *, name: str) -> AnyRecipe:
     """Return the result of a file's documents with the others as its stages; `lines` are where they begin.
 
     The result is the one without a name, or the last.
@@ -32,10 +32,15 @@ def join_documents(recipes: Sequence[Recipe], lines: Sequence[int], *, name: str
             raise RecipeError(f"{name}:{line}: this document {twice} the one in line {first[recipe.name]}; {hint}")
         first[recipe.name] = line
     result = next((recipe for recipe in recipes if recipe.name is None), recipes[-1])
+    for recipe, line in zip(recipes, lines, strict=True):
+        if isinstance(recipe, Mixture) and recipe is not result:
+            raise RecipeError(
+                f"{name}:{line}: a mixture is the result of its file and no stage; make it first, and name its folder"
+            )
     return result.model_copy(update={"stages": tuple(recipe for recipe in recipes if recipe is not result)})
 
 
-def order_stages(recipe: Recipe, *, where: str) -> tuple[list[Recipe], list[str]]:
+def order_stages(recipe: AnyRecipe, *, where: str) -> tuple[list[Recipe], list[str]]:
     """Return the stages that the result needs, each after those that it needs, and the names of the others."""
     stages = {str(stage.name): stage for stage in recipe.stages or ()}
     for stage in recipe.stages or ():
@@ -44,7 +49,7 @@ def order_stages(recipe: Recipe, *, where: str) -> tuple[list[Recipe], list[str]
     if len(stages) < len(recipe.stages or ()) or recipe.name in stages:
         raise RecipeError(f"{where}: two stages have one name; every name stands once")
     result = recipe.name or ""
-    known = {**stages, result: recipe}
+    known: dict[str, AnyRecipe] = {**stages, result: recipe}
     waiting, needed = [result], dict[str, set[str]]()
     while waiting:
         name = waiting.pop()
@@ -70,33 +75,11 @@ def names_stage(ref: ModelRef, stages: Mapping[str, object], *, where: str) -> b
     return True
 
 
-def list_models(recipe: Recipe) -> Mapping[str, ModelRef]:
-    """Return the recipe's models by their references as text, in its order; an unlisted base model follows them.
-
-    At last come those that only the vocabulary needs.
-    """
-    refs = [*_entries(recipe.models), *_sources(recipe.slices)]
-    for module in (recipe.modules or {}).values():
-        refs += [*_entries(module.models), *_sources(module.slices)]
-    if recipe.base_model is not None:
-        refs.append(recipe.base_model)
-    if recipe.tokenizer is not None:
-        refs += list_sources(recipe.tokenizer)
-    return {str(ref): ref for ref in refs}
+def list_models(recipe: AnyRecipe) -> Mapping[str, ModelRef]:
+    """Return the recipe's models by their references as text, in its order; an unlisted base model follows them."""
+    return {str(ref): ref for ref in recipe.refs}
 
 
-def list_methods(recipe: Recipe) -> list[str]:
+def list_methods(recipe: AnyRecipe) -> list[str]:
     """Return the names of the files of methods that a recipe and its stages run."""
     return list(dict.fromkeys(name for each in (recipe, *(recipe.stages or ())) for name in each.methods or ()))
-
-
-def _entries(models: Sequence[ModelEntry] | None) -> Iterator[ModelRef]:
-    return (ref for entry in models or () for ref in (entry.model, entry.delta_base) if ref is not None)
-
-
-def _sources(slices: Sequence[Slice] | None) -> Iterator[ModelRef]:
-    for part in slices or ():
-        for source in part.sources:
-            yield from (ref for ref in (source.model, source.delta_base) if ref is not None)
-        if part.base_model is not None:
-            yield part.base_model

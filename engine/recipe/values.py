@@ -1,6 +1,6 @@
 """A recipe as a frozen value: what is merged, how, and with which settings."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
@@ -24,7 +24,7 @@ from mergemill.engine.recipe.references import ModelRef
 from mergemill.engine.recipe.settings import Parameters
 from mergemill.engine.recipe.shapes import FrozenMap, Value
 from mergemill.engine.recipe.steps import GivenStep, Guard
-from mergemill.engine.recipe.vocabulary import Tokenizer
+from mergemill.engine.recipe.vocabulary import Tokenizer, list_sources
 
 
 class ModelEntry(Value):
@@ -207,6 +207,18 @@ class Recipe(Value):
         return [*super().known_keys(), "tokenizer_source"]
 
     @property
+    def refs(self) -> tuple[ModelRef, ...]:
+        """Its models, in the order in which it has them; an unlisted base model follows them.
+
+        At last come those that only the vocabulary needs.
+        """
+        refs = [*_entries(self.models), *_sources(self.slices)]
+        for module in (self.modules or {}).values():
+            refs += [*_entries(module.models), *_sources(module.slices)]
+        base = [] if self.base_model is None else [self.base_model]
+        return (*refs, *base, *([] if self.tokenizer is None else list_sources(self.tokenizer)))
+
+    @property
     def storage(self) -> dict[str, dict[str, Any]]:
         """The storage options as plain values."""
         return {scheme: dict(options) for scheme, options in (self.storage_options or {}).items()}
@@ -224,3 +236,15 @@ class Recipe(Value):
 def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
     """Return the canonical form: JSON that parses to an equal recipe and is the same for equal recipes."""
     return recipe.model_dump(mode="json", exclude_none=True)
+
+
+def _entries(models: Sequence[ModelEntry] | None) -> Iterator[ModelRef]:
+    return (ref for entry in models or () for ref in (entry.model, entry.delta_base) if ref is not None)
+
+
+def _sources(slices: Sequence[Slice] | None) -> Iterator[ModelRef]:
+    for part in slices or ():
+        for source in part.sources:
+            yield from (ref for ref in (source.model, source.delta_base) if ref is not None)
+        if part.base_model is not None:
+            yield part.base_model

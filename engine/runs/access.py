@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mergemill.engine.recipe import load_cluster, load_recipe
+from mergemill.engine.recipe import load_cluster, load_document
 from mergemill.engine.storage.store import Options, join_options
 
 
@@ -11,4 +11,4 @@ def load_storage(recipe: str | Path | None, cluster: str | Path | None = None) -
     if recipe is None and cluster is None:
         return None
     weak = load_cluster(cluster).storage if cluster else {}
-    return join_options(weak, load_recipe(recipe).storage if recipe else {})
+    return join_options(weak, load_document(recipe).storage if recipe else {})

@@ -27,6 +27,8 @@ def describe_plan(plan: Plan, *, out: str | None = None, **options: Unpack[Worke
     chosen = choose_workers(plan, WorkerOptions(**options))
     beside_bytes = find_output(out, chosen.storage).beside_bytes if out is not None else 0
     check_memory(plan.parts, chosen.memory_bytes, beside_bytes)
+    if plan.gates is not None:
+        plan.gates.check_memory(chosen.memory_bytes)
     slowness = "" if chosen.scheduler or chosen.cluster else describe_slowness()  # of other machines nothing is known
     share_bytes = Workplace(chosen.memory_bytes, chosen.threads).share_bytes
     most_bytes = max((task_bytes(part, share_bytes) for part in plan.parts), default=0)
@@ -53,6 +55,7 @@ def describe_plan(plan: Plan, *, out: str | None = None, **options: Unpack[Worke
         "device_tensors": count_device_tensors(plan.parts, chosen.device),  # merged there; the others on the CPU
         "task_bytes": most_bytes,
         "projected_bytes": min(most_bytes * min(chosen.threads, len(plan.parts)), chosen.memory_bytes),
+        "gates": None if plan.gates is None else plan.gates.describe(),
         "remote": [asdict(each) for each in find_traffic(plan, share_bytes, out)],
         "sources": [asdict(source) for source in plan.sources],
         "code": [{"name": file.name, "path": file.path, "sha256": file.sha256} for file in plan.origin.code],

@@ -1,7 +1,8 @@
 """What a run tells its caller while it goes on; the engine itself never prints."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mergemill.engine.plan.show import Facts, list_names, show_html, show_text
 from mergemill.engine.plan.sizes import format_size
@@ -59,7 +60,8 @@ class Committed:
     read_bytes: int  # from the sources in this run
     seconds: float  # of this run
     guard: Report  # which tensors came out broken, and which changed most
-    warnings: tuple[str, ...] = ()  # about where it ran
+    warnings: tuple[str, ...] = ()  # about where it ran, and of the routers of a mixture
+    routing: Mapping[str, Any] | None = None  # of a mixture whose routers are made from prompts: see `make_report`
 
     def __repr__(self) -> str:
         return show_text(*self._show())

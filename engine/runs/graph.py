@@ -19,6 +19,7 @@ from mergemill.engine.runs.tasks.failures import name_in_key, run_named
 from mergemill.engine.runs.tasks.piece import find_factors, gather_piece, gather_rest, gather_squares, with_factors
 from mergemill.engine.runs.tasks.rounds import cut_pieces, iter_cut_tensors
 from mergemill.engine.runs.tasks.task import run_part, run_shard
+from mergemill.engine.tensors.drawn import Given
 from mergemill.engine.tensors.kernels import Partial, add_partials
 from mergemill.engine.tensors.row_maps import RowMap
 from mergemill.engine.tensors.slabs import SLAB
@@ -46,9 +47,16 @@ def make_checks(
 
 
 def make_tasks(
-    plan: Plan, parts: Sequence[Part], targets: Sequence[Target], slab: int = SLAB, token: str = ""
+    plan: Plan,
+    parts: Sequence[Part],
+    targets: Sequence[Target],
+    slab: int = SLAB,
+    token: str = "",
+    gates: bytes | None = None,
 ) -> list[Delayed]:
     """Return a task for each of `parts`, before it whatever must be gathered; its result is a list of receipts.
+
+    Where routers are computed from prompts, and `gates` are not given, one more task is the first: its result is these.
 
     targets: where each part of the plan is written; parts of a shard that is written whole are one task. token: as for
     `make_checks`.
@@ -58,7 +66,8 @@ def make_tasks(
     factors = _make_factors(plan, slab, token, packing)
     cut = dict(iter_cut_tensors(plan, parts))
     totals = {name: _make_totals(name, pieces, factors, token, slab, packing) for name, pieces in cut.items()}
-    tasks = []
+    routed = _make_gates(plan, parts, gates, token)
+    tasks = [] if routed is None or gates is not None else [routed]
     for group in _group(parts, targets):
         first, pieces = group[0], [piece for part in group for piece in part.pieces]
         names = list(dict.fromkeys(piece.tensor.name for part in group for piece in cut_pieces(part)))
@@ -69,10 +78,22 @@ def make_tasks(
                 [totals[name].usual for name in names],
                 [totals[name].rest for name in names],
                 factors if any(piece.tensor.expression.is_merged for piece in pieces) else None,
+                routed if plan.gates is not None and any(map(needs_gates, group)) else None,
                 dask_key_name=f"merge-{first.number:06d}-{token}",
             )
         )
     return tasks
+
+
+def _make_gates(plan: Plan, parts: Sequence[Part], gates: bytes | None, token: str) -> Delayed | None:
+    """Return what gives the gates to those of the parts that need them; None where none does."""
+    if plan.gates is None or not any(map(needs_gates, parts)):
+        return None
+    if gates is not None:
+        kept: Delayed = delayed(gates, name=f"kept-gates-{token}")
+        return kept
+    computed: Delayed = _later_compute_gates(pickle.dumps(plan.gates), dask_key_name=f"gates-{token}")
+    return computed
 
 
 def _group(parts: Sequence[Part], targets: Sequence[Target]) -> Iterator[list[Part]]:
@@ -150,9 +171,12 @@ def _run(
     usual: list[list[Partial]],
     rests: list[list[Partial]],
     factors: Sequence[float] | None,
+    gates: bytes | None,
 ) -> list[Receipt]:
     parts, shard, target, slab = unpack(spec, constants)
     parts = [replace(part, pieces=tuple(with_factors(piece, factors) for piece in part.pieces)) for part in parts]
+    if gates is not None:
+        parts = _put_gates(parts, gates)
     gathered = {name: [*found, *rest] for name, found, rest in zip(names, usual, rests, strict=True)}
     workplace = find_workplace()
 
@@ -162,6 +186,24 @@ def _run(
         return [run_part(part, shard, target, gathered, workplace, slab) for part in parts]
 
     return run_named(work, [piece for part in parts for piece in part.pieces], workplace)
+
+
+def needs_gates(part: Part) -> bool:
+    """Whether a part writes routers that are computed."""
+    return any(isinstance(piece.tensor.expression, Given) for piece in part.pieces)
+
+
+def _put_gates(parts: Sequence[Part], gates: bytes) -> list[Part]:
+    from mergemill.engine.runs.tasks.gates import put_gates, read_gates  # of mixtures alone
+
+    values, _ = read_gates(gates, "gates")
+    return [put_gates(part, values) for part in parts]
+
+
+def _compute_gates(job: bytes) -> bytes:
+    from mergemill.engine.runs.tasks.gates import compute_gates
+
+    return compute_gates(pickle.loads(job), find_workplace())
 
 
 def _gather(spec: bytes, constants: Constants, totals: list[Partial], factors: Sequence[float] | None) -> Partial:
@@ -202,4 +244,5 @@ _later_gather = delayed(_gather, pure=False)
 _later_gather_rest = delayed(_gather_rest, pure=False)
 _later_gather_squares = delayed(_gather_squares, pure=False)
 _later_find_factors = delayed(_find_factors, pure=False)
+_later_compute_gates = delayed(_compute_gates, pure=False)
 _later_add = delayed(_add, pure=False)

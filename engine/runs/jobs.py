@@ -16,7 +16,7 @@ from mergemill.engine.errors import ClusterError, MethodsError, OutputError, Pla
 from mergemill.engine.methods.own import read_methods
 from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.plan.small_files import RECIPE_NAME
-from mergemill.engine.recipe import ClusterFile, Recipe
+from mergemill.engine.recipe import AnyRecipe, ClusterFile
 from mergemill.engine.recipe.stages import list_methods
 from mergemill.engine.runs.driver import RESUME, find_folder
 from mergemill.engine.runs.manifest import DRIVER_MEMORY, write_manifest
@@ -40,7 +40,7 @@ class Job:
 
 
 def make_job(
-    recipe: Recipe,
+    recipe: AnyRecipe,
     out: str,
     file: ClusterFile,
     *,
@@ -109,7 +109,7 @@ def find_resume(command: str) -> tuple[str, str]:
 
 
 def make_script(
-    recipe: Recipe, out: str, file: ClusterFile, *, arguments: Sequence[str], folder: Path, resume: str
+    recipe: AnyRecipe, out: str, file: ClusterFile, *, arguments: Sequence[str], folder: Path, resume: str
 ) -> str:
     """Return the batch script of a driver; it may be requeued, since a merge resumes."""
     name = Path(recipe.file or RECIPE_NAME).name
@@ -140,7 +140,7 @@ _WAIT = (
 )
 
 
-def list_texts(recipe: Recipe) -> dict[str, str]:
+def list_texts(recipe: AnyRecipe) -> dict[str, str]:
     """Return the recipe and its and its stages' files of methods, by their paths from its folder."""
     place = Path(recipe.file or RECIPE_NAME)
     named = list_methods(recipe)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from mergemill.engine.errors import OutputError, RunError
 from mergemill.engine.plan.memory import check_memory
@@ -17,8 +17,9 @@ from mergemill.engine.runs.crew import Crew, check_crew, open_crew
 from mergemill.engine.runs.driver import Driving, drive
 from mergemill.engine.runs.environment import describe_slowness
 from mergemill.engine.runs.events import Committed, OnEvent, PartFinished, Started, Waiting
-from mergemill.engine.runs.graph import make_checks, make_tasks
+from mergemill.engine.runs.graph import make_checks, make_tasks, needs_gates
 from mergemill.engine.runs.options import RunKeywords, RunOptions
+from mergemill.engine.runs.outputs.gates import add_gates, find_gates_kept, forget_gates, keep_gates
 from mergemill.engine.runs.outputs.output import (
     Output,
     check_same,
@@ -61,6 +62,8 @@ def run_as(plan: Plan, out: str | Path, asked: RunOptions) -> Committed:
     place = find_output(out, chosen.storage, public=asked.public)
     place.check_workers(chosen, plan)
     check_memory(plan.parts, chosen.memory_bytes, place.beside_bytes)
+    if plan.gates is not None:
+        plan.gates.check_memory(chosen.memory_bytes)
     check_crew(chosen, _list_needs(plan, out), _make_teller(chosen, on_event), asked.wait_s)
     output = open_output(out, plan, chosen.storage, public=asked.public)
     with output.locked():
@@ -74,7 +77,8 @@ def run_as(plan: Plan, out: str | Path, asked: RunOptions) -> Committed:
                 redone, read_bytes = _run_parts(plan, output, chosen, tell, driving, asked.slab)
             report = _read_report(output, plan)
             check_report(report, plan.guard.policy, out)
-            commit_output(output, plan)
+            whole, routing, told = _add_gates(plan, output) if plan.gates is not None else (plan, None, ())
+            commit_output(output, whole)
             seconds = time.perf_counter() - started
             committed = Committed(
                 out,
@@ -85,12 +89,27 @@ def run_as(plan: Plan, out: str | Path, asked: RunOptions) -> Committed:
                 read_bytes,
                 round(seconds, 3),
                 report,
-                _find_warnings(chosen) if redone else (),
+                (*(_find_warnings(chosen) if redone else ()), *told),
+                routing,
             )
             driving.commit(committed)
+            if plan.gates is not None:
+                forget_gates(output.notes)
             output.mark_committed()
     on_event(committed)
     return committed
+
+
+def _add_gates(plan: Plan, output: Output) -> tuple[Plan, dict[str, Any], Sequence[str]]:
+    """Return the plan with the file of gates, the routing report, and what is to be known of it."""
+    from mergemill.engine.forward.report import warn_of_report  # of mixtures alone
+    from mergemill.engine.runs.tasks.gates import read_gates
+
+    data = find_gates_kept(output.notes)
+    if data is None:
+        raise RunError(f"{output}: the gates were removed while the mixture was made; run the same again to resume")
+    _, routing = read_gates(data, f"{output}: gates")
+    return add_gates(plan, data, routing), routing, warn_of_report(routing, where=plan.origin.name or "recipe")
 
 
 def _find_warnings(workers: Workers) -> tuple[str, ...]:
@@ -138,8 +157,11 @@ def _run_parts(
             del left[receipt.part]  # and what is kept needs no statistics any more
             tally.finish(receipt, kept=True)
 
-    def journal(receipts: Sequence[Receipt]) -> None:
-        for receipt in receipts:
+    def journal(done: Sequence[Receipt] | bytes) -> None:
+        if isinstance(done, bytes):
+            keep_gates(output.notes, done)
+            return
+        for receipt in done:
             output.journal.append(receipt)
             tally.finish(receipt, kept=False)
 
@@ -150,6 +172,9 @@ def _run_parts(
             tell_waiting(0.0)
             crew.check_needs(needs)
         receipts = start_output(output, plan)
+        gates = find_gates_kept(output.notes) if plan.gates is not None else None
+        if plan.gates is not None and gates is None:  # parts of lost gates would not be those of the kept file
+            receipts = {number: each for number, each in receipts.items() if not needs_gates(plan.parts[number])}
         targets = output.targets(plan)
         crew.check_needs(replace(needs, files={**needs.files, **output.files_seen()}))
         begun = _describe_start(plan, output, receipts, crew)
@@ -157,7 +182,7 @@ def _run_parts(
         on_event(begun)
         try:
             crew.run_tasks(make_checks(plan, targets, receipts, token), keep)
-            crew.run_tasks(make_tasks(plan, list(left.values()), targets, slab, token), journal)
+            crew.run_tasks(make_tasks(plan, list(left.values()), targets, slab, token, gates), journal)
         except WorkersDied as error:
             raise explain_deaths(error, plan) from error
     return tally.merged, tally.read_bytes

@@ -2,7 +2,7 @@
 
 from mergemill.engine.plan.cost import Cost
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.recipe import ClusterFile, Recipe
+from mergemill.engine.recipe import AnyRecipe, ClusterFile, Recipe
 from mergemill.engine.runs.driver import Driver
 from mergemill.engine.runs.inspect import Inspection
 from mergemill.engine.runs.options import RunKeywords, RunOptions
@@ -11,6 +11,7 @@ from mergemill.engine.runs.verify import Verified
 from mergemill.engine.runs.worker.options import WorkerKeywords, WorkerOptions
 
 __all__ = [
+    "AnyRecipe",
     "ClusterFile",
     "Cost",
     "Driver",

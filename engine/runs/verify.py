@@ -7,7 +7,7 @@ from pathlib import Path
 from mergemill.engine.errors import CheckpointError, OutputError, VerifyError
 from mergemill.engine.methods.own import MethodsFile
 from mergemill.engine.plan.planners import OF_RECIPES, open_recipe, replan
-from mergemill.engine.plan.small_files import RECIPE_NAME
+from mergemill.engine.plan.small_files import GATES_NAME, RECIPE_NAME
 from mergemill.engine.plan.values import Origin, Part, Plan
 from mergemill.engine.recipe.stages import list_methods
 from mergemill.engine.runs.opinion import check_by_library
@@ -199,11 +199,23 @@ def _replay(
     }
     for part in chosen:
         part = replace(part, pieces=tuple(with_factors(piece, factors) for piece in part.pieces))
+        if plan.gates is not None:
+            part = _put_gates(part, output)
         shard = plan.shards[part.shard].name
         found = merge_part(part, shard, _discard, totals, workplace).checksum
         if found != _find_checksum(receipts[shard, part.start_bytes], workplace):
             raise VerifyError(f"{shard}: merging bytes {part.start_bytes} to {part.stop_bytes} again gives other bytes")
     return len(chosen)
+
+
+def _put_gates(part: Part, output: Output) -> Part:
+    """Return a part with the gates that the output keeps: a forward pass is not the same bytes on every machine."""
+    from mergemill.engine.runs.tasks.gates import put_gates, read_gates  # of mixtures alone
+
+    where, pin = join(str(output), GATES_NAME), output.find(GATES_NAME)
+    if pin is None:
+        raise VerifyError(f"{where}: is gone; the routers were made of it")
+    return put_gates(part, read_gates(read_whole(pin, storage=output.storage), where)[0])
 
 
 def _spread(plan: Plan, count: int) -> tuple[Part, ...]:

@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 CARD_BYTES = 128 << 10  # of a model card, which is read no further: its front matter ends there
 RECIPE_BYTES = 1 << 20  # of a recipe, or a cluster file
 METHODS_BYTES = 4 << 20  # of a file of methods
+PROMPTS_BYTES = 64 << 20  # of a file of prompts
 NOTE_BYTES = 1 << 20  # of a note of a driver, beside an output, or of a scheduler of where it is
 STATE_BYTES = 1 << 30  # of plan, journal, receipts and uploads there, which grow with the tensors
 COPIED_BYTES = 2 << 30  # of any other file beside a model's weights

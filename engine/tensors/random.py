@@ -60,6 +60,16 @@ def keep_under_limits(place: Place, model: int, limits: Tensor, out: Tensor) -> 
     return out
 
 
+def draw_uniform(place: Place, model: int, out: Tensor) -> Tensor:
+    """Fill the flat float64 slab `out`, which begins at ``place.start``, with uniform numbers between 0 and 1.
+
+    Each is the middle of one of 2**32 equal steps, so that neither end comes.
+    """
+    for start, bits in _iterate_bits(place, model, out):
+        out[start : start + len(bits)].copy_(bits)
+    return out.add_(2.0**31 + 0.5).mul_(2.0**-32)
+
+
 def random_limits(probabilities: Doubles) -> Limits:
     """Return the int32 under each of which a uniform int32 lies with the probability.
 

@@ -20,6 +20,7 @@ from mergemill.engine.runs.outputs.notes import FileNotes
 from mergemill.engine.runs.outputs.receipts import Journal, Receipt, keep_planned
 from mergemill.engine.runs.outputs.record import (
     Record,
+    add_files,
     checksum,
     hide_places,
     list_ranges,
@@ -163,7 +164,9 @@ class FolderOutput:
         No loader takes any step of it for a model: those that go by an index find none, those that take whatever
         shards there are need config.json, which comes after the last of them, and mergemill asks the journal.
         """
-        record = self.check_recorded(plan)
+        held = self.check_recorded(plan)
+        if (record := add_files(held, plan)) is not held:  # before they are there: an abort must know them
+            self._files.write(RECORD_NAME, record.to_json(), beside=STATE_NAME)
         for shard in plan.shards:
             name = self._name_unfinished(shard.name, plan.digest)
             if self._has_size(name, shard.size_bytes):

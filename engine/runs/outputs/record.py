@@ -108,6 +108,12 @@ def make_record(plan: Plan, storage: Storage) -> Record:
     )
 
 
+def add_files(record: Record, plan: Plan) -> Record:
+    """Return a record with the small files that were only known when the plan had run, before those of the plan."""
+    made = {file.name: checksum([file.data]) for file in plan.files if file.data is not None}
+    return record if made.items() <= record.files.items() else replace(record, files={**made, **record.files, **made})
+
+
 def hide_places(record: Record) -> Record:
     """Return what a finished output keeps of a record: no path of this machine, so that it may be uploaded.
 

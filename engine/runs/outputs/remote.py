@@ -14,7 +14,15 @@ from mergemill.engine.plan.values import Plan, Shard
 from mergemill.engine.runs.outputs.lease import Lease, hold_lease
 from mergemill.engine.runs.outputs.notes import ObjectNotes
 from mergemill.engine.runs.outputs.object_journal import ObjectJournal
-from mergemill.engine.runs.outputs.record import Record, checksum, hide_places, parse_record, parse_sound, take_small
+from mergemill.engine.runs.outputs.record import (
+    Record,
+    add_files,
+    checksum,
+    hide_places,
+    parse_record,
+    parse_sound,
+    take_small,
+)
 from mergemill.engine.runs.outputs.state import RECORD_NAME, check_own, is_own
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.storage.bounds import COPIED_BYTES
@@ -92,6 +100,8 @@ class RemoteOutput:
         lost = self.journal.find_lost()
         if record is None or record.digest != plan.digest or lost is not None:
             raise self._gone(lost or self._record_url)
+        if (complete := add_files(record, plan)) is not record:  # before they are there: an abort must know them
+            self._objects.put(self._record_url, complete.to_json())
 
     def _check_own(self, found: Iterable[str], record: Record | None) -> None:
         state = [name.removeprefix(f"{STATE_NAME}/") for name in found if name.startswith(f"{STATE_NAME}/")]

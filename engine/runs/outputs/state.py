@@ -11,10 +11,12 @@ RECORD_NAME, LOCK_NAME = f"{STATE_NAME}/plan.json", f"{STATE_NAME}/lock"
 JOURNAL_NAME = f"{STATE_NAME}/journal.jsonl"  # of a folder; objects have one of many
 
 _NOTES = re.compile(
-    r"(plan\.json|journal\.jsonl?|journal/\d{20}-[0-9a-f]{8}\.json|committed|lock|driver\.json|cancel|uploads\.json)"
+    r"(plan\.json|journal\.jsonl?|journal/\d{20}-[0-9a-f]{8}\.json|committed|lock|driver\.json|cancel|uploads\.json"
+    r"|gates\.json|gates\.safetensors)"
     r"(\.[0-9a-f]{8})?"  # of a storage that is asked for its time by writing something
     r"|object\.tmp-[0-9a-f]{4,8}"
-    r"|\.[^/]+\.tmp-[0-9a-f]{8}|\.(plan\.json|driver\.json|cancel)\.tmp"  # notes and small files, half written
+    r"|\.[^/]+\.tmp-[0-9a-f]{8}"  # small files, half written
+    r"|\.(plan\.json|driver\.json|cancel|gates\.json|gates\.safetensors)\.tmp"  # and notes
 )
 _SHARD = re.compile(r"(?P<name>[^/]+)\.tmp-[0-9a-f]{4,12}")
 _NAMED = re.compile(r"model-\d{5,}-of-\d{5,}\.safetensors")  # as shards are, where no plan can be asked
