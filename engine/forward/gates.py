@@ -32,7 +32,7 @@ class GatePrompts:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class GatesFound:
     """Gates, and what they are like."""
 
     rows: Floats  # [layers, rows, hidden], in float64
@@ -41,18 +41,18 @@ class Found:
 
 def find_gates(
     config: Mapping[str, Any], weights: ModelWeights, asked: GatePrompts, embedding: str, how: Pass
-) -> Found:
+) -> GatesFound:
     """Return the gates of all layers; `embedding` is its tensor's name."""
     layers = int(config["num_hidden_layers"])
     if asked.mode == "cheap_embed":
         rows = _make_rows(_embed(weights, asked, embedding), asked)
-        return Found(np.stack([rows] * layers), {})
+        return GatesFound(np.stack([rows] * layers), {})
     notes = _Notes(asked, layers)
     groups = group_lengths(asked.prompts, BATCH_TOKENS)
     batches = [torch.tensor([asked.prompts[number] for number in group]) for group in groups]
     run_layers(config, weights, batches, lambda seen: notes.take(seen, groups[seen.batch]), how)
     rows = np.stack([_make_rows(_subtract(states, asked), asked) for states in notes.vectors])
-    return Found(rows, dict(notes.states))
+    return GatesFound(rows, dict(notes.states))
 
 
 class _Notes:

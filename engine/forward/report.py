@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from mergemill.engine.forward.gates import Found, GatePrompts
+from mergemill.engine.forward.gates import GatePrompts, GatesFound
 
 LARGE = 5.0  # of a condition number: rows nearly depend on each other
 
 
-def make_report(found: Found, asked: GatePrompts, chosen: int) -> dict[str, Any]:
+def make_report(found: GatesFound, asked: GatePrompts, chosen: int) -> dict[str, Any]:
     """Return the routing report: JSON values.
 
     ``routed`` is how many experts there are, ``condition`` the condition number of each layer's router. For the

@@ -11,7 +11,7 @@ from mergemill.engine.plan.extraction import KIND as EXTRACTION
 from mergemill.engine.plan.make import make_plan
 from mergemill.engine.plan.raw import KINDS, make_raw_plan
 from mergemill.engine.plan.values import Origin, Plan
-from mergemill.engine.recipe import AnyRecipe, Mixture, Recipe, parse_recipe
+from mergemill.engine.recipe import AnyRecipe, Mixture, Recipe, parse_document
 
 Storage = Mapping[str, Mapping[str, Any]] | None
 Replan = Callable[[Origin, str | int, Storage], Plan]  # given the origin, the size of shards and options of storage
@@ -27,7 +27,7 @@ def replan(origin: Origin, shard_size: str | int, storage: Storage) -> Plan:
 def open_recipe(origin: Origin) -> AnyRecipe:
     """Return the recipe of a merge or of a mixture, as its text says it where it has one."""
     if origin.text:
-        return parse_recipe(origin.text, name=origin.name)
+        return parse_document(origin.text, name=origin.name)
     return (Mixture if origin.kind == "mixture" else Recipe).model_validate(dict(origin.value))
 
 

@@ -60,23 +60,28 @@ def load_document(given: GivenRecipe) -> AnyRecipe:
     if isinstance(given, Mapping):
         return _with_prompts(_read_mapping(given))
     if isinstance(given, str) and (len(given.splitlines()) > 1 or given.lstrip().startswith("{")):
-        return _with_prompts(parse_recipe(given, name="recipe").model_copy(update={"file": ""}))
+        return _with_prompts(parse_document(given, name="recipe").model_copy(update={"file": ""}))
     if not isinstance(given, str | Path):
         raise RecipeError(f"a recipe is a path, a mapping or YAML text, not {describe(given)}")
     path = parse_path(given, RecipeError, what="a recipe")
-    return _with_prompts(parse_recipe(read_text(path), name=str(path)))
+    return _with_prompts(parse_document(read_text(path), name=str(path)))
 
 
 def _with_prompts(recipe: AnyRecipe) -> AnyRecipe:
     return read_prompts(recipe, Path(recipe.file).parent) if isinstance(recipe, Mixture) else recipe
 
 
-def parse_recipe(text: str, *, name: str = "recipe.yml") -> AnyRecipe:
-    """Return the recipe that the YAML `text` says, or the mixture; `name` is what messages call it.
+def parse_recipe(text: str, *, name: str = "recipe.yml") -> Recipe:
+    """Return the recipe that the YAML `text` says; `name` is what messages call it.
 
     Only the text is looked at: whether methods, models and parameters exist is for the planner.
     Raises `RecipeError`, one line that begins with ``name:line:``.
     """
+    return expect_merge(parse_document(text, name=name))
+
+
+def parse_document(text: str, *, name: str = "recipe.yml") -> AnyRecipe:
+    """Return the recipe, or the mixture of experts, that the YAML `text` says, as `parse_recipe` does."""
     return _join(read_documents(text, FORM, name=name), text, name=name)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from mergemill.engine.checkpoint.header import parse_header
 from mergemill.engine.checkpoint.layout import TensorInfo, file_order, make_header
 from mergemill.engine.errors import RunError
-from mergemill.engine.forward.gates import Found, find_gates
+from mergemill.engine.forward.gates import GatesFound, find_gates
 from mergemill.engine.forward.layers import ModelWeights, Pass
 from mergemill.engine.forward.report import make_report
 from mergemill.engine.plan.gates import EMBEDDING, GateJob, name_gate
@@ -51,7 +51,7 @@ def compute_gates(job: GateJob, workplace: Workplace) -> bytes:
     return write_gates(job, found)
 
 
-def write_gates(job: GateJob, found: Found) -> bytes:
+def write_gates(job: GateJob, found: GatesFound) -> bytes:
     """Return gates as a safetensors file."""
     rows = found.rows.astype("<f4")
     values = {name_gate(layer): rows[layer, : job.asked.routed] for layer in range(job.layers)}
