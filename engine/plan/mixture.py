@@ -29,7 +29,7 @@ from mergemill.engine.plan.mixture_files import make_mixture_files
 from mergemill.engine.plan.opening import PlanOptions, Stages, check_kinds, open_models, warn_of_overrides
 from mergemill.engine.plan.routers import Routing, copy_gates, make_routers, open_gates
 from mergemill.engine.plan.share import share_reads
-from mergemill.engine.plan.small_files import Inputs
+from mergemill.engine.plan.small_files import Inputs, make_inputs
 from mergemill.engine.plan.spellings import join_spellings, read_paths
 from mergemill.engine.plan.stages import find_offers, list_stored
 from mergemill.engine.plan.values import Origin, OutputTensor
@@ -67,7 +67,7 @@ def draft_mixture(mixture: Mixture, asked: PlanOptions, stages: Stages, where: s
     checkpoints = name_alike(unwrap_names(stored), chosen, family, where=where)
     offers = open_offers(checkpoints, family, find_offers(checkpoints, stages))
     check_models(checkpoints, offers, family, copied=False, where=where)
-    inputs = Inputs(checkpoints, list_stored(checkpoints, stages), checkpoints[chosen])
+    inputs = make_inputs(checkpoints, list_stored(checkpoints, stages), checkpoints[chosen])
     made = _Mixing(mixture, inputs, offers, family, reached, asked.seed, where)
     warnings = (
         *(told for checkpoint in checkpoints.values() for told in checkpoint.left_out),

@@ -2,13 +2,22 @@
 
 from collections.abc import Sequence
 
-from mergemill.engine.checkpoint.card import Card, common_license, make_card
+from mergemill.engine.checkpoint.card import Card, make_card
 from mergemill.engine.checkpoint.checkpoint import CONFIG_NAME, check_file
 from mergemill.engine.checkpoint.config import CONFIG_DTYPES, REMOVED, dtype_changes, make_config
 from mergemill.engine.checkpoint.copied_files import copied_files
 from mergemill.engine.checkpoint.quantized import QUANTIZATION_FILES, find_keys
 from mergemill.engine.plan.architectures import Architecture, Sizes, make_changes
-from mergemill.engine.plan.small_files import CARD_NAME, RECIPE_NAME, Inputs, find_main_dtype, write_recipe
+from mergemill.engine.plan.small_files import (
+    CARD_NAME,
+    RECIPE_NAME,
+    Inputs,
+    find_library,
+    find_loader,
+    find_main_dtype,
+    tell_commits,
+    write_recipe,
+)
 from mergemill.engine.plan.values import OutputTensor, SmallFile
 from mergemill.engine.recipe import Mixture
 
@@ -53,6 +62,12 @@ def _make_card(
             dtypes=sorted({tensor.dtype for tensor in tensors}),
             tensor_count=len(tensors),
             parameter_count=sum(tensor.expression.size for tensor in tensors),
-            license_fields=common_license(list(inputs.stored.values())),
+            about="A mixture of experts, made of models with mergemill.",
+            terms=inputs.terms,
+            commits=tell_commits(inputs.stored),
+            loader=find_loader(inputs.donor)
+            if architecture.name != "deepseek"
+            else "",  # which only its own code loads
+            library=find_library(inputs.donor),
         )
     )
