@@ -24,7 +24,7 @@ Tensors = Iterator[tuple[str, Expression]]  # names after the layer
 
 
 @dataclass(frozen=True, slots=True)
-class Making:
+class Assembly:
     """What the experts of all layers are made with."""
 
     mixture: Mixture
@@ -58,7 +58,7 @@ def _repeat(experts: Sequence[Expert]) -> tuple[Expert, ...]:
     return tuple(expert for expert in experts for _ in range(expert.count))
 
 
-def check_experts(making: Making, layers: int) -> int:
+def check_experts(making: Assembly, layers: int) -> int:
     """Return how many channels the MLPs have; `PlanError` for matrices of other shapes, or that are not there."""
     base = str(making.mixture.base_model)
     first = str(making.routed[0].source_model)
@@ -87,7 +87,7 @@ def check_experts(making: Making, layers: int) -> int:
     return channels
 
 
-def _find_shapes(making: Making, model: str, layer: int) -> list[tuple[int, ...]]:
+def _find_shapes(making: Assembly, model: str, layer: int) -> list[tuple[int, ...]]:
     found = []
     for name in MLP:
         offer = making.offers[model].get(f"{LAYERS}.{layer}.{name}")
@@ -97,7 +97,7 @@ def _find_shapes(making: Making, model: str, layer: int) -> list[tuple[int, ...]
     return found
 
 
-def make_experts(making: Making, layer: int) -> Tensors:
+def make_experts(making: Assembly, layer: int) -> Tensors:
     """Yield the matrices of a layer's experts."""
     experts = [
         fine for number, expert in enumerate(making.routed) for fine in _make_fine(making, expert, number, layer)
@@ -114,7 +114,7 @@ def make_experts(making: Making, layer: int) -> Tensors:
     yield making.architecture.name_packed(PACKED[1]), _stack(making, down, (len(experts), hidden, channels))
 
 
-def make_shared(making: Making, layer: int) -> Tensors:
+def make_shared(making: Assembly, layer: int) -> Tensors:
     """Yield the matrices of a layer's shared experts, which are one MLP of the channels of all."""
     made = [
         _finish(making, expert, making.count + number, layer, _take(making, expert, layer), 1.0)
@@ -130,7 +130,7 @@ def make_shared(making: Making, layer: int) -> Tensors:
             yield name, _stack(making, parts, (sum(part.shape[0] for part in parts), parts[0].shape[1]))
 
 
-def _stack(making: Making, parts: Sequence[Expression], shape: tuple[int, ...]) -> Expression:
+def _stack(making: Assembly, parts: Sequence[Expression], shape: tuple[int, ...]) -> Expression:
     """Return the parts as one tensor; `PlanError` for what must be known whole before it is made."""
     if any(part.count_rounds()[1] for part in parts):
         raise PlanError(
@@ -140,12 +140,12 @@ def _stack(making: Making, parts: Sequence[Expression], shape: tuple[int, ...]) 
     return stack(parts, shape)
 
 
-def _take(making: Making, expert: Expert, layer: int) -> list[Expression]:
+def _take(making: Assembly, expert: Expert, layer: int) -> list[Expression]:
     offers = making.offers[str(expert.source_model)]
     return [offers[f"{LAYERS}.{layer}.{name}"].expression for name in MLP]
 
 
-def _make_fine(making: Making, expert: Expert, number: int, layer: int) -> Iterator[list[Expression]]:
+def _make_fine(making: Assembly, expert: Expert, number: int, layer: int) -> Iterator[list[Expression]]:
     """Yield the experts that an MLP is cut into: all of it together gives what it gave."""
     parts = making.mixture.granularity
     gate, up, down = _take(making, expert, layer)
@@ -160,7 +160,7 @@ def _make_fine(making: Making, expert: Expert, number: int, layer: int) -> Itera
 
 
 def _finish(
-    making: Making, expert: Expert, number: int, layer: int, matrices: Sequence[Expression], factor: float
+    making: Assembly, expert: Expert, number: int, layer: int, matrices: Sequence[Expression], factor: float
 ) -> list[Expression]:
     """Return matrices drawn anew in some channels, with noise; the last one scaled by what is asked and by `factor`."""
     mlp = f"{LAYERS}.{layer}.mlp"
@@ -178,7 +178,7 @@ def _finish(
     return made
 
 
-def warn_of_equal(making: Making) -> Iterator[str]:
+def warn_of_equal(making: Assembly) -> Iterator[str]:
     """Yield a warning where experts begin equal: no router can tell them apart before they are trained."""
     plain: dict[tuple[object, ...], list[int]] = {}
     for number, expert in enumerate(making.routed):

@@ -18,7 +18,7 @@ from mergemill.engine.forward.installed import check_installed
 from mergemill.engine.forward.layers import group_lengths
 from mergemill.engine.forward.tokens import tokenize
 from mergemill.engine.offers.offer import Offers
-from mergemill.engine.plan.experts import LAYERS, Making
+from mergemill.engine.plan.experts import LAYERS, Assembly
 from mergemill.engine.plan.memory import make_piece
 from mergemill.engine.plan.sizes import format_size
 from mergemill.engine.plan.values import OutputTensor, Piece
@@ -89,7 +89,7 @@ def name_gate(layer: int, *, shared: bool = False) -> str:
     return f"layers.{layer}.{'shared_gate' if shared else 'gate'}"
 
 
-def make_gate_job(making: Making, base: Checkpoint, layers: int, hidden: int) -> GateJob:
+def make_gate_job(making: Assembly, base: Checkpoint, layers: int, hidden: int) -> GateJob:
     """Return what the gates of a mixture are computed from; `PlanError` for prompts that cannot be."""
     asked = _read_prompts(making, base)
     check_installed(forward=asked.mode != "cheap_embed", where=making.where)
@@ -110,7 +110,7 @@ def make_gate_job(making: Making, base: Checkpoint, layers: int, hidden: int) ->
     )
 
 
-def _read_prompts(making: Making, base: Checkpoint) -> GatePrompts:
+def _read_prompts(making: Assembly, base: Checkpoint) -> GatePrompts:
     mixture, where = making.mixture, making.where
     shared = making.shared if making.architecture.shared_gate else ()
     rows: Sequence[Expert] = (*making.routed, *shared)

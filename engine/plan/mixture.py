@@ -21,7 +21,7 @@ from mergemill.engine.plan.architectures import Architecture, Sizes, choose_arch
 from mergemill.engine.plan.coverage import OPTIONAL_UNUSED, Ledger
 from mergemill.engine.plan.disagreement import warn_of_disagreement
 from mergemill.engine.plan.draft import Draft
-from mergemill.engine.plan.experts import LAYERS, MLP, Making, check_experts, make_experts, make_shared, warn_of_equal
+from mergemill.engine.plan.experts import LAYERS, MLP, Assembly, check_experts, make_experts, make_shared, warn_of_equal
 from mergemill.engine.plan.gates import make_gate_job
 from mergemill.engine.plan.inputs import check_models, warn_of_activations, warn_of_dequantized
 from mergemill.engine.plan.layout import natural_order
@@ -105,7 +105,7 @@ def _draft(made: _Mixing, warnings: Sequence[str]) -> Draft:
     model_type = str(donor.config.get("model_type", ""))
     shared = sum(expert.count for expert in mixture.shared_experts)
     architecture = choose_architecture(mixture.architecture, model_type, shared, where=where)
-    making = Making(mixture, architecture, made.offers, made.seed, where)
+    making = Assembly(mixture, architecture, made.offers, made.seed, where)
     layers = _count_layers(made)
     _check_models(made, architecture, layers)
     if making.packed and architecture.name == "deepseek":
@@ -149,7 +149,7 @@ def _draft(made: _Mixing, warnings: Sequence[str]) -> Draft:
     )
 
 
-def _find_routing(made: _Mixing, making: Making, layers: int, hidden: int) -> Routing:
+def _find_routing(made: _Mixing, making: Assembly, layers: int, hidden: int) -> Routing:
     if made.mixture.gates is not None:
         return open_gates(made.mixture.gates, making, layers, hidden, made.storage)
     if made.mixture.is_prompted:
@@ -235,14 +235,14 @@ def _keep(made: _Mixing, architecture: Architecture, ledger: Ledger) -> Iterator
                 yield f"{LAYERS}.{layer}.{bias}", Filled(0.0, weight.shape[:1], weight.dtype)
 
 
-def _make_layers(making: Making, routing: Routing, layers: int) -> Iterator[tuple[str, Expression]]:
+def _make_layers(making: Assembly, routing: Routing, layers: int) -> Iterator[tuple[str, Expression]]:
     for layer in range(layers):
         for tensors in (make_experts(making, layer), make_shared(making, layer), make_routers(making, routing, layer)):
             for name, expression in tensors:
                 yield f"{LAYERS}.{layer}.{name}", expression
 
 
-def _enter(made: _Mixing, making: Making, layers: int, ledger: Ledger) -> None:
+def _enter(made: _Mixing, making: Assembly, layers: int, ledger: Ledger) -> None:
     """Enter what the experts read, and by which rule the rest is not."""
     for expert in dict.fromkeys((*making.routed, *making.shared)):
         model = str(expert.source_model)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from mergemill.engine.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from mergemill.engine.errors import PlanError
 from mergemill.engine.offers.formats import offer_stored
-from mergemill.engine.plan.experts import Making, Tensors
+from mergemill.engine.plan.experts import Assembly, Tensors
 from mergemill.engine.plan.gates import GateJob, name_gate
 from mergemill.engine.plan.small_files import GATES_NAME
 from mergemill.engine.plan.values import SmallFile
@@ -31,7 +31,7 @@ class Routing:
     job: GateJob | None = None  # what they are computed from
 
 
-def open_gates(path: str, making: Making, layers: int, hidden: int, storage: Storage) -> Routing:
+def open_gates(path: str, making: Assembly, layers: int, hidden: int, storage: Storage) -> Routing:
     """Return what the routers of all layers are in a file of gates; `PlanError` for one of another mixture."""
     gates = open_checkpoint(path, None, storage)
     wanted = {name_gate(layer): (len(making.routed), hidden) for layer in range(layers)}
@@ -52,7 +52,7 @@ def copy_gates(path: str, storage: Storage) -> SmallFile:
     return SmallFile(GATES_NAME, None, next(iter(gates.tensors.values())).file)
 
 
-def make_routers(making: Making, routing: Routing, layer: int) -> Tensors:
+def make_routers(making: Assembly, routing: Routing, layer: int) -> Tensors:
     """Yield a layer's router, and the row that weighs its shared expert; rows are equal within a cut MLP."""
     name = making.architecture.name_router(packed=making.packed)
     yield name, _make_router(making, routing, layer)
@@ -60,7 +60,7 @@ def make_routers(making: Making, routing: Routing, layer: int) -> Tensors:
         yield making.architecture.shared_gate, _make_rows(making, routing, layer, 1, shared=True)
 
 
-def _make_router(making: Making, routing: Routing, layer: int) -> Expression:
+def _make_router(making: Assembly, routing: Routing, layer: int) -> Expression:
     count, parts = len(making.routed), making.mixture.granularity
     whole = _make_rows(making, routing, layer, count, shared=False)
     if parts == 1 or isinstance(whole, Drawn | Given):
@@ -69,7 +69,7 @@ def _make_router(making: Making, routing: Routing, layer: int) -> Expression:
     return stack(rows, (count * parts, routing.hidden))
 
 
-def _make_rows(making: Making, routing: Routing, layer: int, count: int, *, shared: bool) -> Expression:
+def _make_rows(making: Assembly, routing: Routing, layer: int, count: int, *, shared: bool) -> Expression:
     name, mode = name_gate(layer, shared=shared), making.mixture.gate_mode
     if mode == "file":
         return routing.stored[name]
