@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from mergemill.engine.tensors.cuts import RankCut, Rows, Shape, Way, cut, cut_bytes
 from mergemill.engine.tensors.drift import Drift, Watch
@@ -57,6 +57,32 @@ class Subtracted(Plain):
         return one if dtype == "F32" else work.take((span.size,), dtype).copy_(one)
 
 
+class Factors(Protocol):
+    """What gives both factors of a module; a frozen value that they share."""
+
+    @property
+    def inputs(self) -> tuple[Expression, ...]:
+        """What it reads, whole."""
+
+    @property
+    def sides(self) -> Mapping[Side, tuple[int, int]]:
+        """The shapes of the factors."""
+
+    @property
+    def own_bytes(self) -> int:
+        """An upper bound of what it takes, of the workspace and beside it, but for the factors."""
+
+    @property
+    def tells_loss(self) -> bool:
+        """Whether what is lost is known with them."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return what the factors depend on, as JSON."""
+
+    def compute(self, work: Workspace) -> Found:
+        """Return both, float32, and for each matrix ‖D‖² and what is lost of it."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Halves:
     """A matrix, or several of one shape that lie one after the other, and how the two factors are cut from each.
@@ -73,8 +99,20 @@ class Halves:
     split: bool = True
     turned: bool = False
 
+    tells_loss = True
+
     @property
-    def sides(self) -> Mapping[Side, tuple[int, ...]]:
+    def inputs(self) -> tuple[Expression, ...]:
+        """The matrix."""
+        return (self.matrix,)
+
+    @property
+    def own_bytes(self) -> int:
+        """What is calculated and allocated, and one step of the matrix."""
+        return cut_bytes(self.shape, self.rank, self.way) + rows_bytes(self.matrix, self.shape, self.way)
+
+    @property
+    def sides(self) -> Mapping[Side, tuple[int, int]]:
         """The shapes of the factors: A ``[count · rank, in]``, B ``[out, rank · count]``, the matrices side by side."""
         into, out = self.shape if self.turned else (self.shape.columns, self.shape.rows)
         return {"A": (self.count * self.rank, into), "B": (out, self.rank * self.count)}
@@ -111,7 +149,7 @@ class Halves:
 class Thin(Expression):
     """One of the two factors; the task that writes one writes the other, and calculates both once."""
 
-    of: Halves
+    of: Factors
     side: Side
     shape: tuple[int, ...]  # a view of the side's own
     transposed: bool = False  # for the linear layer that is tied to an embedding
@@ -119,8 +157,8 @@ class Thin(Expression):
 
     @property
     def inputs(self) -> tuple[Expression, ...]:
-        """The matrix."""
-        return (self.of.matrix,)
+        """What is read for both."""
+        return self.of.inputs
 
     @property
     def block(self) -> int:
@@ -135,7 +173,7 @@ class Thin(Expression):
     @property
     def is_merged(self) -> bool:
         """It is calculated; of one factor's receipt the guard learns how much is lost."""
-        return self.side == "A" and not self.transposed
+        return self.side == "A" and not self.transposed and self.of.tells_loss
 
     @property
     def made_with(self) -> object:
@@ -152,19 +190,19 @@ class Thin(Expression):
         return ThinReady(self)
 
     def reads(self, span: Span) -> Iterator[Read]:
-        """Yield all that the matrix reads, whatever the span."""
-        return self.of.matrix.reads(Span(0, self.of.matrix.size))
+        """Yield all that is read for both, whatever the span."""
+        for each in self.of.inputs:
+            yield from each.reads(Span(0, each.size))
 
     def holds(self, span: Span) -> Iterator[Read]:
-        """Yield all that the matrix needs whole."""
-        return self.of.matrix.holds(Span(0, self.of.matrix.size))
+        """Yield all that these need whole."""
+        for each in self.of.inputs:
+            yield from each.holds(Span(0, each.size))
 
     def slab_bytes(self, elements: int, dtype: str) -> int:
-        """What is calculated and allocated for it, one step of the matrix, and both factors."""
-        of = self.of
-        factors = 2 * sum(4 * a * b for a, b in of.sides.values())
-        own = cut_bytes(of.shape, of.rank, of.way) + factors + aligned(elements * item_bytes(dtype))
-        return own + rows_bytes(of.matrix, of.shape, of.way)
+        """What is calculated and allocated for it, and both factors."""
+        factors = 2 * sum(4 * a * b for a, b in self.of.sides.values())
+        return self.of.own_bytes + factors + aligned(elements * item_bytes(dtype))
 
     def suits_device(self, device: str) -> bool:
         """None yet."""
