@@ -20,6 +20,7 @@ from mergemill.cli import (
     plan,
     push,
     recipe,
+    resize_lora,
     results,
     schema,
     soup,
@@ -58,6 +59,7 @@ for command in (
     demo.demo,
     env.env,
     extract_lora.extract_lora,
+    resize_lora.resize_lora,
 ):
     app.command()(command)
 app.add_typer(recipe.app)

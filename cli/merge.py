@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mergemill.cli import console
+from mergemill.cli.documents import plan_document
 from mergemill.cli.options import (
     DEVICE_MEMORY,
     SHARD_SIZE,
@@ -36,8 +37,6 @@ from mergemill.cli.options import (
     Workers,
 )
 from mergemill.cli.plan import plan_lines
-from mergemill.cli.raw import make_any_plan
-from mergemill.cli.recipes import open_recipe
 from mergemill.cli.signals import Interrupted, hold_back, let_through, raise_interrupts
 from mergemill.cli.status import run_in
 
@@ -107,8 +106,8 @@ def merge(
             "storage": store.storage if store else None,
             "reader": reader,
         }
-        plan = make_any_plan(
-            open_recipe(recipe),
+        plan = plan_document(
+            recipe,
             raw=raw,
             union=union,
             intersection=intersection,

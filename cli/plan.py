@@ -8,6 +8,7 @@ import typer
 
 from mergemill.cli import console
 from mergemill.cli.console import count
+from mergemill.cli.documents import plan_document
 from mergemill.cli.options import (
     DEVICE_MEMORY,
     SHARD_SIZE,
@@ -28,8 +29,6 @@ from mergemill.cli.options import (
     Union,
     Workers,
 )
-from mergemill.cli.raw import make_any_plan
-from mergemill.cli.recipes import open_recipe
 
 AnyOut = Annotated[
     str | None, typer.Argument(metavar="[OUT]", help="Where it would go: to count what writing there takes.")
@@ -62,8 +61,8 @@ def plan(
     from mergemill.engine import describe_plan, load_cluster
 
     file = load_cluster(cluster) if cluster else None
-    found = make_any_plan(
-        open_recipe(recipe),
+    found = plan_document(
+        recipe,
         raw=raw,
         union=union,
         intersection=intersection,

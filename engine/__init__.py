@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mergemill.engine import methods as methods
     from mergemill.engine.methods.contract import PerModel as PerModel
     from mergemill.engine.methods.contract import merge_method as merge_method
+    from mergemill.engine.plan.combine import make_adapter_plan as make_adapter_plan
     from mergemill.engine.plan.cost import estimate_cost as estimate_cost
     from mergemill.engine.plan.make import make_plan as make_plan
     from mergemill.engine.plan.raw import make_raw_plan as make_raw_plan
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from mergemill.engine.recipe import load_recipe as load_recipe
     from mergemill.engine.recipe import recipe_schema as recipe_schema
     from mergemill.engine.recipe import writers as writers
+    from mergemill.engine.recipe.adapters import names_adapters as names_adapters
     from mergemill.engine.runs import events as events
     from mergemill.engine.runs import jobs as jobs
     from mergemill.engine.runs import values as values
@@ -79,6 +81,7 @@ _PLACES = {
     "load_document": "recipe",
     "load_recipe": "recipe",
     "load_storage": "runs.access",
+    "make_adapter_plan": "plan.combine",
     "make_bar": "runs.progress",
     "make_lora_plan": "runs.extract",
     "make_plan": "plan.make",
@@ -89,6 +92,7 @@ _PLACES = {
     "merge_state_dicts": "runs.in_memory",
     "merge_tensors": "runs.in_memory",
     "methods": "",
+    "names_adapters": "recipe.adapters",
     "push": "runs.push",
     "recipe_schema": "recipe",
     "run": "runs.running",

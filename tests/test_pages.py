@@ -16,6 +16,7 @@ from test_rooms import INSIDE_RUNS, MAY_IMPORT
 from mergemill.engine.methods.catalogue import find_coefficients, find_methods, find_steps
 from mergemill.engine.recipe import load_cluster, load_document, load_recipe
 from mergemill.engine.recipe.access import ALLOWED
+from mergemill.engine.recipe.adapters import parse_adapters
 from mergemill.engine.recipe.clusters import KINDS
 from mergemill.engine.recipe.searches import parse_search
 
@@ -138,6 +139,9 @@ def list_options(command: str, *words: str) -> set[str]:
 def test_recipes_and_cluster_files_are_valid(page: str, tmp_path: Path) -> None:
     for block in list_blocks(PAGES[page], "yaml"):
         *_, found = yaml.safe_load_all(block)  # the last document of several is the result
+        if "adapters" in found:
+            assert len(parse_adapters(block).adapters) == len(found["adapters"])
+            continue
         if "merge_method" in found:
             assert load_recipe(block).merge_method == found["merge_method"]
             continue

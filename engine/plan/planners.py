@@ -58,12 +58,19 @@ def _replan_transplant(origin: Origin, shard_size: str | int, storage: Storage) 
     return plan_transplant(origin, shard_size, storage)
 
 
+def _replan_adapters(origin: Origin, shard_size: str | int, storage: Storage) -> Plan:
+    from mergemill.engine.plan.combine import replan_adapters
+
+    return replan_adapters(origin, storage)
+
+
 PLANNERS: dict[str, Replan] = {
     "merge": _replan_merge,
     "mixture": _replan_merge,
     **dict.fromkeys(KINDS, _replan_raw),
     EXTRACTION: _replan_extraction,
     "transplant": _replan_transplant,
+    "adapters": _replan_adapters,
 }
 OF_RECIPES = ("merge", "mixture", *KINDS)
 """The kinds whose origin is a recipe."""

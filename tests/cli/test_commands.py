@@ -31,6 +31,7 @@ COMMANDS = (
     "demo",
     "env",
     "extract-lora",
+    "resize-lora",
     "recipe",
 )
 

@@ -1,0 +1,51 @@
+"""``mergemill resize-lora``: an adapter of a lower rank."""
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mergemill.cli.merge import JsonLines, NewOut, Public, Quiet, errors_as_events, run_plan
+from mergemill.cli.options import Memory, StorageOf, Workers
+
+if TYPE_CHECKING:
+    pass
+
+Adapter = Annotated[str, typer.Argument(metavar="ADAPTER", help="A folder, a name on the Hub or a URL.")]
+MaxRank = Annotated[int, typer.Option("--max-rank", "--rank", min=1, metavar="R", help="Of each module, at most.")]
+Dtype = Annotated[str | None, typer.Option(metavar="DTYPE", help="To write, such as bfloat16; else the adapter's.")]
+
+
+def resize_lora(
+    context: typer.Context,
+    adapter: Adapter,
+    out: NewOut,
+    max_rank: MaxRank,
+    dtype: Dtype = None,
+    workers: Workers = None,
+    memory: Memory = None,
+    storage_as: StorageOf = None,
+    public: Public = False,
+    quiet: Quiet = False,
+    json: JsonLines = False,
+) -> None:
+    """Cut an adapter to a lower rank.
+
+    Example: mergemill resize-lora adapter smaller --max-rank 16
+    """
+    with ExitStack() as stack:
+        if json:
+            stack.enter_context(errors_as_events())
+        from mergemill.engine import load_cluster, make_adapter_plan, values
+
+        store = load_cluster(storage_as) if storage_as else None
+        crew: values.WorkerKeywords = {
+            "workers": workers,
+            "memory": memory,
+            "scheduler": None,
+            "storage": store.storage if store else None,
+        }
+        given = {"adapters": [{"adapter": adapter}], "combination_type": "svd", "parameters": {"svd_rank": max_rank}}
+        document = {**given, **({"dtype": dtype} if dtype else {})}
+        plan = make_adapter_plan(document, storage=values.WorkerOptions(**crew).find_storage())
+        run_plan(context, stack, plan, out, crew, public=public, quiet=quiet, json=json)

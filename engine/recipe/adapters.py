@@ -1,0 +1,97 @@
+"""A document with ``adapters:``, which are combined to one adapter, as a frozen value."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field
+from pydantic.json_schema import SkipJsonSchema
+
+from mergemill.engine.errors import RecipeError
+from mergemill.engine.recipe.document import Form, read_documents
+from mergemill.engine.recipe.leaves import OptionalDtype, OptionalText, check_items
+from mergemill.engine.recipe.parsing import FORM, parse_value, read_text
+from mergemill.engine.recipe.references import ModelRef
+from mergemill.engine.recipe.settings import Parameters
+from mergemill.engine.recipe.shapes import Value
+from mergemill.engine.storage.urls import parse_path
+
+ADAPTERS_FORM = Form("a document of adapters", "adapters and one of combination_type, merge_method")
+
+
+class AdapterEntry(Value):
+    """An adapter among those that are combined."""
+
+    called: ClassVar[str] = "an item of adapters"
+
+    adapter: ModelRef
+    """A folder, a name on the Hub or a URL."""
+    parameters: Parameters = Parameters()
+    """Settings of this adapter, such as its weight."""
+
+
+class AdapterRecipe(Value):
+    """Adapters that are combined to one."""
+
+    called: ClassVar[str] = "a document of adapters"
+    one_of: ClassVar[tuple[str, ...]] = ("combination_type", "merge_method")
+
+    adapters: Annotated[tuple[AdapterEntry, ...], BeforeValidator(check_items), Field(min_length=1)]
+    """What is combined."""
+    base_model: ModelRef | None = None
+    """The model that the result names as its base; else the first adapter's."""
+    combination_type: OptionalText = None
+    """peft's word, and peft's formula: linear, svd, ties, ties_svd, dare_linear, …"""
+    merge_method: OptionalText = None
+    """A method of `mergemill methods`, on the changes, over a base of zeros."""
+    space: Literal["delta", "core", "knots"] = "delta"
+    """Where the method sees the changes: whole, in the bases of all factors, or aligned (KnOTS)."""
+    rank: Annotated[int, Field(ge=1)] | Literal["full"] = "full"
+    """Of the result of a method."""
+    parameters: Parameters = Parameters()
+    """Settings that hold for all."""
+    dtype: OptionalDtype = None
+    """The dtype that is written; else that of the adapters."""
+    text: Annotated[SkipJsonSchema[str], Field(exclude=True, repr=False)] = ""
+    """The file's text as it was read."""
+    file: Annotated[SkipJsonSchema[str], Field(exclude=True, repr=False)] = ""
+    """The name that messages give the file."""
+
+
+GivenAdapters = AdapterRecipe | Mapping[str, Any] | str | Path
+"""The document, a mapping of what would stand in its file, the file's path, or YAML text, as for a recipe."""
+
+
+def names_adapters(given: Any) -> bool:
+    """Whether a mapping, a file or YAML text is such a document, and no recipe: it has the key ``adapters``."""
+    if isinstance(given, Mapping):
+        return "adapters" in given
+    if not isinstance(given, str | Path):
+        return False
+    text, name = _read(given)
+    first = read_documents(text, FORM, name=name)[0]
+    return isinstance(first.data, dict) and "adapters" in first.data
+
+
+def load_adapters(given: GivenAdapters) -> AdapterRecipe:
+    """Return the document that is given; `RecipeError` where it is not valid."""
+    if isinstance(given, AdapterRecipe):
+        return given
+    if isinstance(given, Mapping):
+        return parse_adapters(json.dumps(dict(given), indent=2, default=str) + "\n", name="recipe")
+    text, name = _read(given)
+    return parse_adapters(text, name=name)
+
+
+def _read(given: str | Path) -> tuple[str, str]:
+    """Return YAML text and what it is called."""
+    if isinstance(given, str) and (len(given.splitlines()) > 1 or given.lstrip().startswith("{")):
+        return given, "recipe"
+    path = parse_path(given, RecipeError, what="a recipe")
+    return read_text(path), str(path)
+
+
+def parse_adapters(text: str, *, name: str = "recipe.yml") -> AdapterRecipe:
+    """Return what the YAML `text` says; `RecipeError`, one line that begins with ``name:line:``."""
+    return parse_value(AdapterRecipe, ADAPTERS_FORM, text, name=name).model_copy(update={"text": text, "file": name})
