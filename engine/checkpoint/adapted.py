@@ -14,6 +14,7 @@ from mergemill.engine.checkpoint.adapter import Adapter
 from mergemill.engine.checkpoint.changes import Change, Product, Replacement, Shift
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.checkpoint.family import Family, choose_family, find_tie
+from mergemill.engine.checkpoint.packed_experts import PackedFactors, count_experts, find_parameter, make_packed
 from mergemill.engine.checkpoint.weights import StoredTensor
 from mergemill.engine.errors import CheckpointError
 
@@ -97,6 +98,9 @@ def _add(adding: _Adding) -> Checkpoint:
 
 
 def _make_changes(adding: _Adding, module: str, parts: Mapping[str, StoredTensor]) -> Iterator[Change]:
+    if parameter := find_parameter(adding.adapter, module):
+        yield from _make_packed(adding, module, parameter, parts)
+        return
     for kind in ("", "embedding_"):
         both = [parts.get(f"{kind}{letter}") for letter in "AB"]
         half = next((each for each in both if each is not None), None)
@@ -144,6 +148,36 @@ def _make_product(adding: _Adding, module: str, parts: Mapping[str, StoredTensor
         rows=rows,
         columns=columns,
     )
+
+
+def _make_packed(adding: _Adding, module: str, parameter: str, parts: Mapping[str, StoredTensor]) -> Iterator[Change]:
+    a, b = parts.get("A"), parts.get("B")
+    half = a or b or next(iter(parts.values()))
+    if a is None or b is None or len(parts) > 2:
+        raise adding.fail(half, f"is of the parameter {parameter}, which needs a pair of factors and nothing else")
+    rank = adding.adapter.config.find_rank(parameter)
+    count, target = count_experts(a.shape[0], rank), adding.rename(parameter)
+    if not count or b.shape[1:] != (rank * count,):
+        raise adding.fail(
+            a, f"has shape {list(a.shape)}, its other half {list(b.shape)}, and by its config the rank is {rank}"
+        )
+    scale = adding.adapter.config.find_scale(parameter) * adding.weight
+    given = PackedFactors(
+        parameter, adding.keep(module, "B"), adding.keep(module, "A"), rank, scale, count, a.shape[1], b.shape[0]
+    )
+    shape = adding.model.tensors[target].shape if target in adding.model.tensors else ()
+    changes = list(make_packed(given, target, adding.model.tensors, shape, adding.family))
+    if not changes:
+        raise adding.fail(a, f"{adding.model.ref} has no tensor {target}, packed or of single experts")
+    for change in changes:
+        found = adding.find(change.tensor, a)
+        if math.prod(found.shape) != change.rows * change.columns * (count if change.tensor == target else 1):
+            raise adding.fail(
+                a,
+                f"has shape {list(a.shape)}, its other half {list(b.shape)}, which do not fit {change.tensor} "
+                f"{list(found.shape)}",
+            )
+    yield from changes
 
 
 def _make_shift(adding: _Adding, module: str, parts: Mapping[str, StoredTensor]) -> Change:
@@ -194,7 +228,8 @@ def _find_prefixes(adapter: Adapter, names: Collection[str]) -> tuple[str, str]:
 
     All that the adapter names must be there; where no beginning does it, none is assumed.
     """
-    wanted = [*adapter.whole, *(_weigh(module, parts) for module, parts in adapter.parts.items())]
+    by_weight = {module: parts for module, parts in adapter.parts.items() if find_parameter(adapter, module) is None}
+    wanted = [*adapter.whole, *(_weigh(module, parts) for module, parts in by_weight.items())]
     known = frozenset(names)
     if not wanted or all(name in known for name in wanted):
         return "", ""

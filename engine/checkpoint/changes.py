@@ -1,7 +1,16 @@
 """What an adapter changes in a model, as values: each names a tensor of the model, and those that change it."""
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
+
+
+class FactorPlace(NamedTuple):
+    """Where the elements of a factor lie: what its vectors, ranks and matrices are apart, and where it begins."""
+
+    along_side: int
+    along_rank: int
+    along_batch: int
+    start: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +26,7 @@ class Product:
     transposed: bool  # whether it is stored [in, out], so that A is the left one and B the right one
     rows: int
     columns: int
+    places: tuple[FactorPlace, FactorPlace] | None = None  # of left and right, where not one matrix alone is stored
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,9 @@ def _change(change: Change, weight: Expression, find: Callable[[str], Leaf]) -> 
 
 def _add_product(change: Product, weight: Expression, find: Callable[[str], Leaf]) -> Expression:
     left, right = find(change.left), find(change.right)
-    if change.transposed:
+    if change.places is not None:
+        factors = Factor(left, *change.places[0]), Factor(right, *change.places[1])
+    elif change.transposed:
         factors = Factor(left, 1, change.rows), Factor(right, change.rank, 1)
     else:
         factors = Factor(left, change.rank, 1), Factor(right, 1, change.columns)

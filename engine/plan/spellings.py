@@ -47,7 +47,12 @@ def join_spellings(
 
 def _find_folder(name: str, ref: ModelRef, where: str) -> ModelRef | None:
     """Return the reference to the folder that is called as the whole text; None where there is none."""
-    if (ref.lora is None and ref.revision is None) or is_url(ref.path) or not _is_there(name):
+    if (
+        ref.adapters is not None
+        or (ref.lora is None and ref.revision is None)
+        or is_url(ref.path)
+        or not _is_there(name)
+    ):
         return None
     if ref.lora is not None and _is_there(ref.path):
         raise PlanError(

@@ -12,21 +12,32 @@ This room touches no storage, so what is a path and what a revision is decided b
 
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import GetJsonSchemaHandler, ValidationError, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, ValidationError, model_serializer, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from mergemill.engine.errors import CheckpointError
 from mergemill.engine.recipe.faults import describe, make_faults, make_sentence, shorten
-from mergemill.engine.recipe.leaves import OptionalText, Text
+from mergemill.engine.recipe.leaves import OptionalText, Text, check_items, check_number
 from mergemill.engine.recipe.shapes import Value
 from mergemill.engine.storage.urls import find_secret, parse_place
 
 _LOCAL = ("/", ".", "~", "file:")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _REVISED = re.compile(r"(?P<path>.+?)@(?P<revision>refs/[^@]+|[^@/]*)")
+
+
+class WeightedAdapter(Value):
+    """An adapter among several that are put onto one model."""
+
+    called: ClassVar[str] = "an item of adapters"
+
+    adapter: "ModelRef"
+    """A folder, a name on the Hub or a URL."""
+    weight: Annotated[float, BeforeValidator(check_number)] = 1.0
+    """How often its change is taken."""
 
 
 class ModelRef(Value):
@@ -40,6 +51,8 @@ class ModelRef(Value):
     """Branch, tag or commit."""
     lora: "ModelRef | None" = None
     """The adapter that is applied first; it has no `lora` of its own."""
+    adapters: Annotated[tuple[WeightedAdapter, ...] | None, BeforeValidator(check_items), Field(min_length=1)] = None
+    """Plain LoRA whose changes add up, instead of `lora`: `[{adapter: org/name, weight: 0.5}]`."""
     override_architecture: OptionalText = None
     """For mergekit: whose list of names to read the model by. Here names are read from its files; a warning says so."""
 
@@ -60,17 +73,31 @@ class ModelRef(Value):
             parse_place(self.path)
         except CheckpointError as error:
             raise make_sentence(str(error)) from None
-        if self.lora and (self.lora.lora or self.lora.override_architecture):
+        if self.lora and not self.lora._is_plain:
             raise make_faults([(("lora",), make_sentence("a LoRA has only a path and a revision"))])
+        if self.adapters and self.lora:
+            raise make_faults([(("adapters",), make_sentence("a model has lora or adapters, not both"))])
+        for place, each in enumerate(self.adapters or ()):
+            if not each.adapter._is_plain:
+                words = make_sentence("an adapter has only a path and a revision")
+                raise make_faults([(("adapters", place, "adapter"), words)])
         return self
+
+    @property
+    def _is_plain(self) -> bool:
+        return self.lora is None and self.adapters is None and self.override_architecture is None
 
     def list_adapters(self) -> tuple[tuple["ModelRef", float], ...]:
         """Return the adapters that are applied, and how often each."""
+        if self.adapters is not None:
+            return tuple((each.adapter, each.weight) for each in self.adapters)
         return () if self.lora is None else ((self.lora, 1.0),)
 
     def __str__(self) -> str:
         """Return the short form, ``path@revision+lora@revision``; it leaves `override_architecture` out."""
         own = f"{self.path}@{self.revision}" if self.revision else self.path
+        if self.adapters is not None:
+            return own + "".join(f"+{each.weight:.17g}*{each.adapter}" for each in self.adapters)
         return f"{own}+{self.lora}" if self.lora else own
 
     @model_serializer(mode="plain")
@@ -80,7 +107,9 @@ class ModelRef(Value):
         return short if _reads_as(short, self) else self._dump_mapping()
 
     def _dump_mapping(self) -> dict[str, Any]:
-        lora = {"lora": _dump_path(self.lora)} if self.lora else {}
+        lora: dict[str, Any] = {"lora": _dump_path(self.lora)} if self.lora else {}
+        if self.adapters is not None:
+            lora = {"adapters": [{"adapter": _dump_path(e.adapter), "weight": e.weight} for e in self.adapters]}
         override = self.override_architecture
         return {"model": _dump_path(self)} | lora | ({"override_architecture": override} if override else {})
 
@@ -105,6 +134,16 @@ _MAPPING_SCHEMA: JsonSchemaValue = {
     "properties": {
         "model": {"anyOf": [_SHORT_SCHEMA, _PATH_SCHEMA]},
         "lora": {"anyOf": [_SHORT_SCHEMA, _PATH_SCHEMA]},
+        "adapters": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "properties": {"adapter": {"anyOf": [_SHORT_SCHEMA, _PATH_SCHEMA]}, "weight": {"type": "number"}},
+                "required": ["adapter"],
+                "additionalProperties": False,
+            },
+        },
         "override_architecture": {"type": "string"},
     },
     "required": ["model"],

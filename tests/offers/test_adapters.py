@@ -1,17 +1,19 @@
 """A model with an adapter is what peft's merge makes of both, and no merged copy is ever written."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from adapters import make_gpt2, make_llama, make_qwen, merge_by_peft, write_adapter, write_model
+from adapters import fill, make_gpt2, make_llama, make_qwen, merge_by_peft, transformers, write_adapter, write_model
 from models import read_tensors
 from runs.merging import SMALL_PART, finished_parts, parts_of, run_until
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mergemill.engine import make_plan, run
+from mergemill.engine.errors import InputError
 from mergemill.engine.tensors import native
 
 SHARD = "model-00001-of-00001.safetensors"
@@ -213,3 +215,132 @@ def test_a_stage_takes_an_adapter(family: Path) -> None:
     run(make_plan({key: value for key, value in stage.items() if key != "name"}), family / "half", workers=0)
     run(make_plan(copying(f"{family / 'half'}+{family / 'b'}")), family / "two", workers=0)
     assert torch.equal(made[name], read_tensors(family / "two")[name])
+
+
+@pytest.mark.parametrize("family", ["packed", "apart", "turned"])
+def test_factors_of_packed_experts(family: str, tmp_path: Path) -> None:
+    sizes = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "head_dim": 8}
+    sizes |= {"num_key_value_heads": 2, "intermediate_size": 24}
+    if family == "turned":
+        config = transformers.GptOssConfig(**sizes, num_local_experts=4)
+        base = fill(transformers.GptOssForCausalLM(config), 0)
+    else:
+        config = transformers.Qwen3MoeConfig(**sizes, num_experts=4, moe_intermediate_size=20)
+        base = fill(transformers.Qwen3MoeForCausalLM(config), 0)
+    base.save_pretrained(tmp_path / "base", save_original_format=family == "apart")
+    parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    pattern = {"rank_pattern": {".*down_proj": 2}} if family == "packed" else {}
+    write_adapter(base, tmp_path / "lora", target_modules=["q_proj"], target_parameters=parameters, **pattern)
+    expected = merge_by_peft(base, tmp_path / "lora")
+    found = merge(tmp_path, f"{tmp_path / 'base'}+{tmp_path / 'lora'}")
+    if family == "apart":
+        stem = "model.layers.0.mlp.experts"
+        packed = expected[f"{stem}.gate_up_proj"]
+        for expert in range(4):
+            both = [found[f"{stem}.{expert}.{name}_proj.weight"] for name in ("gate", "up")]
+            torch.testing.assert_close(torch.cat(both), packed[expert], rtol=1e-6, atol=1e-6)
+            down = found[f"{stem}.{expert}.down_proj.weight"]
+            torch.testing.assert_close(down, expected[f"{stem}.down_proj"][expert], rtol=1e-6, atol=1e-6)
+    else:
+        assert_same(found, expected)
+
+
+def test_adapters_with_weights_add_up(family: Path) -> None:
+    base = make_llama(hidden_size=240, intermediate_size=600)
+    write_adapter(base, family / "c", seed=7, r=2, target_modules=["q_proj"])
+    weighted = [{"adapter": str(family / "a"), "weight": 0.5}, {"adapter": str(family / "c"), "weight": -2}]
+    model = {"model": str(family / "base"), "adapters": weighted}
+    run(make_plan({"merge_method": "passthrough", "models": [{"model": model}]}), family / "out", workers=0)
+    found, before = read_tensors(family / "out"), base.state_dict()
+    one, other = (merge_by_peft(base, family / name) for name in "ac")
+    for name, value in found.items():
+        wanted = before[name] + 0.5 * (one[name] - before[name]) - 2 * (other[name] - before[name])
+        torch.testing.assert_close(value, wanted, rtol=2e-5, atol=2e-6)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "half of a pair": (
+        {"drop": "q_proj.lora_A"},
+        {},
+        "lora_B.weight: is half of a pair",
+    ),
+    "another shape": ({"cut": "q_proj.lora_B"}, {}, r"does not fit model.layers.\d.self_attn.q_proj.weight"),
+    "another rank": ({}, {"r": 4}, "has 3 rows, and by its config the rank is 4"),
+    "rank 0": ({}, {"r": 0}, "r must be a whole number from 1 on, not 0"),
+    "another type": ({}, {"peft_type": "LOHA"}, "peft_type is 'LOHA'; only adapters of the type LORA can be merged"),
+    "a key of nothing": ({"add": "x.hada_w1_a"}, {}, "tensor .*hada_w1_a is of no kind that can be merged"),
+    "a module of nothing": ({"add": "model.x.lora_A.weight"}, {}, "is half of a pair"),
+    "no magnitudes": ({}, {"use_dora": True}, "has no magnitude beside it, and use_dora is true in its config"),
+    "pissa": ({}, {"init_lora_weights": "pissa_niter_4"}, "it belongs to a base that peft changes on loading"),
+    "an activated lora": ({}, {"alora_invocation_tokens": [1]}, "makes it activated LoRA"),
+    "no numbers": ({"empty": "q_proj.lora_A"}, {}, "holds no data .* ZeRO-3"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_merged_is_refused_by_name(case: str, tmp_path: Path) -> None:
+    tensors, config, message = REFUSED[case]
+    base = make_llama()
+    write_model(base, tmp_path / "base")
+    write_adapter(base, tmp_path / "lora", **({"r": 3} if case != "another rank" else {}))
+    path, settings = tmp_path / "lora" / "adapter_model.safetensors", tmp_path / "lora" / "adapter_config.json"
+    stored = load_file(path)
+    for how, part in tensors.items():
+        key = next((key for key in stored if part in key), f"base_model.model.{part}")
+        if how == "drop":
+            del stored[key]
+        else:
+            changed = {"cut": stored.get(key, torch.ones(1))[:-1].clone(), "add": torch.ones(3, 4)}
+            stored[key] = changed.get(how, torch.zeros(0))
+    save_file(stored, path)
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), **config}))
+    with pytest.raises(InputError, match=message):
+        make_plan(copying(f"{tmp_path / 'base'}+{tmp_path / 'lora'}"))
+
+
+def test_an_adapter_of_another_name_and_in_a_pickle(tmp_path: Path) -> None:
+    base = make_llama()
+    write_model(base, tmp_path / "base")
+    write_adapter(base, tmp_path / "lora")
+    expected = merge_by_peft(base, tmp_path / "lora")
+    stored = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    (tmp_path / "lora" / "adapter_model.safetensors").unlink()
+    named = {key.replace(".weight", ".default.weight"): value for key, value in stored.items()}
+    torch.save(named, tmp_path / "lora" / "adapter_model.bin")
+    assert_same(merge(tmp_path, f"{tmp_path / 'base'}+{tmp_path / 'lora'}"), expected)
+
+
+def test_a_kernel_is_changed_by_the_product_of_flattened_ones(tmp_path: Path) -> None:
+    stream = torch.Generator().manual_seed(0)
+    weight, a, b = (torch.randn(shape, generator=stream) for shape in ((6, 3, 3, 3), (2, 3, 3, 3), (6, 2, 1, 1)))
+    for name, state in (("base", {"stem.weight": weight}), ("lora", {})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        if state:
+            save_file(state, tmp_path / name / "model.safetensors")
+    factors = {f"base_model.model.stem.lora_{side}.weight": value for side, value in (("A", a), ("B", b))}
+    save_file(factors, tmp_path / "lora" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["stem"]}
+    (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(config))
+    found = merge(tmp_path, f"{tmp_path / 'base'}+{tmp_path / 'lora'}")["stem.weight"]
+    wanted = weight + 2 * (b.flatten(1) @ a.flatten(1)).view(6, 3, 3, 3)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_a_quantised_base_takes_an_adapter(tmp_path: Path) -> None:
+    base = make_llama()
+    write_adapter(base, tmp_path / "lora")
+    state = {name: value.clone() for name, value in base.state_dict().items()}
+    name = "model.layers.0.self_attn.q_proj.weight"
+    scale = state[name].abs().max() / 448
+    state[name] = (state[name] / scale).to(torch.float8_e4m3fn)
+    state[f"{name}_scale_inv"] = torch.full((1, 1), float(scale))
+    (tmp_path / "base").mkdir()
+    save_file(state, tmp_path / "base" / "model.safetensors")
+    quantised = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+    config = {**base.config.to_dict(), "quantization_config": quantised}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config, default=str))
+    base.state_dict()[name].copy_(state[name].float() * scale)
+    expected = merge_by_peft(base, tmp_path / "lora")
+    found = merge(tmp_path, f"{tmp_path / 'base'}+{tmp_path / 'lora'}", dtype="float32")
+    torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-6)
