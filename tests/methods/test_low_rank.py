@@ -80,6 +80,24 @@ def test_cart_keeps_models_of_low_rank_around_a_mean_that_they_share() -> None:
     check_close(merge_deltas("cart", *(mean + part for part in parts), rank=0.1, lambda_=0.5), wanted)
 
 
+# --------------------------------------------------------------------------------------------------- DC-Merge
+@FLOATS
+def test_dc_merge_keeps_models_that_do_not_interfere(dtype: torch.dtype) -> None:
+    deltas = [delta.to(dtype) for delta in make_orthogonal((40, 60), 3, 10)]
+    rounding = 1e-12 if dtype == torch.float64 else 1e-6
+    check_close(merge_deltas("dc_merge", *deltas, density=1.0), sum(deltas), rounding)
+    few = merge_deltas("dc_merge", *deltas, density=10.5 / 39**2)  # of each model its ten singular values
+    check_close(few, sum(deltas), rounding)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_dc_merge_of_one_model_keeps_its_largest_singular_values(shape: tuple[int, int]) -> None:
+    (delta,) = make_deltas(shape, 1)
+    check_close(merge_deltas("dc_merge", delta, density=1.0), delta)
+    left, values, right = torch.linalg.svd(delta, full_matrices=False)
+    check_close(merge_deltas("dc_merge", delta, density=3.5 / min(shape) ** 2), left[:, :3] * values[:3] @ right[:3])
+
+
 # ------------------------------------------------------------------------------------------- Subspace Boosting
 def boost(merged: Tensor, beta: float = 0.01) -> Tensor:
     """Return what the step makes of a merged task vector."""
@@ -115,7 +133,7 @@ def test_subspace_boosting_changes_matrices_alone(shape: tuple[int, ...]) -> Non
 
 
 # ----------------------------------------------------------------------------------------------------- errors
-@pytest.mark.parametrize("name", ["cart", "iso_cts", "star", "tsv", "iso_c"])
+@pytest.mark.parametrize("name", ["cart", "dc_merge", "iso_cts", "star", "tsv", "iso_c"])
 def test_float32_is_exact_to_its_rounding(name: str) -> None:
     """Against the same inputs in float64: half a unit in the last place of the largest value, and a little."""
     for shape in ((120, 200), (200, 120), (150, 150)):

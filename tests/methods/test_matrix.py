@@ -21,7 +21,7 @@ from mergemill.engine.methods.catalogue import find_methods, get_method, get_ste
 from mergemill.engine.methods.steps import Stepped
 
 MATRIX = [name for name, method in find_methods().items() if method.reads == "matrix"]
-MEANS = ("cart", "iso_cts", "star")  # what is no matrix is averaged; the others add it up
+MEANS = ("cart", "dc_merge", "iso_cts", "star")  # what is no matrix is averaged; the others add it up
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,7 @@ def test_the_parameters_of_the_specification() -> None:
     found = {name: {p.name: p.default for p in get_method(name).parameters} for name in MATRIX}
     assert found == {
         "cart": {"rank": 0.08, "lambda": 1.0},
+        "dc_merge": {"density": 0.001, "lambda": 1.0},
         "iso_c": {"lambda": 1.0},
         "iso_cts": {"common": 0.8, "lambda": 1.0},
         "star": {"eta": 0.4, "lambda": 1.0},

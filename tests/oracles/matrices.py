@@ -135,3 +135,23 @@ def subspace_boost(merged: Array, *, eps: float, beta: float = 0.01) -> Array:
         return merged
     reached = np.cumsum(values) >= beta * np.cumsum(values)[-1]
     return np.asarray(left * np.maximum(values, values[int(np.argmax(reached))]) @ right.T)
+
+
+def dc_merge(
+    base: Array, deltas: Sequence[Array], *, eps: float, density: float = 0.001, lambda_: float = 1.0
+) -> Array:
+    """Join cores in a cover of all deltas' largest directions by the signs of their sum, block by block."""
+    if base.ndim != 2:
+        return base + lambda_ * np.mean(deltas, axis=0)
+    share = max(1, min(base.shape) // len(deltas))
+    triples = [[part[..., :share] for part in find_triples(delta, eps)] for delta in deltas]
+    left, right = (find_polar(np.concatenate([each[at] for each in triples], axis=1), eps) for at in (0, 2))
+    cores = np.array([left.T @ (u * s) @ v.T @ right for u, s, v in triples])
+    kept = max(1, int(density * (share * len(deltas)) ** 2))
+    for core in cores:
+        least = np.sort(np.abs(core), axis=None)[-min(kept, core.size)]
+        core[(np.abs(core) < least) | (np.abs(core) <= eps * np.max(np.abs(core)))] = 0
+    agreeing = cores * (np.sign(cores) == np.sign(np.sum(cores, axis=0)))
+    owner = np.repeat(np.arange(len(deltas)), [len(s) for _, s, _ in triples])
+    joined = np.sum(agreeing, axis=0) / np.maximum(np.sum(agreeing != 0, axis=0), 1)
+    return np.asarray(base + lambda_ * left @ np.where(owner[:, None] == owner, joined, 0) @ right.T)

@@ -41,6 +41,11 @@ def expect_cart(task: Task) -> Expected:
     return certain(matrices.cart(as_arrays(task), **take_arguments(task.settings)))
 
 
+def expect_dc_merge(task: Task) -> Expected:
+    arguments = take_arguments(task.settings)
+    return certain(matrices.dc_merge(as_arrays(task)[0], make_deltas(task), eps=find_eps(task), **arguments))
+
+
 ENTRIES: dict[str, Entry] = {
     "tsv": Entry(
         models=3,
@@ -86,6 +91,14 @@ ENTRIES: dict[str, Entry] = {
         oracle=expect_cart,
         symmetric=True,
         equal={},
+        everywhere=False,
+    ),
+    "dc_merge": Entry(
+        models=3,
+        variants=({}, {"density": 0.2, "lambda": 0.4}, {"density": 1.0}),
+        oracle=expect_dc_merge,
+        symmetric=True,
+        rounding=1e-5,  # as that of Iso-CTS
         everywhere=False,
     ),
 }
