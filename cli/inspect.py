@@ -1,6 +1,6 @@
-"""``mergemill inspect``: what a folder holds, from headers alone."""
+"""``mergemill inspect``: what a model, an adapter or a merge is, from headers alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,20 +12,28 @@ from mergemill.cli.options import ClusterAs, Json, StorageAs, read_storage
 if TYPE_CHECKING:
     from mergemill.engine import values
 
-Folder = Annotated[str, typer.Argument(metavar="PATH", help="The folder of a model or a merge.")]
+Folder = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A model, an adapter or a merge: a folder, s3://…, or org/name.")
+]
+Tree = Annotated[bool, typer.Option("--tree", help="Look for the cards of its base models, and of theirs, on the Hub.")]
 Tensors = Annotated[bool, typer.Option("--tensors", help="List every tensor.")]
 
 
 def inspect(
-    path: Folder, tensors: Tensors = False, storage_as: StorageAs = None, cluster: ClusterAs = None, json: Json = False
+    path: Folder,
+    tensors: Tensors = False,
+    tree: Tree = False,
+    storage_as: StorageAs = None,
+    cluster: ClusterAs = None,
+    json: Json = False,
 ) -> None:
-    """Show a model's tensors, layers and size.
+    """Show a model's layers, sizes and origin.
 
     Example: mergemill inspect merged --tensors
     """
     from mergemill.engine import inspect as inspect_folder
 
-    found = inspect_folder(path, storage_options=read_storage(storage_as, cluster))
+    found = inspect_folder(path, family_tree=tree, storage_options=read_storage(storage_as, cluster))
     if json:
         console.say_json(as_json(found, tensors=tensors))
         return
@@ -58,13 +66,71 @@ def _facts(found: "values.Inspection") -> Iterator[tuple[str, str]]:
         return
     if found.model_type:
         yield "model", found.model_type
-    for stack, layers in found.layers.items():
-        yield "layers", f"{layers} ({stack})"
+    yield from _layer_facts(found)
+    yield from _vocabulary_facts(found)
+    if found.quantization:
+        yield "quantized", found.quantization
+    yield from _adapter_facts(found)
     yield "tensors", f"{len(found.tensors):,}"
     yield "parameters", f"{found.parameters:,}"
     for dtype, nbytes in found.dtypes.items():
         yield "dtype", f"{dtype}, {format_size(nbytes)}"
-    yield "size", f"{format_size(found.nbytes)} in {found.shards} file{'s' * (found.shards != 1)}"
+    for kind, nbytes in found.kinds.items():
+        yield "bytes", f"{kind}, {format_size(nbytes)} ({nbytes / max(found.nbytes, 1):.1%})"
+    yield "size", f"{format_size(found.nbytes)} in {console.count(found.shards, 'file')}"
+    yield from _card_facts(found)
+
+
+def _layer_facts(found: "values.Inspection") -> Iterator[tuple[str, str]]:
+    for stack, layers in found.layers.items():
+        yield "layers", f"{layers} ({stack})"
+        for group in (group for group in found.groups if group.stack == stack):
+            said = f"; {', '.join(group.said)}" if group.said else ""
+            yield "", f"{group.layers}: {group.kind}{said}"
+
+
+def _vocabulary_facts(found: "values.Inspection") -> Iterator[tuple[str, str]]:
+    if found.vocabulary is None:
+        return
+    for name, rows in found.vocabulary.rows.items():
+        unlike = found.vocabulary.said not in (None, rows)
+        yield "vocabulary", f"{rows:,} ({name})" + (f"; the config says {found.vocabulary.said:,}" if unlike else "")
+    if found.vocabulary.tied:
+        yield "ties", found.vocabulary.tied
+
+
+def _adapter_facts(found: "values.Inspection") -> Iterator[tuple[str, str]]:
+    if found.factors:
+        yield "adapter", f"{len(found.factors)} factors were left in the model, such as {found.factors[0]}"
+    if (adapter := found.adapter) is None:
+        return
+    yield "adapter", f"{adapter.method} of rank {adapter.rank}, alpha {adapter.alpha:g}"
+    yield "changes", ", ".join(f"{count} {name}" for name, count in adapter.modules.items()) or "no modules"
+    if adapter.whole:
+        yield "replaces", ", ".join(adapter.whole)
+
+
+def _card_facts(found: "values.Inspection") -> Iterator[tuple[str, str]]:
+    if (card := found.card) is None:
+        return
+    yield "license", card.license or "the card says none"
+    if card.bases:
+        yield "made from", f"{', '.join(card.bases)}" + (f" ({card.relation})" if card.relation else "")
+    if found.ancestors is not None:
+        lines = list(_draw_tree(card.bases, found, 0, set()))
+        yield from zip(("tree", *[""] * len(lines)), lines, strict=False)
+
+
+def _draw_tree(bases: Sequence[str], found: "values.Inspection", depth: int, shown: set[str]) -> Iterator[str]:
+    """Yield a line for each ancestor, below the model that is made from it; each is followed once."""
+    for name in bases:
+        lineage, indent = (found.ancestors or {}).get(name), "  " * depth
+        if lineage is None or name in shown:
+            yield f"{indent}{name}: " + ("see above" if name in shown else "not looked for")
+            continue
+        shown.add(name)
+        yield f"{indent}{name}: {lineage.unread or lineage.license or 'no license said'}"
+        yield from _draw_tree(lineage.bases, found, depth + 1, shown)
 
 
 def _tensor_rows(found: "values.Inspection") -> Iterator[tuple[str, str, str, str]]:

@@ -36,7 +36,9 @@ from mergemill.cli.options import (
     Wait,
     Workers,
 )
+from mergemill.cli.pages import check_page, write_page
 from mergemill.cli.plan import plan_lines
+from mergemill.cli.raw import RAW_WORDS
 from mergemill.cli.signals import Interrupted, hold_back, let_through, raise_interrupts
 from mergemill.cli.status import run_in
 
@@ -50,6 +52,9 @@ NewOut = Annotated[
     str, typer.Argument(metavar="OUT", help="A folder, s3://… or hf://org/name: new, empty, or this merge unfinished.")
 ]
 Public = Annotated[bool, typer.Option("--public", help="Let everybody see a repository made on the Hub.")]
+Report = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Write a page there of what the merge changed, such as report.html.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON event a line.")]
 
@@ -78,6 +83,7 @@ def merge(
     union: Union = False,
     intersection: Intersection = False,
     round_stages: RoundStages = False,
+    report: Report = None,
     quiet: Quiet = False,
     json: JsonLines = False,
 ) -> None:
@@ -88,6 +94,8 @@ def merge(
     with ExitStack() as stack:
         if json:
             stack.enter_context(errors_as_events())
+        if report:
+            check_page(report)
         from mergemill.engine import load_cluster, values
 
         file = load_cluster(cluster) if cluster else None
@@ -117,7 +125,13 @@ def merge(
             round_stages=round_stages,
             storage=values.WorkerOptions(**crew).find_storage(),
         )
-        run_plan(context, stack, plan, out, crew, public=public, quiet=quiet, json=json)
+        if report and plan.origin.kind not in RAW_WORDS.keys() | {"merge"}:
+            raise typer.BadParameter(
+                f"--report compares a model with its base, and this is of the kind {plan.origin.kind}"
+            )
+        committed = run_plan(context, stack, plan, out, crew, public=public, quiet=quiet, json=json)
+        if report:
+            write_report(plan, committed, crew, report)
 
 
 def run_plan(
@@ -130,7 +144,7 @@ def run_plan(
     public: bool,
     quiet: bool,
     json: bool,
-) -> None:
+) -> "events.Committed":
     """Show a plan and run it, whatever it makes, or resume that; `stack` closes what shows it."""
     from mergemill.engine import describe_plan, run
 
@@ -139,7 +153,29 @@ def run_plan(
     watch.show_plan(numbers)
     resume, resume_anywhere = find_resume(context.obj or sys.argv[1:], crew["scheduler"])
     with _say_how_to_resume(watch, resume), raise_interrupts(), hold_back(processes=numbers["processes"]):
-        run(plan, out, public=public, resume=resume_anywhere, on_event=watch, **crew)
+        return run(plan, out, public=public, resume=resume_anywhere, on_event=watch, **crew)
+
+
+def write_report(
+    plan: "values.Plan", committed: "events.Committed", crew: "values.WorkerKeywords", report: str
+) -> None:
+    """Write the page of what a merge changed of its base, or of its first model, and of what the guard found."""
+    from mergemill.engine import diff
+
+    stored = {source.model: source.path for source in plan.sources if not source.is_stage}
+    first = stored.get(str(plan.origin.value.get("base_model")), next(iter(stored.values())))
+    asked: values.WorkerKeywords = {**crew, "storage": {**(crew.get("storage") or {}), **plan.storage}}
+    found = diff(first, committed.out, **asked)
+    faults = [f"{fault.tensor} {fault.fault}" for fault in committed.guard.faults]
+    facts = [
+        ("method", plan.origin.title),
+        ("models", ", ".join(stored)),
+        ("digest", plan.digest),
+        ("seed", str(plan.origin.seed)),
+        ("guard", "; ".join(faults) or "found nothing"),
+        *(("warning", warning) for warning in plan.warnings),
+    ]
+    write_page(found, report, title=f"What {plan.origin.title} changed", facts=facts)
 
 
 class Screen:

@@ -5,6 +5,7 @@
 
 The names here are the engine's one face: the command line and the package `mergemill` import nothing else of it. Words
 that belong together are in one namespace: `errors`, `events`, `jobs`, `methods`, `searches`, `values`. Each name is
+that belong together are in one namespace: `errors`, `events`, `jobs`, `methods`, `reports`, `values`. Each name is
 imported from its place when it is first asked for: planning needs no Dask, an abort no NumPy.
 """
 
@@ -23,9 +24,11 @@ if sys.platform in ("win32", "cygwin"):  # which `engine/storage/system.py` says
 if TYPE_CHECKING:
     from mergemill.engine import errors as errors
     from mergemill.engine import methods as methods
+    from mergemill.engine import reports as reports
     from mergemill.engine.methods.contract import PerModel as PerModel
     from mergemill.engine.methods.contract import merge_method as merge_method
     from mergemill.engine.plan.combine import make_adapter_plan as make_adapter_plan
+    from mergemill.engine.plan.convert import make_convert_plan as make_convert_plan
     from mergemill.engine.plan.cost import estimate_cost as estimate_cost
     from mergemill.engine.plan.make import make_plan as make_plan
     from mergemill.engine.plan.raw import make_raw_plan as make_raw_plan
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
     from mergemill.engine.runs.attach import attach as attach
     from mergemill.engine.runs.cancel import cancel as cancel
     from mergemill.engine.runs.describe import describe_plan as describe_plan
+    from mergemill.engine.runs.diff import diff as diff
     from mergemill.engine.runs.environment import describe_environment as describe_environment
     from mergemill.engine.runs.environment import describe_slowness as describe_slowness
     from mergemill.engine.runs.extract import make_lora_plan as make_lora_plan
@@ -69,6 +73,7 @@ _PLACES = {
     "describe_environment": "runs.environment",
     "describe_plan": "runs.describe",
     "describe_slowness": "runs.environment",
+    "diff": "runs.diff",
     "errors": "",
     "estimate_cost": "plan.cost",
     "events": "runs",
@@ -83,6 +88,7 @@ _PLACES = {
     "load_storage": "runs.access",
     "make_adapter_plan": "plan.combine",
     "make_bar": "runs.progress",
+    "make_convert_plan": "plan.convert",
     "make_lora_plan": "runs.extract",
     "make_plan": "plan.make",
     "make_raw_plan": "plan.raw",
@@ -95,6 +101,7 @@ _PLACES = {
     "names_adapters": "recipe.adapters",
     "push": "runs.push",
     "recipe_schema": "recipe",
+    "reports": "",
     "run": "runs.running",
     "searches": "search",
     "status": "runs.status",
@@ -105,6 +112,7 @@ _PLACES = {
 """Where a name is; the namespaces are modules of a room."""
 
 _NAMESPACES = ("errors", "events", "jobs", "methods", "searches", "values", "writers")
+_NAMESPACES = ("errors", "events", "jobs", "methods", "reports", "values", "writers")
 
 __all__ = list(_PLACES)
 

@@ -47,6 +47,9 @@ MAY_IMPORT = {
         "forward",
     },
     "runs": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "forward", "plan"},
+    "plan": {"errors", "storage", "recipe", "checkpoint", "tokens", "tensors", "methods", "transplants", "offers"},
+    "runs": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "plan"},
+    "reports": {"errors", "checkpoint", "tensors", "plan", "runs"},
     "conformance": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "plan", "runs"},
     "search": {"errors", "storage", "recipe", "tensors", "plan", "runs"},
 }
@@ -72,6 +75,7 @@ ONLY_IMPORTERS = {
     "rich": {"runs"},
     "IPython": {"runs"},
     "cmaes": {"search"},
+    "vl_convert": {"reports"},
     "yaml": {"recipe", "checkpoint", "runs", "storage"},  # storage: the loader of the others
 }
 """Libraries that only some rooms know."""
@@ -94,6 +98,7 @@ FACE = [
     "describe_environment",
     "describe_plan",
     "describe_slowness",
+    "diff",
     "errors",
     "estimate_cost",
     "events",
@@ -108,6 +113,7 @@ FACE = [
     "load_storage",
     "make_adapter_plan",
     "make_bar",
+    "make_convert_plan",
     "make_lora_plan",
     "make_plan",
     "make_raw_plan",
@@ -120,6 +126,7 @@ FACE = [
     "names_adapters",
     "push",
     "recipe_schema",
+    "reports",
     "run",
     "searches",
     "status",
@@ -129,6 +136,7 @@ FACE = [
 ]
 
 NAMESPACES = ["errors", "events", "jobs", "methods", "searches", "values", "writers"]
+NAMESPACES = ["errors", "events", "jobs", "methods", "reports", "values", "writers"]
 """Names of the face that are modules, of what belongs together."""
 
 
@@ -392,7 +400,18 @@ def test_tests_take_from_the_face_what_is_in_it() -> None:
     assert {(file, name) for file, name in asked if name.split(".")[2] not in {*FACE, *rooms}} == set()
 
 
-HEAVY = {"torch", "distributed", "transformers", "tokenizers", "peft", "accelerate", "bokeh", "huggingface_hub", "s3fs"}
+HEAVY = {
+    "torch",
+    "vl_convert",
+    "distributed",
+    "transformers",
+    "tokenizers",
+    "peft",
+    "accelerate",
+    "bokeh",
+    "huggingface_hub",
+    "s3fs",
+}
 
 
 def list_loaded(code: str) -> set[str]:

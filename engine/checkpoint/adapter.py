@@ -63,6 +63,11 @@ def open_adapter(ref: str, revision: str | None = None, storage: Storage = ENVIR
         raise CheckpointError(str(error)) from error
 
 
+def is_adapter(ref: str, storage: Storage = ENVIRONMENT) -> bool:
+    """Whether `ref` names a folder with an adapter's config; a `CheckpointError` for one that is not there."""
+    return CONFIG_NAME in (list_files(resolve(ref, None, storage), TEMPLATES_FOLDER, storage) or {})
+
+
 def _open(ref: str, place: str, storage: Storage) -> Adapter:
     found = list_files(place, TEMPLATES_FOLDER, storage)
     if found is None:

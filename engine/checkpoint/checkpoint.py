@@ -14,6 +14,7 @@ from typing import Any
 from mergemill.engine.checkpoint.changes import Change
 from mergemill.engine.checkpoint.config import check_counts, parse_config
 from mergemill.engine.checkpoint.family import choose_family, layer_stacks
+from mergemill.engine.checkpoint.gguf.opening import GgufTensorFacts, open_gguf, write_config
 from mergemill.engine.checkpoint.pipeline import PIPELINE_NAME, open_pipeline
 from mergemill.engine.checkpoint.tied import join_ties
 from mergemill.engine.checkpoint.unfinished import check_committed, check_layers
@@ -27,6 +28,7 @@ from mergemill.engine.storage.ranges import (
     is_remote,
     join,
     list_files,
+    pin_file,
     read_beginning,
     read_pieces,
     read_whole,
@@ -57,6 +59,7 @@ class Checkpoint:
     is_pipeline: bool = False  # of components: its tensors and files begin with the name of a folder
     left_out: tuple[str, ...] = ()  # what is no weight in the files of its weights, in words, for each that has such
     called: Mapping[str, str] = field(default_factory=dict)  # what is stored under another name, and that name
+    gguf: Mapping[str, GgufTensorFacts] = field(default_factory=dict)  # of a GGUF file, by the names that it has here
     changes: tuple[Change, ...] = ()  # what adapters change in it, in their order
     made: Mapping[str, bytes] = field(default_factory=dict)  # files that are written nowhere, of a stage, by name
 
@@ -172,6 +175,8 @@ def _split_chosen(ref: str) -> tuple[str, str]:
 
 def _open(ref: str, place: str, chosen: str, storage: Storage) -> Checkpoint:
     found = list_files(place, TEMPLATES_FOLDER, storage)
+    if found is None and place.endswith(".gguf"):
+        return _open_gguf(ref, place, storage)
     if found is None:
         with _explained():
             weights = open_file(place, ref, chosen, storage)
@@ -193,6 +198,17 @@ def _open(ref: str, place: str, chosen: str, storage: Storage) -> Checkpoint:
     check_layers(tensors, config, ref)
     pins = dict(sorted((_pick_small(found) | beneath).items()))
     return Checkpoint(ref, place, tensors, config, config_text, pins, storage, left_out=weights.left_out)
+
+
+def _open_gguf(ref: str, place: str, storage: Storage) -> Checkpoint:
+    with _explained():
+        model = open_gguf(pin_file(place, storage), ref, storage)
+    check_layers(model.tensors, model.config, ref)
+    text = write_config(model.config)
+    folder = place.rpartition("/")[0]
+    return Checkpoint(
+        ref, folder, model.tensors, model.config, text, {}, storage, False, model.left_out, gguf=model.facts
+    )
 
 
 def _open_pipeline(ref: str, place: str, found: Mapping[str, Pin], storage: Storage) -> Checkpoint:

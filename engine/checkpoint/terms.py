@@ -14,6 +14,7 @@ from mergemill.engine.checkpoint.checkpoint import Checkpoint, read_beginning_of
 from mergemill.engine.storage.bounds import CARD_BYTES
 from mergemill.engine.storage.shallow import ShallowLoader
 
+CARD_NAME = "README.md"
 _LICENSE_KEYS = ("license", "license_name", "license_link")
 HUB = "hf://"
 _GATED = "extra_gated_"  # what keys of a card begin with that asks something of who downloads
@@ -43,9 +44,9 @@ class Terms:
 def read_terms(checkpoint: Checkpoint) -> Terms:
     """Return what the card beside a model says; nothing where there is none."""
     published = checkpoint.path.startswith(HUB)
-    if "README.md" not in checkpoint.files:
+    if CARD_NAME not in checkpoint.files:
         return Terms(published=published)
-    pairs = _read_pairs(read_beginning_of(checkpoint, "README.md", CARD_BYTES).decode(errors="replace"))
+    pairs = _read_pairs(read_card(checkpoint))
     texts = _take_texts(pairs)
     fields = {key: texts[key] for key in _LICENSE_KEYS if _is_plain(texts.get(key, ""))}
     return Terms(
@@ -54,6 +55,18 @@ def read_terms(checkpoint: Checkpoint) -> Terms:
         {key: found for key in _LISTS if (found := _take_list(pairs.get(key)))},
         published,
     )
+
+
+def read_card(checkpoint: Checkpoint) -> str:
+    """Return the beginning of a checkpoint's own card, with all of its front matter; empty where it has none."""
+    if CARD_NAME not in checkpoint.files:
+        return ""
+    return read_beginning_of(checkpoint, CARD_NAME, CARD_BYTES).decode(errors="replace")
+
+
+def read_front(text: str) -> Mapping[str, tuple[str, ...]]:
+    """Return the texts of each key of a card's front matter, of lists as of single ones; those that can be shown."""
+    return {key: _take_list(node) for key, node in _read_pairs(text).items()}
 
 
 def common_license(terms: Iterable[Terms]) -> Mapping[str, str]:

@@ -195,7 +195,8 @@ def _is_trainers(name: str) -> bool:
 def _explain_none(names: Iterable[str], folder: str) -> str:
     foreign = sorted(name for name in names if "/" not in name and name.endswith(FOREIGN_ENDINGS))
     if foreign:
-        return f"has {foreign[0]} but no safetensors file; convert it to safetensors first"
+        advice = "name that file itself" if foreign[0].endswith(".gguf") else "convert it to safetensors first"
+        return f"has {foreign[0]} but no safetensors file; {advice}"
     if named := _CACHED.fullmatch(folder):
         model = f"{named['owner']}/{named['name']}"
         return f"is a folder of the Hub's cache, which holds several revisions; give {model}, or a folder in snapshots/"

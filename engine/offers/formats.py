@@ -12,6 +12,7 @@ from mergemill.engine.checkpoint.weights import StoredTensor
 from mergemill.engine.offers.adapters import offer_adapted
 from mergemill.engine.offers.bitsandbytes import offer_bitsandbytes
 from mergemill.engine.offers.fp4 import offer_fp4
+from mergemill.engine.offers.gguf import offer_gguf
 from mergemill.engine.offers.gptq import offer_gptq
 from mergemill.engine.offers.mxfp4 import offer_mxfp4
 from mergemill.engine.offers.offer import Asked, Format, Offer, Offers
@@ -22,7 +23,15 @@ from mergemill.engine.tensors.expressions import Expression, Stored
 from mergemill.engine.tensors.permuted import Permuted
 
 # Of quantised weights: values and scales as one. They come first: everything after is told of numbers alone.
-QUANTIZED: tuple[Format, ...] = (offer_bitsandbytes, offer_gptq, offer_packed, offer_mxfp4, offer_fp4, offer_scaled)
+QUANTIZED: tuple[Format, ...] = (
+    offer_gguf,
+    offer_bitsandbytes,
+    offer_gptq,
+    offer_packed,
+    offer_mxfp4,
+    offer_fp4,
+    offer_scaled,
+)
 FORMATS: tuple[Format, ...] = (offer_adapted, leave_copies, offer_ties)
 
 

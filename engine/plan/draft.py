@@ -12,7 +12,7 @@ from mergemill.engine.checkpoint.index import INDEX_NAME
 from mergemill.engine.errors import PlanError
 from mergemill.engine.plan.digest import make_digest
 from mergemill.engine.plan.index import make_index
-from mergemill.engine.plan.layout import make_layout, number_shard
+from mergemill.engine.plan.layout import LayOut, make_layout, number_shard
 from mergemill.engine.plan.names import check_lengths, warn_of_twins
 from mergemill.engine.plan.sizes import read_shard_size
 from mergemill.engine.plan.steps import Scaling
@@ -67,12 +67,13 @@ class Draft:
     indices: Indices = no_indices  # makes those of folders in the output
     seal: Seal = seal_with_index  # makes the file that is written last, and makes an output of what is there
     name_shard: Callable[[int, int], str] = number_shard  # of its place, from 0, and how many there are
+    lay_out: LayOut = make_layout  # says which tensor lies where
 
 
 def finish(draft: Draft, shard_size: str | int) -> Plan:
     """Return the plan of a draft; shard_size: the most bytes of a shard, or ``"tensor"``."""
     size, read_as = read_shard_size(shard_size)
-    shards, parts = make_layout(draft.tensors, size, draft.name_shard)
+    shards, parts = draft.lay_out(draft.tensors, size, draft.name_shard)
     if draft.scaling is not None:
         _check_norms(draft.scaling, parts)
     files = (*draft.files, *draft.indices(shards, draft.tensors), draft.seal(shards, draft.tensors))

@@ -30,10 +30,15 @@ def check_models(
 ) -> None:
     """Raise `PlanError` for a model that cannot be read as it is stored; copied: what is quantised is only copied."""
     for model, checkpoint in checkpoints.items():
-        _check_factors(checkpoint, offers[model], where)
-        _check_empty(checkpoint, family, where)
-        if not copied:
-            _check_quantized(checkpoint, offers[model], where)
+        check_input(checkpoint, offers[model], family, where, copied=copied)
+
+
+def check_input(checkpoint: Checkpoint, offers: Offers, family: Family, where: str, *, copied: bool = False) -> None:
+    """Raise `PlanError` for a model that is not whole, or no numbers unless it is `copied` as it is stored."""
+    _check_factors(checkpoint, offers, where)
+    _check_empty(checkpoint, family, where)
+    if not copied:
+        _check_quantized(checkpoint, offers, where)
 
 
 def check_heads(
@@ -140,6 +145,8 @@ def warn_of_activations(
 
 def _check_quantized(checkpoint: Checkpoint, offers: Offers, where: str) -> None:
     """Refuse what is quantised and of which no format has made anything."""
+    if checkpoint.gguf:
+        return  # a type that is not read is refused where the file is opened
     left = {name: each for name, each in checkpoint.tensors.items() if name in offers and offers[name].uses == (name,)}
     read = sum(len(offer.uses) > 1 for offer in offers.values())
     if found := find_unread(left) if read else find_quantization(replace(checkpoint, tensors=left)):
@@ -155,5 +162,6 @@ def _copies_all(recipe: Recipe) -> bool:
     return (
         recipe.merge_method == "passthrough"
         and recipe.dtype is recipe.out_dtype is None
+        and recipe.quantize is None
         and not any("scale" in parameters for parameters in iter_parameters(recipe))
     )

@@ -23,6 +23,9 @@ METADATA = {"format": "pt"}
 _NUMBER = re.compile("([0-9]+)")
 
 Order = tuple[tuple[int, str, str], ...]
+LayOut = Callable[
+    [Sequence[OutputTensor], str | int, Callable[[int, int], str]], tuple[tuple[Shard, ...], tuple[Part, ...]]
+]
 
 
 def natural_order(name: str) -> Order:
@@ -62,7 +65,7 @@ def make_layout(
     parts: list[Part] = []
     known: Known = {}
     for i, (group, shard) in enumerate(zip(groups, shards, strict=True)):
-        parts.extend(_cut_shard(group, len(shard.header), i, part_bytes, len(parts), known))
+        parts.extend(cut_shard(group, len(shard.header), i, part_bytes, len(parts), known))
     return shards, tuple(parts)
 
 
@@ -115,6 +118,11 @@ def _info(tensor: OutputTensor) -> TensorInfo:
 
 
 def _in_file_order(group: Sequence[OutputTensor]) -> list[OutputTensor]:
+    """Order as `save_file` does; what is stored in several dtypes comes first, so that all of it is aligned."""
+    mixed = [tensor for tensor in group if len({info.dtype for info in tensor.infos}) > 1]
+    if mixed:
+        others = [tensor for tensor in group if tensor not in mixed]
+        return [*sorted(mixed, key=lambda tensor: tensor.stored_name), *_in_file_order(others)]
     by_name = {tensor.stored_name: tensor for tensor in group}
     return [by_name[info.name] for info in file_order(_info(tensor) for tensor in group)]
 
@@ -126,7 +134,7 @@ def _make_shard(group: Sequence[OutputTensor], name: str) -> Shard:
     return Shard(name, header, size_bytes, tuple(info.name for info in infos))
 
 
-def _cut_shard(
+def cut_shard(
     group: Sequence[OutputTensor], start_bytes: int, shard: int, part_bytes: int, first: int, known: Known
 ) -> Iterator[Part]:
     """Glue pieces until a part is full, or as large as it must be; a tensor larger than a part is cut evenly."""

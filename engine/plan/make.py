@@ -31,6 +31,7 @@ from mergemill.engine.plan.inputs import (
 from mergemill.engine.plan.later import find_later
 from mergemill.engine.plan.opening import PlanOptions, Stages, check_kinds, open_models, warn_of_overrides
 from mergemill.engine.plan.policy import make_policies, warn_of_policies
+from mergemill.engine.plan.quantize import quantize
 from mergemill.engine.plan.settings import check_names, choose_method, warn_of_residuals, warn_of_unused
 from mergemill.engine.plan.share import share_reads
 from mergemill.engine.plan.slots import iter_slots
@@ -97,6 +98,8 @@ def _draft_all(recipe: AnyRecipe, asked: PlanOptions, draft_one: DraftOne) -> tu
     stages: dict[str, StageModel] = {}
     for stage in order:
         named = f"{where}: stage {stage.name}"
+        if stage.quantize is not None:
+            raise PlanError(f"{named}: quantize: a stage is written nowhere; say it of the result alone")
         draft, inputs = draft_one(stage.model_copy(update={"file": recipe.file}), asked, stages, named)
         stages[str(stage.name)] = make_stage(stage, draft, inputs, rounded=bool(recipe.round_stages), where=named)
     draft, inputs = draft_one(recipe, asked, stages, where)
@@ -160,10 +163,11 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
     expected = offers if renumbering is None else renumbering.expect(donor.ref, offers, tensors)
     check_whole(tensors, stacks, checkpoints, expected, donor, family, where=where)
     words = make_words(recipe, inputs, tensors, renumbering, where=where)
-    files = make_files(recipe, method, inputs, stacks, tensors, needed, words, code)
+    made = quantize(tensors, recipe.quantize, donor, family, where=where)
+    files = made.mark(make_files(recipe, method, inputs, stacks, made.tensors, needed, words, code))
     draft = Draft(
         origin=Origin("merge", recipe.merge_method, recipe_to_json(recipe), recipe.text, recipe.file, asked.seed, code),
-        tensors=tensors,
+        tensors=made.tensors,
         files=files,
         sources=ledger.close(checkpoints, stacks, family),
         donor=describe_donor(recipe, list(checkpoints)),

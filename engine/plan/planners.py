@@ -64,9 +64,16 @@ def _replan_adapters(origin: Origin, shard_size: str | int, storage: Storage) ->
     return replan_adapters(origin, storage)
 
 
+def _replan_convert(origin: Origin, shard_size: str | int, storage: Storage) -> Plan:
+    from mergemill.engine.plan.convert import make_convert_plan  # which no merge needs
+
+    return make_convert_plan(**origin.value, shard_size=shard_size, storage=storage)
+
+
 PLANNERS: dict[str, Replan] = {
     "merge": _replan_merge,
     "mixture": _replan_merge,
+    "convert": _replan_convert,
     **dict.fromkeys(KINDS, _replan_raw),
     EXTRACTION: _replan_extraction,
     "transplant": _replan_transplant,

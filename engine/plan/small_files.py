@@ -23,6 +23,7 @@ from mergemill.engine.checkpoint.later import later_changes, list_later
 from mergemill.engine.checkpoint.needed import Needed
 from mergemill.engine.checkpoint.pipeline import PIPELINE_NAME
 from mergemill.engine.checkpoint.quantized import QUANTIZATION_FILES, find_keys
+from mergemill.engine.checkpoint.terms import CARD_NAME as CARD_NAME
 from mergemill.engine.checkpoint.terms import Terms, read_terms
 from mergemill.engine.methods.contract import Method
 from mergemill.engine.methods.own import MethodsFile
@@ -32,8 +33,8 @@ from mergemill.engine.plan.tokenizer_files import TokenizerFiles
 from mergemill.engine.plan.values import OutputTensor, SmallFile
 from mergemill.engine.recipe import AnyRecipe, Recipe
 from mergemill.engine.tensors.dtypes import item_bytes
+from mergemill.engine.tensors.quantizing import Quantized
 
-CARD_NAME = "README.md"
 RECIPE_NAME = "recipe.yml"
 GATES_NAME = "gates.safetensors"  # of a mixture whose routers are not drawn at random
 _AT_COMMIT = re.compile(r"hf://[^/@]+/[^/@]+@(?P<commit>[0-9a-f]{40})")
@@ -148,10 +149,11 @@ def _config_changes(
 
 
 def find_main_dtype(tensors: Sequence[OutputTensor]) -> str:
-    """The dtype in which most of the bytes are written."""
+    """Return the dtype in which most of the bytes are written of what is not quantised."""
     sizes: Counter[str] = Counter()
     for tensor in tensors:
-        sizes[tensor.dtype] += _size(tensor) * item_bytes(tensor.dtype)
+        if not isinstance(tensor.expression, Quantized):
+            sizes[tensor.dtype] += _size(tensor) * item_bytes(tensor.dtype)
     return max(sizes, key=lambda dtype: (sizes[dtype], dtype), default="")
 
 
@@ -202,7 +204,7 @@ def _card(
         commits=tell_commits(inputs.stored),
         loader=find_loader(inputs.donor),
         library=find_library(inputs.donor),
-        dtypes=sorted({tensor.dtype for tensor in tensors}),
+        dtypes=sorted({info.dtype for tensor in tensors for info in tensor.infos}),
         tensor_count=sum(len(tensor.infos) for tensor in tensors),
         parameter_count=sum(_size(tensor) for tensor in tensors),
     )
@@ -210,4 +212,5 @@ def _card(
 
 
 def _size(tensor: OutputTensor) -> int:
-    return tensor.expression.size
+    expression = tensor.expression
+    return expression.inner.size if isinstance(expression, Quantized) else expression.size

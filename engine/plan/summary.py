@@ -30,7 +30,8 @@ def find_dtypes(plan: Plan) -> str:
     sizes: Counter[str] = Counter()
     for part in plan.parts:
         for piece in part.pieces:
-            sizes[piece.tensor.dtype] += piece.span.size * item_bytes(piece.tensor.dtype)
+            dtypes = dict.fromkeys(info.dtype for info in piece.tensor.infos)  # a weight's and its scales'
+            sizes[" with ".join(dtypes)] += piece.span.size * item_bytes(piece.tensor.dtype)
     written = ", ".join(sorted(sizes, key=lambda dtype: (-sizes[dtype], dtype))) or "none"
     return f"{written}, {plan.dtype_from}" if plan.dtype_from else written
 

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field
 from mergemill.engine.recipe.faults import describe, make_faults, make_predicate, shorten, suggest
 
 DtypeName = Literal["float32", "float16", "bfloat16", "float64"]
+SchemeName = Literal["fp8_block", "mxfp4"]
 
 _SPELLINGS = {
     **{name: name for name in get_args(DtypeName)},
@@ -87,6 +88,15 @@ def _check_dtype(value: object) -> object:
     return _SPELLINGS[spelled]
 
 
+def _check_scheme(value: object) -> object:
+    """Return the name of a way to quantise."""
+    if value is None or value in get_args(SchemeName):
+        return value
+    if not isinstance(value, str):
+        raise make_predicate(f"must name how to quantize, not {describe(value)}")
+    raise make_predicate(f"is '{shorten(value)}', which is unknown; known: {', '.join(get_args(SchemeName))}")
+
+
 def _nearest_spelling(spelled: str) -> str:
     return suggest(spelled, _SPELLINGS).removeprefix("did you mean '").removesuffix("'?")
 
@@ -156,6 +166,7 @@ OptionalCount = Annotated[int | None, BeforeValidator(lambda value: check_count(
 OptionalTokenId = Annotated[int | None, BeforeValidator(lambda value: check_count(value, least=0))]
 StageName = Annotated[str, BeforeValidator(lambda value: value if value is None else _check_name(value))]
 OptionalDtype = Annotated[DtypeName | None, BeforeValidator(_check_dtype)]
+OptionalScheme = Annotated[SchemeName | None, BeforeValidator(_check_scheme)]
 OptionalMethods = Annotated[
     tuple[str, ...] | None, BeforeValidator(_check_methods, json_schema_input_type=str | tuple[str, ...] | None)
 ]

@@ -14,6 +14,7 @@ from mergemill.engine.recipe.leaves import (
     OptionalDtype,
     OptionalFlag,
     OptionalMethods,
+    OptionalScheme,
     StageName,
     Text,
     check_items,
@@ -169,6 +170,8 @@ class Recipe(Value):
     """The dtype of the merge, and of the output where `out_dtype` says nothing else."""
     out_dtype: OptionalDtype = None
     """The dtype that is written."""
+    quantize: OptionalScheme = None
+    """How the result is quantised: `fp8_block`, or `mxfp4` for gpt-oss; the dtype is then that of the rest."""
     tokenizer: Tokenizer | None = None
     """How the vocabulary is made; not together with `tokenizer_source`."""
     chat_template: OptionalChatTemplate = None

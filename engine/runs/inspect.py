@@ -1,18 +1,60 @@
-"""What a folder holds: a checkpoint, a finished merge or an unfinished one, from headers and receipts alone."""
+"""What a folder holds: a model, an adapter, a finished merge or an unfinished one, from headers and receipts alone.
 
+Of small files, config and card are read. The family tree takes a request for each ancestor, and is looked for where it
+is asked for.
+"""
+
+import math
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from mergemill.engine.checkpoint.adapter import Adapter, is_adapter, open_adapter
+from mergemill.engine.checkpoint.ancestors import Lineage, find_ancestors, read_lineage
 from mergemill.engine.checkpoint.checkpoint import open_checkpoint
-from mergemill.engine.checkpoint.family import layer_stacks
-from mergemill.engine.checkpoint.layout import TensorInfo
-from mergemill.engine.errors import OutputError
+from mergemill.engine.checkpoint.factors import find_factors
+from mergemill.engine.checkpoint.family import choose_family, layer_stacks
+from mergemill.engine.checkpoint.gguf.opening import GgufTensorFacts
+from mergemill.engine.checkpoint.portrait import LayerGroup, VocabularySize, count_kinds, group_layers, read_size
+from mergemill.engine.checkpoint.quantized import find_quantization
+from mergemill.engine.checkpoint.terms import CARD_NAME, read_card
+from mergemill.engine.checkpoint.weights import StoredTensor
+from mergemill.engine.errors import CheckpointError, OutputError
 from mergemill.engine.runs.outputs.output import Output, find_output
 from mergemill.engine.runs.outputs.receipts import keep_planned
 from mergemill.engine.runs.outputs.record import Record
+from mergemill.engine.storage.bounds import CARD_BYTES
+from mergemill.engine.storage.ranges import read_beginning
 from mergemill.engine.storage.store import Options, Storage, make_storage
+
+
+@dataclass(frozen=True, slots=True)
+class InspectedTensor:
+    """One tensor of a model."""
+
+    name: str
+    dtype: str  # as the format calls it: "BF16", and in a GGUF file "Q4_K"
+    shape: tuple[int, ...]
+    nbytes: int
+
+    @property
+    def elements(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFacts:
+    """What an adapter changes, and by how much."""
+
+    base: str  # that it was trained on
+    rank: int
+    alpha: float
+    method: str  # "LoRA", "rsLoRA", "DoRA"
+    modules: Mapping[str, int]  # how many of each name it changes
+    whole: tuple[str, ...]  # tensors that it replaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +62,22 @@ class Inspection:
     """A model folder in numbers."""
 
     path: str
-    kind: str  # "checkpoint", or "merge" for a folder that mergemill wrote
+    kind: str  # "checkpoint", "adapter", or "merge" for a folder that mergemill wrote
     state: str  # of a merge: "finished", or "unfinished: 3 of 64 parts"
     digest: str  # of a merge's plan
     model_type: str  # of config.json; "" where it says none
-    tensors: tuple[TensorInfo, ...]  # by name; none while a merge is unfinished
+    tensors: tuple[InspectedTensor, ...]  # by name; none while a merge is unfinished
     dtypes: Mapping[str, int]  # bytes stored in each
     layers: Mapping[str, int]  # layers of each stack
     shards: int  # files
+    groups: tuple[LayerGroup, ...] = ()  # layers that are alike
+    kinds: Mapping[str, int] = field(default_factory=dict)  # bytes of each kind of tensor
+    vocabulary: VocabularySize | None = None
+    quantization: str = ""  # how, and what tells it; empty where nothing is quantised
+    adapter: AdapterFacts | None = None
+    factors: tuple[str, ...] = ()  # of an adapter, that were left in a model
+    card: Lineage | None = None  # what its own says
+    ancestors: Mapping[str, Lineage] | None = None  # its bases, their bases and so on; None: not looked for
 
     @property
     def parameters(self) -> int:
@@ -40,12 +90,20 @@ class Inspection:
         return sum(self.dtypes.values())
 
 
-def inspect(path: str | Path, *, storage_options: Options | None = None) -> Inspection:
-    """Look at the model or the merge in the folder `path`; `CheckpointError` where there is neither.
+def inspect(path: str | Path, *, family_tree: bool = False, storage_options: Options | None = None) -> Inspection:
+    """Look at the model, the adapter or the merge in the folder `path`; `CheckpointError` where there is none.
 
-    `storage_options` are those of `abort`.
+    family_tree: whether the cards of its base models, and of theirs, are looked for on the Hub. `storage_options` are
+    those of `abort`.
     """
     storage = make_storage(storage_options)
+    found = _inspect(path, storage)
+    if not family_tree or found.card is None:
+        return found
+    return replace(found, ancestors=find_ancestors(found.card.bases, storage))
+
+
+def _inspect(path: str | Path, storage: Storage) -> Inspection:
     output = _find_output(path, storage)
     record = output.read_record() if output else None
     if output is None or record is None:
@@ -67,18 +125,69 @@ def _find_output(path: str | Path, storage: Storage) -> Output | None:
 
 def _inspect_checkpoint(path: str, storage: Storage, record: Record | None = None) -> Inspection:
     """Look at a checkpoint; `record` where it is a finished merge."""
-    checkpoint = open_checkpoint(path, storage=storage)
-    dtypes: Counter[str] = Counter()
-    for tensor in checkpoint.tensors.values():
-        dtypes[tensor.dtype] += tensor.nbytes
+    try:
+        checkpoint = open_checkpoint(path, storage=storage)
+    except CheckpointError:
+        if record is not None or not is_adapter(path, storage):
+            raise
+        return _inspect_adapter(open_adapter(path, None, storage), path, storage)
+    family = choose_family(checkpoint.config)
+    seen = {name: _see(stored, checkpoint.gguf.get(name)) for name, stored in checkpoint.tensors.items()}
+    checkpoint = replace(checkpoint, tensors=seen)
     return Inspection(
         path=path,
         kind="merge" if record else "checkpoint",
         state="finished" if record else "",
         digest=record.digest if record else "",
         model_type=str(checkpoint.config.get("model_type", "")),
-        tensors=tuple(TensorInfo(t.name, t.dtype, t.shape) for t in checkpoint.tensors.values()),
-        dtypes=dict(sorted(dtypes.items())),
+        **_count(checkpoint.tensors.values()),
         layers={stack: len(layers) for stack, layers in layer_stacks(checkpoint.tensors).items()},
-        shards=len({tensor.file.url for tensor in checkpoint.tensors.values()}),
+        groups=group_layers(checkpoint, family),
+        kinds=count_kinds(checkpoint.tensors.values(), family),
+        vocabulary=read_size(checkpoint, family),
+        quantization=find_quantization(checkpoint),
+        factors=find_factors(checkpoint.tensors),
+        card=read_lineage(path, read_card(checkpoint)),
+    )
+
+
+def _see(stored: StoredTensor, facts: GgufTensorFacts | None) -> StoredTensor:
+    """Return a tensor as it is told of: of a GGUF file, what its bytes mean."""
+    return stored if facts is None else replace(stored, dtype=facts.kind.name, shape=facts.shape)
+
+
+def _count(tensors: Collection[StoredTensor]) -> dict[str, Any]:
+    dtypes: Counter[str] = Counter()
+    for tensor in tensors:
+        dtypes[tensor.dtype] += tensor.nbytes
+    return {
+        "tensors": tuple(InspectedTensor(each.name, each.dtype, each.shape, each.nbytes) for each in tensors),
+        "dtypes": dict(sorted(dtypes.items())),
+        "shards": len({tensor.file.url for tensor in tensors}),
+    }
+
+
+def _inspect_adapter(adapter: Adapter, path: str, storage: Storage) -> Inspection:
+    config = adapter.config
+    tensors = [stored for parts in adapter.parts.values() for stored in parts.values()] + list(adapter.whole.values())
+    tensors.sort(key=lambda tensor: tensor.name)
+    text = read_beginning(adapter.files[CARD_NAME], CARD_BYTES, storage) if CARD_NAME in adapter.files else b""
+    card = read_lineage(path, text.decode(errors="replace"))
+    return Inspection(
+        path=path,
+        kind="adapter",
+        state="",
+        digest="",
+        model_type="",
+        **_count(tensors),
+        layers={stack: len(layers) for stack, layers in layer_stacks(adapter.parts).items()},
+        adapter=AdapterFacts(
+            base=config.base,
+            rank=config.rank,
+            alpha=config.alpha,
+            method="DoRA" if config.has_magnitudes else "rsLoRA" if config.by_root else "LoRA",
+            modules=dict(sorted(Counter(module.rpartition(".")[2] for module in adapter.parts).items())),
+            whole=tuple(adapter.whole),
+        ),
+        card=replace(card, bases=card.bases or ((config.base,) if config.base else ())),
     )

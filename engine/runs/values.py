@@ -3,6 +3,7 @@
 from mergemill.engine.plan.cost import Cost
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import AnyRecipe, ClusterFile, Recipe
+from mergemill.engine.runs.diff import Diff, OnPart, TensorDiff
 from mergemill.engine.runs.driver import Driver
 from mergemill.engine.runs.inspect import Inspection
 from mergemill.engine.runs.options import RunKeywords, RunOptions
@@ -14,13 +15,16 @@ __all__ = [
     "AnyRecipe",
     "ClusterFile",
     "Cost",
+    "Diff",
     "Driver",
     "Inspection",
+    "OnPart",
     "Plan",
     "Recipe",
     "RunKeywords",
     "RunOptions",
     "Status",
+    "TensorDiff",
     "Verified",
     "WorkerKeywords",
     "WorkerOptions",

@@ -197,6 +197,15 @@ class Workspace:
         if not self._keep:
             self._found.clear()
 
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Give back at the end of the block what was taken and read in it."""
+        low, found = self._low, dict(self._found)
+        yield
+        self._low = low
+        if not self._keep:
+            self._found = found
+
     def take(self, shape: tuple[int, ...], dtype: str) -> Tensor:
         """Return an uninitialised tensor that lives until the next slab."""
         if self.lanes is not None:

@@ -192,7 +192,7 @@ def test_place_that_cannot_be_read_is_named(ref, message):
         ([], "has no file of weights (.safetensors .bin .pt .pth .ckpt)"),
         (["config.json"], "has no file of weights (.safetensors .bin .pt .pth .ckpt)"),
         (["training_args.bin"], "has no file of weights (.safetensors .bin .pt .pth .ckpt)"),
-        (["m-Q4_K_M.gguf"], "has m-Q4_K_M.gguf but no safetensors file; convert it to safetensors first"),
+        (["m-Q4_K_M.gguf"], "has m-Q4_K_M.gguf but no safetensors file; name that file itself"),
         (["a.safetensors", "b.safetensors"], f"has 2 safetensors files and no {INDEX_NAME}"),
         (
             ["adapter_model.safetensors", "adapter_config.json"],
@@ -210,7 +210,7 @@ def test_folder_without_a_model_says_what_it_has(tmp_path, names, message):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("m.gguf", "is neither a safetensors file nor one of torch.save; convert it to one first"),
+        ("m.h5", "is neither a safetensors file nor one of torch.save; convert it to one first"),
         ("m.yml", "is neither a folder nor a file of weights (.safetensors .bin .pt .pth .ckpt)"),
     ],
 )

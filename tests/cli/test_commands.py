@@ -16,6 +16,8 @@ COMMANDS = (
     "verify",
     "push",
     "inspect",
+    "convert",
+    "diff",
     "methods",
     "schema",
     "sweep",

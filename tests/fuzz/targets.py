@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import safetensors
@@ -19,8 +20,10 @@ from models import write_llama
 
 from mergemill.cli.status import list_facts, say_progress
 from mergemill.engine import cancel, inspect, load_recipe, make_plan, status
+from mergemill.engine.checkpoint.ancestors import read_lineage
 from mergemill.engine.checkpoint.card import Card, make_card
 from mergemill.engine.checkpoint.checkpoint import open_checkpoint
+from mergemill.engine.checkpoint.gguf.opening import open_gguf, write_config
 from mergemill.engine.checkpoint.header import parse_header
 from mergemill.engine.checkpoint.index import check_index, check_shards, parse_index
 from mergemill.engine.checkpoint.pickles.pickled import read_pickled
@@ -48,6 +51,7 @@ from mergemill.engine.runs.outputs.receipts import Receipt, parse_lines, parse_r
 from mergemill.engine.runs.outputs.record import parse_record
 from mergemill.engine.runs.tasks.guard import make_report
 from mergemill.engine.storage.ranges import pin_file
+from mergemill.engine.storage.store import ENVIRONMENT
 
 PAD_BYTES = 1 << 16  # of data that a header may be given to be compared with safetensors
 
@@ -97,6 +101,18 @@ def use_pickle(data: bytes) -> None:
         assert each.axes is None or sorted(each.axes) == list(range(len(each.shape)))
 
 
+def use_gguf(data: bytes) -> None:
+    """A GGUF file: what is taken of it lies in it, apart from the others."""
+    path = _find_folder() / "x.gguf"
+    path.write_bytes(data)
+    model = open_gguf(pin_file(path), "x.gguf", ENVIRONMENT)
+    assert model.tensors.keys() == model.facts.keys()
+    places = sorted((each.offset_bytes, each.offset_bytes + each.nbytes) for each in model.tensors.values())
+    assert all(stop <= len(data) for _, stop in places)
+    assert all(one[1] <= other[0] for one, other in pairwise(places))
+    assert isinstance(json.loads(write_config(model.config)), dict)
+
+
 SHARDS = {"model-00001-of-00002.safetensors": {"a", "b"}, "model-00002-of-00002.safetensors": {"c"}}
 
 
@@ -127,6 +143,7 @@ def use_config(data: bytes) -> None:
 def use_card(data: bytes) -> None:
     """A card of an input: its licence is read, and written into the output's."""
     parse_front_matter(data.decode(errors="replace"))
+    assert all(text.isprintable() for text in read_lineage("m", data.decode(errors="replace")).bases)
     model = _find_models()[0]
     (model / "README.md").write_bytes(data)
     (model / "config.json").write_text("{}")
@@ -321,6 +338,7 @@ def _find_notes() -> Mapping[str, bytes]:
 TARGETS: Mapping[str, Target] = {
     "header": Target(use_header, (HeaderError,), ('"dtype"', '"shape"', '"data_offsets"', "__metadata__", "BF16")),
     "pickle": Target(use_pickle, (PickledError,), ("collections\nOrderedDict\n", "_rebuild_tensor_v2", "PK")),
+    "gguf": Target(use_gguf, (CheckpointError,), ("GGUF", "general.architecture", "token_embd.weight")),
     "index": Target(use_index, (IndexFileError,), ('"weight_map"', *SHARDS)),
     "config": Target(use_config, (CheckpointError, PlanError), ("num_hidden_layers", "layer_types", "text_config")),
     "card": Target(use_card, (), ("---\n", "license: ", "license_name: ", "<<: *a", "&a ", "!!binary ")),

@@ -27,6 +27,7 @@ from mergemill.engine.runs.outputs.record import (
     make_record,
     parse_record,
     parse_sound,
+    read_header_text,
     read_small,
 )
 from mergemill.engine.runs.outputs.state import JOURNAL_NAME, LOCK_NAME, RECORD_NAME, check_own, flatten_name, is_own
@@ -257,7 +258,7 @@ class FolderOutput:
         shards = [
             name
             for name, shard in record.shards.items()
-            if self._has_size(name, shard["size_bytes"]) and self._begins_with(name, _make_header(shard["header"]))
+            if self._has_size(name, shard["size_bytes"]) and self._begins_with(name, read_header_text(shard["header"]))
         ]
         return [*files[::-1], *shards]
 
@@ -348,7 +349,3 @@ def _gone(path: Path) -> RunError:
 def _blocks(found: os.stat_result | None) -> int:
     """Return the bytes that a file takes on the disk."""
     return 0 if found is None else found.st_blocks * 512
-
-
-def _make_header(text: str) -> bytes:
-    return len(text.encode()).to_bytes(8, "little") + text.encode()

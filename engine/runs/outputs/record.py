@@ -4,6 +4,7 @@ While a merge is unfinished it tells all of that. A finished one may be uploaded
 it was merged from: `hide_places`.
 """
 
+import base64
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -100,7 +101,7 @@ def make_record(plan: Plan, storage: Storage) -> Record:
         shard_size=plan.shard_size,
         sources={pin.url: (pin.size_bytes, pin.stamp) for pin in (*plan.pins, *_list_copied(plan))},
         shards={
-            shard.name: {"size_bytes": shard.size_bytes, "header": shard.header[8:].decode()} for shard in plan.shards
+            shard.name: {"size_bytes": shard.size_bytes, "header": write_header(shard.header)} for shard in plan.shards
         },
         parts=list_ranges(plan),
         files={file.name: checksum(read_small(file, storage)) for file in plan.files},
@@ -112,6 +113,27 @@ def add_files(record: Record, plan: Plan) -> Record:
     """Return a record with the small files that were only known when the plan had run, before those of the plan."""
     made = {file.name: checksum([file.data]) for file in plan.files if file.data is not None}
     return record if made.items() <= record.files.items() else replace(record, files={**made, **record.files, **made})
+
+
+def write_header(header: bytes) -> str:
+    """Return a shard's header as text: that of safetensors without its length, and any other in base64."""
+    if header.startswith(_GGUF):
+        return f"{_BASE64}{base64.b64encode(header).decode()}"
+    return header[8:].decode()
+
+
+def read_header_text(text: str) -> bytes:
+    r"""Return the header that `write_header` wrote.
+
+    >>> read_header_text(write_header(b"GGUF\x03")), read_header_text("{}")
+    (b'GGUF\x03', b'\x02\x00\x00\x00\x00\x00\x00\x00{}')
+    """
+    if text.startswith(_BASE64):
+        try:
+            return base64.b64decode(text.removeprefix(_BASE64), validate=True)
+        except ValueError:
+            return b""  # which no shard has
+    return len(text.encode()).to_bytes(8, "little") + text.encode()
 
 
 def hide_places(record: Record) -> Record:
@@ -222,4 +244,5 @@ def check_names(names: Iterable[str], where: str) -> None:
             raise OutputError(f"{where}: {name!r} would be written outside of the output")
 
 
+_GGUF, _BASE64 = b"GGUF", "base64:"
 _RECORD = TypeAdapter(Record)

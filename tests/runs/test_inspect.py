@@ -1,0 +1,119 @@
+"""What is told of a model, an adapter and their ancestors, without a weight being read."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mergemill.engine import errors, inspect
+
+pytest.importorskip("huggingface_hub")
+
+from hubs import Use, use_hub
+from servers.hub import Hub
+
+MIXTURE = {
+    "model.embed_tokens.weight": (40, 8),
+    **{f"model.layers.{i}.self_attn.q_proj.weight": (8, 8) for i in (0, 2)},
+    **{f"model.layers.{i}.linear_attn.in_proj.weight": (8, 8) for i in (1, 3)},
+    **{f"model.layers.{i}.input_layernorm.weight": (8,) for i in range(4)},
+    "model.layers.0.mlp.up_proj.weight": (16, 8),
+    **{f"model.layers.{i}.mlp.gate.weight": (2, 8) for i in (1, 2, 3)},
+    **{f"model.layers.{i}.mlp.experts.{e}.up_proj.weight": (16, 8) for i in (1, 2, 3) for e in (0, 1)},
+}
+CONFIG = {
+    "model_type": "mixture_of_the_tests",
+    "num_hidden_layers": 4,
+    "layer_types": ["full_attention", "linear_attention"] * 2,
+    "tie_word_embeddings": True,
+    "vocab_size": 38,
+}
+CARD = "---\nlicense: mit\nbase_model:\n- org/base\n- /etc\nbase_model_relation: merge\n---\n"
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "mixture"
+    folder.mkdir()
+    save_file({name: torch.zeros(shape) for name, shape in MIXTURE.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "README.md").write_text(CARD)
+    return folder
+
+
+@pytest.fixture
+def use(hub: Hub, tmp_path: Path) -> Iterator[Use]:
+    with use_hub(hub, tmp_path / "home") as start:
+        yield start
+
+
+def test_layers_are_told_by_what_they_are_made_of(mixture: Path) -> None:
+    found = inspect(mixture)
+    groups = [(group.kind, group.said, group.layers) for group in found.groups]
+    full, linear = ('layer_types: "full_attention"',), ('layer_types: "linear_attention"',)
+    assert groups == [
+        ("attention + mlp", full, "0"),
+        ("mixer + experts", linear, "1, 3"),
+        ("attention + experts", full, "2"),
+    ]
+    assert sum(found.kinds.values()) == found.nbytes
+    assert list(found.kinds) == ["embedding", "attention", "mixer", "mlp", "experts", "router", "norm"]
+    assert found.kinds["experts"] == 6 * 16 * 8 * 4
+
+
+def test_the_vocabulary_is_counted_by_tensors_and_config(mixture: Path) -> None:
+    vocabulary = inspect(mixture).vocabulary
+    assert vocabulary is not None
+    assert (dict(vocabulary.rows), vocabulary.said) == ({"model.embed_tokens.weight": 40}, 38)
+    assert vocabulary.tied == "lm_head.weight is model.embed_tokens.weight"
+
+
+def test_quantisation_is_told_with_its_evidence(tmp_path: Path) -> None:
+    tensors = {"a.weight": torch.zeros(4, 4, dtype=torch.float8_e4m3fn), "a.weight_scale_inv": torch.ones(1, 1)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert inspect(tmp_path).quantization == "block FP8; it stores a.weight_scale_inv"
+
+
+def test_an_adapter_is_told_from_a_model(tmp_path: Path) -> None:
+    stem = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    save_file(
+        {f"{stem}A.weight": torch.zeros(3, 8), f"{stem}B.weight": torch.zeros(8, 3)},
+        tmp_path / "adapter_model.safetensors",
+    )
+    config = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "use_rslora": True, "base_model_name_or_path": "org/base"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    found = inspect(tmp_path)
+    assert found.kind == "adapter"
+    assert found.adapter is not None
+    assert (found.adapter.method, found.adapter.rank, dict(found.adapter.modules)) == ("rsLoRA", 3, {"q_proj": 1})
+    assert found.card is not None
+    assert found.card.bases == ("org/base",)
+    assert (found.parameters, found.layers) == (48, {"model.layers": 1})
+
+
+def test_a_folder_of_neither_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(errors.CheckpointError, match="has no file of weights"):
+        inspect(tmp_path)
+
+
+def test_the_family_tree_follows_cards_on_the_hub(hub: Hub, use: Use, mixture: Path) -> None:
+    hub.add_repo("org/base", {"README.md": b"---\nlicense: other\nlicense_name: llama3\nbase_model: org/root\n---\n"})
+    hub.add_repo("org/root", {"README.md": b"---\nlicense: apache-2.0\nbase_model: [org/base, org/gone]\n---\n"})
+    found = inspect(mixture, family_tree=True).ancestors
+    assert found is not None
+    assert [(each.name, each.license) for each in found.values()] == [
+        ("org/base", "llama3"),
+        ("/etc", ""),
+        ("org/root", "apache-2.0"),
+        ("org/gone", ""),
+    ]
+    assert found["/etc"].unread == "is no name of a model on the Hub"
+    assert "org/gone" in found["org/gone"].unread
+
+
+def test_no_card_is_looked_for_unasked(hub: Hub, use: Use, mixture: Path) -> None:
+    assert inspect(mixture).ancestors is None
+    assert sum(hub.journal.count().values()) == 0
