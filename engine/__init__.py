@@ -4,9 +4,8 @@
 >>> run(make_plan(load_recipe("recipe.yml")), "out")  # doctest: +SKIP
 
 The names here are the engine's one face: the command line and the package `mergemill` import nothing else of it. Words
-that belong together are in one namespace: `errors`, `events`, `jobs`, `methods`, `searches`, `values`. Each name is
-that belong together are in one namespace: `errors`, `events`, `jobs`, `methods`, `reports`, `values`. Each name is
-imported from its place when it is first asked for: planning needs no Dask, an abort no NumPy.
+that belong together are in one namespace: `errors`, `events`, `jobs`, `methods`, `reports`, `searches`, `values`. Each
+name is imported from its place when it is first asked for: planning needs no Dask, an abort no NumPy.
 """
 
 import importlib
@@ -111,8 +110,7 @@ _PLACES = {
 }
 """Where a name is; the namespaces are modules of a room."""
 
-_NAMESPACES = ("errors", "events", "jobs", "methods", "searches", "values", "writers")
-_NAMESPACES = ("errors", "events", "jobs", "methods", "reports", "values", "writers")
+_NAMESPACES = ("errors", "events", "jobs", "methods", "reports", "searches", "values", "writers")
 
 __all__ = list(_PLACES)
 

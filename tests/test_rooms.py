@@ -135,8 +135,7 @@ FACE = [
     "writers",
 ]
 
-NAMESPACES = ["errors", "events", "jobs", "methods", "searches", "values", "writers"]
-NAMESPACES = ["errors", "events", "jobs", "methods", "reports", "values", "writers"]
+NAMESPACES = ["errors", "events", "jobs", "methods", "reports", "searches", "values", "writers"]
 """Names of the face that are modules, of what belongs together."""
 
 

@@ -23,7 +23,7 @@ from mergemill.engine.runs.tasks.measure import measure_part
 from mergemill.engine.runs.worker.options import WorkerKeywords, WorkerOptions
 from mergemill.engine.runs.worker.workers import choose_workers
 from mergemill.engine.storage.ranges import is_remote
-from mergemill.engine.tensors.compared import Gathered, Side, find_effective_rank, read_total
+from mergemill.engine.tensors.compared import Gathered, SideTotals, find_effective_rank, read_total
 from mergemill.engine.tensors.kernels import Partial, add_partials
 from mergemill.engine.tensors.rounds import find_round
 
@@ -206,7 +206,7 @@ def _describe(tensor: OutputTensor, comparison: Comparison, found: Gathered | No
     )
 
 
-def _describe_side(side: Side, model: str, less: str, size: int) -> Delta:
+def _describe_side(side: SideTotals, model: str, less: str, size: int) -> Delta:
     norm, own = _root(side.squares), _root(side.own)
     rank = find_effective_rank(side.sketch.values) if side.sketch.values.size else 0.0
     moved, stood = side.rows.values

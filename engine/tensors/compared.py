@@ -121,7 +121,7 @@ class Compared(Expression):
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class SideTotals:
     """What was gathered of one difference."""
 
     squares: Any  # ExactSum: of the difference
@@ -138,7 +138,7 @@ class Side:
 class Gathered:
     """What was gathered of a tensor."""
 
-    sides: tuple[Side, ...]  # one, or with a base two
+    sides: tuple[SideTotals, ...]  # one, or with a base two
     squares: tuple[Any, Any, Any]  # ExactSum: of the pair (the tensors, or the differences) and of their product
     agreeing: int  # elements of the pair that have one sign, of those that are not 0
     signed: int  # those
@@ -148,7 +148,7 @@ class Gathered:
 def read_total(total: Partial) -> Gathered:
     """Return the total of the round."""
     sides, pair, counts = total
-    return Gathered(tuple(Side(*side) for side in sides), pair, *counts)
+    return Gathered(tuple(SideTotals(*side) for side in sides), pair, *counts)
 
 
 @dataclass(frozen=True, slots=True)
