@@ -47,8 +47,6 @@ MAY_IMPORT = {
         "forward",
     },
     "runs": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "forward", "plan"},
-    "plan": {"errors", "storage", "recipe", "checkpoint", "tokens", "tensors", "methods", "transplants", "offers"},
-    "runs": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "plan"},
     "reports": {"errors", "checkpoint", "tensors", "plan", "runs"},
     "conformance": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "plan", "runs"},
     "search": {"errors", "storage", "recipe", "tensors", "plan", "runs"},

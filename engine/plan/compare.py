@@ -20,7 +20,7 @@ from mergemill.engine.plan.adapters import apply_adapters, open_adapters
 from mergemill.engine.plan.disagreement import warn_of_disagreement
 from mergemill.engine.plan.draft import SHARD_SIZE, Draft, finish
 from mergemill.engine.plan.inputs import check_input
-from mergemill.engine.plan.make import check_kinds, open_models
+from mergemill.engine.plan.opening import check_kinds, open_models
 from mergemill.engine.plan.spellings import read_paths
 from mergemill.engine.plan.values import Origin, OutputTensor, Plan, SourceUse
 from mergemill.engine.recipe import Recipe

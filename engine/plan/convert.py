@@ -23,7 +23,7 @@ from mergemill.engine.plan.coverage import Ledger
 from mergemill.engine.plan.draft import SHARD_SIZE, Draft, finish
 from mergemill.engine.plan.gguf import GGUF_DTYPES, write_gguf
 from mergemill.engine.plan.inputs import check_input, warn_of_activations, warn_of_dequantized
-from mergemill.engine.plan.make import check_kinds, open_models
+from mergemill.engine.plan.opening import check_kinds, open_models
 from mergemill.engine.plan.quantize import SCHEMES, quantize
 from mergemill.engine.plan.small_files import find_main_dtype
 from mergemill.engine.plan.spellings import read_paths

@@ -8,6 +8,7 @@ from typing import Any
 from mergemill.engine.checkpoint.family import choose_family
 from mergemill.engine.checkpoint.needed import add_generation, find_needed
 from mergemill.engine.checkpoint.terms import warn_of_terms
+from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.own import GivenMethods
 from mergemill.engine.offers.formats import open_offers
 from mergemill.engine.offers.layouts import Arrangement, join_layouts
