@@ -8,7 +8,17 @@ import typer
 from mergemill.cli import console
 from mergemill.cli.merge import Quiet
 from mergemill.cli.options import Cluster, Json, Memory, Scheduler, Threads, Workers
-from mergemill.cli.searching import Command, make_crew, make_objective, show_trial, stopping
+from mergemill.cli.searching import (
+    Command,
+    Examples,
+    TextFile,
+    Window,
+    Windows,
+    make_crew,
+    make_objective,
+    show_trial,
+    stopping,
+)
 
 if TYPE_CHECKING:
     from mergemill.engine import searches
@@ -24,6 +34,10 @@ def cocktail(
     context: typer.Context,
     models: Models,
     out: Out,
+    text: TextFile = None,
+    examples: Examples = None,
+    window: Window = 512,
+    windows: Windows = None,
     command: Command = None,
     temperature: Temperature = 5.0,
     target: Target = None,
@@ -38,11 +52,11 @@ def cocktail(
 ) -> None:
     """Merge models by how well each does alone.
 
-    Example: mergemill cocktail models/a models/b --out mixed --command 'python loss.py {model}' --temperature 1
+    Example: mergemill cocktail models/a models/b --out mixed --examples few.jsonl --temperature 1
     """
     from mergemill.engine import searches
 
-    objective = make_objective(command, most=False)
+    objective = make_objective(command, text, examples=examples, window=window, windows=windows)
     crew = make_crew(workers, threads, memory, scheduler, cluster)
     with stopping(context):
         made = searches.run_cocktail(

@@ -26,12 +26,35 @@ Command = Annotated[
 Max = Annotated[bool, typer.Option("--max", help="More is better; else less is.")]
 
 
-def make_objective(command: str | None, *, most: bool) -> "searches.Objective":
+TextFile = Annotated[str | None, typer.Option("--text", metavar="FILE", help="Judges by the perplexity of this text.")]
+Examples = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Judges by the loss of outputs: JSON lines of input and output.")
+]
+Window = Annotated[int, typer.Option(min=2, metavar="N", help="Tokens of a window of the text.")]
+Windows = Annotated[int | None, typer.Option(min=1, metavar="N", help="So many at equal distances; else all.")]
+
+
+def make_objective(
+    command: str | None,
+    text: str | None,
+    *,
+    examples: str | None = None,
+    most: bool = False,
+    window: int = 512,
+    windows: int | None = None,
+) -> "searches.Objective":
     """Return the objective that options say."""
     from mergemill.engine import searches
 
-    if command is None:
-        raise typer.BadParameter("say what is better: --command")
+    if sum(each is not None for each in (command, text, examples)) != 1:
+        also = ", --examples" if examples is not None else ""
+        raise typer.BadParameter(f"say what is better, by one of --text{also} and --command")
+    if most and command is None:
+        raise typer.BadParameter("--max is for --command; of a text, less loss is better")
+    if text is not None:
+        return searches.Objective.model_validate({"perplexity": {"text": text, "window": window, "windows": windows}})
+    if examples is not None:
+        return searches.Objective.model_validate({"few_shot": {"examples": examples}})
     return searches.Objective(command=command, direction="max" if most else "min")
 
 

@@ -8,7 +8,17 @@ from mergemill.cli import console
 from mergemill.cli.merge import Quiet
 from mergemill.cli.options import Cluster, Json, Memory, Recipe, Scheduler, Threads, Workers
 from mergemill.cli.recipes import open_recipe
-from mergemill.cli.searching import Command, Max, make_crew, make_objective, show_trial, stopping
+from mergemill.cli.searching import (
+    Command,
+    Max,
+    TextFile,
+    Window,
+    Windows,
+    make_crew,
+    make_objective,
+    show_trial,
+    stopping,
+)
 
 NewFolder = Annotated[
     str, typer.Argument(metavar="OUT", help="A new folder; what is known meanwhile is kept in OUT.search.")
@@ -20,6 +30,9 @@ def soup(
     context: typer.Context,
     recipe: Recipe,
     out: NewFolder,
+    text: TextFile = None,
+    window: Window = 512,
+    windows: Windows = None,
     command: Command = None,
     most: Max = False,
     rounds: Rounds = 1,
@@ -33,11 +46,11 @@ def soup(
 ) -> None:
     """Merge those models that are better together.
 
-    Example: mergemill soup recipe.yml mixed --command 'python score.py {model}'
+    Example: mergemill soup recipe.yml mixed --text held.txt
     """
     from mergemill.engine import searches
 
-    objective = make_objective(command, most=most)
+    objective = make_objective(command, text, most=most, window=window, windows=windows)
     crew = make_crew(workers, threads, memory, scheduler, cluster)
     with stopping(context):
         made = searches.run_soup(

@@ -7,7 +7,19 @@ import typer
 from mergemill.cli.evolve import Write
 from mergemill.cli.merge import Quiet
 from mergemill.cli.options import Cluster, Json, Memory, Scheduler, Threads, Workers
-from mergemill.cli.searching import Command, Folder, Max, make_crew, make_objective, show_found, show_trial, stopping
+from mergemill.cli.searching import (
+    Command,
+    Folder,
+    Max,
+    TextFile,
+    Window,
+    Windows,
+    make_crew,
+    make_objective,
+    show_found,
+    show_trial,
+    stopping,
+)
 
 Vary = Annotated[
     list[str], typer.Option(metavar="NAME=…", help="from:to:step, the end included; or a,b,c. The first changes last.")
@@ -19,6 +31,9 @@ def sweep(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe in which values are ${name}.")],
     folder: Folder,
     vary: Vary,
+    text: TextFile = None,
+    window: Window = 512,
+    windows: Windows = None,
     command: Command = None,
     most: Max = False,
     write: Write = False,
@@ -32,11 +47,11 @@ def sweep(
 ) -> None:
     """Try all combinations of values.
 
-    Example: mergemill sweep recipe.yml found --vary chat=0:1:0.25 --vary method=ties,sce --command 'score {model}'
+    Example: mergemill sweep recipe.yml found --vary chat=0:1:0.25 --vary method=ties,sce --text held.txt
     """
     from mergemill.engine import searches
 
-    file = searches.make_sweep(recipe, vary, make_objective(command, most=most))
+    file = searches.make_sweep(recipe, vary, make_objective(command, text, most=most, window=window, windows=windows))
     crew = make_crew(workers, threads, memory, scheduler, cluster)
     with stopping(context):
         found = searches.run_search(file, folder, write=write, on_trial=show_trial(quiet=quiet), **crew)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mergemill.engine import errors as errors
     from mergemill.engine import methods as methods
     from mergemill.engine import reports as reports
+    from mergemill.engine.evaluation.evaluating import evaluate as evaluate
     from mergemill.engine.methods.contract import PerModel as PerModel
     from mergemill.engine.methods.contract import merge_method as merge_method
     from mergemill.engine.plan.combine import make_adapter_plan as make_adapter_plan
@@ -75,6 +76,7 @@ _PLACES = {
     "diff": "runs.diff",
     "errors": "",
     "estimate_cost": "plan.cost",
+    "evaluate": "evaluation.evaluating",
     "events": "runs",
     "format_size": "plan.sizes",
     "inspect": "runs.inspect",

@@ -49,7 +49,8 @@ MAY_IMPORT = {
     "runs": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "forward", "plan"},
     "reports": {"errors", "checkpoint", "tensors", "plan", "runs"},
     "conformance": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "plan", "runs"},
-    "search": {"errors", "storage", "recipe", "tensors", "plan", "runs"},
+    "evaluation": {"errors", "storage", "recipe", "checkpoint", "tensors", "plan", "runs"},
+    "search": {"errors", "storage", "recipe", "tensors", "plan", "runs", "evaluation"},
 }
 """The table of rooms, from the lowest to the highest: what each may import besides itself."""
 
@@ -68,12 +69,13 @@ ONLY_IMPORTERS = {
     "huggingface_hub": {"storage"},
     "tokenizers": {"forward", "tokens"},
     "urllib3": {"storage"},
-    "transformers": {"forward"},
+    "transformers": {"evaluation", "forward"},
     "pydantic": {"recipe", "runs"},  # what people wrote, and what lies beside an output
     "rich": {"runs"},
     "IPython": {"runs"},
     "cmaes": {"search"},
     "vl_convert": {"reports"},
+    "optuna": {"search"},
     "yaml": {"recipe", "checkpoint", "runs", "storage"},  # storage: the loader of the others
 }
 """Libraries that only some rooms know."""
@@ -99,6 +101,7 @@ FACE = [
     "diff",
     "errors",
     "estimate_cost",
+    "evaluate",
     "events",
     "format_size",
     "inspect",

@@ -20,6 +20,7 @@ from mergemill.engine.recipe.leaves import (
     Flag,
     OptionalCount,
     OptionalText,
+    Text,
     check_count,
     check_items,
     check_number,
@@ -30,18 +31,19 @@ from mergemill.engine.recipe.shapes import FrozenMap, Value
 from mergemill.engine.storage.urls import parse_path
 
 FORM = Form("a search file", "recipe, variables and objective")
-StrategyName = Literal["grid", "random", "sobol", "cma", "line"]
+StrategyName = Literal["grid", "random", "sobol", "cma", "tpe", "line"]
 
 TAKES: Mapping[str, tuple[str, ...]] = {
     "grid": ("steps",),
     "random": ("seed",),
     "sobol": ("seed",),
     "cma": ("seed", "population", "sigma"),
+    "tpe": ("seed",),
     "line": (),
 }
 """Which keys beside its name each strategy has."""
-WITH_CHOICES = ("grid", "random", "sobol")
-ENDLESS = ("random", "sobol", "cma")
+WITH_CHOICES = ("grid", "random", "sobol", "tpe")
+ENDLESS = ("random", "sobol", "cma", "tpe")
 COMMAND_S = 3600.0  # the longest that a command may take where nothing is said
 
 OptionalNumber = Annotated[float | None, BeforeValidator(check_number)]
@@ -139,12 +141,49 @@ def _check_word(value: object, known: tuple[str, ...]) -> object:
     return value
 
 
+class TextObjective(Value):
+    """What models are judged on: windows of a text."""
+
+    called: ClassVar[str] = "a text to judge on"
+
+    text: Text
+    """The path of a UTF-8 file."""
+    window: Annotated[int, BeforeValidator(lambda value: check_count(value or 512, least=2))] = 512
+    """Ids of a window."""
+    stride: OptionalCount = None
+    """Ids from one window to the next; else a window."""
+    windows: OptionalCount = None
+    """So many windows at equal distances; else all."""
+
+    @model_validator(mode="after")
+    def _check_stride(self) -> "TextObjective":
+        if self.stride is not None and self.stride > self.window:
+            words = f"is {self.stride}, more than a window of {self.window}"
+            raise make_faults([(("stride",), make_predicate(words))])
+        return self
+
+
+class ExamplesObjective(Value):
+    """What models are judged on: outputs of examples, given their inputs."""
+
+    called: ClassVar[str] = "examples to judge on"
+
+    examples: Text
+    """The path of a file with an object `{"input": …, "output": …}` a line."""
+
+
 class Objective(Value):
     """What is measured of a candidate; a smaller number is better, unless `direction` says `max`."""
 
     called: ClassVar[str] = "an objective"
-    one_of: ClassVar[tuple[str, ...]] = ("command", "sum")
+    one_of: ClassVar[tuple[str, ...]] = ("perplexity", "entropy", "few_shot", "command", "sum")
 
+    perplexity: TextObjective | None = None
+    """Of a text: `{text: held.txt, windows: 64}`."""
+    entropy: TextObjective | None = None
+    """Of the predictions on a text; it also prefers models that are sure and wrong."""
+    few_shot: ExamplesObjective | None = None
+    """The loss of examples' outputs: `{examples: few.jsonl}`."""
     command: OptionalText = None
     """A command whose last number on stdout counts: `python score.py {model}`, or `{recipe}`, `{values}`."""
     seconds: Annotated[float | None, BeforeValidator(_check_finite)] = None
@@ -155,6 +194,13 @@ class Objective(Value):
     """Of an item of a sum."""
     direction: Direction = "min"
     """Whether less is better, `min`, or more, `max`."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The paths of texts and examples that it reads."""
+        texts = [each.text for each in (self.perplexity, self.entropy) if each]
+        examples = [self.few_shot.examples] if self.few_shot else []
+        return (*texts, *examples, *(path for each in self.sum or () for path in each.files))
 
     @property
     def sign(self) -> int:
@@ -178,7 +224,7 @@ class Strategy(Value):
     called: ClassVar[str] = "a strategy"
 
     name: Annotated[StrategyName, BeforeValidator(lambda value: _check_word(value, get_args(StrategyName)))] = "cma"
-    """`cma` (CMA-ES), `grid`, `random`, `sobol`, or `line`: the golden section of one variable."""
+    """`cma` (CMA-ES), `tpe` (also choices), `grid`, `random`, `sobol`, `line`: the golden section of one number."""
     seed: Annotated[int, BeforeValidator(lambda value: _check_given(value))] = 0
     """Of what is drawn."""
     population: Annotated[int | None, BeforeValidator(lambda value: check_count(value, least=2))] = None
@@ -225,6 +271,11 @@ class Budget(Value):
         return self
 
 
+def _read_holdout(value: object) -> object:
+    """A text alone means its perplexity."""
+    return {"perplexity": value} if isinstance(value, Mapping) and "text" in value else value
+
+
 def _check_recipe(value: object) -> object:
     if value is None or (isinstance(value, str) and value.strip()) or isinstance(value, Mapping):
         return value
@@ -253,7 +304,7 @@ class SearchFile(Value):
     """How candidates are chosen."""
     budget: Budget = Budget()
     """When it ends."""
-    holdout: Objective | None = None
+    holdout: Annotated[Objective | None, BeforeValidator(_read_holdout)] = None
     """What is told beside the score, and never searched on."""
     name: Annotated[SkipJsonSchema[str], Field(exclude=True, repr=False)] = "search.yml"
     """The name that messages give the file."""

@@ -2,11 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mergemill.engine.evaluation.evaluating import MEMORY, TextSource, evaluate_plans
+from mergemill.engine.evaluation.sums import Evaluation
 from mergemill.engine.plan.make import make_plan
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import Recipe
@@ -14,6 +16,7 @@ from mergemill.engine.recipe.templates import Values
 from mergemill.engine.runs.options import RunOptions
 from mergemill.engine.runs.running import run_as
 from mergemill.engine.search.state import CANDIDATES, write_file
+from mergemill.engine.storage.store import join_options, make_storage
 
 
 @dataclass(slots=True)
@@ -26,6 +29,8 @@ class OpenCandidate:
     """Of its model; its recipe lies beside that."""
     options: RunOptions
     bytes_read: int = 0
+    evaluations: dict[TextSource, Evaluation] = field(default_factory=dict)
+    """What is known of it already, by the text."""
     _made: set[str] = field(default_factory=set)
 
     def make_model(self) -> str:
@@ -47,21 +52,48 @@ class OpenCandidate:
         """Return the plan of its merge."""
         return make_plan(self.recipe, storage=self.options.find_storage())
 
+    def evaluate(self, source: TextSource) -> Evaluation:
+        """Return what its model makes of a text; nothing is written for it."""
+        if source not in self.evaluations:
+            evaluate_together([self], [source])
+        return self.evaluations[source]
+
+    def remove(self) -> None:
+        """Remove what was written of it."""
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.folder)
+        self.folder.with_suffix(".yml").unlink(missing_ok=True)
+        self._made.clear()
+
     def write_values(self) -> str:
         """Return the values as JSON."""
         return json.dumps({name: list(x) if isinstance(x, tuple) else x for name, x in self.values.items()})
 
 
+def evaluate_together(candidates: Sequence[OpenCandidate], sources: Sequence[TextSource]) -> None:
+    """Have candidates know what their models make of texts; they share reads.
+
+    Raises what planning or judging any of them does.
+    """
+    options = candidates[0].options
+    storage = make_storage(join_options(options.find_storage(), candidates[0].recipe.storage))
+    plans = [candidate.plan() for candidate in candidates]
+    for source in sources:
+        found = evaluate_plans(plans, source, options.memory or MEMORY, storage)
+        for candidate, evaluation in zip(candidates, found, strict=True):
+            candidate.evaluations[source] = evaluation
+            candidate.bytes_read += evaluation.bytes_read
+
+
 @contextmanager
 def open_candidate(
-    number: int, values: Values, recipe: Recipe, folder: Path, options: RunOptions
+    number: int | str, values: Values, recipe: Recipe, folder: Path, options: RunOptions
 ) -> Iterator[OpenCandidate]:
     """Yield a candidate of the search in `folder`; what was made of it is removed after."""
     made = folder / CANDIDATES / str(number)
     made.parent.mkdir(exist_ok=True)
+    candidate = OpenCandidate(values, recipe, made, options)
     try:
-        yield OpenCandidate(values, recipe, made, options)
+        yield candidate
     finally:
-        with suppress(FileNotFoundError):
-            shutil.rmtree(made)
-        made.with_suffix(".yml").unlink(missing_ok=True)
+        candidate.remove()

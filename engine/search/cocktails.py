@@ -1,5 +1,6 @@
 """Cocktails: models with weights from their losses, merged."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ def run_cocktail(
     shares = [1 / len(models)] * len(models)
     plan = plan_candidate(read_back(make_cocktail(list(refs.values()), shares, aim, alpha), ""), asked)
     said = {"cocktail": objective.model_dump(mode="json", exclude_none=True), "models": list(models)}
-    record = SearchRecord(said, "", list_sources(plan.pins), digest_texts(file))
+    record = SearchRecord(said, "", list_sources(plan.pins), digest_texts([objective]))
     place = find_beside(out)
     with held(place):
         open_state(place, record)
@@ -67,11 +68,16 @@ def run_cocktail(
         for model, trial in zip(models, found.trials, strict=True):
             if trial.score is None:
                 raise RunError(f"{place}: the loss of {model} is not known: {trial.error}")
-        losses = [hunt.sign * trial.score for trial in found.trials if trial.score is not None]
+        losses = [_find_loss(objective, trial.score) for trial in found.trials if trial.score is not None]
         weights = find_weights(losses, temperature)
         merged = read_back(make_cocktail(list(refs.values()), weights, aim, alpha), "")
         run_as(plan_candidate(merged, asked), out, asked)
     return Cocktail(tuple(losses), tuple(weights), found)
+
+
+def _find_loss(objective: Objective, score: float) -> float:
+    """Return the loss that a score says: of a perplexity its logarithm."""
+    return math.log(score) if objective.perplexity is not None else objective.sign * score
 
 
 def read_alone(refs: Mapping[str, ModelRef], values: Values) -> Recipe:

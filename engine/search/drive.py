@@ -7,19 +7,21 @@ trials in the order of their numbers, so one that was killed at any moment ends 
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mergemill.engine.errors import Cancelled, MergemillError, RunError, SourceChanged
+from mergemill.engine.evaluation.evaluating import TextSource
 from mergemill.engine.recipe import Recipe, recipe_to_json
 from mergemill.engine.recipe.searches import Budget
 from mergemill.engine.recipe.templates import Values
 from mergemill.engine.runs.options import RunOptions
-from mergemill.engine.search.candidate import open_candidate
+from mergemill.engine.search.candidate import OpenCandidate, evaluate_together, open_candidate
 from mergemill.engine.search.judge import Judge
+from mergemill.engine.search.plots import PLOT_NAME, make_plot
 from mergemill.engine.search.report import write_reports
-from mergemill.engine.search.state import digest_of, remove_candidates, write_best
+from mergemill.engine.search.state import digest_of, remove_candidates, write_best, write_file
 from mergemill.engine.search.strategies.asking import Asking
 from mergemill.engine.search.trials import (
     FAILED,
@@ -44,6 +46,8 @@ class Hunt:
     make_recipe: Callable[[Values], Recipe]
     judge: Judge
     holdout: Judge | None
+    sources: Sequence[TextSource]
+    """The texts that candidates are judged on, by all of a generation together."""
     sign: int
     """-1 where more is better, else 1."""
     budget: Budget
@@ -94,8 +98,9 @@ def _follow(hunt: Hunt, asking: Asking, log: "_Log") -> str:
     asked, generation, stopped = next(asking), 0, ""
     try:
         while not stopped:
-            done = [_take(log, generation, values) for values in _fit(asked, hunt.budget, len(log.trials))]
+            done = _take_all(log, generation, _fit(asked, hunt.budget, len(log.trials)))
             write_reports(log.folder, log.trials, hunt.sign, hunt.title)
+            write_file(log.folder / PLOT_NAME, make_plot(log.trials, hunt.sign, hunt.title).encode())
             stopped = _find_stop(hunt, log.trials)
             generation += 1
             if not stopped:
@@ -155,46 +160,51 @@ class _Log:
             )
 
 
-def _take(log: _Log, generation: int, values: Values) -> Trial:
-    """Return the trial of the next candidate, as it was noted, or judged now."""
-    number, recipe = len(log.trials), log.hunt.make_recipe(values)
-    digest = digest_of(recipe_to_json(recipe))[:32]
-    known = log.find(number)
+def _take_all(log: _Log, generation: int, asked: Sequence[Values]) -> list[Trial]:
+    """Return the trials of a generation; what is not known of it yet is judged together as far as it can be."""
+    first, hunt = len(log.trials), log.hunt
+    with ExitStack() as stack:
+        opened = {
+            first + place: stack.enter_context(
+                open_candidate(first + place, values, hunt.make_recipe(values), log.folder, log.options)
+            )
+            for place, values in enumerate(asked)
+        }
+        wanted = [candidate for number, candidate in opened.items() if log.find(number) is None]
+        if hunt.sources and len(wanted) > 1:
+            with suppress(MergemillError):  # of one of them: then each is judged alone, and that one fails
+                evaluate_together(wanted, hunt.sources)
+        return [_take(log, generation, number, each, log.find(number)) for number, each in opened.items()]
+
+
+def _take(log: _Log, generation: int, number: int, candidate: OpenCandidate, known: Trial | None) -> Trial:
+    """Return a candidate's trial, as it was noted, or judged now."""
+    digest = digest_of(recipe_to_json(candidate.recipe))[:32]
     if known is not None and known.recipe_digest != digest:
         raise RunError(
             f"{log.folder}: candidate {number} was another recipe when this search began, with another version of "
             "mergemill or of a package that it draws with; remove the folder and search again"
         )
-    trial = known or _judge(log, Trial(number, generation, values, digest, FAILED, None, None, None, 0.0, 0), recipe)
-    log.add(trial, recipe, kept=known is not None)
+    trial = known or _judge(log.hunt, candidate, Trial(number, generation, candidate.values, digest))
+    log.add(trial, candidate.recipe, kept=known is not None)
     return trial
 
 
-def _judge(log: _Log, blank: Trial, recipe: Recipe) -> Trial:
-    started = time.perf_counter()
-    score = stderr = holdout = error = None
-    parts: tuple[float, ...] = ()
-    with open_candidate(blank.number, blank.values, recipe, log.folder, log.options) as candidate:
-        try:
-            judged = log.hunt.judge(candidate)
-            holdout = log.hunt.holdout(candidate).score if log.hunt.holdout else None
-            score, stderr, parts = judged.score, judged.stderr, judged.parts
-        except (Cancelled, SourceChanged):
-            raise
-        except MergemillError as failed:
-            error = str(failed)
-        seconds = round(time.perf_counter() - started, 3)
-        return Trial(
-            blank.number,
-            blank.generation,
-            blank.values,
-            blank.recipe_digest,
-            FAILED if score is None else SCORED,
-            score,
-            stderr,
-            holdout,
-            seconds,
-            candidate.bytes_read,
-            error,
-            parts,
+def _judge(hunt: Hunt, candidate: OpenCandidate, blank: Trial) -> Trial:
+    """Return the trial of a candidate that is judged now."""
+    started, together_s = time.perf_counter(), sum(each.seconds for each in candidate.evaluations.values())
+    found = blank
+    try:
+        judged = hunt.judge(candidate)
+        holdout = hunt.holdout(candidate).score if hunt.holdout else None
+        found = replace(
+            blank, state=SCORED, score=judged.score, stderr=judged.stderr, parts=judged.parts, holdout=holdout
         )
+    except (Cancelled, SourceChanged):
+        raise
+    except MergemillError as failed:
+        found = replace(blank, error=str(failed))
+    finally:
+        candidate.remove()
+    seconds = round(together_s + time.perf_counter() - started, 3)
+    return replace(found, seconds=seconds, bytes_read=candidate.bytes_read)

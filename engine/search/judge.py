@@ -1,9 +1,10 @@
 """Objectives: what is measured of a candidate."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mergemill.engine.recipe.searches import COMMAND_S, Objective
+from mergemill.engine.evaluation.evaluating import TextSource
+from mergemill.engine.recipe.searches import COMMAND_S, ExamplesObjective, Objective, TextObjective
 from mergemill.engine.search.candidate import OpenCandidate
 from mergemill.engine.search.command import list_places, run_command
 
@@ -21,12 +22,39 @@ class Judged:
 Judge = Callable[[OpenCandidate], Judged]
 
 
+def list_sources(objectives: Sequence[Objective | None]) -> list[TextSource]:
+    """Return the texts that candidates are judged on, each once."""
+    each = [objective for objective in objectives if objective is not None]
+    flat = [item for objective in each for item in (objective, *(objective.sum or ()))]
+    return list(dict.fromkeys(source for item in flat if (source := _find_source(item)) is not None))
+
+
 def make_judge(objective: Objective, where: str) -> Judge:
     """Return what measures an objective; `InputError` where it cannot be measured."""
     if objective.sum is not None:
         return _make_sum(objective, where)
-    assert objective.command is not None
-    return _make_command(objective.command, objective.seconds or COMMAND_S, where)
+    if objective.command is not None:
+        return _make_command(objective.command, objective.seconds or COMMAND_S, where)
+    source = _find_source(objective)
+    assert source is not None
+    return _make_text(objective, source)
+
+
+def _find_source(objective: Objective) -> TextSource | None:
+    found: TextObjective | ExamplesObjective | None = objective.perplexity or objective.entropy or objective.few_shot
+    if isinstance(found, TextObjective):
+        return TextSource(text=found.text, window=found.window, stride=found.stride, windows=found.windows)
+    return None if found is None else TextSource(examples=found.examples)
+
+
+def _make_text(objective: Objective, source: TextSource) -> Judge:
+    def judge(candidate: OpenCandidate) -> Judged:
+        found = candidate.evaluate(source)
+        if objective.perplexity is not None:
+            return Judged(found.perplexity, found.stderr)
+        return Judged(found.entropy) if objective.entropy is not None else Judged(found.nll, found.stderr)
+
+    return judge
 
 
 def _make_command(command: str, limit_s: float, where: str) -> Judge:

@@ -21,13 +21,13 @@ def write_reports(folder: Path, trials: Sequence[Trial], sign: int, title: str) 
 
 def make_table(trials: Sequence[Trial]) -> str:
     """Return all trials as CSV, a column for each number of each variable."""
-    names = list(_spread(trials[0].values)) if trials else []
+    names = list(spread_values(trials[0].values)) if trials else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["number", "generation", "state", "score", "stderr", "holdout", *names, "seconds", "bytes_read"])
     for trial in trials:
         known = [trial.number, trial.generation, trial.state, trial.score, trial.stderr, trial.holdout]
-        values = _spread(trial.values)
+        values = spread_values(trial.values)
         writer.writerow([*known, *(values.get(name) for name in names), trial.seconds, trial.bytes_read])
     return text.getvalue()
 
@@ -39,11 +39,11 @@ def make_page(trials: Sequence[Trial], sign: int, title: str) -> str:
     lines = [f"# {title}", "", f"{len(trials)} candidates were judged{f', {failed} of them failed' if failed else ''}."]
     if best is not None:
         lines += ["", f"The best is number {best.number}: {say_score(best)}. Its recipe: [{BEST_NAME}]({BEST_NAME})."]
-    names = list(_spread(trials[0].values)) if trials else []
+    names = list(spread_values(trials[0].values)) if trials else []
     heads = ["number", "score", "hold-out", *names]
     lines += ["", f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for trial in sort_trials(trials, sign)[:MOST_ROWS]:
-        values = _spread(trial.values)
+        values = spread_values(trial.values)
         cells = [str(trial.number), say_score(trial), say_number(trial.holdout)]
         lines.append(f"| {' | '.join([*cells, *(say_number(values.get(name)) for name in names)])} |")
     return "\n".join(lines) + "\n"
@@ -70,7 +70,7 @@ def say_number(value: object) -> str:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _spread(values: Values) -> Mapping[str, object]:
+def spread_values(values: Values) -> Mapping[str, object]:
     """Return values by column: a gradient has one for each of its numbers."""
     found: dict[str, object] = {}
     for name, value in values.items():

@@ -1,5 +1,7 @@
 """Searching for a merge, by name: for the command line and for programs."""
 
+from mergemill.engine.evaluation.evaluating import TextSource
+from mergemill.engine.evaluation.sums import Evaluation
 from mergemill.engine.recipe.searches import Objective, load_search
 from mergemill.engine.recipe.sweeps import make_sweep
 from mergemill.engine.search.cocktail import ALPHA, TEMPERATURE, TEMPERATURES, find_weights
@@ -16,9 +18,11 @@ __all__ = [
     "TEMPERATURE",
     "TEMPERATURES",
     "Cocktail",
+    "Evaluation",
     "Found",
     "Objective",
     "Soup",
+    "TextSource",
     "Trial",
     "TrialFinished",
     "find_weights",

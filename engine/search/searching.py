@@ -1,15 +1,17 @@
 """A search of a search file: what is asked for is checked and planned, then driven."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
 from mergemill.engine.errors import InputError, PlanError, RecipeError
+from mergemill.engine.evaluation.texts import read_text
 from mergemill.engine.plan.make import make_plan
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import Recipe
 from mergemill.engine.recipe.genomes import make_genes, make_genome_recipe
-from mergemill.engine.recipe.searches import SearchFile, Variable, Variables, load_search
+from mergemill.engine.recipe.searches import Objective, SearchFile, Variable, Variables, load_search
 from mergemill.engine.recipe.templates import (
     Template,
     Values,
@@ -19,11 +21,12 @@ from mergemill.engine.recipe.templates import (
 )
 from mergemill.engine.runs.inspect import inspect
 from mergemill.engine.runs.options import RunKeywords, RunOptions
-from mergemill.engine.runs.running import run_as
+from mergemill.engine.search.best import judge_parents, make_section, write_model
 from mergemill.engine.search.drive import Found, Hunt, OnTrial, drive_search, ignore
+from mergemill.engine.search.judge import list_sources as list_texts
 from mergemill.engine.search.judge import make_judge
 from mergemill.engine.search.space import Space
-from mergemill.engine.search.state import MODEL, SearchRecord, held, list_sources, open_state
+from mergemill.engine.search.state import SearchRecord, held, list_sources, open_state
 from mergemill.engine.search.strategies.asking import Asking
 
 
@@ -55,8 +58,18 @@ def run_search(
         open_state(place, record)
         found = drive_search(hunt, asking, place, asked, on_trial)
         if write and found.best is not None:
-            run_as(plan_candidate(template.fill(found.best.values), asked), place / MODEL, asked)
+            _write_best(file, hunt, template.fill(found.best.values), found, record, place, asked)
     return found
+
+
+def _write_best(
+    file: SearchFile, hunt: Hunt, recipe: Recipe, found: Found, record: SearchRecord, place: Path, asked: RunOptions
+) -> None:
+    """Merge the best, with a card that says how its parents do."""
+    assert file.objective is not None
+    parents = judge_parents(hunt, recipe, place, asked)
+    section = make_section(file.objective, record.texts, found, parents, hunt.sign)
+    write_model(plan_candidate(recipe, asked), section, place, asked)
 
 
 def open_space(file: SearchFile) -> tuple[Template, Space]:
@@ -102,6 +115,11 @@ def make_asking(file: SearchFile, space: Space) -> Asking:
 
         load_cmaes()
         return ask_cma(space, said.seed, said.population, said.sigma)
+    if said.name == "tpe":
+        from mergemill.engine.search.strategies.tpe import ask_tpe, load_optuna
+
+        load_optuna()
+        return ask_tpe(space, said.seed)
     if said.name == "line":
         if space.size != 1:
             raise PlanError(f"{file.name}: line searches one number; here are {space.size}")
@@ -115,7 +133,8 @@ def make_hunt(file: SearchFile, fill: Any, title: str) -> Hunt:
     assert file.objective is not None
     judge = make_judge(file.objective, file.name)
     holdout = make_judge(file.holdout, file.name) if file.holdout else None
-    return Hunt(fill, judge, holdout, file.objective.sign, file.budget, title)
+    texts = list_texts([file.objective, file.holdout])
+    return Hunt(fill, judge, holdout, texts, file.objective.sign, file.budget, title)
 
 
 def plan_candidate(recipe: Recipe, asked: RunOptions) -> Plan:
@@ -134,9 +153,10 @@ def _plan_corner(template: Template, values: Values, asked: RunOptions) -> Plan:
 def _record(file: SearchFile, recipe: str, plans: Sequence[Plan]) -> SearchRecord:
     said = file.model_dump(mode="json", exclude_none=True, exclude={"budget", "recipe"})
     sources = {name: found for plan in plans for name, found in list_sources(plan.pins).items()}
-    return SearchRecord(said, recipe, sources, digest_texts(file))
+    return SearchRecord(said, recipe, sources, digest_texts([file.objective, file.holdout]))
 
 
-def digest_texts(file: SearchFile) -> dict[str, str]:
-    """Return the files that objectives read, with their checksums."""
-    return {}
+def digest_texts(objectives: Sequence[Objective | None]) -> dict[str, str]:
+    """Return the files that objectives read, with their checksums; `InputError` where one cannot be read."""
+    paths = [path for objective in objectives if objective for path in objective.files]
+    return {path: hashlib.sha256(read_text(path).encode()).hexdigest() for path in paths}

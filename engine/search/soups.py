@@ -53,7 +53,7 @@ def run_soup(
     plans = [plan_candidate(make({MODELS: tuple(members)}), asked)]
     said = {"soup": objective.model_dump(mode="json", exclude_none=True), "rounds": rounds}
     record = SearchRecord(
-        said, write_documents([recipe_to_json(whole)]), list_sources(plans[0].pins), digest_texts(file)
+        said, write_documents([recipe_to_json(whole)]), list_sources(plans[0].pins), digest_texts([objective])
     )
     place, kept = find_beside(out), list[str]()
     with held(place):

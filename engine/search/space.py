@@ -65,8 +65,8 @@ def to_value(variable: Variable, x: float) -> Scalar:
         count = int(variable.high - variable.low) + 1
         return int(variable.low) + min(int(x * count), count - 1)
     if variable.log:
-        return _round(math.exp(math.log(variable.low) + x * math.log(variable.high / variable.low)))
-    return _round(variable.low + x * (variable.high - variable.low))
+        return round_value(math.exp(math.log(variable.low) + x * math.log(variable.high / variable.low)))
+    return round_value(variable.low + x * (variable.high - variable.low))
 
 
 def _find_start(variable: Variable) -> float:
@@ -90,10 +90,10 @@ def _find_step(variable: Variable) -> float:
     return 1 / (variable.high - variable.low)
 
 
-def _round(x: float) -> float:
+def round_value(x: float) -> float:
     """Return `x` with as many digits as count.
 
-    >>> _round(0.1 + 0.2), _round(1.0)
+    >>> round_value(0.1 + 0.2), round_value(1.0)
     (0.3, 1.0)
     """
     return float(f"{x:.{DIGITS}g}")

@@ -5,7 +5,7 @@
     search.json      what was asked for, its digest, the sources as they were
     trials.jsonl     a line for each candidate
     best.yml         the recipe of the best, beside the files of methods that it names
-    table.csv, README.md
+    table.csv, plot.html, README.md
     candidates/      models that are being judged
     model/           the best model, where it was asked for
 """

@@ -26,15 +26,15 @@ class Trial:
     generation: int
     values: Values
     recipe_digest: str
-    state: str
+    state: str = FAILED
     """``scored`` or ``failed``."""
-    score: float | None
+    score: float | None = None
     """As the objective says it; of a failed one nothing."""
-    stderr: float | None
+    stderr: float | None = None
     """The score's standard error, where the objective knows it."""
-    holdout: float | None
-    seconds: float
-    bytes_read: int
+    holdout: float | None = None
+    seconds: float = 0.0
+    bytes_read: int = 0
     """From the sources."""
     error: str | None = None
     parts: tuple[float, ...] = ()

@@ -20,6 +20,7 @@ COMMANDS = (
     "diff",
     "methods",
     "schema",
+    "evaluate",
     "sweep",
     "evolve",
     "soup",

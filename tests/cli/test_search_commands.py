@@ -80,7 +80,7 @@ def test_soup_and_cocktail_print_json_in_the_given_order(mergemill: Run, there: 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["sweep", "recipe.yml", "s", "--vary", "x=0,1"], "say what is better: --command"),
+        (["sweep", "recipe.yml", "s", "--vary", "x=0,1"], "by one of --text and --command"),
         (["sweep", "recipe.yml", "s", "--vary", "x=0:1", "--command", "a {model}"], "y} is no variable"),
         (["evolve", "nowhere.yml", "s"], "nowhere.yml: cannot be read"),
         (["results", "zero"], "zero: holds no search"),

@@ -30,7 +30,7 @@ FAULTS = {
     f"{HEAD}variables: {{x: {{choices: [a, a]}}}}\n": "3: 'choices' has an item twice",
     f"{HEAD}variables: {{x: {{lwo: 0, high: 1}}}}\n": "3: unknown key 'lwo'; did you mean 'low'?",
     f"{HEAD}variables: {{x: {{choices: [a, b]}}}}\nbudget: {{evaluations: 3}}\n": (
-        "3: 'x' has choices, which grid, random, sobol can search and cma cannot"
+        "3: 'x' has choices, which grid, random, sobol, tpe can search and cma cannot"
     ),
     f"{HEAD}{ONE}strategy: {{name: sobol, sigma: 0.1}}\nbudget: {{evaluations: 3}}\n": (
         "4: 'sigma' has no place in strategy sobol; it has seed"
@@ -40,7 +40,7 @@ FAULTS = {
         "3: 'x' needs choices, or the strategy 'steps': a grid has so many values of it"
     ),
     "recipe: r.yml\nvariables: {x: {low: 0, high: 1}}\nobjective: {}\n": (
-        "3: an objective needs exactly one of command, sum; none is here"
+        "3: an objective needs exactly one of perplexity, entropy, few_shot, command, sum; none is here"
     ),
     "recipe: r.yml\nvariables: {x: {low: 0, high: 1}}\nbudget: {hours: 1}\n": (
         "1: a search file needs the key 'objective'"

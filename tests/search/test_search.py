@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from search.toys import PYTHON, by_model, by_values, make_search
@@ -51,6 +52,11 @@ def test_a_search_keeps_its_trials_its_table_and_the_best_recipe(undisturbed: tu
     assert [float(row["score"]) for row in rows] == [trial.score for trial in found.trials]
     assert (folder / "best.yml").read_text() == make_candidate(folder, found.best.number)
     assert f"number {found.best.number}" in (folder / "README.md").read_text()
+    page = (folder / "plot.html").read_text()
+    assert page.count("<svg") == 3  # the scores, and against x and y
+    assert page.count("<circle") == 3 * 18
+    assert "<script" not in page
+    ElementTree.fromstring(page.partition("</head>")[2].removesuffix("</html>\n"))
     assert read_results(folder)[0] == found.best
     assert not list((folder / "candidates").iterdir())
 
@@ -111,17 +117,21 @@ def test_a_search_killed_at_random_moments_ends_with_the_same_table(here: Path, 
 
 
 def test_the_best_merge_is_written_and_is_what_its_recipe_makes(here: Path, tmp_path: Path) -> None:
-    found = run_search(
-        make_search(by_model(0.7), strategy={"name": "grid", "steps": 3}), tmp_path / "s", write=True, workers=0
-    )
+    search = make_search(by_model(0.7), strategy={"name": "grid", "steps": 3})
+    run_search(search, tmp_path / "s", evaluations=1, write=True)  # an earlier best, which is replaced
+    assert "it is no better than ./zero" in (tmp_path / "s" / "model" / "README.md").read_text()
+    found = run_search(search, tmp_path / "s", write=True, workers=0)
     assert found.best is not None
     assert found.best.values == {"x": 0.0, "y": 0.5}
     assert found.best.score == pytest.approx(0.2, abs=1e-6)
     assert found.best.bytes_read > 0
     merge(tmp_path / "s" / "best.yml", tmp_path / "again")
-    shard = "model.safetensors"
     shards = [next((tmp_path / each).glob("*.safetensors")).read_bytes() for each in ("s/model", "again")]
-    assert shards[0] == shards[1], shard
+    assert shards[0] == shards[1]
+    card = (tmp_path / "s" / "model" / "README.md").read_text()
+    assert "9 candidates were judged" in card
+    assert "| `zero` | 0.7 |" in card
+    assert "no better" not in card
 
 
 def test_more_evaluations_go_on_with_the_same_search(

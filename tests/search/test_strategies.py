@@ -15,6 +15,7 @@ from mergemill.engine.search.strategies.cma import ask_cma
 from mergemill.engine.search.strategies.drawn import ask_grid, ask_random, ask_sobol
 from mergemill.engine.search.strategies.line import ask_line
 from mergemill.engine.search.strategies.soup import ask_soup
+from mergemill.engine.search.strategies.tpe import ask_tpe
 
 BOX = Space({"x": Variable(low=-1, high=1, start=0.25), "y": Variable(low=0.01, high=1, log=True)})
 
@@ -90,6 +91,17 @@ def test_the_golden_section_finds_a_minimum_in_ten_evaluations() -> None:
     asked, why = follow(ask_line(Space({"t": Variable(low=0, high=2)})), lambda values: abs(values["t"] - 1.234))  # type: ignore[operator]
     assert (len(asked), why) == (10, "line")
     assert min(abs(values["t"] - 1.234) for values in asked) < 0.04  # type: ignore[operator]
+
+
+def test_tpe_begins_with_the_start_and_finds_the_better_choice() -> None:
+    space = Space({"m": Variable(choices=["a", "b", "c"]), "x": Variable(low=0, high=1, start=0.25)})
+    score = lambda values: (values["x"] - 0.8) ** 2 + (values["m"] != "b")  # type: ignore[operator]  # noqa: E731
+    first, again = (follow(ask_tpe(space, 3), score, 40)[0] for _ in range(2))
+    assert first == again
+    assert first[0]["x"] == 0.25
+    best = min(first, key=score)
+    assert best["m"] == "b"
+    assert score(best) < 0.02
 
 
 def make_soup(scores: dict[tuple[str, ...], float], rounds: int = 1) -> tuple[list[str], list[tuple[str, ...]]]:

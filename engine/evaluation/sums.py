@@ -1,0 +1,79 @@
+"""What losses of positions say together: perplexity, bits per byte, entropy, and how sure that is."""
+
+import math
+from dataclasses import dataclass
+
+from mergemill.engine.evaluation.texts import ScoredTokens
+from mergemill.engine.tensors.lazy import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a model makes of a text."""
+
+    perplexity: float
+    """exp of the mean loss of a token."""
+    nll: float
+    """The mean loss of a token, in nats; of examples first over the tokens of each."""
+    bits_per_byte: float
+    """The loss in bits, per byte of the text: alike for models of different vocabularies."""
+    tokens: int
+    """That were scored."""
+    bytes: int
+    """Of the text."""
+    stderr: float | None
+    """The standard error of the perplexity over windows; of examples that of `nll`. Of one window nothing is known."""
+    entropy: float
+    """Of the predictions, in nats, the mean over the same positions."""
+    bytes_read: int = 0
+    seconds: float = 0.0
+    losses: tuple[float, ...] = ()
+    """Of each window or example: the mean loss of its tokens."""
+
+
+def sum_windows(tokens: ScoredTokens, loss: Tensor, entropy: Tensor) -> Evaluation:
+    """Return what the scored positions say, each as much as another; loss and entropy are [windows, length - 1]."""
+    scored = tokens.scored[:, 1:]
+    sums, counts = (loss * scored).sum(1), scored.sum(1)
+    total, count = float(sums.sum()), int(counts.sum())
+    nll = total / count
+    error = _find_error(sums - nll * counts, count)
+    return Evaluation(
+        perplexity=_exp(nll),
+        nll=nll,
+        bits_per_byte=total / (math.log(2) * tokens.text_bytes),
+        tokens=count,
+        bytes=tokens.text_bytes,
+        stderr=None if error is None else error * _exp(nll),
+        entropy=float((entropy * scored).sum()) / count,
+        losses=tuple((sums / counts.clamp(min=1)).tolist()),
+    )
+
+
+def average_examples(tokens: ScoredTokens, loss: Tensor, entropy: Tensor) -> Evaluation:
+    """Return what examples say, each as much as another; loss and entropy are [examples, length - 1]."""
+    scored = tokens.scored[:, 1:]
+    counts = scored.sum(1)
+    sums, entropies = (loss * scored).sum(1), (entropy * scored).sum(1)
+    means = sums / counts
+    nll = float(means.mean())
+    return Evaluation(
+        perplexity=_exp(nll),
+        nll=nll,
+        bits_per_byte=float(sums.sum()) / (math.log(2) * tokens.text_bytes),
+        tokens=int(counts.sum()),
+        bytes=tokens.text_bytes,
+        stderr=_find_error(means - nll, len(means)),
+        entropy=float((entropies / counts).mean()),
+        losses=tuple(means.tolist()),
+    )
+
+
+def _find_error(residuals: Tensor, count: int) -> float | None:
+    """Return the standard error of a sum over rows divided by `count`, of what each row has beyond its share."""
+    rows = len(residuals)
+    return math.sqrt(float((residuals**2).sum()) * rows / (rows - 1)) / count if rows > 1 else None
+
+
+def _exp(nll: float) -> float:
+    return math.exp(nll) if nll < 700 else math.inf

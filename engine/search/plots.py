@@ -1,0 +1,102 @@
+"""A search as a page of HTML: its best, pictures of its scores, the table of all candidates; no script, no network."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+
+from mergemill.engine.search.drawing import Axis, Dot, draw_dots, make_axis, make_choices
+from mergemill.engine.search.report import say_number, say_score, sort_trials, spread_values
+from mergemill.engine.search.trials import Trial, find_best
+
+PLOT_NAME = "plot.html"
+MOST_PICTURES, MOST_ROWS = 24, 500
+
+_STYLE = """
+:root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 18%, transparent); }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 1180px; padding: 1rem;
+  overflow-wrap: anywhere; }
+h1 { font-size: 1.35rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
+.pictures { display: flex; flex-wrap: wrap; gap: 1rem; }
+figure { margin: 0; padding: .75rem; border: 1px solid var(--line); border-radius: .5rem; box-sizing: border-box;
+  flex: 0 1 366px; max-width: 100%; }
+figcaption { margin-bottom: .5rem; font-size: .85rem; }
+svg { width: 100%; height: auto; display: block; min-width: 300px; font-size: 11px; }
+svg text { fill: currentColor; } svg .axis { stroke: currentColor; } svg .grid { stroke: var(--line); }
+svg .level { stroke: currentColor; stroke-dasharray: 4 3; opacity: .6; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
+th, td { text-align: right; padding: .2rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
+""".strip()
+
+
+def make_plot(trials: Sequence[Trial], sign: int, title: str) -> str:
+    """Return the page. sign: -1 where more is better, else 1."""
+    best = find_best(trials, sign)
+    told = f"<p>The best of {len(trials)} is number {best.number}: {escape(say_score(best))}.</p>" if best else ""
+    pictures = "".join(f"<figure><figcaption>{what}</figcaption>{svg}</figure>" for what, svg in _draw(trials, sign))
+    head = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
+    )
+    shown = f'<div class="pictures">{pictures}</div><h2>Candidates, the best first</h2>{_table(trials, sign)}'
+    return f"{head}\n<body><h1>{escape(title)}</h1>{told}{shown}</body></html>\n"
+
+
+def _draw(trials: Sequence[Trial], sign: int) -> Iterator[tuple[str, str]]:
+    """Yield captions and pictures: scores in the order of candidates, against the hold-out, and each variable."""
+    scored = [trial for trial in trials if trial.score is not None]
+    best = find_best(trials, sign)
+    if not scored or best is None:
+        return
+    scores = make_axis("score", [trial.score for trial in scored if trial.score is not None])
+    start = scored[0].score if scored[0].number == 0 else None
+    levels = [start] if start is not None else []
+    numbers = make_axis("candidate", [float(trial.number) for trial in scored])
+    dots = [_dot(trial, float(trial.number), best) for trial in scored]
+    picture = draw_dots(numbers, scores, dots, steps=_find_steps(scored, sign), levels=levels)
+    yield "Score of each candidate, and the best so far; dashed: candidate 0", picture
+    held = [trial for trial in scored if trial.holdout is not None]
+    if held:
+        axis = make_axis("hold-out", [trial.holdout for trial in held if trial.holdout is not None])
+        dots = [_dot(trial, trial.holdout or 0.0, best) for trial in held]
+        yield "Score against the hold-out, which was not searched on", draw_dots(axis, scores, dots)
+    for name in list(spread_values(trials[0].values))[:MOST_PICTURES]:
+        axis, places = _find_axis(name, scored)
+        dots = [_dot(trial, places[spread_values(trial.values)[name]], best) for trial in scored]
+        yield f"Score against {escape(name)}; dashed: candidate 0", draw_dots(axis, scores, dots, levels=levels)
+
+
+def _find_axis(name: str, trials: Sequence[Trial]) -> tuple[Axis, Mapping[object, float]]:
+    """Return the axis of a variable, and where each of its values lies on it."""
+    values = list(dict.fromkeys(spread_values(trial.values).get(name) for trial in trials))
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        numbers = {value: float(value) for value in values if isinstance(value, int | float)}
+        return make_axis(name, list(numbers.values())), {key: numbers[key] for key in numbers}
+    return make_choices(name, [str(value) for value in values]), {value: place for place, value in enumerate(values)}
+
+
+def _dot(trial: Trial, x: float, best: Trial) -> Dot:
+    assert trial.score is not None
+    return Dot(x, trial.score, f"number {trial.number}: {say_score(trial)}", trial.number == best.number)
+
+
+def _find_steps(trials: Sequence[Trial], sign: int) -> list[tuple[float, float]]:
+    """Return the best score so far, where each candidate is."""
+    found: list[tuple[float, float]] = []
+    for trial in trials:
+        assert trial.score is not None
+        better = not found or sign * trial.score < sign * found[-1][1]
+        found.append((float(trial.number), trial.score if better else found[-1][1]))
+    return found
+
+
+def _table(trials: Sequence[Trial], sign: int) -> str:
+    names = list(spread_values(trials[0].values)) if trials else []
+    head = "".join(f"<th>{escape(each)}</th>" for each in ("number", "score", "hold-out", *names))
+    rows = []
+    for trial in sort_trials(trials, sign)[:MOST_ROWS]:
+        values = spread_values(trial.values)
+        cells = [str(trial.number), say_score(trial), say_number(trial.holdout)]
+        cells += [say_number(values.get(name)) for name in names]
+        rows.append(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'

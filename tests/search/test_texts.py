@@ -1,0 +1,103 @@
+"""Searches judged by texts: nothing is written, a generation is judged together, and commands say it by options."""
+
+import json
+from pathlib import Path
+
+import pytest
+from evaluation.families import TEXT, write_family
+
+from mergemill.cli.main import execute
+from mergemill.engine import evaluate
+from mergemill.engine.errors import InputError
+from mergemill.engine.search.searches import TextSource, make_candidate, read_results, run_search
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two tiny models, two texts and examples. Not to be changed."""
+    folder = tmp_path_factory.mktemp("texts")
+    for seed, name in enumerate(("a", "b")):
+        write_family(folder / name, "llama", seed=seed)
+    (folder / "held.txt").write_text(TEXT)
+    (folder / "other.txt").write_text(TEXT[::-1])
+    (folder / "few.jsonl").write_text(json.dumps({"input": "The harbour", "output": " wakes"}))
+    return folder
+
+
+@pytest.fixture
+def here(texts: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(texts)
+    return texts
+
+
+def make_search(**more: object) -> dict[str, object]:
+    models = [{"model": "./a", "parameters": {"weight": "${x}"}}, {"model": "./b", "parameters": {"weight": 0.5}}]
+    return {
+        "recipe": {"merge_method": "linear", "models": models, "parameters": {"normalize": False}},
+        "variables": {"x": {"low": 0.0, "high": 1.0}},
+        "objective": {"perplexity": {"text": "held.txt", "window": 32}},
+        "strategy": {"name": "grid", "steps": 3},
+        **more,
+    }
+
+
+def test_a_search_by_perplexity_writes_no_model_and_reads_each_generation_once(here: Path, tmp_path: Path) -> None:
+    found = run_search(make_search(holdout={"text": "other.txt", "window": 32}), tmp_path / "s", write=True)
+    card = (tmp_path / "s" / "model" / "README.md").read_text()
+    assert "* `held.txt`, sha256 `" in card
+    assert "| `b` | " in card
+    recipe = (tmp_path / "s" / "best.yml").read_text()
+    assert found.best is not None
+    alone = evaluate(recipe, TextSource(text="held.txt", window=32))
+    assert found.best.score == pytest.approx(alone.perplexity, rel=1e-6)
+    assert found.best.stderr == pytest.approx(alone.stderr, rel=1e-4)
+    other = evaluate(recipe, TextSource(text="other.txt", window=32))
+    assert found.best.holdout == pytest.approx(other.perplexity, rel=1e-6)
+    assert found.trials[2].bytes_read == 0  # those before in its generation have read all that it needs
+    once = evaluate(make_candidate(tmp_path / "s", 1), TextSource(text="held.txt", window=32)).bytes_read
+    assert sum(each.bytes_read for each in found.trials) == 2 * once  # of two texts
+    assert not list((tmp_path / "s" / "candidates").iterdir())
+
+
+def test_a_generation_in_which_one_cannot_be_judged_is_judged_one_by_one(here: Path, tmp_path: Path) -> None:
+    """Its trial says why, and the others have the scores that they have together."""
+    search = make_search(objective={"sum": [{"entropy": {"text": "held.txt", "window": 32}}]})
+    search["recipe"] = {**search["recipe"], "merge_method": "${m}", "parameters": {}}  # type: ignore[dict-item]
+    search["recipe"]["models"][0]["parameters"] = {"weight": "${x}"}  # type: ignore[index]
+    search["variables"] = {"m": {"choices": ["linear", "nearswap", "passthrough"]}, "x": {"choices": [0.5]}}
+    with pytest.raises(InputError, match="a corner"):
+        run_search(search, tmp_path / "s")
+    search["variables"] = {"m": {"choices": ["linear", "passthrough", "karcher"]}, "x": {"choices": [0.5]}}
+    trials = run_search(search, tmp_path / "s").trials
+    assert [trial.state for trial in trials] == ["scored", "failed", "scored"]
+    assert "passthrough" in str(trials[1].error)
+
+
+def test_a_text_that_changed_is_another_search(here: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text(TEXT)
+    search = make_search(objective={"perplexity": {"text": str(tmp_path / "t.txt"), "window": 32, "windows": 2}})
+    run_search(search, tmp_path / "s")
+    (tmp_path / "t.txt").write_text(TEXT + "more")
+    with pytest.raises(InputError, match=r"what differs: the texts \(.*t\.txt\)"):
+        run_search(search, tmp_path / "s")
+
+
+def test_commands_judge_by_texts(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*arguments: object) -> dict[str, object]:
+        assert execute([str(each) for each in arguments]) == 0
+        found: dict[str, object] = json.loads(capsys.readouterr().out)
+        return found
+
+    single = run("evaluate", "a", "--text", "held.txt", "--window", 32, "--json")
+    assert single.keys() >= {"perplexity", "nll", "bits_per_byte", "tokens", "bytes", "stderr", "entropy"}
+    assert single.keys() >= {"bytes_read", "seconds"}
+    few = [run("evaluate", name, "--examples", "few.jsonl", "--json")["nll"] for name in ("a", "b")]
+    made = run("cocktail", "a", "b", "--out", tmp_path / "c", "--examples", "few.jsonl", "--json", "-q")
+    assert made["losses"] == pytest.approx(few, abs=1e-6)
+    recipe = {"merge_method": "linear", "models": [{"model": "./a"}, {"model": "./b"}], "parameters": {"weight": 1}}
+    (tmp_path / "soup.yml").write_text(json.dumps(recipe))
+    soup = run("soup", tmp_path / "soup.yml", tmp_path / "o", "--text", "held.txt", "--window", 32, "--json", "-q")
+    best = min(read_results(tmp_path / "o.search"), key=lambda trial: trial.score or 0.0)
+    written = run("evaluate", tmp_path / "o", "--text", "held.txt", "--window", 32, "--json")
+    assert written["perplexity"] == pytest.approx(best.score, rel=1e-5)
+    assert len(soup["scores"]) == 2  # type: ignore[arg-type]
