@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import subprocess
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import torch
 from adapters import fill, make_gpt2, make_llama, make_qwen, peft, transformers, write_adapter, write_model
 from models import read_tensors
+from reference.mergekit import find_skip_reason
 from runs.merging import parts_of, run_until
 from safetensors.torch import load_file, save_file
 
@@ -372,3 +375,19 @@ def test_what_fits_nowhere_is_refused_with_the_number_that_would_do(
     with pytest.raises(PlanError, match=r"--memory .* is too little: tensor base_model.*lora_A.weight needs \d+ bytes"):
         run(plan, tmp_path / "out", workers=0, memory=1 << 19)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(bool(find_skip_reason()), reason=find_skip_reason() or "mergekit is there")
+def test_its_errors_are_those_of_mergekit_extract_lora(pair: tuple[Path, Any, Any], tmp_path: Path) -> None:
+    folder, base, tuned = pair
+    command = [Path(os.environ["MERGEMILL_MERGEKIT_PYTHON"]).with_name("mergekit-extract-lora"), "--max-rank", "6"]
+    command += ["--model", folder / "tuned", "--base-model", folder / "base", "--out-path", tmp_path / "theirs"]
+    subprocess.run([*map(str, command)], check=False, capture_output=True)  # it fails at its card, once all is written
+    extract(folder, tmp_path / "ours", max_rank=6)
+    found = [load_file(tmp_path / name / WEIGHTS) for name in ("ours", "theirs")]
+    before, wanted = base.state_dict(), tuned.state_dict()
+    for name in (name for name in wanted if "proj" in name):
+        key = f"base_model.model.{name.removesuffix('.weight')}.lora_"
+        change = wanted[name].double() - before[name].double()
+        ours, theirs = (each[f"{key}B.weight"].double() @ each[f"{key}A.weight"].double() for each in found)
+        assert float((change - ours).norm()) <= 1.001 * float((change - theirs).norm())
