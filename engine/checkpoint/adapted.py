@@ -13,11 +13,13 @@ from fnmatch import fnmatchcase
 from mergemill.engine.checkpoint.adapter import Adapter
 from mergemill.engine.checkpoint.changes import Change, Product, Replacement, Shift
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
-from mergemill.engine.checkpoint.family import Family, choose_family, find_tie
+from mergemill.engine.checkpoint.copied_files import TEMPLATE_FILES, TOKENIZER_FILES, matches
+from mergemill.engine.checkpoint.family import Family, choose_family, find_tie, is_vocabulary
 from mergemill.engine.checkpoint.packed_experts import PackedFactors, count_experts, find_parameter, make_packed
 from mergemill.engine.checkpoint.weights import StoredTensor
 from mergemill.engine.errors import CheckpointError
 
+TOKENIZER_NAME = "tokenizer.json"
 _NOT_PLAIN = ("magnitude", "tokens")
 
 
@@ -59,7 +61,7 @@ def add_adapters(model: Checkpoint, adapters: Sequence[tuple[Adapter, float]], r
         adding = _Adding(model, adapter, _find_prefixes(adapter, plain), family, weight, number)
         if weight != 1.0 or len(adapters) > 1:
             _check_plain(adding)
-        model = _add(adding)
+        model = _take_tokenizer(_add(adding), adapter)
     return replace(model, ref=ref, tensors=dict(sorted(model.tensors.items())))
 
 
@@ -75,17 +77,33 @@ def _leave_out_tied(adapter: Adapter, names: Collection[str], family: Family) ->
     return replace(adapter, parts=parts, whole={n: each for n, each in adapter.whole.items() if not is_tied(n)})
 
 
+def _take_tokenizer(model: Checkpoint, adapter: Adapter) -> Checkpoint:
+    """Return the model with the adapter's tokenizer, where that has one: new tokens are trained with an adapter."""
+    if TOKENIZER_NAME not in adapter.files:
+        return model
+    patterns = (*TOKENIZER_FILES, *TEMPLATE_FILES)
+    kept = {name: pin for name, pin in model.pins.items() if not matches(name, patterns)}
+    own = {name: pin for name, pin in adapter.files.items() if matches(name, patterns)}
+    return replace(model, pins=dict(sorted((kept | own).items())))
+
+
+def _is_resized(name: str, found: StoredTensor, stored: StoredTensor, adding: _Adding) -> bool:
+    """Whether a tensor stands for one with a row a token, and counts another vocabulary, which the adapter brings."""
+    own = TOKENIZER_NAME in adding.adapter.files and is_vocabulary(name, adding.family)
+    return own and found.shape[1:] == stored.shape[1:]
+
+
 def _add(adding: _Adding) -> Checkpoint:
     model, adapter = adding.model, adding.adapter
     whole = {adding.rename(name): (name, stored) for name, stored in adapter.whole.items()}
     for name, (_, stored) in whole.items():
         tie = find_tie(name, model.tensors, adding.family) if name not in model.tensors else None
         found = adding.find(tie or name, stored)
-        if found.shape != stored.shape:
+        if found.shape != stored.shape and not _is_resized(name, found, stored, adding):
             raise adding.fail(
                 stored,
                 f"stands for {name} and has shape {list(stored.shape)}, not {list(found.shape)}; an adapter of "
-                f"another vocabulary cannot be merged yet",
+                f"another vocabulary needs its tokenizer.json beside it",
             )
     tensors = {**model.tensors, **{name: replace(stored, name=name) for name, (_, stored) in whole.items()}}
     adding = replace(adding, model=replace(model, tensors=tensors))

@@ -17,11 +17,10 @@ TOKENIZER_FILES = (
     "*.tiktoken",
     "tekken.json",
 )
+TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", f"{TEMPLATES_FOLDER}/*.jinja")
 COPIED_FILES = (
     *TOKENIZER_FILES,
-    "chat_template.jinja",
-    "chat_template.json",
-    f"{TEMPLATES_FOLDER}/*.jinja",
+    *TEMPLATE_FILES,
     "generation_config.json",
     "*preprocessor_config.json",  # of images, video, audio
     "*processor_config.json",

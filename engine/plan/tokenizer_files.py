@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mergemill.engine.checkpoint.checkpoint import TEMPLATES_FOLDER, Checkpoint, read_file
+from mergemill.engine.checkpoint.checkpoint import Checkpoint, read_file
 from mergemill.engine.checkpoint.config import REMOVED, Changes, make_config, vocabulary_changes
-from mergemill.engine.checkpoint.copied_files import TOKENIZER_FILES, copied_files, matches
+from mergemill.engine.checkpoint.copied_files import TEMPLATE_FILES, TOKENIZER_FILES, copied_files, matches
 from mergemill.engine.checkpoint.vocabulary import read_object
 from mergemill.engine.plan.renumbering import Renumbering
 from mergemill.engine.tokens.reading import TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
@@ -20,7 +20,6 @@ from mergemill.engine.tokens.writing import to_bytes, write_config, write_tokeni
 
 GENERATION_NAME = "generation_config.json"
 TEMPLATE_NAME = "chat_template.jinja"
-_TEMPLATES = (TEMPLATE_NAME, "chat_template.json", f"{TEMPLATES_FOLDER}/*.jinja")
 # Files that hold a vocabulary in another form than tokenizer.json.
 _OTHER_FORMS = ("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken", "tekken.json")
 
@@ -66,7 +65,7 @@ def make_tokenizer_files(
         made[TEMPLATE_NAME] = template.encode()
         if config or TOKENIZER_NAME in source.files:
             written["chat_template"] = template
-        left_out += [name for name in source.files if matches(name, _TEMPLATES) and name != TEMPLATE_NAME]
+        left_out += [name for name in source.files if matches(name, TEMPLATE_FILES) and name != TEMPLATE_NAME]
     if written != config:
         made[TOKENIZER_CONFIG_NAME] = to_bytes(written)
     if renumbering is not None and source.ref != donor.ref:
@@ -78,7 +77,7 @@ def make_tokenizer_files(
 
 
 def _is_of_tokenizer(name: str) -> bool:
-    return matches(name, (*TOKENIZER_FILES, *_TEMPLATES))
+    return matches(name, (*TOKENIZER_FILES, *TEMPLATE_FILES))
 
 
 def find_id_changes(

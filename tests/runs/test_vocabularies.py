@@ -434,4 +434,24 @@ def test_an_adapter_and_a_quantised_model_are_renumbered_as_they_are(models: dic
         torch.testing.assert_close(made["coded"][name], made["plain"][name], rtol=1e-5, atol=1e-6)
 
 
+def test_an_adapter_brings_the_tokenizer_that_it_was_trained_with(models: dict[str, Path], tmp_path: Path) -> None:
+    """With it the embedding and the head that have rows for its tokens."""
+    tuned = read_tensors(models["tuned"])
+    (tmp_path / "adapter").mkdir()
+    factors = {f"base_model.model.{name}": tuned[name] for name in NAMES}
+    save_file(factors, tmp_path / "adapter" / "adapter_model.safetensors", {"format": "pt"})
+    adapter = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(adapter))
+    entries = [
+        *list_models("base"),
+        {"model": f"{models['base']}+{tmp_path / 'adapter'}", "parameters": {"weight": 1.0}},
+    ]
+    with pytest.raises(errors.CheckpointError, match=r"needs its tokenizer\.json beside it"):
+        plan_merge(models, models=entries, base_model="@base", tokenizer_source="union")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "adapter" / name).write_bytes((models["tuned"] / name).read_bytes())
+    run(plan_merge(models, models=entries, base_model="@base", tokenizer_source="union"), tmp_path / "out")
+    check_rows(tmp_path / "out", {name: models[name] for name in ("base", "tuned")}, 416, base="base", source="base")
+
+
 def _nowhere() -> None: ...
