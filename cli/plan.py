@@ -102,7 +102,8 @@ def plan_lines(numbers: Mapping[str, Any]) -> Iterator[str]:
     yield f"{numbers['method']}: {models} into {tensors}"
     yield f"  dtype   {numbers['dtype']}"
     if numbers["donor"]:
-        yield f"  config  and tokenizer of {numbers['donor']}"
+        whose = "of" if "; tokenizer of " in numbers["donor"] else "and tokenizer of"
+    yield f"  config  {whose} {numbers['donor']}"
     yield f"  read    {format_size(numbers['read_bytes']):>10}"
     for source in numbers["sources"]:
         read = "stage" if source["is_stage"] else format_size(source["read_bytes"])

@@ -6,14 +6,17 @@ from math import prod
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.plan.values import OutputTensor, Plan
-from mergemill.engine.recipe import Recipe
+from mergemill.engine.recipe import ModelRef, Recipe
 from mergemill.engine.tensors.dtypes import is_mergeable, item_bytes
 
 
 def describe_donor(recipe: Recipe, models: Sequence[str]) -> str:
     """Say whose config and tokenizer the output has, with the recipe's word for why."""
     base = recipe.base_model
-    return f"{base}, the base model" if base is not None else f"{models[0]}, the first model"
+    donor = f"{base}, the base model" if base is not None else f"{models[0]}, the first model"
+    source = recipe.tokenizer.source if recipe.tokenizer is not None else None
+    other = isinstance(source, ModelRef) and str(source) != (models[0] if base is None else str(base))
+    return f"{donor}; tokenizer of {source}" if other else donor
 
 
 def describe_choice(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> str:

@@ -195,6 +195,7 @@ def test_tokens_get_the_rows_that_a_recipe_gives_them(models: dict[str, Path], t
 
 def test_the_vocabulary_of_another_model_brings_its_ids(models: dict[str, Path], tmp_path: Path) -> None:
     plan = plan_merge(models, models=list_models("base", "tuned"), base_model="@base", tokenizer_source="@tuned")
+    assert plan.donor == f"{models['base']}, the base model; tokenizer of {models['tuned']}"
     run(plan, tmp_path / "out")
     pair = {name: models[name] for name in ("base", "tuned")}
     check_rows(tmp_path / "out", pair, 402, base="base", source="tuned")
@@ -225,6 +226,16 @@ def test_the_plan_lists_tokens_and_where_their_rows_come_from(models: dict[str, 
     assert forced.endswith("'<s>' in lm_head.weight: zeros for all")
     listed = json.loads(CliRunner().invoke(app, ["plan", str(tmp_path / "recipe.yml"), "--tokens", "--json"]).stdout)
     assert listed["tokens"]["source"] == str(models["base"])
+
+
+def test_a_model_that_is_not_merged_may_bring_the_vocabulary(models: dict[str, Path], tmp_path: Path) -> None:
+    """Its tokens that no input has come with its own rows."""
+    plan = plan_merge(models, models=list_models("base"), tokenizer_source="@tuned")
+    assert [source.model for source in plan.sources] == [str(models["base"]), str(models["tuned"])]
+    run(plan, tmp_path / "out")
+    merged, base, tuned = (read_tensors(each) for each in (tmp_path / "out", models["base"], models["tuned"]))
+    for name in NAMES:
+        assert torch.equal(merged[name], torch.cat([base[name][:400], tuned[name][400:]]))
 
 
 WRONG = {
