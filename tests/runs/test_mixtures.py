@@ -1,6 +1,8 @@
 """A mixture of experts is what its recipe says, and what transformers and mergekit take it for."""
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from mixing import CHANNELS, HIDDEN, LAYERS, find_logits, load, mix, write_all, write_dense
 from models import read_tensors
+from reference.mergekit import PYTHON_VARIABLE, find_skip_reason
 
 from mergemill.engine import errors, make_plan, run, verify
 
@@ -332,3 +335,42 @@ def test_prompts_of_a_file_are_kept_with_the_recipe(models: Path, tmp_path: Path
     (tmp_path / "sums.txt").unlink()
     with pytest.raises(errors.RecipeError, match=r"sums\.txt: cannot be read: No such file"):
         make_plan(tmp_path / "moe.yml")
+
+
+MERGEKIT = """
+from mergekit.scripts.moe import main
+for name in ("deepseek", "qwen"):
+    main([f"{name}.yml", f"{name}-expected"], standalone_mode=False)
+"""
+
+
+@pytest.mark.skipif(find_skip_reason() is not None, reason=str(find_skip_reason()))
+def test_mergekits_files_run_unchanged_and_its_mixtures_are_ours(models: Path, tmp_path: Path) -> None:
+    """Its hidden states are those of a model in bfloat16; all else is equal."""
+    within = {"deepseek": 1e-6, "qwen": 1e-2}
+    for name, words in (("deepseek", "DeepSeek MoE\ngate_mode: cheap_embed"), ("qwen", "Qwen MoE\ngate_mode: hidden")):
+        prompted = 'positive_prompts: ["the"]' if name == "qwen" else "residual_scale: 0.25"
+        (tmp_path / f"{name}.yml").write_text(f"""
+base_model: {models}/llama-a
+architecture: {words}
+experts_per_token: 1
+experts:
+  - source_model: {models}/llama-b
+    positive_prompts: ["a poem of the sea", "songs"]
+    negative_prompts: ["numbers and more numbers"]
+    residual_scale: 0.5
+  - source_model: {models}/llama-c
+    positive_prompts: ["1 + 1 = 2"]
+shared_experts:
+  - source_model: {models}/llama-b
+    {prompted}
+""")
+    done = subprocess.run(
+        [os.environ[PYTHON_VARIABLE], "-c", MERGEKIT], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for name, most in within.items():
+        made, expected = mix(tmp_path / f"{name}.yml", tmp_path / name), read_tensors(tmp_path / f"{name}-expected")
+        assert made.keys() == expected.keys()
+        for tensor, value in made.items():
+            torch.testing.assert_close(value, expected[tensor], rtol=0, atol=most if "gate.weight" in tensor else 0.0)
