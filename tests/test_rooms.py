@@ -46,7 +46,7 @@ MAY_IMPORT = {
         "offers",
         "forward",
     },
-    "runs": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "forward", "plan"},
+    "runs": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "transplants", "forward", "plan"},
     "reports": {"errors", "checkpoint", "tensors", "plan", "runs"},
     "conformance": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "plan", "runs"},
     "evaluation": {"errors", "storage", "recipe", "checkpoint", "tensors", "plan", "runs"},

@@ -10,11 +10,14 @@ import io
 import pickle
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from dask.delayed import Delayed, delayed
 
 from mergemill.engine.tensors.row_maps import RowMap
+from mergemill.engine.transplants.changes import Changes
+
+Constant: TypeAlias = RowMap | Changes
 
 _HERE = threading.local()
 
@@ -28,26 +31,26 @@ class Packing:
 
     def pack(self, value: Any) -> tuple[bytes, list[Delayed] | None]:
         """Return a value pickled, and the constants that it needs to be unpacked; None where it needs none."""
-        found: dict[str, RowMap] = {}
+        found: dict[str, Constant] = {}
 
-        def leave_out(constant: RowMap) -> tuple[Any, tuple[str]]:
+        def leave_out(constant: Constant) -> tuple[Any, tuple[str]]:
             found[constant.digest] = constant
             return find_constant, (constant.digest,)
 
         buffer = io.BytesIO()
         pickler = pickle.Pickler(buffer, pickle.HIGHEST_PROTOCOL)
-        pickler.dispatch_table = {**copyreg.dispatch_table, RowMap: leave_out}
+        pickler.dispatch_table = {**copyreg.dispatch_table, RowMap: leave_out, Changes: leave_out}
         pickler.dump(value)
         return buffer.getvalue(), [self._make_task(each) for each in found.values()] or None
 
-    def _make_task(self, constant: RowMap) -> Delayed:
+    def _make_task(self, constant: Constant) -> Delayed:
         if constant.digest not in self._tasks:
             key = f"constant-{constant.digest[:16]}-{self._token}"
             self._tasks[constant.digest] = _later_load(pickle.dumps(constant), dask_key_name=key)
         return self._tasks[constant.digest]
 
 
-def unpack(spec: bytes, constants: Sequence[RowMap] | None) -> Any:
+def unpack(spec: bytes, constants: Sequence[Constant] | None) -> Any:
     """Return the value that `Packing.pack` took."""
     _HERE.constants = {constant.digest: constant for constant in constants or ()}
     try:
@@ -56,14 +59,14 @@ def unpack(spec: bytes, constants: Sequence[RowMap] | None) -> Any:
         _HERE.constants = {}
 
 
-def find_constant(digest: str) -> RowMap:
+def find_constant(digest: str) -> Constant:
     """Return the constant of a digest, for what is being unpacked in this thread."""
-    constant: RowMap = _HERE.constants[digest]
+    constant: Constant = _HERE.constants[digest]
     return constant
 
 
-def _load(constant: bytes) -> RowMap:
-    found: RowMap = pickle.loads(constant)
+def _load(constant: bytes) -> Constant:
+    found: Constant = pickle.loads(constant)
     return found
 
 

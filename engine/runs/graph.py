@@ -11,7 +11,7 @@ from itertools import groupby
 from dask.delayed import Delayed, delayed
 
 from mergemill.engine.plan.values import Part, Piece, Plan
-from mergemill.engine.runs.constants import Packing, unpack
+from mergemill.engine.runs.constants import Constant, Packing, unpack
 from mergemill.engine.runs.crew import find_workplace
 from mergemill.engine.runs.outputs.receipts import Receipt
 from mergemill.engine.runs.outputs.target import ShardTarget, Target
@@ -21,10 +21,9 @@ from mergemill.engine.runs.tasks.rounds import cut_pieces, iter_cut_tensors
 from mergemill.engine.runs.tasks.task import run_part, run_shard
 from mergemill.engine.tensors.drawn import Given
 from mergemill.engine.tensors.kernels import Partial, add_partials
-from mergemill.engine.tensors.row_maps import RowMap
 from mergemill.engine.tensors.slabs import SLAB
 
-Constants = Sequence[RowMap] | None
+Constants = Sequence[Constant] | None
 
 FAN_IN = 4  # partial statistics that one task adds up
 

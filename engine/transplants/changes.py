@@ -1,6 +1,6 @@
 """What becomes of the rows of a vocabulary's tensor when its tokens become another's, as a value.
 
-It travels with the tasks, up to a few bytes a row; its digest stands for it where it is described.
+It goes to the workers once a run, some bytes a row; its digest stands for it where it is described.
 """
 
 import hashlib
