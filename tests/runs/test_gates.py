@@ -12,7 +12,9 @@ import pytest
 import torch
 from mixing import HIDDEN, LAYERS, mix, write_all, write_dense
 from models import read_tensors
+from runs.buckets import found_by_environment, new_place
 from safetensors import safe_open
+from servers.s3 import S3
 
 from mergemill.engine import describe_plan, errors, make_plan, run, verify
 from mergemill.engine.forward.layers import LayerSeen, ModelWeights, Pass, group_lengths, run_layers
@@ -184,6 +186,24 @@ def die_in(place: str, folder: Path) -> int:
     """Return how a process ends that is killed there."""
     done = subprocess.run([sys.executable, "-c", DIE, place], cwd=folder, capture_output=True, check=False)
     return done.returncode
+
+
+def test_a_mixture_from_and_to_object_storage_is_that_of_a_disk(models: Path, tmp_path: Path, moto_server: S3) -> None:
+    local = mix(say(models, "llama", "hidden"), tmp_path / "out")
+    with found_by_environment(moto_server):
+        there = [new_place(moto_server, name=f"llama-{name}").fill(models / f"llama-{name}") for name in "abc"]
+        recipe = say(models, "llama", "hidden")
+        recipe["base_model"] = there[0].url
+        for expert, place in zip(recipe["experts"], there[1:], strict=True):
+            expert["source_model"] = place.url
+        out = new_place(moto_server)
+        run(make_plan(recipe), out.url, workers=0)
+        assert verify(out.url, replay=9).replayed >= 1
+        found = out.read()
+    assert found["gates.safetensors"] == (tmp_path / "out" / "gates.safetensors").read_bytes()
+    assert found["model-00001-of-00001.safetensors"] == next((tmp_path / "out").glob("model-*")).read_bytes()
+    assert not any(name.startswith(".mergemill/gates") for name in found)
+    assert "model.layers.0.block_sparse_moe.gate.weight" in local
 
 
 MEASURE = """
