@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from mergemill.engine.methods.contract import merge_method
 from mergemill.engine.methods.rows import multiply_rows, view_rows
-from mergemill.engine.tensors.device import add_rows, put_beside, to_host
+from mergemill.engine.tensors.device import add_rows, divide_, put_beside, to_host
 from mergemill.engine.tensors.elementary import exp_
 from mergemill.engine.tensors.exact import ExactSum, Extremes, find_extremes, sum_absolute
 from mergemill.engine.tensors.kernels import Gather
@@ -186,7 +186,7 @@ class _ColumnSquares:
     def __call__(self, tensors: Sequence[Tensor], place: Place) -> tuple[npt.NDArray[np.int64]]:
         total = np.zeros((2 * len(tensors) - 1, _DIGITS, place.shape[1]), np.int64)
         for start in range(0, len(tensors[0]), place.block):
-            block = [view_rows(x[start : start + place.block], place).to(torch.float64).div(self.unit) for x in tensors]
+            block = [_widen(x[start : start + place.block], self.unit, place) for x in tensors]
             total += _take_digits(np.stack([to_host(add_rows(product)) for product in _multiply(block)]))
         return (total,)
 
@@ -201,13 +201,18 @@ class _RowSquares:
 
     def __call__(self, tensors: Sequence[Tensor], place: Place) -> tuple[Array]:
         rows, columns = place.shape
-        wide = [view_rows(x, place).to(torch.float64).div(self.unit) for x in tensors]
+        wide = [_widen(x, self.unit, place) for x in tensors]
         found = np.zeros((2 * len(tensors) - 1, rows))
         here = slice(place.start // columns, (place.start + len(tensors[0])) // columns)
         ones = torch.ones_like(wide[0])
         for at, product in enumerate(_multiply(wide)):
             found[at, here] = to_host(multiply_rows(product, ones, product))
         return (found,)
+
+
+def _widen(slab: Tensor, unit: float, place: Place) -> Tensor:
+    """Return rows in the unit, float64."""
+    return divide_(view_rows(slab, place).to(torch.float64, copy=True), unit)
 
 
 def _multiply(tensors: Sequence[Tensor]) -> list[Tensor]:
