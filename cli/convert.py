@@ -61,7 +61,7 @@ def convert(
     quiet: Quiet = False,
     json: JsonLines = False,
 ) -> None:
-    """Write a model in another dtype, quantized, or as GGUF, or resume that.
+    """Write a model in another dtype, quantized, or as GGUF.
 
     Example: mergemill convert models/chat chat-fp8 --quantize fp8_block
     """
