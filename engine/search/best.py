@@ -149,7 +149,7 @@ def is_alike(best: Trial, parent: JudgedParent, sign: int) -> bool:
     if parent.score is None or best.score is None:
         return False
     error = ((best.stderr or 0.0) ** 2 + (parent.stderr or 0.0) ** 2) ** 0.5
-    return sign * (parent.score - best.score) <= ERRORS * error
+    return bool(sign * (parent.score - best.score) <= ERRORS * error)
 
 
 def _shorten(said: object) -> object:
