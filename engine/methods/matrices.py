@@ -7,8 +7,8 @@ zero (eps of float32); float64 itself has no such room and goes through LAPACK's
 
 What only changes the spectrum needs no vectors of the larger side (2026-11-29): it is a product of the matrix with one
 of the smaller side. With that, half the Gram matrix, and Iso-CTS's own directions found beside the common ones only,
-results are within 1e-7 of float64's largest value, as before, but have other last bits than in versions before that.
-What it gains is in tests/bench/README.md.
+results have other last bits than in versions before that. How far they are from float64, and what it gains, is in
+tests/bench/README.md.
 """
 
 import math

@@ -193,8 +193,10 @@ def test_what_a_stage_cannot_be_is_refused_with_its_name() -> None:
     assert guarded.startswith("recipe: stage mean: a guard looks at what is written")
     scaled = refuse(merging("element", "A", "B", name="s", coefficients={"method": "metagpt"}), average("s", "A"))
     assert scaled.startswith("recipe: stage s: metagpt needs the norms of all task vectors first")
-    wrong = refuse(merging("rank", "A", name="s") | {"parameters": {"lamda": 1}}, average("nowhere", "s"))
-    assert "nowhere: no such file or folder" in wrong
+    misspelt = refuse(merging("rank", "A", name="s") | {"parameters": {"lamda": 1}}, average("s", "A"))
+    assert misspelt.startswith("recipe: stage s: ")
+    assert "takes no parameter 'lamda'; did you mean 'lambda'?" in misspelt
+    assert "nowhere: no such file or folder" in refuse(average("A", name="s"), average("nowhere", "s"))
     assert refuse(average("A", "B", name="mean"), average("mean", "mena")).endswith("did you mean the stage 'mean'?")
     tall = [{"sources": [{"model": "mean", "layer_range": [0, 3]}]}]
     assert "[0, 3]" in refuse(average("A", "B", name="mean"), {"merge_method": "passthrough", "slices": tall})
