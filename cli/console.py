@@ -210,7 +210,7 @@ def show_error(error: BaseException) -> None:
         note_lines("".join(traceback.format_exception(error)).rstrip("\n"))
     note(f"mergemill: error: {explain(error)}")
     faults = getattr(error, "faults", ())
-    for fault in faults[:MOST_FAULTS]:
+    for fault in [fault for fault in faults if fault.text][:MOST_FAULTS]:
         note_lines("\n".join(_excerpt(fault, several=len(faults) > 1)))
 
 

@@ -103,7 +103,7 @@ def plan_lines(numbers: Mapping[str, Any]) -> Iterator[str]:
     yield f"  dtype   {numbers['dtype']}"
     if numbers["donor"]:
         whose = "of" if "; tokenizer of " in numbers["donor"] else "and tokenizer of"
-    yield f"  config  {whose} {numbers['donor']}"
+        yield f"  config  {whose} {numbers['donor']}"
     yield f"  read    {format_size(numbers['read_bytes']):>10}"
     for source in numbers["sources"]:
         read = "stage" if source["is_stage"] else format_size(source["read_bytes"])

@@ -116,7 +116,9 @@ CASES: dict[str, Case] = {
     "sce selected": case("sce", "a", "b", "c", select_topk=0.3),
     "della whole": case("della", "a", "b", weight=(0.7, 0.4), density=(1.0, 1.0), lambda_=0.8),
     "della_linear whole": case("della_linear", "a", "b", weight=(0.7, 0.4), density=(1.0, 1.0), normalize=True),
-    "arcee_fusion": case("arcee_fusion", "a", either=1),  # its divergences are float32's: one is decided by that
+    "arcee_fusion": case(
+        "arcee_fusion", "a", either=2
+    ),  # its divergences are float32's, which decide one, on some CPUs two
 }
 
 

@@ -1,4 +1,7 @@
-"""Where in a file a fault is: its line as the file has it, and the columns that are meant."""
+"""Where in a file a fault is: its line as the file has it, and the columns that are meant.
+
+A line that may hold a secret is not repeated: of a URL with a user or a query, or with a key such as a token's.
+"""
 
 import re
 from collections.abc import Mapping
@@ -6,6 +9,7 @@ from collections.abc import Mapping
 from mergemill.engine.errors import FileFault
 
 MOST_COLUMNS = 160  # of a line that is shown
+_MAY_HOLD_A_SECRET = re.compile(r"://.*[@?]|secret|token\b(?!s)|password|credential|_key|storage", re.IGNORECASE)
 
 
 def point(text: str, line: int, key: str, words: str) -> FileFault:
@@ -16,6 +20,8 @@ def point(text: str, line: int, key: str, words: str) -> FileFault:
     """
     lines = text.splitlines()
     shown = lines[line - 1].rstrip()[:MOST_COLUMNS] if 0 < line <= len(lines) else ""
+    if _MAY_HOLD_A_SECRET.search(shown):
+        return FileFault(words, line, "", 0, 0)
     found = _find_key(shown, key) if key else None
     if found is None:
         inner = shown.strip().removeprefix("- ")

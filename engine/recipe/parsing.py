@@ -105,7 +105,7 @@ def _join(documents: Sequence[Document], text: str, *, name: str) -> AnyRecipe:
 
 def parse_value(model: type[V], form: Form, text: str, *, name: str) -> V:
     """Return the value of a file of ours; `RecipeError`, one line that begins with ``name:line:``."""
-    return _check(model, form, read_document(text, form, name=name), name=name, text=text)
+    return _check(model, form, read_document(text, form, name=name), name=name)  # no lines: options may be secrets
 
 
 def _read_mapping(given: Mapping[str, Any]) -> AnyRecipe:
@@ -177,8 +177,8 @@ def _say_first(document: Document, error: ValidationError) -> str:
 
 
 def _point_all(document: Document, error: ValidationError, text: str) -> tuple[FileFault, ...]:
-    """Return every fault at its line; none for a document without lines."""
-    if not document.lines:
+    """Return every fault at its line; none for a document without lines, or whose text is not to be repeated."""
+    if not document.lines or not text:
         return ()
     found = [(fault["loc"], fault["type"], fault["msg"]) for fault in error.errors(include_url=False)]
     faults = [

@@ -76,3 +76,13 @@ def test_all_faults_of_a_recipe_are_told_in_the_order_of_its_lines() -> None:
 def test_a_folder_beside_the_one_that_was_given_is_told() -> None:
     with pytest.raises(Absent, match=r"bsae: no such file or folder; did you mean base\?"):
         make_plan({"merge_method": "passthrough", "models": [{"model": "bsae"}]})
+
+
+@pytest.mark.parametrize(
+    "line", ["storage_options: {s3: {secret: HUSH}}", "base_modle: s3://me:HUSH@bucket/a", "bse_model: {token: HUSH}"]
+)
+def test_a_line_that_may_hold_a_secret_is_not_repeated(line: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_plan(write(RECIPE + line + "\n"))
+    assert "HUSH" not in str(caught.value)
+    assert not any("HUSH" in fault.text + fault.words for fault in caught.value.faults)

@@ -14,7 +14,7 @@ WRITTEN = "a model is written path[@revision][+lora] or as a mapping"
 RANGE = "'layer_range' must be two whole numbers [from, to], for example [0, 32]"
 TOP = (
     "merge_method, base_model, models, slices, modules, parameters, methods, coefficients, post, name_map, policy, "
-    "guard, dtype, out_dtype, tokenizer"
+    "guard, dtype, out_dtype, quantize, tokenizer"
 )
 
 
@@ -138,7 +138,9 @@ REFERENCES = {
     "[a]": f"2: {WRITTEN}, not a list",
     "": f"2: {WRITTEN}, not nothing",
     "{model: 3}": "2: 'model' must be text or a mapping with path and revision, not the number 3",
-    "{model: {path: a,\n  rev: b}}": ("3: unknown key 'rev'; known here: path, revision, lora, override_architecture"),
+    "{model: {path: a,\n  rev: b}}": (
+        "3: unknown key 'rev'; known here: path, revision, lora, adapters, override_architecture"
+    ),
     "{model: {path: a,\n  revision: 3}}": "3: 'revision' must be text, not the number 3; put it in quotes",
     "{model: {path: ' '}}": "2: 'path' must not be an empty text",
     "{model: a+b, lora: c}": "2: 'lora' is given twice for one model",
