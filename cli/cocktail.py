@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mergemill.cli import console
+from mergemill.cli.crew import make_crew
 from mergemill.cli.merge import Quiet
 from mergemill.cli.options import Cluster, Json, Memory, Scheduler, Threads, Workers
 from mergemill.cli.searching import (
@@ -14,7 +15,6 @@ from mergemill.cli.searching import (
     TextFile,
     Window,
     Windows,
-    make_crew,
     make_objective,
     show_trial,
     stopping,
@@ -57,7 +57,7 @@ def cocktail(
     from mergemill.engine import searches
 
     objective = make_objective(command, text, examples=examples, window=window, windows=windows)
-    crew = make_crew(workers, threads, memory, scheduler, cluster)
+    crew = make_crew(workers=workers, threads=threads, memory=memory, scheduler=scheduler, cluster=cluster)
     with stopping(context):
         made = searches.run_cocktail(
             models,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from mergemill.cli.crew import make_crew
 from mergemill.cli.merge import JsonLines, Public, Quiet, errors_as_events, run_plan
 from mergemill.cli.options import (
     SHARD_SIZE,
@@ -68,22 +69,20 @@ def convert(
     with ExitStack() as stack:
         if json:
             stack.enter_context(errors_as_events())
-        from mergemill.engine import load_cluster, make_convert_plan, values
+        from mergemill.engine import make_convert_plan, values
 
-        file = load_cluster(cluster) if cluster else None
-        store = load_cluster(storage_as) if storage_as else file
-        crew: values.WorkerKeywords = {
-            "workers": workers,
-            "threads": threads,
-            "memory": memory,
-            "scheduler": scheduler,
-            "wait_s": wait,
-            "cluster": file,
-            "cache": cache,
-            "cache_folder": cache_folder,
-            "storage": store.storage if store else None,
-            "reader": reader,
-        }
+        crew = make_crew(
+            workers=workers,
+            threads=threads,
+            memory=memory,
+            scheduler=scheduler,
+            wait=wait,
+            cluster=cluster,
+            storage_as=storage_as,
+            cache=cache,
+            cache_folder=cache_folder,
+            reader=reader,
+        )
         reached = values.WorkerOptions(**crew).find_storage()
         folder, file_name = split_file(out)
         plan = make_convert_plan(

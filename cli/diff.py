@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mergemill.cli import console
+from mergemill.cli.crew import make_crew
 from mergemill.cli.options import (
     Cache,
     CacheFolder,
@@ -59,22 +60,19 @@ def diff(
     Example: mergemill diff models/chat models/code --base models/base --html diff.html
     """
     from mergemill.engine import diff as compare
-    from mergemill.engine import load_cluster, values
 
-    file = load_cluster(cluster) if cluster else None
-    store = load_cluster(storage_as) if storage_as else file
-    crew: values.WorkerKeywords = {
-        "workers": workers,
-        "threads": threads,
-        "memory": memory,
-        "scheduler": scheduler,
-        "wait_s": wait,
-        "cluster": file,
-        "cache": cache,
-        "cache_folder": cache_folder,
-        "storage": store.storage if store else None,
-        "reader": reader,
-    }
+    crew = make_crew(
+        workers=workers,
+        threads=threads,
+        memory=memory,
+        scheduler=scheduler,
+        wait=wait,
+        cluster=cluster,
+        storage_as=storage_as,
+        cache=cache,
+        cache_folder=cache_folder,
+        reader=reader,
+    )
     if html:
         check_page(html)
     with ExitStack() as stack:

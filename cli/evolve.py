@@ -4,9 +4,10 @@ from typing import Annotated
 
 import typer
 
+from mergemill.cli.crew import make_crew
 from mergemill.cli.merge import Quiet
 from mergemill.cli.options import Cluster, Json, Memory, Scheduler, Threads, Workers
-from mergemill.cli.searching import Folder, make_crew, show_found, show_trial, stopping
+from mergemill.cli.searching import Folder, show_found, show_trial, stopping
 
 Evaluations = Annotated[int | None, typer.Option(min=1, metavar="N", help="So many candidates, not as the file says.")]
 Write = Annotated[bool, typer.Option("--write", help="Merge the best into DIR/model at the end.")]
@@ -32,7 +33,7 @@ def evolve(
     """
     from mergemill.engine import searches
 
-    crew = make_crew(workers, threads, memory, scheduler, cluster)
+    crew = make_crew(workers=workers, threads=threads, memory=memory, scheduler=scheduler, cluster=cluster)
     file = searches.load_search(search)
     with stopping(context):
         found = searches.run_search(

@@ -1,10 +1,11 @@
 """``mergemill extract-lora``: the adapter by which a model differs from its base."""
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from mergemill.cli.crew import make_crew
 from mergemill.cli.merge import JsonLines, NewOut, Public, Quiet, errors_as_events, run_plan
 from mergemill.cli.options import (
     Cache,
@@ -18,9 +19,6 @@ from mergemill.cli.options import (
     Wait,
     Workers,
 )
-
-if TYPE_CHECKING:
-    pass
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="The model, or a recipe.yml that makes it, unwritten.")]
 Base = Annotated[str, typer.Argument(metavar="BASE", help="The model that the adapter is to be put onto.")]
@@ -82,22 +80,20 @@ def extract_lora(
     with ExitStack() as stack:
         if json:
             stack.enter_context(errors_as_events())
-        from mergemill.engine import load_cluster, make_lora_plan, values
+        from mergemill.engine import make_lora_plan, values
 
-        file = load_cluster(cluster) if cluster else None
-        store = load_cluster(storage_as) if storage_as else file
-        crew: values.WorkerKeywords = {
-            "workers": workers,
-            "threads": threads,
-            "memory": memory,
-            "scheduler": scheduler,
-            "wait_s": wait,
-            "cluster": file,
-            "cache": cache,
-            "cache_folder": cache_folder,
-            "storage": store.storage if store else None,
-            "reader": reader,
-        }
+        crew = make_crew(
+            workers=workers,
+            threads=threads,
+            memory=memory,
+            scheduler=scheduler,
+            wait=wait,
+            cluster=cluster,
+            storage_as=storage_as,
+            cache=cache,
+            cache_folder=cache_folder,
+            reader=reader,
+        )
         plan = make_lora_plan(
             model,
             base,

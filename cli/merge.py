@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mergemill.cli import console
+from mergemill.cli.crew import make_crew
 from mergemill.cli.documents import plan_document
 from mergemill.cli.options import (
     DEVICE_MEMORY,
@@ -96,23 +97,23 @@ def merge(
             stack.enter_context(errors_as_events())
         if report:
             check_page(report)
-        from mergemill.engine import load_cluster, values
+        from mergemill.engine import values
 
-        file = load_cluster(cluster) if cluster else None
-        store = load_cluster(storage_as) if storage_as else file
         crew: values.WorkerKeywords = {
-            "workers": workers,
-            "threads": threads,
-            "memory": memory,
-            "scheduler": scheduler,
-            "wait_s": wait,
-            "cluster": file,
+            **make_crew(
+                workers=workers,
+                threads=threads,
+                memory=memory,
+                scheduler=scheduler,
+                wait=wait,
+                cluster=cluster,
+                storage_as=storage_as,
+                cache=cache,
+                cache_folder=cache_folder,
+                reader=reader,
+            ),
             "device": device,
             "device_memory": device_memory,
-            "cache": cache,
-            "cache_folder": cache_folder,
-            "storage": store.storage if store else None,
-            "reader": reader,
         }
         plan = plan_document(
             recipe,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mergemill.cli.crew import make_crew
 from mergemill.cli.merge import JsonLines, NewOut, Public, Quiet, errors_as_events, run_plan
 from mergemill.cli.options import Memory, StorageOf, Workers
 
@@ -36,15 +37,9 @@ def resize_lora(
     with ExitStack() as stack:
         if json:
             stack.enter_context(errors_as_events())
-        from mergemill.engine import load_cluster, make_adapter_plan, values
+        from mergemill.engine import make_adapter_plan, values
 
-        store = load_cluster(storage_as) if storage_as else None
-        crew: values.WorkerKeywords = {
-            "workers": workers,
-            "memory": memory,
-            "scheduler": None,
-            "storage": store.storage if store else None,
-        }
+        crew = make_crew(workers=workers, memory=memory, storage_as=storage_as)
         given = {"adapters": [{"adapter": adapter}], "combination_type": "svd", "parameters": {"svd_rank": max_rank}}
         document = {**given, **({"dtype": dtype} if dtype else {})}
         plan = make_adapter_plan(document, storage=values.WorkerOptions(**crew).find_storage())

@@ -12,7 +12,7 @@ from mergemill.cli.merge import find_resume
 from mergemill.cli.signals import Interrupted, raise_interrupts
 
 if TYPE_CHECKING:
-    from mergemill.engine import searches, values
+    from mergemill.engine import searches
 
 Folder = Annotated[
     str, typer.Argument(metavar="DIR", help="A folder for the search: new, empty, or this search unfinished.")
@@ -56,20 +56,6 @@ def make_objective(
     if examples is not None:
         return searches.Objective.model_validate({"few_shot": {"examples": examples}})
     return searches.Objective(command=command, direction="max" if most else "min")
-
-
-def make_crew(
-    workers: int | None,
-    threads: int | None,
-    memory: str | None,
-    scheduler: str | None,
-    cluster: str | None,
-) -> "values.WorkerKeywords":
-    """Return the options of workers that searches have."""
-    from mergemill.engine import load_cluster
-
-    file = load_cluster(cluster) if cluster else None
-    return {"workers": workers, "threads": threads, "memory": memory, "scheduler": scheduler, "cluster": file}
 
 
 def show_trial(*, quiet: bool) -> "Callable[[searches.TrialFinished], None]":

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from mergemill.cli import console
+from mergemill.cli.crew import make_crew
 from mergemill.cli.merge import Quiet
 from mergemill.cli.options import Cluster, Json, Memory, Recipe, Scheduler, Threads, Workers
 from mergemill.cli.recipes import open_recipe
@@ -14,7 +15,6 @@ from mergemill.cli.searching import (
     TextFile,
     Window,
     Windows,
-    make_crew,
     make_objective,
     show_trial,
     stopping,
@@ -51,7 +51,7 @@ def soup(
     from mergemill.engine import searches
 
     objective = make_objective(command, text, most=most, window=window, windows=windows)
-    crew = make_crew(workers, threads, memory, scheduler, cluster)
+    crew = make_crew(workers=workers, threads=threads, memory=memory, scheduler=scheduler, cluster=cluster)
     with stopping(context):
         made = searches.run_soup(
             open_recipe(recipe), out, objective, rounds=rounds, on_trial=show_trial(quiet=quiet), **crew

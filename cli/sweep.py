@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from mergemill.cli.crew import make_crew
 from mergemill.cli.evolve import Write
 from mergemill.cli.merge import Quiet
 from mergemill.cli.options import Cluster, Json, Memory, Scheduler, Threads, Workers
@@ -14,7 +15,6 @@ from mergemill.cli.searching import (
     TextFile,
     Window,
     Windows,
-    make_crew,
     make_objective,
     show_found,
     show_trial,
@@ -52,7 +52,7 @@ def sweep(
     from mergemill.engine import searches
 
     file = searches.make_sweep(recipe, vary, make_objective(command, text, most=most, window=window, windows=windows))
-    crew = make_crew(workers, threads, memory, scheduler, cluster)
+    crew = make_crew(workers=workers, threads=threads, memory=memory, scheduler=scheduler, cluster=cluster)
     with stopping(context):
         found = searches.run_search(file, folder, write=write, on_trial=show_trial(quiet=quiet), **crew)
     show_found(found, folder, json=json)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mergemill.cli import console
+from mergemill.cli.crew import make_crew
 from mergemill.cli.merge import JsonLines, NewOut, Public, Quiet, errors_as_events, run_plan
 from mergemill.cli.options import (
     SHARD_SIZE,
@@ -99,21 +100,19 @@ def transplant(
     with ExitStack() as stack:
         if json:
             stack.enter_context(errors_as_events())
-        from mergemill.engine import load_cluster, make_transplant_plan, values
+        from mergemill.engine import make_transplant_plan, values
 
-        file = load_cluster(cluster) if cluster else None
-        crew: values.WorkerKeywords = {
-            "workers": workers,
-            "threads": threads,
-            "memory": memory,
-            "scheduler": scheduler,
-            "wait_s": wait,
-            "cluster": file,
-            "cache": cache,
-            "cache_folder": cache_folder,
-            "storage": file.storage if file else None,
-            "reader": reader,
-        }
+        crew = make_crew(
+            workers=workers,
+            threads=threads,
+            memory=memory,
+            scheduler=scheduler,
+            wait=wait,
+            cluster=cluster,
+            cache=cache,
+            cache_folder=cache_folder,
+            reader=reader,
+        )
         storage = values.WorkerOptions(**crew).find_storage()
         options: dict[str, Any] = {
             "method": method,
