@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "reports": {"errors", "checkpoint", "tensors", "plan", "runs"},
     "conformance": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "plan", "runs"},
     "evaluation": {"errors", "storage", "recipe", "checkpoint", "tensors", "plan", "runs"},
-    "search": {"errors", "storage", "recipe", "tensors", "plan", "runs", "evaluation"},
+    "search": {"errors", "storage", "recipe", "tensors", "plan", "runs", "evaluation", "reports"},
 }
 """The table of rooms, from the lowest to the highest: what each may import besides itself."""
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mergemill.engine.methods.contract import Parameter, read_signature
-from mergemill.engine.methods.docstrings import read_docstring, read_paragraph
+from mergemill.engine.methods.docstrings import Documented
 
 F = TypeVar("F", bound=Callable[..., float | Sequence[float]])
 
@@ -24,7 +24,7 @@ GIVEN = ("depth", "squares")
 
 
 @dataclass(frozen=True, slots=True)
-class Coefficients:
+class Coefficients(Documented):
     """A coefficient method and what its signature says about it."""
 
     name: str
@@ -36,21 +36,6 @@ class Coefficients:
     def takes_squares(self) -> bool:
         """Whether it must know the task vectors of the whole model."""
         return "squares" in self.given
-
-    @property
-    def title(self) -> str:
-        """The first line of the method's file."""
-        return (read_docstring(self.function) or self.name).strip().splitlines()[0]
-
-    @property
-    def purpose(self) -> str:
-        """What it is for, from the method's file."""
-        return read_paragraph(self.function, "For")
-
-    @property
-    def evidence(self) -> str:
-        """On which models it was measured, and by whom, from the method's file."""
-        return read_paragraph(self.function, "Evidence")
 
     def find_factors(
         self, settings: Mapping[str, Any], count: int, *, depth: float = 0.0, squares: Sequence[float] = ()

@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from mergemill.engine.methods.docstrings import read_docstring, read_paragraph
+from mergemill.engine.methods.docstrings import Documented, read_paragraph
 from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.kernels import Rounds
 from mergemill.engine.tensors.lazy import Tensor
@@ -90,7 +90,7 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
+class Method(Documented):
     """A merge method and what its signature and decorator say about it."""
 
     name: str
@@ -138,24 +138,9 @@ class Method:
         return self.fused is not None
 
     @property
-    def title(self) -> str:
-        """The first line of the method's file."""
-        return (read_docstring(self.function) or self.name).strip().splitlines()[0]
-
-    @property
     def source(self) -> str:
         """Paper and equation, from the method's file."""
         return read_paragraph(self.function, "Source")
-
-    @property
-    def purpose(self) -> str:
-        """What it is for, from the method's file."""
-        return read_paragraph(self.function, "For")
-
-    @property
-    def evidence(self) -> str:
-        """On which models it was measured, and by whom, from the method's file."""
-        return read_paragraph(self.function, "Evidence")
 
     def block(self, shape: tuple[int, ...], settings: Mapping[str, Any]) -> int:
         """Return the elements at whose multiples a tensor of `shape` may be cut into slabs."""

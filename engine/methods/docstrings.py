@@ -7,6 +7,30 @@ from collections.abc import Callable
 from typing import Any
 
 
+class Documented:
+    """What is declared in a file of its own, whose docstring tells of it."""
+
+    __slots__ = ()
+
+    name: str
+    function: Callable[..., Any]
+
+    @property
+    def title(self) -> str:
+        """The first line of the file."""
+        return (read_docstring(self.function) or self.name).strip().splitlines()[0]
+
+    @property
+    def purpose(self) -> str:
+        """What it is for, from the file."""
+        return read_paragraph(self.function, "For")
+
+    @property
+    def evidence(self) -> str:
+        """On which models it was measured, and by whom, from the file."""
+        return read_paragraph(self.function, "Evidence")
+
+
 def read_docstring(function: Callable[..., Any]) -> str:
     """Return the docstring of a function's module; empty where it has none. Under ``python -OO`` from its source."""
     module = inspect.getmodule(function)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from mergemill.engine.errors import MergeError, PlanError
 from mergemill.engine.methods.contract import Grain, Method, Parameter, find_block, read_signature
-from mergemill.engine.methods.docstrings import read_docstring, read_paragraph
+from mergemill.engine.methods.docstrings import Documented
 from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.kernels import Rounds
 from mergemill.engine.tensors.lazy import Tensor
@@ -29,7 +29,7 @@ GIVEN = ("merged", "deltas", "place")
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Step(Documented):
     """A step after a merge, and what its signature and decorator say about it."""
 
     name: str
@@ -39,21 +39,6 @@ class Step:
     grain: Grain | Callable[..., Grain | int]
     extra_slabs: int
     extra_slabs_each: int
-
-    @property
-    def title(self) -> str:
-        """The first line of the step's file."""
-        return (read_docstring(self.function) or self.name).strip().splitlines()[0]
-
-    @property
-    def purpose(self) -> str:
-        """What it is for, from the step's file."""
-        return read_paragraph(self.function, "For")
-
-    @property
-    def evidence(self) -> str:
-        """On which models it was measured, and by whom, from the step's file."""
-        return read_paragraph(self.function, "Evidence")
 
     def block(self, shape: tuple[int, ...], settings: Mapping[str, Any]) -> int:
         """Return the elements at whose multiples a tensor of `shape` may be cut into slabs."""

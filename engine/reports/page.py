@@ -7,6 +7,7 @@ from typing import Any
 
 from mergemill.engine.plan.sizes import format_size
 from mergemill.engine.reports.charts import draw_bars, draw_heat, draw_lines
+from mergemill.engine.reports.frame import frame
 from mergemill.engine.reports.sums import (
     GroupChange,
     group_by_kind,
@@ -23,17 +24,6 @@ MOST_STACKS = 3  # that are drawn
 _LEAST = 1e-12  # below which a share of change is drawn as that: a logarithm knows no 0
 
 _STYLE = """
-:root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 18%, transparent); }
-body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 1180px; padding: 1rem;
-  overflow-wrap: anywhere; }
-h1 { font-size: 1.35rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
-.pictures { display: flex; flex-wrap: wrap; gap: 1rem; }
-figure { margin: 0; padding: .75rem; border: 1px solid var(--line); border-radius: .5rem; box-sizing: border-box;
-  flex: 0 1 352px; max-width: 100%; }
-figcaption { margin-bottom: .5rem; font-size: .85rem; }
-svg { width: 100%; height: auto; display: block; min-width: 300px; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
-th, td { text-align: right; padding: .2rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 .facts td { text-align: left; white-space: normal; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 .why { border-left: 4px solid #d0853a; padding-left: .75rem; }
@@ -52,13 +42,7 @@ def make_page(diff: Diff, *, title: str = "", facts: Sequence[tuple[str, str]] =
         *_show_tensors(diff),
         *_show_lone(diff),
     ]
-    head = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
-    )
-    return "\n".join([head, "<body>", *body, "</body></html>", ""])
+    return frame(title, body, figure_px=352, style=_STYLE)
 
 
 def _find_facts(diff: Diff) -> Iterator[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
+from mergemill.engine.reports.frame import frame
 from mergemill.engine.search.drawing import Axis, Dot, draw_dots, make_axis, make_choices
 from mergemill.engine.search.report import say_number, say_score, sort_trials, spread_values
 from mergemill.engine.search.trials import Trial, find_best
@@ -11,19 +12,9 @@ PLOT_NAME = "plot.html"
 MOST_PICTURES, MOST_ROWS = 24, 500
 
 _STYLE = """
-:root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 18%, transparent); }
-body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 1180px; padding: 1rem;
-  overflow-wrap: anywhere; }
-h1 { font-size: 1.35rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
-.pictures { display: flex; flex-wrap: wrap; gap: 1rem; }
-figure { margin: 0; padding: .75rem; border: 1px solid var(--line); border-radius: .5rem; box-sizing: border-box;
-  flex: 0 1 366px; max-width: 100%; }
-figcaption { margin-bottom: .5rem; font-size: .85rem; }
-svg { width: 100%; height: auto; display: block; min-width: 300px; font-size: 11px; }
-svg text { fill: currentColor; } svg .axis { stroke: currentColor; } svg .grid { stroke: var(--line); }
+svg { font-size: 11px; } svg text { fill: currentColor; } svg .axis { stroke: currentColor; }
+svg .grid { stroke: var(--line); }
 svg .level { stroke: currentColor; stroke-dasharray: 4 3; opacity: .6; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
-th, td { text-align: right; padding: .2rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 """.strip()
 
 
@@ -32,14 +23,8 @@ def make_plot(trials: Sequence[Trial], sign: int, title: str) -> str:
     best = find_best(trials, sign)
     told = f"<p>The best of {len(trials)} is number {best.number}: {escape(say_score(best))}.</p>" if best else ""
     pictures = "".join(f"<figure><figcaption>{what}</figcaption>{svg}</figure>" for what, svg in _draw(trials, sign))
-    head = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
-    )
     shown = f'<div class="pictures">{pictures}</div><h2>Candidates, the best first</h2>{_table(trials, sign)}'
-    return f"{head}\n<body><h1>{escape(title)}</h1>{told}{shown}</body></html>\n"
+    return frame(title, [f"<h1>{escape(title)}</h1>", told, shown], figure_px=366, style=_STYLE)
 
 
 def _draw(trials: Sequence[Trial], sign: int) -> Iterator[tuple[str, str]]:
