@@ -85,12 +85,16 @@ def ignore(event: TrialFinished) -> None:
 
 
 def drive_search(hunt: Hunt, asking: Asking, folder: Path, options: RunOptions, on_trial: OnTrial) -> Found:
-    """Ask, judge and tell until the search is over; raises `RunError` where three candidates in a row fail."""
+    """Ask, judge and tell until the search is over; `RunError` where three in a row fail, or all of fewer."""
     started = time.perf_counter()
     remove_candidates(folder)
     with closing(_Log(hunt, folder, options, on_trial)) as log:
         stopped = _follow(hunt, asking, log)
-    return Found(find_best(log.trials, hunt.sign), tuple(log.trials), time.perf_counter() - started, stopped)
+    best = find_best(log.trials, hunt.sign)
+    if best is None and log.trials:
+        first = log.trials[0].error
+        raise RunError(f"{folder}: no candidate has a score; the first of them: {first}; ask for more evaluations")
+    return Found(best, tuple(log.trials), time.perf_counter() - started, stopped)
 
 
 def _follow(hunt: Hunt, asking: Asking, log: "_Log") -> str:

@@ -190,6 +190,13 @@ def test_a_command_must_name_the_candidate() -> None:
             list_places(command, "s.yml")
 
 
+def test_a_search_of_which_no_candidate_has_a_score_ends_with_the_first_error(here: Path, tmp_path: Path) -> None:
+    """Also where there were too few for three in a row."""
+    search = make_search("sh -c 'exit 4' {values}", strategy={"name": "grid", "steps": 2}, budget={"evaluations": 2})
+    with pytest.raises(RunError, match="no candidate has a score; the first of them: sh: ended with status 4"):
+        run_search(search, tmp_path / "s")
+
+
 def test_failed_candidates_rank_last_and_three_in_a_row_end_the_search(here: Path, tmp_path: Path) -> None:
     """The run after tries those three again, and a candidate may come right."""
     flag = tmp_path / "flag"
