@@ -99,6 +99,7 @@ class Condition(Value):
     """A value for the tensors whose names pass a filter; of several the first that matches holds."""
 
     called: ClassVar[str] = "a condition"
+    elsewhere: ClassVar[Mapping[str, str]] = {"pattern": "did you mean 'filter'?"}  # as mergekit once called it
 
     filter: Annotated[str | None, BeforeValidator(check_filter)] = None
     """A part of the output tensor's name, or `re:` and a regular expression; absent or `*` matches all."""

@@ -29,6 +29,7 @@ class Value(BaseModel):
 
     called: ClassVar[str]
     one_of: ClassVar[tuple[str, ...]] = ()
+    elsewhere: ClassVar[Mapping[str, str]] = {}  # keys of other tools and older recipes, and what is right here
 
     @model_validator(mode="before")
     @classmethod
@@ -55,7 +56,8 @@ class Value(BaseModel):
         known = cls.known_keys()
         for key in data:
             if key not in known:
-                yield (key,), make_sentence(f"unknown key '{shorten(key)}'; {suggest(str(key), known)}")
+                right = cls.elsewhere.get(str(key)) or suggest(str(key), known)
+                yield (key,), make_sentence(f"unknown key '{shorten(key)}'; {right}")
 
     @classmethod
     def _find_missing(cls, data: Mapping[str, Any]) -> Iterator[tuple[Loc, PydanticCustomError]]:

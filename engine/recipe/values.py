@@ -32,6 +32,7 @@ class ModelEntry(Value):
     """A whole model among those that are merged."""
 
     called: ClassVar[str] = "an item of models"
+    elsewhere: ClassVar[Mapping[str, str]] = {"lora": "an adapter stands in the model: '{model: {model: …, lora: …}}'"}
 
     model: ModelRef
     """The model."""
@@ -130,6 +131,14 @@ def _check_modules(value: object) -> object:
     return value
 
 
+# Of mergekit's first multi-stage recipes, of its evolve and of bakllama, which come as files of the same look.
+_ELSEWHERE = {
+    "out_path": "where a result goes is an argument; what another document takes has a 'name'",
+    "input_model_parameters": "settings of a model are the 'parameters' beside it",
+    "genome": "a genome is searched: mergemill evolve FILE OUT",
+    "tasks": "what a search is judged by is its 'objective': mergemill evolve FILE OUT",
+    "layer_slices": "mergemill recipe bakllama FILE prints a recipe of it",
+}
 _STAGES_SCHEMA = {"type": "array", "minItems": 1, "items": {"type": "object", "required": ["name"]}}
 
 
@@ -141,6 +150,7 @@ class Recipe(Value):
 
     called: ClassVar[str] = "a recipe"
     one_of: ClassVar[tuple[str, ...]] = ("models", "slices", "modules")
+    elsewhere: ClassVar[Mapping[str, str]] = _ELSEWHERE
 
     merge_method: Text
     """The name of the merge method."""

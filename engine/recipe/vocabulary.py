@@ -54,6 +54,8 @@ def _check_token_source(value: object) -> ModelRef | ZeroRow | ModelRow | None:
 def _check_tokenizer_source(value: object) -> Literal["union", "base"] | ModelRef:
     if value is None or value == "union":
         return "union"
+    if isinstance(value, str):
+        value = value.removeprefix("model:")  # as mergekit once had it
     return "base" if value == "base" else ModelRef.model_validate(value)
 
 
