@@ -19,6 +19,7 @@ from mergemill.engine import run
 from mergemill.engine.errors import ClusterError
 from mergemill.engine.runs.clusters import cluster, connect, dask_crew, preflight, watch
 from mergemill.engine.runs.clusters.cluster import open_cluster
+from mergemill.engine.runs.clusters.plugin import MergemillPlugin
 from mergemill.engine.runs.worker.workers import Workers
 
 LOST = r"the scheduler is lost .*run the same command again to resume"
@@ -111,3 +112,28 @@ def test_a_worker_of_ours_that_is_killed_while_it_starts_is_one_error() -> None:
     ):
         pass
     assert not [each for each in psutil.Process(os.getpid()).children() if "spawn_main" in " ".join(each.cmdline())]
+
+
+def test_a_worker_of_ours_that_is_killed_while_it_is_set_up_is_replaced(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask ends its call to all workers then, as if the scheduler were lost."""
+    dying = f"""
+import os
+from mergemill.engine.runs.clusters.plugin import MergemillPlugin
+def die_first(self, worker, set_up=MergemillPlugin.setup):
+    try:
+        open({str(tmp_path / "died")!r}, "x").close()
+    except FileExistsError:
+        set_up(self, worker)
+    else:
+        os.kill(os.getpid(), 9)
+if MergemillPlugin.setup.__name__ == "setup":
+    MergemillPlugin.setup = die_first
+"""
+    monkeypatch.setattr(MergemillPlugin, "setup", MergemillPlugin.setup)  # a nanny runs the preload too
+    plan = plan_merge("linear", family)
+    with dask.config.set({"distributed.worker.preload": [dying]}):
+        run(plan, tmp_path / "out", workers=2)
+    assert (tmp_path / "died").exists()
+    assert is_loadable(tmp_path / "out")

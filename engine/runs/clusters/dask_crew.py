@@ -1,6 +1,7 @@
 """Crews of worker processes: those of this machine, of somebody else's cluster, of one that a cluster file starts."""
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -29,6 +30,8 @@ from mergemill.engine.runs.tasks.failures import WorkersDied, explain_failure
 from mergemill.engine.runs.worker.workers import Workers
 
 LEFT_ALONE = ("local", "cuda", "ssh")  # kinds of clusters where nobody starts a worker for one that its nanny gave up
+MOST_DYING = 5  # calls in a row that end because a worker died meanwhile
+DYING_S = 0.2  # until the scheduler has noticed
 MOST_LOST = 3  # schedulers in a row of which none brings a result
 TRIES = 3  # of a task that raises an error, on whichever workers
 
@@ -105,9 +108,21 @@ class Cluster:
             raise RunError("the workers are being stopped")
 
     def set_up_workers(self) -> None:
-        """Give all workers what they need for the run, those too that come later."""
+        """Give all workers what they need for the run, those too that come later.
+
+        A worker that dies meanwhile breaks the scheduler's call to all of them (its `handle_comm` takes the loss of
+        that worker for the loss of this client), so the call is made again: each worker takes the later plugin.
+        """
         plugin = MergemillPlugin(self.workers, self._token, self.client.id)
-        self.client.register_plugin(plugin, name=self._plugin_name)
+        for left in reversed(range(MOST_DYING)):
+            try:
+                self.client.register_plugin(plugin, name=self._plugin_name)
+            except OSError:
+                if not left:
+                    raise
+                time.sleep(DYING_S)
+            else:
+                return
 
     def check_needs(self, needs: Needs) -> None:
         """They are on this machine."""
