@@ -1,10 +1,10 @@
 """``mergemill abort``: give up an unfinished merge."""
 
 from mergemill.cli import console
-from mergemill.cli.options import ClusterAs, Out, StorageAs, read_storage
+from mergemill.cli.options import ClusterAs, Json, Out, StorageAs, read_storage
 
 
-def abort(out: Out, storage_as: StorageAs = None, cluster: ClusterAs = None) -> None:
+def abort(out: Out, storage_as: StorageAs = None, cluster: ClusterAs = None, json: Json = False) -> None:
     """Remove what an unfinished merge has left.
 
     Example: mergemill abort merged
@@ -13,4 +13,7 @@ def abort(out: Out, storage_as: StorageAs = None, cluster: ClusterAs = None) -> 
     from mergemill.engine import format_size
 
     freed_bytes = abort_merge(out, storage_options=read_storage(storage_as, cluster))
+    if json:
+        console.say_json({"out": out, "freed_bytes": freed_bytes})
+        return
     console.say(f"{out}: the unfinished merge is removed, {format_size(freed_bytes)} freed")

@@ -1,8 +1,9 @@
 """The commands, put together."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.main import get_command
 
 from mergemill.cli import (
     abort,
@@ -18,6 +19,7 @@ from mergemill.cli import (
     evolve,
     extract_lora,
     inspect,
+    man,
     merge,
     methods,
     plan,
@@ -33,6 +35,8 @@ from mergemill.cli import (
     transplant,
     verify,
 )
+from mergemill.cli.groups import GroupedCommand
+from mergemill.cli.variables import name_variables
 
 app = typer.Typer(
     name="mergemill",
@@ -51,6 +55,7 @@ for command in (
     diff.diff,
     methods.methods,
     schema.schema,
+    man.man,
     evaluate.evaluate,
     sweep.sweep,
     evolve.evolve,
@@ -67,7 +72,7 @@ for command in (
     extract_lora.extract_lora,
     resize_lora.resize_lora,
 ):
-    app.command()(command)
+    app.command(cls=GroupedCommand)(command)
 app.add_typer(recipe.app)
 
 
@@ -97,3 +102,10 @@ def mergemill(
     if context.invoked_subcommand is None:
         console.note_lines(context.get_help())
         raise typer.Exit(2)
+
+
+def make_command() -> Any:
+    """Return the command line whole: every option has its variables of the environment."""
+    command = get_command(app)
+    name_variables(command)
+    return command

@@ -1,160 +1,189 @@
-"""``mergemill demo``: three small checkpoints, merged; the shortest way to see what mergemill does."""
+"""``mergemill demo``: small checkpoints, merged; the shortest way to see what mergemill does.
 
-import json
+Its own recipe joins two variants of a base; with ``--recipe`` it is one of those in ``configs/recipes``, which come
+with the package, and the models are those that it names.
+"""
+
+import json as json_text
+import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mergemill.cli import console
+from mergemill.cli.completion import complete_example
+from mergemill.cli.demo_models import DemoModel, write_demo_model
+from mergemill.cli.options import Json
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from mergemill.engine import events
 
-Folder = Annotated[Path, typer.Argument(metavar="[FOLDER]", help="New or empty.")]
+Folder = Annotated[
+    Path | None, typer.Argument(metavar="[FOLDER]", help="New or empty; else mergemill-demo, or mergemill-demo-NAME.")
+]
+Example = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe", metavar="NAME", help="One of the examples, such as slerp.", autocompletion=complete_example
+    ),
+]
 
 MARK = "# mergemill demo"
-ELSEWHERE = "choose another place: mergemill demo other-folder"
-VARIANTS = ("variant-a", "variant-b")
-VOCABULARY, HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS = 4096, 128, 384, 6, 4, 2
-NOISE = 0.01  # standard deviation of what a variant adds to the base
-
-RECIPE = f"""{MARK}; paths are relative to the folder in which mergemill is started
+ELSEWHERE = "choose another place: mergemill demo {}other-folder"
+RECIPE = """\
+# TIES: two variants of a base.
 merge_method: ties
-base_model: {{base}}
+base_model: models/base
 models:
-  - model: {{a}}
-    parameters: {{{{weight: 0.6, density: 0.5}}}}
-  - model: {{b}}
-    parameters: {{{{weight: 0.4, density: 0.5}}}}
+  - model: models/variant-a
+    parameters: {weight: 0.6, density: 0.5}
+  - model: models/variant-b
+    parameters: {weight: 0.4, density: 0.5}
 dtype: bfloat16
 """
+_MODEL = re.compile(r"\bmodels/([\w-]+)")
 
 
-def demo(folder: Folder = Path("mergemill-demo")) -> None:
-    """Make three small models and merge them.
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a demo shows."""
+
+    name: str  # of an example; empty: the demo's own recipe
+    folder: Path
+    text: str  # of the recipe
+    models: Sequence[DemoModel]
+    beside: Sequence[str] = ()  # files that the recipe names
+
+    @property
+    def option(self) -> str:
+        """The words that ask for it, with a space after them."""
+        return f"--recipe {self.name} " if self.name else ""
+
+
+def demo(folder: Folder = None, recipe: Example = None, json: Json = False) -> None:
+    """Make small models and merge them.
 
     Example: mergemill demo mergemill-demo
     """
     from mergemill.engine import load_recipe, make_plan, run, verify
 
-    _check_folder(folder)
-    _write_recipe(folder)
-    tensors = write_models(folder)
-    committed = run(make_plan(load_recipe(folder / "recipe.yml")), folder / "merged")
-    verify(folder / "merged")
-    for line in story(folder, tensors, committed):
+    shown = choose(folder, recipe)
+    _check_folder(shown)
+    _write_recipe(shown)
+    for model in shown.models:
+        write_demo_model(shown.folder / "models" / model.name, model)
+    plan = make_plan(load_recipe(shown.folder / "recipe.yml"))
+    committed = run(plan, shown.folder / "merged")
+    verify(shown.folder / "merged")
+    if json:
+        console.say_json(asdict(committed))
+        return
+    for line in story(shown, plan.origin.title, committed):
         console.say(line)
 
 
-def _check_folder(folder: Path) -> None:
+def choose(folder: Path | None, name: str | None) -> Shown:
+    """Return what is shown, and where; `BadParameter` for a name that no example has."""
+    if name is None:
+        place = folder or Path("mergemill-demo")
+        return Shown("", place, _put_below(RECIPE, place), _list_models(RECIPE, layers=6))
+    if name not in (known := list_examples()):
+        raise typer.BadParameter(f"no example is called {name!r}; there are {', '.join(known)}")
+    place = folder or Path(f"mergemill-demo-{name}")
+    text = _examples().joinpath(f"{name}.yml").read_text("utf-8")
+    beside = re.findall(r"^methods: (\S+\.py)$", text, re.MULTILINE)
+    return Shown(name, place, _put_below(text, place), _list_models(text, layers=8), beside)
+
+
+def list_examples() -> list[str]:
+    """Return the names of the examples."""
+    return sorted(file.name.removesuffix(".yml") for file in _examples().iterdir() if file.name.endswith(".yml"))
+
+
+def _examples() -> Any:
+    return resources.files("mergemill.configs").joinpath("recipes")
+
+
+def _put_below(text: str, folder: Path) -> str:
+    """Return a recipe whose models lie in a folder's `models`.
+
+    >>> _put_below("models: [{model: models/base}]", Path("my demo"))
+    'models: [{model: "my demo/models/base"}]'
+    """
+    return _MODEL.sub(lambda found: json_text.dumps(str(folder / "models" / found[1]), ensure_ascii=False), text)
+
+
+def _list_models(text: str, *, layers: int) -> list[DemoModel]:
+    """Return the models that a recipe names, as their names say: what is called small has half the layers."""
+    made = []
+    for name in sorted(set(_MODEL.findall(text))):
+        start = "small-" if name.startswith("small-") else ""
+        made.append(
+            DemoModel(
+                name,
+                layers // 2 if start else layers,
+                tied="untied" not in name,
+                dtype="float16" if name.endswith("fp16") else "bfloat16",
+                base="" if name == f"{start}base" else f"{start}base",
+            )
+        )
+    return made
+
+
+def _check_folder(shown: Shown) -> None:
     """Refuse a folder that holds anything but this demo."""
+    folder, elsewhere = shown.folder, ELSEWHERE.format(shown.option)
     if folder.exists() and not folder.is_dir():
-        raise typer.BadParameter(f"{folder} is a file; {ELSEWHERE}")
+        raise typer.BadParameter(f"{folder} is a file; {elsewhere}")
     recipe = folder / "recipe.yml"
-    ours = recipe.is_file() and recipe.read_bytes().startswith(MARK.encode())
+    head = _write_head(shown).encode()
+    ours = recipe.is_file() and recipe.read_bytes().startswith(head)
     if folder.exists() and any(folder.iterdir()) and not ours:
-        raise typer.BadParameter(f"{folder} holds other files; {ELSEWHERE}")
+        raise typer.BadParameter(f"{folder} holds other files; {elsewhere}")
 
 
-def _write_recipe(folder: Path) -> None:
+def _write_head(shown: Shown) -> str:
+    return f"{MARK} {shown.option}".rstrip() + "; paths are relative to the folder in which mergemill is started\n"
+
+
+def _write_recipe(shown: Shown) -> None:
     """Write the recipe first: it marks the folder as ours."""
-    folder.mkdir(parents=True, exist_ok=True)
-    models = {key: json.dumps(str(folder / name)) for key, name in zip("ab", VARIANTS, strict=True)}
-    text = RECIPE.format(base=json.dumps(str(folder / "base")), **models)
-    if not (folder / "recipe.yml").exists():
-        (folder / "recipe.yml").write_text(text, encoding="utf-8")
+    shown.folder.mkdir(parents=True, exist_ok=True)
+    for name in shown.beside:
+        (shown.folder / name).write_text(_examples().joinpath(name).read_text("utf-8"), encoding="utf-8")
+    if not (shown.folder / "recipe.yml").exists():
+        (shown.folder / "recipe.yml").write_text(_write_head(shown) + shown.text, encoding="utf-8")
 
 
-def write_models(folder: Path) -> "Mapping[str, Tensor]":
-    """Write the base and its variants where they are missing; returns the base's tensors."""
-    base = make_tensors(seed=0)
-    _write_model(folder / "base", base)
-    for seed, name in enumerate(VARIANTS, start=1):
-        noise = make_tensors(seed=seed)
-        _write_model(folder / name, {key: tensor + NOISE * noise[key] for key, tensor in base.items()})
-    return base
-
-
-def make_tensors(*, seed: int) -> "dict[str, Tensor]":
-    """Return normal float32 values for every tensor of the small Llama, its head tied to the embedding."""
-    import torch
-
-    stream = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(shape, generator=stream) / shape[-1] ** 0.5 for name, shape in _shapes()}
-
-
-def _shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
-    kv_size = HIDDEN // HEADS * KV_HEADS
-    yield "model.embed_tokens.weight", (VOCABULARY, HIDDEN)
-    for layer in range(LAYERS):
-        start = f"model.layers.{layer}"
-        for name, size in (("q", HIDDEN), ("k", kv_size), ("v", kv_size), ("o", HIDDEN)):
-            yield f"{start}.self_attn.{name}_proj.weight", (size, HIDDEN)
-        for name, shape in (
-            ("gate", (INTERMEDIATE, HIDDEN)),
-            ("up", (INTERMEDIATE, HIDDEN)),
-            ("down", (HIDDEN, INTERMEDIATE)),
-        ):
-            yield f"{start}.mlp.{name}_proj.weight", shape
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            yield f"{start}.{name}.weight", (HIDDEN,)
-    yield "model.norm.weight", (HIDDEN,)
-
-
-def _write_model(folder: Path, tensors: "Mapping[str, Tensor]") -> None:
-    """Write a checkpoint in bfloat16, the weights last and at once: a stopped demo can be run again."""
-    import torch
-    from safetensors.torch import save_file
-
-    weights = folder / "model.safetensors"
-    if weights.exists():
-        return
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(make_config(), indent=2) + "\n", encoding="utf-8")
-    unfinished = weights.with_suffix(".tmp")
-    stored = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
-    save_file(stored, unfinished, metadata={"format": "pt"})
-    unfinished.replace(weights)
-
-
-def make_config() -> dict[str, object]:
-    """Return the small Llama's config.json."""
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "dtype": "bfloat16",
-        "hidden_act": "silu",
-        "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE,
-        "max_position_embeddings": 512,
-        "model_type": "llama",
-        "num_attention_heads": HEADS,
-        "num_hidden_layers": LAYERS,
-        "num_key_value_heads": KV_HEADS,
-        "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": True,
-        "vocab_size": VOCABULARY,
-    }
-
-
-def story(folder: Path, tensors: "Mapping[str, Tensor]", committed: "events.Committed") -> Iterator[str]:
+def story(shown: Shown, title: str, committed: "events.Committed") -> Iterator[str]:
     """Yield what happened and what to try next."""
+    folder = shown.folder
     recipe, merged = shlex.quote(str(folder / "recipe.yml")), shlex.quote(str(folder / "merged"))
     if committed.redone_parts:
-        millions = sum(tensor.numel() for tensor in tensors.values()) / 1e6
-        yield f"Made three Llama models of {millions:.1f} M parameters in {folder}: a base, two variants."
-        yield f"Merged the variants into the base with TIES, as {recipe} says, in {committed.seconds:.1f} s."
+        millions = max(model.parameters for model in shown.models) / 1e6
+        made = console.count(len(shown.models), "Llama model")
+        yield f"Made {made} of {millions:.1f} M parameters in {folder / 'models'}: {_join(shown.models)}."
+        yield f"Merged them with {title}, as {recipe} says, in {committed.seconds:.1f} s."
         yield f"Verified {merged}: every byte is as it was written."
     else:
         other = shlex.quote(f"{folder}-2")
-        yield f"{folder} holds the demo already, finished and verified; for a new one: mergemill demo {other}"
+        again = f"mergemill demo {shown.option}{other}"
+        yield f"{folder} holds the demo already, finished and verified; for a new one: {again}"
     yield ""
     yield "Try next:"
     yield f"  mergemill plan {recipe}"
     yield f"  mergemill inspect {merged}"
     yield f"  mergemill verify {merged} --replay 2"
-    yield "  mergemill methods"
+    if shown.name:
+        yield "  mergemill methods"
+    else:
+        yield "  mergemill demo --recipe slerp"
+
+
+def _join(models: Sequence[DemoModel]) -> str:
+    return ", ".join(model.name for model in models)

@@ -26,10 +26,10 @@ def execute(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; whatever goes wrong is one line on stderr."""
     try:
         from mergemill import engine  # noqa: F401 - first, since it refuses systems that it does not run on
-        from mergemill.cli.app import app
+        from mergemill.cli.app import make_command
 
         _check_text(arguments)
-        code = app(list(arguments), prog_name="mergemill", standalone_mode=False, obj=list(arguments))
+        code = make_command()(list(arguments), prog_name="mergemill", standalone_mode=False, obj=list(arguments))
         console.flush()
     except signals.Interrupted as stop:
         console.show_stop(str(stop))

@@ -2,8 +2,7 @@
 
 import shlex
 import signal
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ import typer
 from mergemill.cli import console
 from mergemill.cli.crew import make_crew
 from mergemill.cli.documents import plan_document
+from mergemill.cli.groups import SHOWN, STORAGE
 from mergemill.cli.options import (
     DEVICE_MEMORY,
     SHARD_SIZE,
@@ -42,6 +42,7 @@ from mergemill.cli.plan import plan_lines
 from mergemill.cli.raw import RAW_WORDS
 from mergemill.cli.signals import Interrupted, hold_back, let_through, raise_interrupts
 from mergemill.cli.status import run_in
+from mergemill.cli.variables import say_again
 
 if TYPE_CHECKING:
     from mergemill.engine import events, values
@@ -52,12 +53,17 @@ EVENTS = {"Waiting": "waiting", "Started": "started", "PartFinished": "part", "C
 NewOut = Annotated[
     str, typer.Argument(metavar="OUT", help="A folder, s3://… or hf://org/name: new, empty, or this merge unfinished.")
 ]
-Public = Annotated[bool, typer.Option("--public", help="Let everybody see a repository made on the Hub.")]
-Report = Annotated[
-    str | None, typer.Option(metavar="FILE", help="Write a page there of what the merge changed, such as report.html.")
+Public = Annotated[
+    bool, typer.Option("--public", help="Let everybody see a repository made on the Hub.", rich_help_panel=STORAGE)
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
-JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON event a line.")]
+Report = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE", help="Write a page there of what the merge changed, such as report.html.", rich_help_panel=SHOWN
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=SHOWN)]
+JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON event a line.", rich_help_panel=SHOWN)]
 
 
 def merge(
@@ -152,7 +158,7 @@ def run_plan(
     watch = Screen(stack, quiet=quiet, json=json)
     numbers = describe_plan(plan, out=out, **crew)
     watch.show_plan(numbers)
-    resume, resume_anywhere = find_resume(context.obj or sys.argv[1:], crew["scheduler"])
+    resume, resume_anywhere = find_resume(context)
     with _say_how_to_resume(watch, resume), raise_interrupts(), hold_back(processes=numbers["processes"]):
         return run(plan, out, public=public, resume=resume_anywhere, on_event=watch, **crew)
 
@@ -307,15 +313,11 @@ def describe_commit(event: "events.Committed") -> str:
     return f"{event.out}: {format_size(event.write_bytes)} in {parts}{redone}, {event.seconds:.1f} s; {check}"
 
 
-def find_resume(arguments: Sequence[str], scheduler: str | None) -> tuple[str, str]:
-    """Return the commands that go on with this merge, from here and from anywhere: itself, or what submitted it.
-
-    scheduler: which the environment may have told, and would not tell elsewhere.
-    """
+def find_resume(context: typer.Context) -> tuple[str, str]:
+    """Return the commands that go on with this merge, from here and from anywhere: itself, or what submitted it."""
     from mergemill.engine import jobs
 
-    told = ["--scheduler", scheduler] if scheduler and "--scheduler" not in " ".join(arguments) else []
-    command, folder = jobs.find_resume(shlex.join(["mergemill", *arguments, *told]))
+    command, folder = jobs.find_resume(say_again(context))
     return command, run_in(folder, command)
 
 

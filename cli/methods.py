@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mergemill.cli import console
+from mergemill.cli.completion import complete_around
 from mergemill.cli.guide import describe_inputs, make_guide
 from mergemill.cli.options import Json, Methods
 
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
     Around = Coefficients | Step  # around a method
 
-Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A method, to see its parameters.")]
+Name = Annotated[
+    str | None,
+    typer.Argument(metavar="[NAME]", help="A method, to see its parameters.", autocompletion=complete_around),
+]
 Model = Annotated[str | None, typer.Option(metavar="PATH", help="A model; what the method takes for such.")]
 Guide = Annotated[bool, typer.Option("--guide", help="A page: which method when, on what evidence, at what cost.")]
 Models = Annotated[int | None, typer.Option(min=1, metavar="N", help="How many such models, beside a base.")]
@@ -53,6 +57,8 @@ def methods(
     if guide:
         if name is not None or model is not None:
             raise typer.BadParameter("--guide is for all methods: mergemill methods --guide")
+        if json:
+            raise typer.BadParameter("--guide is a page to read; its facts are in: mergemill methods --json")
         for line in make_guide(list(known.values()), steps).splitlines():
             console.say(line)
     elif name is None:

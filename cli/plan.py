@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,8 +30,11 @@ from mergemill.cli.options import (
     Workers,
 )
 
+if TYPE_CHECKING:
+    from mergemill.engine import values
+
 AnyOut = Annotated[
-    str | None, typer.Argument(metavar="[OUT]", help="Where it would go: to count what writing there takes.")
+    str | None, typer.Argument(metavar="[OUT]", help="Where it would go: whether it can, and what writing there takes.")
 ]
 
 
@@ -58,7 +61,7 @@ def plan(
 
     Example: mergemill plan recipe.yml --memory 2GiB
     """
-    from mergemill.engine import describe_plan, load_cluster
+    from mergemill.engine import check_output, describe_plan, load_cluster
 
     file = load_cluster(cluster) if cluster else None
     found = plan_document(
@@ -72,16 +75,17 @@ def plan(
         round_stages=round_stages,
         storage=file.storage if file else None,
     )
-    numbers = describe_plan(
-        found,
-        memory=memory,
-        workers=workers,
-        threads=threads,
-        cluster=file,
-        out=out,
-        device=device,
-        device_memory=device_memory,
-    )
+    crew: values.WorkerKeywords = {
+        "memory": memory,
+        "workers": workers,
+        "threads": threads,
+        "cluster": file,
+        "device": device,
+        "device_memory": device_memory,
+    }
+    numbers = describe_plan(found, out=out, **crew)
+    if out is not None:
+        check_output(found, out, **crew)
     told = asdict(found.tokens) if tokens and found.tokens is not None else None
     if json:
         console.say_json({**numbers, "tokens": told} if tokens else numbers)

@@ -6,11 +6,14 @@ from typing import Annotated
 import typer
 
 from mergemill.cli import console
+from mergemill.cli.groups import STORAGE
 from mergemill.cli.options import ClusterAs, Json, StorageAs, read_storage
 
 FinishedOut = Annotated[str, typer.Argument(metavar="OUT", help="Where the merge is: a folder or s3://….")]
 Repository = Annotated[str, typer.Argument(metavar="ORG/NAME", help="A new repository, or one without a model.")]
-Public = Annotated[bool, typer.Option("--public", help="Let everybody see a repository made on the Hub.")]
+Public = Annotated[
+    bool, typer.Option("--public", help="Let everybody see a repository made on the Hub.", rich_help_panel=STORAGE)
+]
 
 
 def push(

@@ -1,11 +1,15 @@
 """``mergemill recipe …``: commands that write a recipe, and merge nothing."""
 
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mergemill.cli import console
+from mergemill.cli.completion import complete_method
+from mergemill.cli.groups import GroupedCommand
+from mergemill.cli.options import Json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +32,7 @@ Seed = Annotated[int, typer.Option(metavar="N", help="Of the draw.")]
 FullRandom = Annotated[bool, typer.Option("--full-random", help="Layers of each model at random, in any order.")]
 Merged = Annotated[list[str], typer.Option("--merge", metavar="MODEL", help="A model that is merged.")]
 Base = Annotated[str | None, typer.Option("--base-model", metavar="MODEL", help="What task vectors are taken from.")]
-Method = Annotated[str, typer.Option(metavar="NAME", help="The merge method.")]
+Method = Annotated[str, typer.Option(metavar="NAME", help="The merge method.", autocompletion=complete_method)]
 Weights = Annotated[list[float] | None, typer.Option("--weight", metavar="W", help="One for all, or one a model.")]
 Densities = Annotated[list[float] | None, typer.Option("--density", metavar="D", help="One for all, or one a model.")]
 NoNormalize = Annotated[bool, typer.Option("--no-normalize", help="Weights are taken as they are.")]
@@ -37,7 +41,7 @@ Bf16 = Annotated[bool, typer.Option("--bf16", help="Write bfloat16.")]
 NaiveCount = Annotated[bool, typer.Option("--naive-count", help="No method takes it; the error says what would do.")]
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def layershuffle(
     model: Drawn,
     weight: Shares = None,
@@ -45,6 +49,7 @@ def layershuffle(
     full_random: FullRandom = False,
     dtype: Dtype = None,
     output: Output = None,
+    json: Json = False,
 ) -> None:
     """Write a stack of layers that are drawn from models.
 
@@ -53,12 +58,16 @@ def layershuffle(
     from mergemill.engine import writers
 
     layers = {each: _count_layers(each) for each in model}
-    _give(writers.shuffle_layers(layers, weight or [], seed=seed, full_random=full_random, dtype=dtype), output)
+    _give(
+        writers.shuffle_layers(layers, weight or [], seed=seed, full_random=full_random, dtype=dtype), output, json=json
+    )
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def bakllama(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A file with layer_slices.")], output: Output = None
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A file with layer_slices.")],
+    output: Output = None,
+    json: Json = False,
 ) -> None:
     """Write what a file of bakllama means.
 
@@ -66,10 +75,10 @@ def bakllama(
     """
     from mergemill.engine import writers
 
-    _give(writers.read_bakllama(file), output)
+    _give(writers.read_bakllama(file), output, json=json)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def legacy(
     merge: Merged,
     base_model: Base = None,
@@ -81,6 +90,7 @@ def legacy(
     bf16: Bf16 = False,
     naive_count: NaiveCount = False,
     output: Output = None,
+    json: Json = False,
 ) -> None:
     """Write what the words of mergekit-legacy mean.
 
@@ -100,7 +110,7 @@ def legacy(
         int8_mask=int8_mask,
         dtype="bfloat16" if bf16 else None,
     )
-    _give(writers.write_legacy(asked), output)
+    _give(writers.write_legacy(asked), output, json=json)
 
 
 def _count_layers(model: str) -> int:
@@ -113,10 +123,12 @@ def _count_layers(model: str) -> int:
     return next(iter(layers.values()))
 
 
-def _give(recipe: "Mapping[str, Any]", output: str | None) -> None:
+def _give(recipe: "Mapping[str, Any]", output: str | None, *, json: bool) -> None:
     from mergemill.engine import writers
 
-    text = writers.write_text(recipe)
+    text = writers.write_text(recipe)  # which reads it back
+    if json:
+        text = dumps(recipe, indent=2, ensure_ascii=False) + "\n"
     if output is None:
         console.say_whole(text.rstrip("\n"))
     else:

@@ -9,5 +9,6 @@ def schema() -> None:
     Example: mergemill schema > recipe.schema.json
     """
     from mergemill.engine import recipe_schema
+    from mergemill.engine.methods import find_methods
 
-    console.say_json(recipe_schema())
+    console.say_json(recipe_schema([*find_methods()]))

@@ -1,6 +1,5 @@
 """What the commands of searches share: options, lines for each candidate, the end in words or JSON."""
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -125,7 +124,7 @@ def to_json(found: "searches.Found") -> Mapping[str, Any]:
 @contextmanager
 def stopping(context: typer.Context) -> Iterator[None]:
     """Say how to go on where a search is interrupted."""
-    command, _ = find_resume(context.obj or sys.argv[1:], None)
+    command, _ = find_resume(context)
     try:
         with raise_interrupts():
             yield

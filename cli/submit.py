@@ -1,7 +1,6 @@
 """``mergemill submit``: run the driver of a merge inside the cluster, and return."""
 
 import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mergemill.cli import console
+from mergemill.cli.completion import complete_cluster
 from mergemill.cli.options import (
     DEVICE_MEMORY,
     SHARD_SIZE,
@@ -17,6 +17,7 @@ from mergemill.cli.options import (
     Device,
     DeviceMemory,
     Intersection,
+    Json,
     Memory,
     Methods,
     Out,
@@ -32,9 +33,16 @@ from mergemill.cli.options import (
 from mergemill.cli.raw import check_raw
 from mergemill.cli.recipes import open_recipe
 from mergemill.cli.status import run_in
+from mergemill.cli.variables import list_words
 
 Where = Annotated[
-    str, typer.Option("--cluster", metavar="NAME|FILE", help="A cluster file of kind slurm or kubernetes.")
+    str,
+    typer.Option(
+        "--cluster",
+        metavar="NAME|FILE",
+        help="A cluster file of kind slurm or kubernetes.",
+        autocompletion=complete_cluster,
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be submitted.")]
 
@@ -58,6 +66,7 @@ def submit(
     intersection: Intersection = False,
     round_stages: RoundStages = False,
     dry_run: DryRun = False,
+    json: Json = False,
 ) -> None:
     """Run a merge inside a cluster, and return at once.
 
@@ -70,7 +79,7 @@ def submit(
     options |= {"--shard-size": shard_size if shard_size != SHARD_SIZE else None, "--seed": str(seed) if seed else None}
     check_raw(raw=raw, union=union, intersection=intersection)
     flags = {"--raw": raw, "--union": union, "--intersection": intersection, "--round-stages": round_stages}
-    words = context.obj or sys.argv[1:]
+    words = list_words(context)
     loaded, file = open_recipe(recipe), load_cluster(cluster)
     job = jobs.make_job(
         loaded,
@@ -82,10 +91,16 @@ def submit(
         resume=run_in(str(Path.cwd()), shlex.join(["mergemill", *(word for word in words if word != "--dry-run")])),
     )
     if dry_run:
-        console.say_whole(job.text.rstrip("\n"))
+        if json:
+            console.say_json({"kind": job.kind, "out": out, "text": job.text})
+        else:
+            console.say_whole(job.text.rstrip("\n"))
         return
     reach = say_storage(recipe if loaded.storage else None, cluster if file.storage else None)
     name, place = jobs.submit_job(job), f"{shlex.quote(out)}{reach}"
+    if json:
+        console.say_json({"kind": job.kind, "job": name, "out": out})
+        return
     console.say(f"{job.kind} job {name} merges into {out}")
     console.say(
         f"see: mergemill status {place}; watch: mergemill attach {place} --wait 3600; end: mergemill cancel {place}"

@@ -1,1 +1,1 @@
-"""What mergemill ships beside its code: files of clusters. Recipes and constraints here are not shipped."""
+"""What mergemill ships beside its code: cluster files, and recipes as examples. Constraints are not shipped."""

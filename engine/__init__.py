@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mergemill.engine.plan.sizes import format_size as format_size
     from mergemill.engine.plan.transplant import list_transplanted as list_transplanted
     from mergemill.engine.plan.transplant import make_transplant_plan as make_transplant_plan
+    from mergemill.engine.recipe import list_clusters as list_clusters
     from mergemill.engine.recipe import load_cluster as load_cluster
     from mergemill.engine.recipe import load_document as load_document
     from mergemill.engine.recipe import load_recipe as load_recipe
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from mergemill.engine.runs.access import load_storage as load_storage
     from mergemill.engine.runs.attach import attach as attach
     from mergemill.engine.runs.cancel import cancel as cancel
+    from mergemill.engine.runs.describe import check_output as check_output
     from mergemill.engine.runs.describe import describe_plan as describe_plan
     from mergemill.engine.runs.diff import diff as diff
     from mergemill.engine.runs.environment import describe_environment as describe_environment
@@ -70,6 +72,7 @@ _PLACES = {
     "abort": "runs.outputs.output",
     "attach": "runs.attach",
     "cancel": "runs.cancel",
+    "check_output": "runs.describe",
     "describe_environment": "runs.environment",
     "describe_plan": "runs.describe",
     "describe_slowness": "runs.environment",
@@ -81,6 +84,7 @@ _PLACES = {
     "format_size": "plan.sizes",
     "inspect": "runs.inspect",
     "jobs": "runs",
+    "list_clusters": "recipe",
     "list_code": "runs.verify",
     "list_transplanted": "plan.transplant",
     "load_cluster": "recipe",

@@ -2,7 +2,7 @@
 
 import ast
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from textwrap import dedent
 from typing import Any
@@ -13,12 +13,21 @@ from mergemill.engine.recipe.values import Recipe
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
-def recipe_schema() -> dict[str, Any]:
-    """Return the JSON schema of the recipe language, for editors that check and complete from it."""
+def recipe_schema(methods: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the JSON schema of the recipe language, for editors that check and complete from it.
+
+    methods: names that editors offer where a method is named; a name of one's own is valid too.
+    """
     schema = Recipe.model_json_schema()
     models = {model.__name__: model for model in Value.__subclasses__()}
     for name, shape in {Recipe.__name__: schema, **schema["$defs"]}.items():
         _describe(shape.get("properties", {}), models[name])
+    if methods:
+        named = schema["properties"]["merge_method"]
+        schema["properties"]["merge_method"] = {
+            **{key: value for key, value in named.items() if key not in ("type", "minLength")},
+            "anyOf": [{"enum": [*methods]}, {"type": "string", "minLength": 1}],
+        }
     source = schema["$defs"]["Tokenizer"]["properties"]["source"]
     short = {
         **source,

@@ -9,9 +9,11 @@ from mergemill.engine.runs.inspect import Inspection
 from mergemill.engine.runs.options import RunKeywords, RunOptions
 from mergemill.engine.runs.status import Status
 from mergemill.engine.runs.verify import Verified
+from mergemill.engine.runs.worker.accelerator import DEVICES
 from mergemill.engine.runs.worker.options import WorkerKeywords, WorkerOptions
 
 __all__ = [
+    "DEVICES",
     "AnyRecipe",
     "ClusterFile",
     "Cost",

@@ -20,6 +20,7 @@ COMMANDS = (
     "diff",
     "methods",
     "schema",
+    "man",
     "evaluate",
     "sweep",
     "evolve",
@@ -232,4 +233,6 @@ def test_method_shows_its_parameters_and_source(mergemill: Run) -> None:
 
 def test_schema_is_json(mergemill: Run) -> None:
     _, out, _ = mergemill("schema")
-    assert "merge_method" in json.loads(out)["properties"]
+    named = json.loads(out)["properties"]["merge_method"]
+    assert {"ties", "slerp"} <= set(named["anyOf"][0]["enum"])
+    assert named["anyOf"][1]["type"] == "string"  # a method of one's own is no error in an editor

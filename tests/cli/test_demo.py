@@ -1,10 +1,14 @@
 """The demo, from nothing to a verified merge."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from models import read_tensors
+
+from mergemill.cli import demo_models
+from mergemill.cli.demo import list_examples
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -31,14 +35,14 @@ def test_demo_merges_something_that_differs_from_its_inputs(mergemill: Run, tmp_
     assert mergemill("demo", folder)[0] == 0
     name = "model.layers.0.mlp.up_proj.weight"
     merged = read_tensors(folder / "merged")[name]
-    inputs = [read_tensors(folder / model)[name] for model in ("base", "variant-a", "variant-b")]
+    inputs = [read_tensors(folder / model)[name] for model in ("models/base", "models/variant-a", "models/variant-b")]
     assert all(not merged.equal(tensor) for tensor in inputs)
 
 
 def test_demo_that_was_stopped_goes_on(mergemill: Run, tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     assert mergemill("demo", folder)[0] == 0
-    (folder / "variant-b/model.safetensors").unlink()
+    (folder / "models/variant-b/model.safetensors").unlink()
     for path in sorted((folder / "merged").rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     code, out, _ = mergemill("demo", folder)
@@ -52,3 +56,36 @@ def test_demo_leaves_a_folder_of_others_alone(mergemill: Run, tmp_path: Path) ->
     assert code == 2
     assert "holds other files" in err
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yml"]
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, size in {"VOCABULARY": 64, "HIDDEN": 16, "INTERMEDIATE": 32}.items():
+        monkeypatch.setattr(demo_models, name, size)
+
+
+@pytest.mark.parametrize("name", list_examples())
+def test_every_example_is_a_demo(mergemill: Run, tmp_path: Path, tiny: None, name: str) -> None:
+    code, out, err = mergemill("demo", tmp_path / "demo", "--recipe", name, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["redone_parts"] > 0
+
+
+def test_a_demo_of_an_example_is_no_other_demo(
+    mergemill: Run, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = mergemill("demo", "my demo", "--recipe", "linear")
+    assert code == 0
+    assert "Made 2 Llama models of " in out
+    _, out, _ = mergemill("demo", "my demo", "--recipe", "linear")
+    assert "for a new one: mergemill demo --recipe linear 'my demo-2'" in out
+    code, out, err = mergemill("demo", "my demo")
+    assert (code, out) == (2, "")
+    assert "holds other files" in err
+
+
+def test_an_example_that_is_not_there_names_those_that_are(mergemill: Run) -> None:
+    code, _, err = mergemill("demo", "--recipe", "slirp")
+    assert code == 2
+    assert "slerp" in err

@@ -38,10 +38,10 @@ class BucketOutput(RemoteOutput):
         self._uploads_url = self._place(STATE_NAME, "uploads.json")
         self._uploads: dict[str, str] = {}  # of a started plan: the id of each shard's upload, where it is not finished
 
-    def open(self, plan: Plan) -> None:
+    def check(self, plan: Plan) -> None:
         """Raise `OutputError` where the prefix holds anything else, or S3 does not take such shards."""
         check_limits(plan)
-        super().open(plan)
+        super().check(plan)
 
     def start(self, plan: Plan) -> Mapping[int, Receipt]:
         """Begin what is missing of the uploads; returns the receipts of parts that the server still has."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from mergemill.engine.checkpoint.unfinished import STATE_NAME
 from mergemill.engine.errors import OutputError, RunError, StorageError
 from mergemill.engine.plan.values import Plan, Shard, SmallFile
-from mergemill.engine.runs.outputs.free import check_free, check_place
+from mergemill.engine.runs.outputs.free import check_free, check_place, find_lowest
 from mergemill.engine.runs.outputs.lease import RENEW_S
 from mergemill.engine.runs.outputs.notes import FileNotes
 from mergemill.engine.runs.outputs.receipts import Journal, Receipt, keep_planned
@@ -117,12 +117,23 @@ class FolderOutput:
             with _renewed(descriptor):
                 yield
 
-    def open(self, plan: Plan) -> None:
-        """Make the folder the output of `plan`, new or resumed; `OutputError` where it holds anything else."""
+    def check(self, plan: Plan) -> None:
+        """Raise `OutputError` where the folder holds anything else."""
         check_place(self.folder, self._list_names(plan))
-        if not self._files.find_folder(STATE_NAME) or self.read_record() is None:
+        begun = self._files.find_folder(STATE_NAME)
+        if not begun or self.read_record() is None:
             check_free(self.folder)
-        self.make_state()
+        if begun:
+            check_own(self._files.list_names(STATE_NAME), self.read_record(), str(self))
+
+    def check_room(self, plan: Plan) -> None:
+        """Raise `StorageError` where the disk has no room for what is still to be written."""
+        check_space(find_lowest(self.folder), self._count_all_lacking(plan, plan.shards))
+
+    def open(self, plan: Plan) -> None:
+        """Make the folder the output of `plan`, new or resumed."""
+        self.check(plan)
+        make_folder(self.state)
 
     def make_state(self) -> None:
         """Make the folder for unfinished work; `OutputError` where another's is in its place."""
@@ -140,8 +151,7 @@ class FolderOutput:
         lost = {shard.name for shard in unfinished if not self._has_size(names[shard.name], shard.size_bytes)}
         for shard in unfinished:
             self._check_absent(shard.name)
-        lacking_bytes = [self._count_lacking(names[shard.name], shard.size_bytes) for shard in unfinished]
-        check_space(self.state, sum(lacking_bytes))
+        check_space(self.state, self._count_all_lacking(plan, unfinished))
         for shard in unfinished:
             # Also where the file is there: parts have receipts, but a header lost in a power cut has none.
             os.close(self._files.open(names[shard.name], os.O_WRONLY | os.O_CREAT))
@@ -286,6 +296,14 @@ class FolderOutput:
 
     def _holds(self, name: str, expected: str) -> bool:
         return self._files.find_file(name) is not None and checksum(self._files.read_pieces(name)) == expected
+
+    def _count_all_lacking(self, plan: Plan, shards: Sequence[Shard]) -> int:
+        """Return what the disk must still give for shards, also where an interrupted commit has renamed some."""
+        return sum(
+            min(self._count_lacking(name, shard.size_bytes) for name in (shard.name, unfinished))
+            for shard in shards
+            for unfinished in [self._name_unfinished(shard.name, plan.digest)]
+        )
 
     def _count_lacking(self, name: str, size_bytes: int) -> int:
         """Return what the disk must still give for a file of `size_bytes`, which may be there with holes."""

@@ -28,7 +28,7 @@ def check_place(folder: Path, names: Iterable[str]) -> None:
 
     For a path, or a name in it, that is too long, and a link to nothing on the way to the folder.
     """
-    above = _find_lowest(folder.absolute())
+    above = find_lowest(folder.absolute())
     if not above.exists():
         raise OutputError(
             f"{above}: is a link to {str(above.readlink())!r}, where nothing is; make that folder, or remove the link"
@@ -42,7 +42,7 @@ def check_place(folder: Path, names: Iterable[str]) -> None:
     _check_length(str(longest), most_path, "a path", folder)
 
 
-def _find_lowest(folder: Path) -> Path:
+def find_lowest(folder: Path) -> Path:
     """Return what is there of a path: the folder itself, or else the lowest of those above it, also a broken link."""
     return next(path for path in (folder, *folder.parents) if os.path.lexists(path))
 

@@ -81,10 +81,17 @@ class HubOutput:
         """Return what is committed to the repository, or else is on its way there from this machine."""
         return self._published.read_record() or self._local.read_record()
 
-    def open(self, plan: Plan) -> None:
+    def check(self, plan: Plan) -> None:
         """Raise `OutputError` where the repository cannot be seen with the token used here, or holds anything else."""
         if head := self._repo.look():
             self._check_room(head)
+
+    def check_room(self, plan: Plan) -> None:
+        """The Hub's is not known; that of this machine's disk is asked with the workers."""
+
+    def open(self, plan: Plan) -> None:
+        """Make the folder for what this machine notes of the merge, after the same check."""
+        self.check(plan)
         self._local.make_state()
 
     def locked(self) -> AbstractContextManager[None]:

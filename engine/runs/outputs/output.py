@@ -61,8 +61,14 @@ class Output(Protocol):
     def read_record(self) -> Record | None:
         """Return what it is the output of; None where nothing has begun."""
 
+    def check(self, plan: Plan) -> None:
+        """Raise `OutputError` where it holds anything else; nothing is written."""
+
+    def check_room(self, plan: Plan) -> None:
+        """Raise `StorageError` where it is known to have no room for what is still to be written."""
+
     def open(self, plan: Plan) -> None:
-        """Make it the output of `plan`, new or resumed; `OutputError` where it holds anything else."""
+        """Make it the output of `plan`, new or resumed, after the same check."""
 
     def locked(self) -> AbstractContextManager[None]:
         """Hold the output for this process; `OutputError` while another one does."""
@@ -131,6 +137,16 @@ def open_output(out: str | Path, plan: Plan, storage: Storage = ENVIRONMENT, *, 
     output = find_output(out, storage, public=public)
     output.open(plan)
     check_same(output, plan)
+    return output
+
+
+def check_output(out: str | Path, plan: Plan, storage: Storage = ENVIRONMENT) -> Output:
+    """Return the output at `out` where it could become that of `plan`, else raise `OutputError`; nothing is written."""
+    check_names([shard.name for shard in plan.shards] + [file.name for file in plan.files], str(out))
+    output = find_output(out, storage)
+    output.check(plan)
+    check_same(output, plan)
+    output.check_room(plan)
     return output
 
 

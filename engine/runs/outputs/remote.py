@@ -57,6 +57,10 @@ class RemoteOutput:
         return None if text is None else parse_record(text, self._record_url)
 
     def open(self, plan: Plan) -> None:
+        """Nothing is made before the plan is started; the check is all."""
+        self.check(plan)
+
+    def check(self, plan: Plan) -> None:
         """Raise `OutputError` where the place holds anything else."""
         found = self._objects.list_objects(self._url, error=OutputError)
         foreign = sorted(name for name in found if not name.startswith(f"{STATE_NAME}/"))
@@ -69,6 +73,9 @@ class RemoteOutput:
                 raise OutputError(
                     f"{self}: holds receipts, and no plan that says of what; remove them with: mergemill abort {self}"
                 )
+
+    def check_room(self, plan: Plan) -> None:
+        """Object stores do not fill up."""
 
     @contextmanager
     def locked(self) -> Iterator[None]:

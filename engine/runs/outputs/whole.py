@@ -44,7 +44,7 @@ class WholeOutput(RemoteOutput):
         if streams.is_of_process(self._url) and not workers.are_threads:
             raise OutputError(f"{self}: is in the memory of this process, which no other one sees; use --workers 0")
 
-    def open(self, plan: Plan) -> None:
+    def check(self, plan: Plan) -> None:
         """Raise `OutputError` where the place holds anything else, or shards are larger than object stores take."""
         largest = max(plan.shards, key=lambda shard: shard.size_bytes, default=None)
         if largest and largest.size_bytes > MOST_BYTES and not self._renames:
@@ -52,7 +52,7 @@ class WholeOutput(RemoteOutput):
                 f"{largest.name}: {largest.size_bytes} bytes; {MOST_BYTES} are the most that is written as one object "
                 "here; choose a smaller --shard-size"
             )
-        super().open(plan)
+        super().check(plan)
 
     def start(self, plan: Plan) -> Mapping[int, Receipt]:
         """Write the record, remove unfinished shards; returns the receipts of shards that are there, whole."""

@@ -16,6 +16,8 @@ from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.workspace import Arena
 
 KINDS = ("cuda", "xpu", "mps")  # in the order in which `auto` looks for them
+DEVICES = ("cpu", "auto", *KINDS)
+"""What may be asked for."""
 _SLACK = 1.25  # what torch's allocator may hold of a device, as a multiple of what is promised
 _BESIDE_BYTES = 128 << 20  # and beside it for each thread: it takes whole segments, and cuBLAS a workspace a stream
 _OPENING = threading.Lock()
@@ -37,8 +39,8 @@ def choose_device(asked: str, plan: Plan, *, here: bool) -> str:
     """
     if asked == "cpu":
         return asked
-    if asked not in ("auto", *KINDS):
-        raise PlanError(f"--device {asked}: must be cpu, auto, {', '.join(KINDS)}")
+    if asked not in DEVICES:
+        raise PlanError(f"--device {asked}: must be {', '.join(DEVICES)}")
     if asked == "auto":
         if not here:
             raise PlanError("--device auto looks at this machine, and the workers are elsewhere; say cuda or cpu")
