@@ -7,7 +7,7 @@ where the memory holds it.
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 from mergemill.engine.checkpoint.checkpoint import read_small
 from mergemill.engine.errors import PlanError
 from mergemill.engine.evaluation.making import MadeTensors, open_made
+from mergemill.engine.evaluation.memory import find_texts, keep_tied
 from mergemill.engine.evaluation.passing import ShellLayout, find_layout, run_layers
-from mergemill.engine.evaluation.scoring import BLOCK, LOGITS_BYTES, Scores, score_states, score_whole
+from mergemill.engine.evaluation.scoring import Scores, score_states, score_whole
 from mergemill.engine.evaluation.shell import Shell, load_transformers, open_shell
 from mergemill.engine.evaluation.sums import Evaluation, average_examples, sum_windows
 from mergemill.engine.evaluation.texts import (
@@ -28,17 +29,18 @@ from mergemill.engine.evaluation.texts import (
     read_text,
 )
 from mergemill.engine.plan.make import make_plan
-from mergemill.engine.plan.sizes import format_size, parse_size
-from mergemill.engine.plan.values import OutputTensor, Plan
+from mergemill.engine.plan.sizes import parse_size
+from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import GivenRecipe, load_recipe
 from mergemill.engine.runs.worker.workplace import Workplace
 from mergemill.engine.storage.store import ENVIRONMENT, Storage, join_options, make_storage
-from mergemill.engine.tensors.dtypes import item_bytes
 from mergemill.engine.tensors.lazy import torch
 
 MEMORY = "4GiB"
 OPENED = (".json", ".model", ".txt", ".jinja")
-INSIDE_BYTES = 256 << 20  # that a layer may take of its own for some texts at a time
+TOGETHER = (
+    512  # tokens that go through a layer at a time, or one text: whatever the memory, so that no score hangs on it
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,16 +129,18 @@ def _judge_layers(
     shell: Shell, layout: ShellLayout, models: Sequence[MadeTensors], tokens: ScoredTokens, memory_bytes: int
 ) -> list[Scores]:
     """Return loss and entropy of each position of each model, layer by layer, as many texts at once as memory holds."""
-    texts = _find_texts(shell, layout, models, tokens, memory_bytes)
+    rows = max(1, TOGETHER // tokens.ids.shape[1])
+    texts = find_texts(shell, layout, models, tokens, rows, memory_bytes)
     found: list[list[Scores]] = [[] for _ in models]
     for start in range(0, len(tokens.ids), texts):
         ids = tokens.ids[start : start + texts]
-        hidden = run_layers(shell, layout, models, ids, _count_rows(shell, ids.shape[1]))
         labels = torch.roll(ids, -1, dims=1)
-        with models[0].share(models[1:], layout.head) as work:
-            for place, made in enumerate(models):
-                own = hidden[place * len(ids) : (place + 1) * len(ids)]
-                found[place].append(score_states(shell, layout, made.make(layout.head, work), own, labels))
+        with keep_tied(layout, models) as kept:
+            hidden = run_layers(shell, layout, models, ids, rows, kept)
+            with models[0].share(models[1:], layout.head) if kept is None else nullcontext(kept) as work:
+                for place, made in enumerate(models):
+                    own = hidden[place * len(ids) : (place + 1) * len(ids)]
+                    found[place].append(score_states(shell, layout, made.make(layout.head, work), own, labels, rows))
     return [_join(each) for each in found]
 
 
@@ -196,45 +200,3 @@ def _read_tokens(folder: Path, source: TextSource, where: str) -> ScoredTokens:
         stride=source.stride or source.window,
         windows=source.windows,
     )
-
-
-def _find_texts(
-    shell: Shell, layout: ShellLayout, models: Sequence[MadeTensors], tokens: ScoredTokens, memory_bytes: int
-) -> int:
-    """Return how many texts go through the layers together; `PlanError` where not one would fit."""
-    width = int(shell.model.get_input_embeddings().weight.shape[1])
-    text_bytes = 3 * 4 * width * tokens.ids.shape[1] * len(models)
-    fixed_bytes = _count_fixed(layout, models[0]) + INSIDE_BYTES
-    if fixed_bytes + text_bytes > memory_bytes:
-        need = 2 * (fixed_bytes + text_bytes)
-        raise PlanError(
-            f"{shell.where}: --memory {format_size(2 * memory_bytes)} is too little: a layer of this model and a text "
-            f"take {need} bytes ({format_size(need)})"
-        )
-    return min(len(tokens.ids), (memory_bytes - fixed_bytes) // text_bytes)
-
-
-def _count_fixed(layout: ShellLayout, made: MadeTensors) -> int:
-    """Return what the largest layer, the embedding or the head takes, as stored and as computed with."""
-    layers = [sum(_count_both(made.tensors[name]) for name in names) for names in layout.modules.values()]
-    head = sum(_count_stored(made.tensors[name]) for name in layout.head)
-    width = made.tensors[layout.head[0]].expression.shape[-1]
-    return max(*layers, head + 4 * BLOCK * width + 3 * LOGITS_BYTES, _count_both(made.tensors[layout.embedding]))
-
-
-def _count_stored(tensor: OutputTensor) -> int:
-    return tensor.expression.size * item_bytes(tensor.dtype)
-
-
-def _count_both(tensor: OutputTensor) -> int:
-    return (
-        _count_stored(tensor) + 4 * tensor.expression.size + tensor.expression.step_bytes(tensor.expression.size, "F32")
-    )
-
-
-def _count_rows(shell: Shell, length: int) -> int:
-    """Return how many texts go through a layer at a time."""
-    config = shell.model.config.get_text_config()
-    width = int(shell.model.get_input_embeddings().weight.shape[1])
-    inner = int(getattr(config, "intermediate_size", None) or 4 * width)
-    return max(1, INSIDE_BYTES // (4 * length * (8 * width + 4 * inner)))

@@ -65,7 +65,7 @@ class MadeTensors:
     def share(self, others: Sequence["MadeTensors"], names: Sequence[str]) -> Iterator[Workspace | None]:
         """Yield a workspace that keeps what it reads for these tensors of all models; None where it does not fit."""
         need_bytes = count_shared([self, *others], names)
-        if need_bytes > self.workplace.share_bytes:
+        if need_bytes > self.workplace.share_bytes - self.workplace.lent_bytes:
             yield None
             return
         with self._open(need_bytes, keep=True) as work:

@@ -6,7 +6,7 @@ each layer of each model one is in memory, whatever the number of texts.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from mergemill.engine.errors import PlanError
 from mergemill.engine.evaluation.making import MadeTensors
 from mergemill.engine.evaluation.shell import Shell
 from mergemill.engine.tensors.lazy import Tensor, torch
+from mergemill.engine.tensors.workspace import Workspace
 
 Forward = Callable[..., Any]
 
@@ -28,6 +29,11 @@ class ShellLayout:
     """The tensor of the input embedding."""
     head: tuple[str, ...]
     """The tensors of the head; of a tied one that of the embedding."""
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the head is the embedding."""
+        return self.embedding in self.head
 
 
 def find_layout(shell: Shell, names: Sequence[str]) -> ShellLayout:
@@ -48,16 +54,24 @@ def find_layout(shell: Shell, names: Sequence[str]) -> ShellLayout:
     return ShellLayout({path: tuple(found) for path, found in modules.items()}, embedding[0], tuple(head))
 
 
-def run_layers(shell: Shell, layout: ShellLayout, models: Sequence[MadeTensors], ids: Tensor, rows: int) -> Tensor:
+def run_layers(
+    shell: Shell,
+    layout: ShellLayout,
+    models: Sequence[MadeTensors],
+    ids: Tensor,
+    rows: int,
+    kept: Workspace | None = None,
+) -> Tensor:
     """Return the last hidden states of each model, [models * texts, length, width], float32.
 
-    ids: of all texts, [texts, length]. rows: texts that go through a layer at a time.
+    ids: of all texts, [texts, length]. rows: texts that go through a layer at a time. kept: keeps what of the
+    embedding was read.
     """
     base = shell.model.base_model
     with ExitStack() as stack, torch.no_grad():
         for path, names in layout.modules.items():
             stack.enter_context(_filled(shell, path, names, models, rows))
-        stack.enter_context(_embedded(shell, layout, models, ids))
+        stack.enter_context(_embedded(shell, layout, models, ids, kept))
         try:
             found = base(input_ids=ids.repeat(len(models), 1), use_cache=False)
         except (RuntimeError, TypeError, AttributeError, ValueError) as error:  # of a family's own code
@@ -136,7 +150,9 @@ def _join(outputs: Sequence[Any]) -> Any:
 
 
 @contextmanager
-def _embedded(shell: Shell, layout: ShellLayout, models: Sequence[MadeTensors], ids: Tensor) -> Iterator[None]:
+def _embedded(
+    shell: Shell, layout: ShellLayout, models: Sequence[MadeTensors], ids: Tensor, kept: Workspace | None
+) -> Iterator[None]:
     """In the block, the embedding has the rows of those tokens alone that the texts hold."""
     module = shell.model.get_input_embeddings()
     forward, parameter = module.forward, module.weight
@@ -145,7 +161,7 @@ def _embedded(shell: Shell, layout: ShellLayout, models: Sequence[MadeTensors], 
     def run(input_ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         found = []
         first, *others = models
-        with first.share(others, [layout.embedding]) as work:
+        with first.share(others, [layout.embedding]) if kept is None else nullcontext(kept) as work:
             for made in models:
                 rows = made.make([layout.embedding], work)[layout.embedding][tokens].float()
                 module._parameters["weight"] = torch.nn.Parameter(rows, requires_grad=False)

@@ -16,7 +16,6 @@ from mergemill.engine.evaluation.shell import Shell
 from mergemill.engine.tensors.lazy import Tensor, torch
 
 BLOCK = 4096  # rows of the head at a time
-LOGITS_BYTES = 128 << 20
 
 Scores = tuple[Tensor, Tensor]
 """Loss and entropy of each position, [texts, length], float64, in nats."""
@@ -70,18 +69,17 @@ def score_whole(shell: Shell, ids: Tensor, labels: Tensor) -> Scores:
 
 
 def score_states(
-    shell: Shell, layout: ShellLayout, tensors: Mapping[str, Tensor], hidden: Tensor, labels: Tensor
+    shell: Shell, layout: ShellLayout, tensors: Mapping[str, Tensor], hidden: Tensor, labels: Tensor, step: int
 ) -> Scores:
     """Return loss and entropy [texts, length] of one model, of its last hidden states [texts, length, width].
 
-    tensors: of the head. labels: the token that comes after each position.
+    tensors: of the head. labels: the token that comes after each position. step: texts at a time.
     """
     running = start_running(labels.shape)
     head = shell.model.get_output_embeddings()
     with torch.no_grad(), _given_states(shell.model) as states:
         for first, stop in _iter_blocks(len(next(iter(tensors.values())))):
             with _slab(head, shell, layout, tensors, first, stop):
-                step = max(1, LOGITS_BYTES // (4 * hidden.shape[1] * (stop - first)))
                 for start in range(0, len(hidden), step):
                     rows = slice(start, start + step)
                     states.append(hidden[rows])
