@@ -17,6 +17,7 @@ from mergemill.engine.errors import PlanError
 from mergemill.engine.evaluation.making import MadeTensors, open_made
 from mergemill.engine.evaluation.memory import find_texts, keep_tied
 from mergemill.engine.evaluation.passing import ShellLayout, find_layout, run_layers
+from mergemill.engine.evaluation.racing import race
 from mergemill.engine.evaluation.scoring import Scores, score_states, score_whole
 from mergemill.engine.evaluation.shell import Shell, load_transformers, open_shell
 from mergemill.engine.evaluation.sums import Evaluation, average_examples, sum_windows
@@ -100,10 +101,12 @@ def evaluate_plans(
     storage: Storage = ENVIRONMENT,
     *,
     whole: bool = False,
+    racing: bool = False,
 ) -> list[Evaluation]:
     """Judge the models that plans would write, all of one config and tokenizer, on a text.
 
     memory: what may be taken beyond the process itself. whole: each model is in memory as a whole, whatever that takes.
+    racing: those that are behind after half of the windows are judged no further.
     Raises `InputError` where the text or the models cannot be judged, and `PlanError` with the number that would do
     where the memory is too little.
     """
@@ -115,13 +118,20 @@ def evaluate_plans(
         tokens = _read_tokens(folder, source, where)
     models = [open_made(plan, Workplace(memory_bytes // 2, 1, storage=storage)) for plan in plans]
     layout = find_layout(shell, list(models[0].tensors))
-    judge = _judge_whole if whole else _judge_layers
-    found = judge(shell, layout, models, tokens, memory_bytes // 2)  # the other half is for what is read
+    way = _judge_whole if whole else _judge_layers
+
+    def judge(places: Sequence[int], some: ScoredTokens) -> list[Scores]:
+        chosen = [models[place] for place in places]
+        found = way(shell, layout, chosen, some, memory_bytes // 2)  # the other half is for what is read
+        return [(loss[:, :-1], entropy[:, :-1]) for loss, entropy in found]
+
+    everyone = range(len(models))
+    found = race(tokens, len(models), judge) if racing else [(*each, False) for each in judge(everyone, tokens)]
     seconds = round((time.perf_counter() - started) / len(models), 3)
     sum_up = average_examples if source.examples else sum_windows
     return [
-        replace(sum_up(tokens, loss[:, :-1], entropy[:, :-1]), bytes_read=made.read_bytes, seconds=seconds)
-        for made, (loss, entropy) in zip(models, found, strict=True)
+        replace(sum_up(tokens, loss, entropy), raced=raced, bytes_read=made.read_bytes, seconds=seconds)
+        for made, (loss, entropy, raced) in zip(models, found, strict=True)
     ]
 
 

@@ -25,6 +25,10 @@ class Evaluation:
     """The standard error of the perplexity over windows; of examples that of `nll`. Of one window nothing is known."""
     entropy: float
     """Of the predictions, in nats, the mean over the same positions."""
+    entropy_stderr: float | None = None
+    """Its standard error, over windows or examples."""
+    raced: bool = False
+    """Whether half of the windows alone were looked at: the loss of the others is an estimate."""
     bytes_read: int = 0
     seconds: float = 0.0
     losses: tuple[float, ...] = ()
@@ -37,7 +41,9 @@ def sum_windows(tokens: ScoredTokens, loss: Tensor, entropy: Tensor) -> Evaluati
     sums, counts = (loss * scored).sum(1), scored.sum(1)
     total, count = float(sums.sum()), int(counts.sum())
     nll = total / count
-    error = _find_error(sums - nll * counts, count)
+    error = find_error(sums - nll * counts, count)
+    entropies = (entropy * scored).sum(1)
+    mean = float(entropies.sum()) / count
     return Evaluation(
         perplexity=_exp(nll),
         nll=nll,
@@ -45,7 +51,8 @@ def sum_windows(tokens: ScoredTokens, loss: Tensor, entropy: Tensor) -> Evaluati
         tokens=count,
         bytes=tokens.text_bytes,
         stderr=None if error is None else error * _exp(nll),
-        entropy=float((entropy * scored).sum()) / count,
+        entropy=mean,
+        entropy_stderr=find_error(entropies - mean * counts, count),
         losses=tuple((sums / counts.clamp(min=1)).tolist()),
     )
 
@@ -54,22 +61,23 @@ def average_examples(tokens: ScoredTokens, loss: Tensor, entropy: Tensor) -> Eva
     """Return what examples say, each as much as another; loss and entropy are [examples, length - 1]."""
     scored = tokens.scored[:, 1:]
     counts = scored.sum(1)
-    sums, entropies = (loss * scored).sum(1), (entropy * scored).sum(1)
+    sums, entropies = (loss * scored).sum(1), (entropy * scored).sum(1) / counts
     means = sums / counts
-    nll = float(means.mean())
+    nll, entropy_mean = float(means.mean()), float(entropies.mean())
     return Evaluation(
         perplexity=_exp(nll),
         nll=nll,
         bits_per_byte=float(sums.sum()) / (math.log(2) * tokens.text_bytes),
         tokens=int(counts.sum()),
         bytes=tokens.text_bytes,
-        stderr=_find_error(means - nll, len(means)),
-        entropy=float((entropies / counts).mean()),
+        stderr=find_error(means - nll, len(means)),
+        entropy=entropy_mean,
+        entropy_stderr=find_error(entropies - entropy_mean, len(means)),
         losses=tuple(means.tolist()),
     )
 
 
-def _find_error(residuals: Tensor, count: int) -> float | None:
+def find_error(residuals: Tensor, count: int) -> float | None:
     """Return the standard error of a sum over rows divided by `count`, of what each row has beyond its share."""
     rows = len(residuals)
     return math.sqrt(float((residuals**2).sum()) * rows / (rows - 1)) / count if rows > 1 else None

@@ -23,6 +23,10 @@ class ScoredTokens:
     text_bytes: int
     """Of the text that they stand for."""
 
+    def take(self, rows: slice) -> "ScoredTokens":
+        """Return some of the rows."""
+        return ScoredTokens(self.ids[rows], self.scored[rows], self.text_bytes)
+
 
 def make_windows(tokenizer: Any, text: str, *, window: int, stride: int, windows: int | None) -> ScoredTokens:
     """Return a text's windows of `window` ids, every `stride`; with `windows`, so many at equal distances.

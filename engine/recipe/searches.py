@@ -34,10 +34,10 @@ FORM = Form("a search file", "recipe, variables and objective")
 StrategyName = Literal["grid", "random", "sobol", "cma", "tpe", "line"]
 
 TAKES: Mapping[str, tuple[str, ...]] = {
-    "grid": ("steps",),
-    "random": ("seed",),
-    "sobol": ("seed",),
-    "cma": ("seed", "population", "sigma"),
+    "grid": ("steps", "racing"),
+    "random": ("seed", "racing"),
+    "sobol": ("seed", "racing"),
+    "cma": ("seed", "population", "sigma", "racing"),
     "tpe": ("seed",),
     "line": (),
 }
@@ -233,11 +233,13 @@ class Strategy(Value):
     """The first step of cma, as a share of each variable's range; else 0.3."""
     steps: Annotated[int | None, BeforeValidator(lambda value: check_count(value, least=2))] = None
     """Values of each variable of a grid that has no choices, both ends among them."""
+    racing: Flag = False
+    """Whether candidates that are behind on half of a text's windows are judged no further."""
 
     @model_validator(mode="after")
     def _check_keys(self) -> "Strategy":
         default = Strategy.model_fields
-        for key in ("seed", "population", "sigma", "steps"):
+        for key in ("seed", "population", "sigma", "steps", "racing"):
             if getattr(self, key) != default[key].default and key not in TAKES[self.name]:
                 words = f"has no place in strategy {self.name}; it has {', '.join(TAKES[self.name]) or 'no keys'}"
                 raise make_faults([((key,), make_predicate(words))])
@@ -318,6 +320,9 @@ class SearchFile(Value):
             faults.append((("variables",), make_predicate("has no place beside a genome, whose genes are they")))
         if self.random_init and self.genome is None:
             faults.append((("random_init",), make_predicate("is for a genome; variables have 'start'")))
+        if self.strategy.racing and (self.objective is None or self.objective.perplexity is None):
+            words = "is for the objective perplexity, whose windows can be judged by halves"
+            faults.append((("strategy", "racing"), make_predicate(words)))
         faults += self._find_unsuited()
         if self.strategy.name in ENDLESS and not (self.budget.evaluations or self.budget.hours):
             words = f"needs evaluations or hours: strategy {self.strategy.name} has no end of its own"

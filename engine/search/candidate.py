@@ -70,16 +70,19 @@ class OpenCandidate:
         return json.dumps({name: list(x) if isinstance(x, tuple) else x for name, x in self.values.items()})
 
 
-def evaluate_together(candidates: Sequence[OpenCandidate], sources: Sequence[TextSource]) -> None:
+def evaluate_together(
+    candidates: Sequence[OpenCandidate], sources: Sequence[TextSource], raced: TextSource | None = None
+) -> None:
     """Have candidates know what their models make of texts; they share reads.
 
-    Raises what planning or judging any of them does.
+    raced: of these texts the one on half of which those that are behind are judged no further. Raises what planning
+    or judging any of them does.
     """
     options = candidates[0].options
     storage = make_storage(join_options(options.find_storage(), candidates[0].recipe.storage))
     plans = [candidate.plan() for candidate in candidates]
     for source in sources:
-        found = evaluate_plans(plans, source, options.memory or MEMORY, storage)
+        found = evaluate_plans(plans, source, options.memory or MEMORY, storage, racing=source == raced)
         for candidate, evaluation in zip(candidates, found, strict=True):
             candidate.evaluations[source] = evaluation
             candidate.bytes_read += evaluation.bytes_read

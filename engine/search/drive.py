@@ -48,6 +48,8 @@ class Hunt:
     holdout: Judge | None
     sources: Sequence[TextSource]
     """The texts that candidates are judged on, by all of a generation together."""
+    raced: TextSource | None
+    """That of them on which candidates that are behind are judged no further."""
     sign: int
     """-1 where more is better, else 1."""
     budget: Budget
@@ -175,9 +177,11 @@ def _take_all(log: _Log, generation: int, asked: Sequence[Values]) -> list[Trial
             for place, values in enumerate(asked)
         }
         wanted = [candidate for number, candidate in opened.items() if log.find(number) is None]
+        if wanted and hunt.raced:
+            wanted = list(opened.values())  # who is behind hangs on all of them, also on those that are known
         if hunt.sources and len(wanted) > 1:
             with suppress(MergemillError):  # of one of them: then each is judged alone, and that one fails
-                evaluate_together(wanted, hunt.sources)
+                evaluate_together(wanted, hunt.sources, hunt.raced)
         return [_take(log, generation, number, each, log.find(number)) for number, each in opened.items()]
 
 
@@ -204,6 +208,7 @@ def _judge(hunt: Hunt, candidate: OpenCandidate, blank: Trial) -> Trial:
         found = replace(
             blank, state=SCORED, score=judged.score, stderr=judged.stderr, parts=judged.parts, holdout=holdout
         )
+        found = replace(found, raced=any(each.raced for each in candidate.evaluations.values()))
     except (Cancelled, SourceChanged):
         raise
     except MergemillError as failed:

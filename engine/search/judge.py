@@ -52,7 +52,11 @@ def _make_text(objective: Objective, source: TextSource) -> Judge:
         found = candidate.evaluate(source)
         if objective.perplexity is not None:
             return Judged(found.perplexity, found.stderr)
-        return Judged(found.entropy) if objective.entropy is not None else Judged(found.nll, found.stderr)
+        return (
+            Judged(found.entropy, found.entropy_stderr)
+            if objective.entropy is not None
+            else Judged(found.nll, found.stderr)
+        )
 
     return judge
 

@@ -134,7 +134,8 @@ def make_hunt(file: SearchFile, fill: Any, title: str) -> Hunt:
     judge = make_judge(file.objective, file.name)
     holdout = make_judge(file.holdout, file.name) if file.holdout else None
     texts = list_texts([file.objective, file.holdout])
-    return Hunt(fill, judge, holdout, texts, file.objective.sign, file.budget, title)
+    (raced,) = list_texts([file.objective]) if file.strategy.racing else (None,)
+    return Hunt(fill, judge, holdout, texts, raced, file.objective.sign, file.budget, title)
 
 
 def plan_candidate(recipe: Recipe, asked: RunOptions) -> Plan:

@@ -39,6 +39,8 @@ class Trial:
     error: str | None = None
     parts: tuple[float, ...] = ()
     """Of a sum: the score of each of its items."""
+    raced: bool = False
+    """Whether half of the windows alone were looked at, since it was behind."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the line's mapping; what is empty or was not asked for is left out, but for the score."""
@@ -55,7 +57,8 @@ class Trial:
             "seconds": self.seconds,
             "bytes_read": self.bytes_read,
         }
-        return found | ({"error": self.error} if self.error else {}) | ({"parts": self.parts} if self.parts else {})
+        beside = {"error": self.error, "parts": self.parts, "raced": self.raced}
+        return found | {name: value for name, value in beside.items() if value}
 
 
 def read_trials(folder: Path) -> dict[int, Trial]:

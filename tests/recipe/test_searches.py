@@ -33,7 +33,10 @@ FAULTS = {
         "3: 'x' has choices, which grid, random, sobol, tpe can search and cma cannot"
     ),
     f"{HEAD}{ONE}strategy: {{name: sobol, sigma: 0.1}}\nbudget: {{evaluations: 3}}\n": (
-        "4: 'sigma' has no place in strategy sobol; it has seed"
+        "4: 'sigma' has no place in strategy sobol; it has seed, racing"
+    ),
+    f"{HEAD}{ONE}strategy: {{racing: true}}\nbudget: {{evaluations: 3}}\n": (
+        "4: 'racing' is for the objective perplexity, whose windows can be judged by halves"
     ),
     f"{HEAD}{ONE}strategy: {{name: gird}}\n": "4: 'name' is the text 'gird'; did you mean 'grid'?",
     f"{HEAD}{ONE}strategy: {{name: grid}}\n": (

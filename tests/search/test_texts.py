@@ -59,6 +59,26 @@ def test_a_search_by_perplexity_writes_no_model_and_reads_each_generation_once(h
     assert not list((tmp_path / "s" / "candidates").iterdir())
 
 
+def test_a_race_ends_with_the_best_that_there_is_without_and_goes_on_after_a_kill(here: Path, tmp_path: Path) -> None:
+    def search(**more: object) -> dict[str, object]:
+        return make_search(objective={"perplexity": {"text": "held.txt", "window": 16}}, **more)
+
+    whole = run_search(search(strategy={"name": "grid", "steps": 5}), tmp_path / "whole")
+    raced = run_search(search(strategy={"name": "grid", "steps": 5, "racing": True}), tmp_path / "raced")
+    assert whole.best is not None
+    assert raced.best is not None
+    assert (raced.best.number, raced.best.score) == (whole.best.number, pytest.approx(whole.best.score, rel=1e-9))
+    assert 0 < sum(trial.raced for trial in raced.trials) < 5
+    for one, other in zip(raced.trials, whole.trials, strict=True):
+        assert one.score == pytest.approx(other.score, rel=0.1 if one.raced else 1e-9)
+    (tmp_path / "again").mkdir()
+    lines = (tmp_path / "raced" / "trials.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "again" / "trials.jsonl").write_bytes(b"".join(lines[:3]))
+    (tmp_path / "again" / "search.json").write_bytes((tmp_path / "raced" / "search.json").read_bytes())
+    again = run_search(search(strategy={"name": "grid", "steps": 5, "racing": True}), tmp_path / "again")
+    assert [trial.score for trial in again.trials] == [trial.score for trial in raced.trials]
+
+
 def test_a_generation_in_which_one_cannot_be_judged_is_judged_one_by_one(here: Path, tmp_path: Path) -> None:
     """Its trial says why, and the others have the scores that they have together."""
     search = make_search(objective={"sum": [{"entropy": {"text": "held.txt", "window": 32}}]})
