@@ -32,13 +32,16 @@ def results(
             console.say_json(trial.to_json(), indent=None)
         return
     names = list(trials[0].values) if trials else []
+    front = searches.read_front(folder)
     rows = [
         [
             str(trial.number),
             searches.say_score(trial),
+            *(["front" if trial.number in front else ""] if front else ()),
             searches.say_number(trial.holdout),
             *(say_value(trial.values[name]) for name in names),
         ]
         for trial in trials
     ]
-    console.say_table(rows, heads=["number", "score", "hold-out", *names], right=[0])
+    heads = ["number", "score", *(["of the"] if front else ()), "hold-out", *names]
+    console.say_table(rows, heads=heads, right=[0])

@@ -75,6 +75,7 @@ def describe_trial(event: "searches.TrialFinished") -> str:
     trial, best = event.trial, event.best
     values = ", ".join(f"{name} {say_value(value)}" for name, value in trial.values.items())
     outcome = f"failed: {trial.error}" if trial.score is None else searches.say_score(trial)
+    outcome += f" of {' and '.join(map(searches.say_number, trial.parts))}" if trial.parts else ""
     beside = f"; best {searches.say_score(best)}, number {best.number}" if best else ""
     if best is not None and best.number == trial.number:
         beside = "; the best so far"
@@ -103,8 +104,17 @@ def show_found(found: "searches.Found", folder: str, *, json: bool) -> None:
     console.say(f"best: number {best.number}, {searches.say_score(best)} ({values})")
     if best.holdout is not None:
         console.say(f"hold-out: {searches.say_number(best.holdout)}")
+    if found.front:
+        console.say(f"front: {', '.join(map(_describe_point, found.front))}")
     judged = console.count(len(found.trials), "candidate")
     console.say(f"{judged}, ended by {found.stopped}; merge the best with: mergemill merge {folder}/best.yml OUT")
+
+
+def _describe_point(trial: "searches.Trial") -> str:
+    """Return a candidate of the front with the score of each item."""
+    from mergemill.engine import searches
+
+    return f"number {trial.number} ({', '.join(map(searches.say_number, trial.parts))})"
 
 
 def to_json(found: "searches.Found") -> Mapping[str, Any]:
@@ -118,6 +128,7 @@ def to_json(found: "searches.Found") -> Mapping[str, Any]:
         "bytes_read": sum(trial.bytes_read for trial in found.trials),
         "seconds": round(found.seconds, 3),
         "stopped": found.stopped,
+        **({"front": [trial.number for trial in found.front]} if found.front else {}),
     }
 
 

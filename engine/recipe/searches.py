@@ -31,7 +31,7 @@ from mergemill.engine.recipe.shapes import FrozenMap, Value
 from mergemill.engine.storage.urls import parse_path
 
 FORM = Form("a search file", "recipe, variables and objective")
-StrategyName = Literal["grid", "random", "sobol", "cma", "tpe", "line"]
+StrategyName = Literal["grid", "random", "sobol", "cma", "tpe", "nsga2", "line"]
 
 TAKES: Mapping[str, tuple[str, ...]] = {
     "grid": ("steps", "racing"),
@@ -39,11 +39,12 @@ TAKES: Mapping[str, tuple[str, ...]] = {
     "sobol": ("seed", "racing"),
     "cma": ("seed", "population", "sigma", "racing"),
     "tpe": ("seed",),
+    "nsga2": ("seed", "population"),
     "line": (),
 }
 """Which keys beside its name each strategy has."""
-WITH_CHOICES = ("grid", "random", "sobol", "tpe")
-ENDLESS = ("random", "sobol", "cma", "tpe")
+WITH_CHOICES = ("grid", "random", "sobol", "tpe", "nsga2")
+ENDLESS = ("random", "sobol", "cma", "tpe", "nsga2")
 COMMAND_S = 3600.0  # the longest that a command may take where nothing is said
 
 OptionalNumber = Annotated[float | None, BeforeValidator(check_number)]
@@ -203,6 +204,11 @@ class Objective(Value):
         return (*texts, *examples, *(path for each in self.sum or () for path in each.files))
 
     @property
+    def by_text(self) -> bool:
+        """Whether candidates are judged without being written."""
+        return self.command is None and all(each.by_text for each in self.sum or ())
+
+    @property
     def sign(self) -> int:
         """What a score is multiplied by so that less is better."""
         return -1 if self.direction == "max" else 1
@@ -224,11 +230,11 @@ class Strategy(Value):
     called: ClassVar[str] = "a strategy"
 
     name: Annotated[StrategyName, BeforeValidator(lambda value: _check_word(value, get_args(StrategyName)))] = "cma"
-    """`cma` (CMA-ES), `tpe` (also choices), `grid`, `random`, `sobol`, `line`: the golden section of one number."""
+    """`cma` (CMA-ES), `tpe` (also choices), `nsga2` (the front of a sum's items), `grid`, `random`, `sobol`, `line`."""
     seed: Annotated[int, BeforeValidator(lambda value: _check_given(value))] = 0
     """Of what is drawn."""
     population: Annotated[int | None, BeforeValidator(lambda value: check_count(value, least=2))] = None
-    """Candidates of a generation of cma; else 4 + 3 ln n of n numbers."""
+    """Candidates of a generation: of cma else 4 + 3 ln n of n numbers, of nsga2 else 16."""
     sigma: Finite = None
     """The first step of cma, as a share of each variable's range; else 0.3."""
     steps: Annotated[int | None, BeforeValidator(lambda value: check_count(value, least=2))] = None
@@ -323,6 +329,9 @@ class SearchFile(Value):
         if self.strategy.racing and (self.objective is None or self.objective.perplexity is None):
             words = "is for the objective perplexity, whose windows can be judged by halves"
             faults.append((("strategy", "racing"), make_predicate(words)))
+        if self.strategy.name == "nsga2" and len((self.objective and self.objective.sum) or ()) < 2:
+            words = "is nsga2, which searches several objectives; write them as the items of a sum"
+            faults.append((("strategy",), make_predicate(words)))
         faults += self._find_unsuited()
         if self.strategy.name in ENDLESS and not (self.budget.evaluations or self.budget.hours):
             words = f"needs evaluations or hours: strategy {self.strategy.name} has no end of its own"

@@ -8,41 +8,23 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from mergemill.engine.errors import Cancelled, MergemillError
 from mergemill.engine.plan.small_files import CARD_NAME
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.recipe import ModelRef, Recipe
 from mergemill.engine.recipe.searches import Objective
-from mergemill.engine.recipe.stages import list_models
 from mergemill.engine.runs.options import RunOptions
 from mergemill.engine.runs.outputs.output import find_output
 from mergemill.engine.runs.running import run_as
-from mergemill.engine.search.candidate import evaluate_together, open_candidate
-from mergemill.engine.search.drive import Found, Hunt
-from mergemill.engine.search.members import make_alone, read_back
+from mergemill.engine.search.drive import Found
 from mergemill.engine.search.report import say_number
-from mergemill.engine.search.state import MODEL, digest_of, write_file
-from mergemill.engine.search.strategies.soup import MODELS
-from mergemill.engine.search.trials import Trial
+from mergemill.engine.search.state import MODEL
+from mergemill.engine.search.trials import JudgedParent, Trial
 from mergemill.engine.storage.store import make_storage
 
-PARENTS_NAME = "parents.json"
 ERRORS = 2.0  # standard errors, within which two scores are alike
 AFTER = "made with mergemill."
-
-
-@dataclass(frozen=True, slots=True)
-class JudgedParent:
-    """A model of the best recipe, judged as the candidates were."""
-
-    model: str
-    score: float | None
-    stderr: float | None = None
-    holdout: float | None = None
 
 
 def write_model(plan: Plan, card: str, place: Path, options: RunOptions) -> None:
@@ -72,46 +54,6 @@ def _insert(text: str, card: str) -> str:
     """Put a section after the card's first sentence."""
     before, sentence, after = text.partition(AFTER)
     return f"{before}{sentence}\n\n{card}{after}"
-
-
-def judge_parents(hunt: Hunt, recipe: Recipe, place: Path, options: RunOptions) -> list[JudgedParent]:
-    """Return the scores of the models of a recipe, noted in the search's folder so that they are judged once."""
-    refs = dict(list_models(recipe))
-    path, key = place / PARENTS_NAME, digest_of(sorted(refs))
-    with suppress(FileNotFoundError, ValueError):
-        noted = json.loads(path.read_bytes())
-        if noted["of"] == key:
-            return [JudgedParent(**each) for each in noted["parents"]]
-    parents = _judge(hunt, refs, place, options)
-    kept = [{"model": p.model, "score": p.score, "stderr": p.stderr, "holdout": p.holdout} for p in parents]
-    write_file(path, json.dumps({"of": key, "parents": kept}, indent=1).encode())
-    return parents
-
-
-def _judge(hunt: Hunt, refs: Mapping[str, ModelRef], place: Path, options: RunOptions) -> list[JudgedParent]:
-    with ExitStack() as stack:
-        opened = [
-            stack.enter_context(
-                open_candidate(f"parent-{number}", {MODELS: (name,)}, read_back(make_alone(ref), ""), place, options)
-            )
-            for number, (name, ref) in enumerate(refs.items())
-        ]
-        if hunt.sources and len(opened) > 1:
-            with suppress(MergemillError):
-                evaluate_together(opened, hunt.sources)
-        parents = []
-        for name, candidate in zip(refs, opened, strict=True):
-            try:
-                judged = hunt.judge(candidate)
-                holdout = hunt.holdout(candidate).score if hunt.holdout else None
-                parents.append(JudgedParent(name, judged.score, judged.stderr, holdout))
-            except Cancelled:
-                raise
-            except MergemillError:  # it is told as not judged
-                parents.append(JudgedParent(name, None))
-            finally:
-                candidate.remove()
-        return parents
 
 
 def make_section(

@@ -57,6 +57,14 @@ def find_ticks(low: float, high: float) -> list[float]:
 
 
 @dataclass(frozen=True, slots=True)
+class Level:
+    """A height that is drawn as a line, and what stands at its end."""
+
+    y: float
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Dot:
     """A point, and what is told where a mouse lies on it."""
 
@@ -67,14 +75,14 @@ class Dot:
 
 
 def draw_dots(
-    x: Axis, y: Axis, dots: Sequence[Dot], *, steps: Sequence[tuple[float, float]] = (), levels: Sequence[float] = ()
+    x: Axis, y: Axis, dots: Sequence[Dot], *, steps: Sequence[tuple[float, float]] = (), levels: Sequence[Level] = ()
 ) -> str:
     """Return a picture of points, with a line in steps through others, and level lines."""
     body = [*_draw_axes(x, y)]
-    body += [
-        f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{_down(y, level)}" y2="{_down(y, level)}"/>'
-        for level in levels
-    ]
+    for level in levels:
+        height = _down(y, level.y)
+        body.append(f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height}" y2="{height}"/>')
+        body.append(f'<text x="{WIDTH - RIGHT}" y="{height - 3:g}" text-anchor="end">{escape(level.name)}</text>')
     if steps:
         body.append(f'<path d="{_step_path(x, y, steps)}" fill="none" stroke="{LINE}" stroke-width="1.5"/>')
     body += [

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mergemill.engine.errors import Cancelled, MergemillError, RunError, SourceChanged
 from mergemill.engine.evaluation.evaluating import TextSource
@@ -18,6 +19,7 @@ from mergemill.engine.recipe.searches import Budget
 from mergemill.engine.recipe.templates import Values
 from mergemill.engine.runs.options import RunOptions
 from mergemill.engine.search.candidate import OpenCandidate, evaluate_together, open_candidate
+from mergemill.engine.search.front import SumItem, find_front, rank_items
 from mergemill.engine.search.judge import Judge
 from mergemill.engine.search.plots import PLOT_NAME, make_plot
 from mergemill.engine.search.report import write_reports
@@ -26,6 +28,7 @@ from mergemill.engine.search.strategies.asking import Asking
 from mergemill.engine.search.trials import (
     FAILED,
     SCORED,
+    JudgedParent,
     Trial,
     append_trial,
     count_stalled,
@@ -55,6 +58,16 @@ class Hunt:
     budget: Budget
     title: str
     """For people: what is searched."""
+    items: Sequence[SumItem] = ()
+    """Of an objective that is a sum, its items."""
+    by_items: bool = False
+    """Whether the strategy is told how candidates rank by each item, not by their sum."""
+    parents: Sequence[JudgedParent] = ()
+    """For pictures: the models that candidates are made of, where they were judged."""
+
+    def rank(self, trial: Trial) -> Any:
+        """Return what the strategy is told of a trial."""
+        return rank_items(trial, self.items) if self.by_items else rank(trial, self.sign)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +90,8 @@ class Found:
     """Of this run."""
     stopped: str
     """Why it ended: evaluations, hours, stall, or what the strategy says."""
+    front: tuple[Trial, ...] = ()
+    """Of a sum: the candidates than which none is better in all of its items."""
 
 
 OnTrial = Callable[[TrialFinished], None]
@@ -96,7 +111,8 @@ def drive_search(hunt: Hunt, asking: Asking, folder: Path, options: RunOptions, 
     if best is None and log.trials:
         first = log.trials[0].error
         raise RunError(f"{folder}: no candidate has a score; the first of them: {first}; ask for more evaluations")
-    return Found(best, tuple(log.trials), time.perf_counter() - started, stopped)
+    front = tuple(find_front(log.trials, hunt.items))
+    return Found(best, tuple(log.trials), time.perf_counter() - started, stopped, front)
 
 
 def _follow(hunt: Hunt, asking: Asking, log: "_Log") -> str:
@@ -106,11 +122,12 @@ def _follow(hunt: Hunt, asking: Asking, log: "_Log") -> str:
         while not stopped:
             done = _take_all(log, generation, _fit(asked, hunt.budget, len(log.trials)))
             write_reports(log.folder, log.trials, hunt.sign, hunt.title)
-            write_file(log.folder / PLOT_NAME, make_plot(log.trials, hunt.sign, hunt.title).encode())
+            page = make_plot(log.trials, hunt.sign, hunt.title, items=hunt.items, parents=hunt.parents)
+            write_file(log.folder / PLOT_NAME, page.encode())
             stopped = _find_stop(hunt, log.trials)
             generation += 1
             if not stopped:
-                asked = asking.send([rank(trial, hunt.sign) for trial in done])
+                asked = asking.send([hunt.rank(trial) for trial in done])
     except StopIteration as end:
         stopped = str(end.value)
     return stopped

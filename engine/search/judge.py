@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mergemill.engine.evaluation.evaluating import TextSource
 from mergemill.engine.recipe.searches import COMMAND_S, ExamplesObjective, Objective, TextObjective
 from mergemill.engine.search.candidate import OpenCandidate
 from mergemill.engine.search.command import list_places, run_command
+from mergemill.engine.search.front import SumItem
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,23 @@ def list_sources(objectives: Sequence[Objective | None]) -> list[TextSource]:
     each = [objective for objective in objectives if objective is not None]
     flat = [item for objective in each for item in (objective, *(objective.sum or ()))]
     return list(dict.fromkeys(source for item in flat if (source := _find_source(item)) is not None))
+
+
+def list_items(objective: Objective) -> list[SumItem]:
+    """Return the items of a sum, named for people; of any other objective nothing."""
+    return [SumItem(_name(each), each.sign) for each in objective.sum or ()]
+
+
+def _name(objective: Objective) -> str:
+    """Return what an objective measures, and on what.
+
+    >>> _name(Objective(command="python score.py {model}")), _name(Objective(entropy={"text": "a/held.txt"}))
+    ('python score.py {model}', 'entropy of held.txt')
+    """
+    if objective.command is not None:
+        return objective.command
+    kind = next(key for key in ("perplexity", "entropy", "few_shot") if getattr(objective, key))
+    return f"{'loss' if kind == 'few_shot' else kind} of {Path(objective.files[0]).name}"
 
 
 def make_judge(objective: Objective, where: str) -> Judge:

@@ -1,12 +1,15 @@
 """A search as a page of HTML: its best, pictures of its scores, the table of all candidates; no script, no network."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from pathlib import Path
 
 from mergemill.engine.reports.frame import frame
-from mergemill.engine.search.drawing import Axis, Dot, draw_dots, make_axis, make_choices
+from mergemill.engine.search.drawing import Axis, Dot, Level, draw_dots, make_axis, make_choices
+from mergemill.engine.search.front import SumItem, find_front
 from mergemill.engine.search.report import say_number, say_score, sort_trials, spread_values
-from mergemill.engine.search.trials import Trial, find_best
+from mergemill.engine.search.trials import JudgedParent, Trial, find_best
 
 PLOT_NAME = "plot.html"
 MOST_PICTURES, MOST_ROWS = 24, 500
@@ -18,28 +21,40 @@ svg .level { stroke: currentColor; stroke-dasharray: 4 3; opacity: .6; }
 """.strip()
 
 
-def make_plot(trials: Sequence[Trial], sign: int, title: str) -> str:
-    """Return the page. sign: -1 where more is better, else 1."""
+def make_plot(
+    trials: Sequence[Trial],
+    sign: int,
+    title: str,
+    *,
+    items: Sequence[SumItem] = (),
+    parents: Sequence[JudgedParent] = (),
+) -> str:
+    """Return the page. sign: -1 where more is better, else 1. items: of an objective that is a sum."""
     best = find_best(trials, sign)
     told = f"<p>The best of {len(trials)} is number {best.number}: {escape(say_score(best))}.</p>" if best else ""
-    pictures = "".join(f"<figure><figcaption>{what}</figcaption>{svg}</figure>" for what, svg in _draw(trials, sign))
+    drawn = [*_draw(trials, sign, parents), *_draw_fronts(trials, items)]
+    pictures = "".join(f"<figure><figcaption>{what}</figcaption>{svg}</figure>" for what, svg in drawn)
     shown = f'<div class="pictures">{pictures}</div><h2>Candidates, the best first</h2>{_table(trials, sign)}'
+    shown += _list_parents(parents)
     return frame(title, [f"<h1>{escape(title)}</h1>", told, shown], figure_px=366, style=_STYLE)
 
 
-def _draw(trials: Sequence[Trial], sign: int) -> Iterator[tuple[str, str]]:
+def _draw(trials: Sequence[Trial], sign: int, parents: Sequence[JudgedParent]) -> Iterator[tuple[str, str]]:
     """Yield captions and pictures: scores in the order of candidates, against the hold-out, and each variable."""
     scored = [trial for trial in trials if trial.score is not None]
     best = find_best(trials, sign)
     if not scored or best is None:
         return
-    scores = make_axis("score", [trial.score for trial in scored if trial.score is not None])
-    start = scored[0].score if scored[0].number == 0 else None
-    levels = [start] if start is not None else []
+    heights = [trial.score for trial in scored if trial.score is not None]
+    levels = _find_levels(heights, parents)
+    scores = make_axis("score", [*heights, *(level.y for level in levels)])
+    if scored[0].number == 0:
+        levels = [*levels, Level(heights[0], "")]
+    told = f"dashed: candidate 0{' and the models alone' if len(levels) > 1 else ''}"
     numbers = make_axis("candidate", [float(trial.number) for trial in scored])
     dots = [_dot(trial, float(trial.number), best) for trial in scored]
     picture = draw_dots(numbers, scores, dots, steps=_find_steps(scored, sign), levels=levels)
-    yield "Score of each candidate, and the best so far; dashed: candidate 0", picture
+    yield f"Score of each candidate, and the best so far; {told}", picture
     held = [trial for trial in scored if trial.holdout is not None]
     if held:
         axis = make_axis("hold-out", [trial.holdout for trial in held if trial.holdout is not None])
@@ -48,7 +63,41 @@ def _draw(trials: Sequence[Trial], sign: int) -> Iterator[tuple[str, str]]:
     for name in list(spread_values(trials[0].values))[:MOST_PICTURES]:
         axis, places = _find_axis(name, scored)
         dots = [_dot(trial, places[spread_values(trial.values)[name]], best) for trial in scored]
-        yield f"Score against {escape(name)}; dashed: candidate 0", draw_dots(axis, scores, dots, levels=levels)
+        yield f"Score against {escape(name)}; {told}", draw_dots(axis, scores, dots, levels=levels)
+
+
+def _find_levels(scores: Sequence[float], parents: Sequence[JudgedParent]) -> list[Level]:
+    """Return the models that a picture has room for: one that is far off would leave none for the candidates."""
+    room = max(scores) - min(scores) or abs(scores[0])
+    known = [(each.score, each.model) for each in parents if each.score is not None]
+    near = [(score, name) for score, name in known if min(scores) - room <= score <= max(scores) + room]
+    return [Level(score, Path(name).name) for score, name in near]
+
+
+def _draw_fronts(trials: Sequence[Trial], items: Sequence[SumItem]) -> Iterator[tuple[str, str]]:
+    """Yield a picture of each two items of a sum, in which those of the front are marked."""
+    scored = [trial for trial in trials if trial.score is not None]
+    front = {trial.number for trial in find_front(trials, items)}
+    for first, second in itertools.islice(itertools.combinations(range(len(items)), 2), MOST_PICTURES if front else 0):
+        x, y = (make_axis(items[place].name, [trial.parts[place] for trial in scored]) for place in (first, second))
+        dots = [
+            Dot(trial.parts[first], trial.parts[second], f"number {trial.number}", trial.number in front)
+            for trial in scored
+        ]
+        yield f"{escape(items[second].name)} against {escape(items[first].name)}: the front", draw_dots(x, y, dots)
+
+
+def _list_parents(parents: Sequence[JudgedParent]) -> str:
+    """Return a table of the models alone, where they were judged."""
+    rows = "".join(
+        f"<tr><td>{escape(each.model)}</td><td>{say_number(each.score) or 'not judged'}</td>"
+        f"<td>{say_number(each.holdout)}</td></tr>"
+        for each in parents
+    )
+    head = "<thead><tr><th>model</th><th>score</th><th>hold-out</th></tr></thead>"
+    return (
+        f'<h2>The models alone</h2><div class="wide"><table>{head}<tbody>{rows}</tbody></table></div>' if rows else ""
+    )
 
 
 def _find_axis(name: str, trials: Sequence[Trial]) -> tuple[Axis, Mapping[object, float]]:

@@ -6,10 +6,13 @@ from typing import Any
 
 from mergemill.engine.errors import InputError
 from mergemill.engine.recipe import ModelRef, load_recipe
+from mergemill.engine.recipe.searches import Objective
 from mergemill.engine.recipe.templates import (
     parse_template,
 )
 from mergemill.engine.search.cocktails import read_alone
+from mergemill.engine.search.front import find_front
+from mergemill.engine.search.judge import list_items
 from mergemill.engine.search.members import make_members
 from mergemill.engine.search.report import sort_trials
 from mergemill.engine.search.state import read_state
@@ -21,6 +24,14 @@ def read_results(folder: str | Path) -> list[Trial]:
     place = Path(folder)
     sign = _find_sign(read_state(place)["search"])
     return sort_trials(list(read_trials(place).values()), sign)
+
+
+def read_front(folder: str | Path) -> list[int]:
+    """Return the numbers of the trials of a sum's front, in the order of its first item; of others nothing."""
+    place = Path(folder)
+    said = read_state(place)["search"].get("objective") or {}
+    items = list_items(Objective.model_validate(said)) if said.get("sum") else []
+    return [trial.number for trial in find_front(list(read_trials(place).values()), items)]
 
 
 def _find_sign(search: Mapping[str, Any]) -> int:

@@ -8,7 +8,7 @@ from mergemill.engine.search.cocktail import ALPHA, TEMPERATURE, TEMPERATURES, f
 from mergemill.engine.search.cocktails import Cocktail, run_cocktail
 from mergemill.engine.search.drive import Found, TrialFinished
 from mergemill.engine.search.report import say_number, say_score
-from mergemill.engine.search.results import make_candidate, read_results
+from mergemill.engine.search.results import make_candidate, read_front, read_results
 from mergemill.engine.search.searching import run_search
 from mergemill.engine.search.soups import Soup, run_soup
 from mergemill.engine.search.trials import Trial
@@ -29,6 +29,7 @@ __all__ = [
     "load_search",
     "make_candidate",
     "make_sweep",
+    "read_front",
     "read_results",
     "run_cocktail",
     "run_search",

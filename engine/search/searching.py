@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -21,10 +22,11 @@ from mergemill.engine.recipe.templates import (
 )
 from mergemill.engine.runs.inspect import inspect
 from mergemill.engine.runs.options import RunKeywords, RunOptions
-from mergemill.engine.search.best import judge_parents, make_section, write_model
+from mergemill.engine.search.best import make_section, write_model
 from mergemill.engine.search.drive import Found, Hunt, OnTrial, drive_search, ignore
+from mergemill.engine.search.judge import list_items, make_judge
 from mergemill.engine.search.judge import list_sources as list_texts
-from mergemill.engine.search.judge import make_judge
+from mergemill.engine.search.parents import judge_parents
 from mergemill.engine.search.space import Space
 from mergemill.engine.search.state import SearchRecord, held, list_sources, open_state
 from mergemill.engine.search.strategies.asking import Asking
@@ -56,6 +58,9 @@ def run_search(
     record = _record(file, write_documents([each.data for each in template.documents]), plans)
     with held(place):
         open_state(place, record)
+        if hunt.sources and all(each is None or each.by_text for each in (file.objective, file.holdout)):
+            parents = judge_parents(hunt, template.fill(space.to_values(space.start)), place, asked)
+            hunt = replace(hunt, parents=parents)
         found = drive_search(hunt, asking, place, asked, on_trial)
         if write and found.best is not None:
             _write_best(file, hunt, template.fill(found.best.values), found, record, place, asked)
@@ -116,10 +121,18 @@ def make_asking(file: SearchFile, space: Space) -> Asking:
         load_cmaes()
         return ask_cma(space, said.seed, said.population, said.sigma)
     if said.name == "tpe":
-        from mergemill.engine.search.strategies.tpe import ask_tpe, load_optuna
+        from mergemill.engine.search.strategies.by_optuna import load_optuna
+        from mergemill.engine.search.strategies.tpe import ask_tpe
 
-        load_optuna()
+        load_optuna("tpe")
         return ask_tpe(space, said.seed)
+    if said.name == "nsga2":
+        from mergemill.engine.search.strategies.by_optuna import load_optuna
+        from mergemill.engine.search.strategies.nsga2 import ask_nsga2
+
+        load_optuna("nsga2")
+        assert file.objective is not None
+        return ask_nsga2(space, said.seed, said.population, len(file.objective.sum or ()))
     if said.name == "line":
         if space.size != 1:
             raise PlanError(f"{file.name}: line searches one number; here are {space.size}")
@@ -135,7 +148,18 @@ def make_hunt(file: SearchFile, fill: Any, title: str) -> Hunt:
     holdout = make_judge(file.holdout, file.name) if file.holdout else None
     texts = list_texts([file.objective, file.holdout])
     (raced,) = list_texts([file.objective]) if file.strategy.racing else (None,)
-    return Hunt(fill, judge, holdout, texts, raced, file.objective.sign, file.budget, title)
+    return Hunt(
+        fill,
+        judge,
+        holdout,
+        texts,
+        raced,
+        file.objective.sign,
+        file.budget,
+        title,
+        items=list_items(file.objective),
+        by_items=file.strategy.name == "nsga2",
+    )
 
 
 def plan_candidate(recipe: Recipe, asked: RunOptions) -> Plan:

@@ -61,6 +61,17 @@ class Trial:
         return found | {name: value for name, value in beside.items() if value}
 
 
+@dataclass(frozen=True, slots=True)
+class JudgedParent:
+    """A model that candidates are made of, judged as they are."""
+
+    model: str
+    score: float | None
+    """None where it could not be judged."""
+    stderr: float | None = None
+    holdout: float | None = None
+
+
 def read_trials(folder: Path) -> dict[int, Trial]:
     """Return the trials of a search by number; of a number that was tried again, the last."""
     path = folder / TRIALS_NAME

@@ -30,10 +30,13 @@ FAULTS = {
     f"{HEAD}variables: {{x: {{choices: [a, a]}}}}\n": "3: 'choices' has an item twice",
     f"{HEAD}variables: {{x: {{lwo: 0, high: 1}}}}\n": "3: unknown key 'lwo'; did you mean 'low'?",
     f"{HEAD}variables: {{x: {{choices: [a, b]}}}}\nbudget: {{evaluations: 3}}\n": (
-        "3: 'x' has choices, which grid, random, sobol, tpe can search and cma cannot"
+        "3: 'x' has choices, which grid, random, sobol, tpe, nsga2 can search and cma cannot"
     ),
     f"{HEAD}{ONE}strategy: {{name: sobol, sigma: 0.1}}\nbudget: {{evaluations: 3}}\n": (
         "4: 'sigma' has no place in strategy sobol; it has seed, racing"
+    ),
+    f"{HEAD}{ONE}strategy: {{name: nsga2}}\nbudget: {{evaluations: 3}}\n": (
+        "4: 'strategy' is nsga2, which searches several objectives; write them as the items of a sum"
     ),
     f"{HEAD}{ONE}strategy: {{racing: true}}\nbudget: {{evaluations: 3}}\n": (
         "4: 'racing' is for the objective perplexity, whose windows can be judged by halves"

@@ -9,13 +9,16 @@ import pytest
 from mergemill.engine.recipe.searches import Variable
 from mergemill.engine.recipe.templates import Values
 from mergemill.engine.search.cocktail import find_weights
+from mergemill.engine.search.front import SumItem, find_front
 from mergemill.engine.search.space import Space
 from mergemill.engine.search.strategies.asking import Asking
 from mergemill.engine.search.strategies.cma import ask_cma
 from mergemill.engine.search.strategies.drawn import ask_grid, ask_random, ask_sobol
 from mergemill.engine.search.strategies.line import ask_line
+from mergemill.engine.search.strategies.nsga2 import ask_nsga2
 from mergemill.engine.search.strategies.soup import ask_soup
 from mergemill.engine.search.strategies.tpe import ask_tpe
+from mergemill.engine.search.trials import SCORED, Trial
 
 BOX = Space({"x": Variable(low=-1, high=1, start=0.25), "y": Variable(low=0.01, high=1, log=True)})
 
@@ -102,6 +105,30 @@ def test_tpe_begins_with_the_start_and_finds_the_better_choice() -> None:
     best = min(first, key=score)
     assert best["m"] == "b"
     assert score(best) < 0.02
+
+
+def test_nsga2_finds_the_front_of_two_objectives() -> None:
+    """Of x squared and (x - 1) squared, whose front is x from 0 to 1, and a choice that makes both worse."""
+    space = Space({"x": Variable(low=-4, high=4, start=3), "m": Variable(choices=["a", "b"])})
+
+    def score(values: Values) -> tuple[float, float]:
+        x, worse = float(str(values["x"])), 5.0 * (values["m"] == "b")
+        return (math.inf, math.inf) if x < -3 else (x * x + worse, (x - 1) ** 2 + worse)
+
+    first, again = (follow(ask_nsga2(space, 1, 12, 2), score, 300)[0] for _ in range(2))  # type: ignore[arg-type]
+    assert first == again
+    assert first[0]["x"] == 3
+    late = first[-60:]
+    near = sum(-0.2 < float(str(values["x"])) < 1.2 and values["m"] == "a" for values in late)
+    assert near > 15  # of points at random, 5 would be
+
+
+def test_a_front_is_what_nothing_is_better_than_in_all() -> None:
+    items = [SumItem("loss", 1), SumItem("accuracy", -1)]
+    parts = [(1.0, 0.2), (2.0, 0.9), (1.5, 0.1), (2.0, 0.9), (0.9, 0.1), (3.0, 0.8)]
+    trials = [Trial(i, 0, {}, "", SCORED, 0.0, parts=part) for i, part in enumerate(parts)]
+    assert [trial.number for trial in find_front([*trials, Trial(6, 0, {}, "")], items)] == [4, 0, 1]
+    assert find_front([Trial(0, 0, {}, "", SCORED, 0.0)], []) == []
 
 
 def make_soup(scores: dict[tuple[str, ...], float], rounds: int = 1) -> tuple[list[str], list[tuple[str, ...]]]:

@@ -43,6 +43,9 @@ def make_search(**more: object) -> dict[str, object]:
 
 def test_a_search_by_perplexity_writes_no_model_and_reads_each_generation_once(here: Path, tmp_path: Path) -> None:
     found = run_search(make_search(holdout={"text": "other.txt", "window": 32}), tmp_path / "s", write=True)
+    page = (tmp_path / "s" / "plot.html").read_text()
+    assert page.count('class="level"') >= 4  # candidate 0 and a parent, in two pictures
+    assert "<td>./a</td>" in page
     card = (tmp_path / "s" / "model" / "README.md").read_text()
     assert "* `held.txt`, sha256 `" in card
     assert "| `b` | " in card
@@ -57,6 +60,24 @@ def test_a_search_by_perplexity_writes_no_model_and_reads_each_generation_once(h
     once = evaluate(make_candidate(tmp_path / "s", 1), TextSource(text="held.txt", window=32)).bytes_read
     assert sum(each.bytes_read for each in found.trials) == 2 * once  # of two texts
     assert not list((tmp_path / "s" / "candidates").iterdir())
+
+
+def test_a_search_of_two_texts_shows_its_front(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    items = [{"perplexity": {"text": name, "window": 64}} for name in ("held.txt", "other.txt")]
+    strategy, budget = {"name": "nsga2", "population": 4}, {"evaluations": 8}
+    search = make_search(objective={"sum": items}, strategy=strategy, budget=budget)
+    (tmp_path / "s.yml").write_text(json.dumps(search))
+    assert execute(["evolve", str(tmp_path / "s.yml"), str(tmp_path / "s"), "--json", "-q"]) == 0
+    front = json.loads(capsys.readouterr().out)["front"]
+    parts = {trial.number: trial.parts for trial in read_results(tmp_path / "s")}
+    assert front
+    for number, own in parts.items():
+        assert (number in front) == (not any(x <= own[0] and y <= own[1] and (x, y) != own for x, y in parts.values()))
+    assert execute(["results", str(tmp_path / "s"), "--top", "8"]) == 0
+    assert capsys.readouterr().out.count("front") == len(front)
+    assert execute(["evolve", str(tmp_path / "s.yml"), str(tmp_path / "s")]) == 0
+    assert f"front: number {front[0]} (" in capsys.readouterr().out
+    assert "perplexity of other.txt against perplexity of held.txt: the front" in (tmp_path / "s/plot.html").read_text()
 
 
 def test_a_race_ends_with_the_best_that_there_is_without_and_goes_on_after_a_kill(here: Path, tmp_path: Path) -> None:

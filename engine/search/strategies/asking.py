@@ -1,12 +1,15 @@
 """What a strategy is."""
 
 from collections.abc import Generator, Sequence
+from typing import Any
 
 from mergemill.engine.recipe.templates import Values
 
 Asked = Sequence[Values]
 """The candidates of one generation."""
-Ranks = Sequence[float]
-"""Of each what is less for a better one; infinite where it failed."""
-Asking = Generator[Asked, Ranks, str]
-"""Yields generations, is sent their ranks, and returns why it ended."""
+Asking = Generator[Asked, Any, str]
+"""Yields generations, is sent a rank of each candidate, and returns why it ended.
+
+A rank is less for a better one, and infinite where it failed; where several objectives are searched, it is that of
+each.
+"""
