@@ -7,6 +7,8 @@ the accumulation (float32; float64 where an input is):
 `models`        the inputs, a list of tensors ``[n]`` in the recipe's order
 `deltas`        instead of `models`: their differences to the base, without the base itself. Where an optional base
                 is not there: the models as they are
+`importances`   what says how much each model's elements matter, a list as long as `models`; None where the recipe
+                gives none
 `base`          the base model's tensor ``[n]``; None where an optional base is not there
 `statistics`    what the function given to the decorator as `statistics` returned for the whole tensor
 `place`         where the slab lies (`Place`): the whole tensor's name and shape, the slab's first element
@@ -43,7 +45,7 @@ PerModel = Annotated[Sequence[T], PER_MODEL]
 Reads = Literal["element", "gram", "rank", "sums", "row", "matrix"]
 BaseRole = Literal["none", "optional", "required", "first of two"]
 Grain = Literal["block", "row", "tensor"]
-GIVEN = ("models", "deltas", "base", "statistics", "place")
+GIVEN = ("models", "deltas", "importances", "base", "statistics", "place")
 
 
 def say_number(value: float) -> str:
@@ -118,6 +120,11 @@ class Method(Documented):
         return "deltas" in self.given
 
     @property
+    def takes_importances(self) -> bool:
+        """Whether the method is given what says how much each element matters, where a recipe has that."""
+        return "importances" in self.given
+
+    @property
     def on_device(self) -> bool:
         """Whether it works on tensors that lie on a device: all that are built in do."""
         return True
@@ -167,9 +174,17 @@ class Method(Documented):
         statistics: Any,
         place: Place,
         settings: Mapping[str, Any],
+        importances: list[Tensor] | None = None,
     ) -> Tensor:
         """Call the method on one slab."""
-        known = {"models": tensors, "deltas": tensors, "base": base, "statistics": statistics, "place": place}
+        known = {
+            "models": tensors,
+            "deltas": tensors,
+            "importances": importances,
+            "base": base,
+            "statistics": statistics,
+            "place": place,
+        }
         return self.function(*(known[name] for name in self.given), **self._arguments(settings))
 
     def _arguments(self, settings: Mapping[str, Any]) -> dict[str, Any]:

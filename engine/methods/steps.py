@@ -176,6 +176,7 @@ class Stepped:
         statistics: Any,
         place: Place,
         settings: Mapping[str, Any],
+        importances: list[Tensor] | None = None,
     ) -> Tensor:
         """Merge one slab, take the base away, go through the steps and put the base back."""
         steps = self._steps_for(place.shape)

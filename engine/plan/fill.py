@@ -10,6 +10,7 @@ from mergemill.engine.methods.contract import Method
 from mergemill.engine.offers.layouts import AS_THEY_ARE, Packs
 from mergemill.engine.offers.offer import Offer, Offers
 from mergemill.engine.plan.coverage import OPTIONAL_UNUSED, OTHERS, VECTOR_UNUSED, WEIGHTLESS, Ledger, Use
+from mergemill.engine.plan.importance import OpenImportances
 from mergemill.engine.plan.policy import MERGE_ALL, Policies, Verdict
 from mergemill.engine.plan.renumbering import Renumbering
 from mergemill.engine.plan.settings import Site, resolve_settings
@@ -52,6 +53,7 @@ class Filling:
     policies: Policies = MERGE_ALL
     packs: Packs = AS_THEY_ARE  # how the output stores what is merged as one tensor
     renumbering: Renumbering | None = None  # of tensors with a row a token
+    importances: OpenImportances = field(default_factory=OpenImportances)
 
 
 def make_filling(
@@ -98,7 +100,7 @@ def fill_slot(slot: Slot, filling: Filling, ledger: Ledger) -> OutputTensor | No
         _drop(found, OPTIONAL_UNUSED, ledger)
         return None
     _check_shapes(slot, found, filling)
-    expression, dtype, unread = _make_expression(slot, found, filling)
+    expression, dtype, unread = _make_expression(slot, found, filling, ledger)
     how: Use = "merged" if expression.is_merged else "copied"
     read = [each for each in found if each not in unread]
     for candidate, offer in read:
@@ -248,13 +250,15 @@ def _check_known(tensor: str, dtypes: Sequence[str], where: str) -> None:
         raise PlanError(f"{where}: tensor {tensor}: dtype {unknown} cannot be merged or copied yet")
 
 
-def _make_expression(slot: Slot, found: Sequence[Found], filling: Filling) -> tuple[Expression, str, list[Found]]:
+def _make_expression(
+    slot: Slot, found: Sequence[Found], filling: Filling, ledger: Ledger
+) -> tuple[Expression, str, list[Found]]:
     """Return what the tensor is made of, its dtype, and which of those that were found are not read for it."""
     dtypes = [offer.dtype for _, offer in found]
     _check_known(slot.site.tensor, dtypes, filling.where)
     if all(is_mergeable(dtype) for dtype in dtypes):
         dtype = filling.dtype or promote(dtypes)
-        expression, unread = _merge(slot, found, filling, [*dtypes, *(["F64"] if filling.wide else [])])
+        expression, unread = _merge(slot, found, filling, [*dtypes, *(["F64"] if filling.wide else [])], ledger)
         return expression, dtype, unread
     if len(set(dtypes)) > 1:
         raise PlanError(
@@ -266,7 +270,7 @@ def _make_expression(slot: Slot, found: Sequence[Found], filling: Filling) -> tu
 
 
 def _merge(
-    slot: Slot, found: Sequence[Found], filling: Filling, dtypes: Sequence[str]
+    slot: Slot, found: Sequence[Found], filling: Filling, dtypes: Sequence[str], ledger: Ledger
 ) -> tuple[Expression, list[Found]]:
     if filling.method.base != "none" and len(found) == 1 < len(slot.candidates):
         return found[0][1].expression, []  # an optional buffer that one model stores: nothing to merge it with
@@ -290,12 +294,14 @@ def _merge(
     deltas = [
         find_delta_base(slot, candidate, offer, filling.offers, where=filling.where) for candidate, offer in inputs
     ]
+    importances = filling.importances.find(inputs, filling.method, slot.site.tensor, ledger)
     wide = compute_dtype([*dtypes, *(delta.dtype for delta in deltas if delta is not None)])
     merged = Merged(
         kernel,
         (
             *(offer.expression for _, offer in base),
             *(make_source(offer, delta) for (_, offer), delta in zip(inputs, deltas, strict=True)),
+            *importances,
         ),
         bool(base),
         settings,
@@ -303,6 +309,7 @@ def _merge(
         wide,
         filling.steps.find_factors(site, len(inputs), where=filling.where),
         find_numbers(filling.vectors, [each for each, _ in inputs]) if filling.steps.takes_squares else (),
+        len(importances),
     )
     unread = find_weightless(merged, filling.steps, filling.guard)
     return leave_out(merged, unread), [inputs[i] for i in unread]

@@ -21,6 +21,7 @@ from mergemill.engine.plan.disagreement import warn_of_disagreement
 from mergemill.engine.plan.draft import SHARD_SIZE, Draft, finish
 from mergemill.engine.plan.fill import enter_unmerged, fill_slot, make_filling
 from mergemill.engine.plan.filters import divide, list_filters, warn_of_filters
+from mergemill.engine.plan.importance import open_importances, warn_of_importance
 from mergemill.engine.plan.inputs import (
     check_heads,
     check_inputs,
@@ -152,6 +153,8 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
     vectors = list_vectors(stacks)
     filling = make_filling(recipe, offers, family, method, steps, vectors, asked.seed, where)
     filling = replace(filling, checkpoints=checkpoints, policies=policies, packs=packs, renumbering=renumbering)
+    importances = open_importances(recipe, method, family, reached, where=where)
+    filling = replace(filling, importances=importances)
     ledger = Ledger()
     later.enter(checkpoints, ledger)
     for model, checkpoint in checkpoints.items():
@@ -170,7 +173,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
         origin=Origin("merge", recipe.merge_method, recipe_to_json(recipe), recipe.text, recipe.file, asked.seed, code),
         tensors=made.tensors,
         files=files,
-        sources=ledger.close(checkpoints, stacks, family),
+        sources=(*ledger.close(checkpoints, stacks, family), *importances.close(ledger)),
         donor=describe_donor(recipe, list(checkpoints)),
         dtype_from=describe_choice(recipe, checkpoints),
         guard=filling.guard,
@@ -189,6 +192,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
             *(() if quantized else warn_of_dequantized(checkpoints, offers, where=where)),
             *warn_of_activations(checkpoints, offers, where=where),
             *warn_of_residuals(recipe, where=where),
+            *warn_of_importance(recipe, method, where=where),
             *warn_of_unused(method, shared, own, where=where),
             *warn_of_filters(method, stacks, checkpoints, where=where),
             *warn_of_config(tensors, stacks, words.describe(donor), where=where),

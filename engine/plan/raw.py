@@ -7,7 +7,7 @@ of the first model, since they count no model's weights.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal, get_args
@@ -23,6 +23,7 @@ from mergemill.engine.plan.code import find_code, warn_of_code
 from mergemill.engine.plan.coverage import VECTOR_UNUSED, Ledger
 from mergemill.engine.plan.draft import SHARD_SIZE, Draft
 from mergemill.engine.plan.fill import Filling, copy_offer, fill_slot, make_filling
+from mergemill.engine.plan.importance import OpenImportances, open_importances, warn_of_importance
 from mergemill.engine.plan.inputs import check_inputs
 from mergemill.engine.plan.make import plan_recipe
 from mergemill.engine.plan.opening import PlanOptions, Stages, open_models, warn_of_overrides
@@ -30,7 +31,7 @@ from mergemill.engine.plan.pipelines import check_pipelines, write_as_pipeline
 from mergemill.engine.plan.prefixes import join_prefixes
 from mergemill.engine.plan.settings import Site, check_names, choose_method, has_gradient, warn_of_unused
 from mergemill.engine.plan.share import share_reads
-from mergemill.engine.plan.slots import Candidate, Slot
+from mergemill.engine.plan.slots import Slot, make_candidate
 from mergemill.engine.plan.small_files import Inputs, make_inputs, make_raw_files
 from mergemill.engine.plan.spellings import join_spellings, read_paths
 from mergemill.engine.plan.stacks import Stack, Stretch
@@ -88,10 +89,12 @@ def _draft_one(names: Names, recipe: Recipe, asked: PlanOptions, stages: Stages,
     refs = list_models(recipe)
     code = find_code(recipe, asked.methods)
     method = choose_method(recipe, code)
-    given = open_models(refs, make_storage(join_options(asked.storage, recipe.storage)), stages, where)
+    storage = make_storage(join_options(asked.storage, recipe.storage))
+    given = open_models(refs, storage, stages, where)
     recipe, opened, spelt = join_spellings(recipe, given, where=where)
     checkpoints, offers, told = join_prefixes(share_reads(opened), find_offers(opened, stages))
-    raw = _Raw(recipe, names, method, checkpoints, asked.seed, code, where)
+    importances = open_importances(recipe, method, _NOTHING, storage, where=where)
+    raw = _Raw(recipe, names, method, checkpoints, asked.seed, code, importances, where)
     inputs = make_inputs(checkpoints, list_stored(checkpoints, stages), checkpoints[raw.donor])
     draft = _draft(
         raw, offers, inputs, [*warn_of_overrides(refs, where=where), *spelt, *(f"{where}: {each}" for each in told)]
@@ -109,6 +112,7 @@ class _Raw:
     checkpoints: Mapping[str, Checkpoint]
     seed: int
     code: tuple[MethodsFile, ...]
+    importances: OpenImportances
     where: str
 
     @property
@@ -146,6 +150,7 @@ def _draft(raw: _Raw, given: Mapping[str, Offers], inputs: Inputs, told: Sequenc
     check_inputs(recipe, raw.checkpoints, offers, _NOTHING, where=where)
     vectors, steps = list_vectors([stack]), make_steps(recipe, raw.method, where=where)
     filling = make_filling(recipe, offers, _NOTHING, raw.method, steps, vectors, raw.seed, where)
+    filling = replace(filling, importances=raw.importances)
     ledger = Ledger()
     tensors = list(_fill(raw, stack, filling, ledger))
     for model in raw.checkpoints.keys() - {str(entry.model) for entry in raw.entries}:
@@ -156,7 +161,7 @@ def _draft(raw: _Raw, given: Mapping[str, Offers], inputs: Inputs, told: Sequenc
         origin=Origin(kind, recipe.merge_method, recipe_to_json(recipe), recipe.text, recipe.file, raw.seed, raw.code),
         tensors=tensors,
         files=make_raw_files(recipe, raw.method, inputs, tensors, raw.code),
-        sources=ledger.summarise(raw.checkpoints),
+        sources=(*ledger.summarise(raw.checkpoints), *raw.importances.close(ledger)),
         donor=f"{raw.donor}, where models do not merge",
         dtype_from=describe_choice(recipe, raw.checkpoints),
         guard=filling.guard,
@@ -168,6 +173,7 @@ def _draft(raw: _Raw, given: Mapping[str, Offers], inputs: Inputs, told: Sequenc
             *told,
             *warn_of_dtypes(recipe, raw.checkpoints, tensors, where=where),
             *_warn_of_gradients(recipe, where),
+            *warn_of_importance(recipe, raw.method, where=where),
             *warn_of_unused(raw.method, [recipe.parameters], own, where=where),
         ),
     )
@@ -176,7 +182,13 @@ def _draft(raw: _Raw, given: Mapping[str, Offers], inputs: Inputs, told: Sequenc
 def _make_stack(raw: _Raw) -> Stack:
     """Return the models as one layer of all tensors."""
     sources = tuple(
-        Source(model=each.model, layer_range=(0, 1), delta_base=each.delta_base, parameters=each.parameters)
+        Source(
+            model=each.model,
+            layer_range=(0, 1),
+            delta_base=each.delta_base,
+            importance=each.importance,
+            parameters=each.parameters,
+        )
         for each in raw.entries
     )
     return Stack("", (Stretch(sources, raw.base, (raw.recipe.parameters,)),), True)
@@ -187,13 +199,7 @@ def _fill(raw: _Raw, stack: Stack, filling: Filling, ledger: Ledger) -> Iterator
     _check_names(raw, [str(source.model) for source in stretch.sources])
     for name in sorted({name for found in filling.offers.values() for name in found}):
         candidates = tuple(
-            Candidate(
-                str(source.model),
-                name,
-                source.parameters,
-                place,
-                None if source.delta_base is None else str(source.delta_base),
-            )
+            make_candidate(source, name, place)
             for place, source in enumerate(stretch.sources)
             if name in filling.offers[str(source.model)]
         )

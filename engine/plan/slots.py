@@ -26,6 +26,7 @@ class Candidate:
     parameters: Parameters  # of the source
     place: int  # of the source among those of its slice
     delta_base: str | None = None  # the model that its task vector is taken from, if not from the base
+    importance: str | None = None  # the checkpoint that says how much each of its elements matters
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def _layer_slots(stack: Stack, rests: Mapping[str, Layers]) -> Iterator[Slot]:
                 raise PlanError(f"{layers[0][0].model} has no tensors in layer {layers[0][1]} of '{stack.name}.…'")
             for rest in sorted(names, key=natural_order):
                 candidates = tuple(
-                    _make_candidate(source, join_layer(stack.name, layer, rest), place)
+                    make_candidate(source, join_layer(stack.name, layer, rest), place)
                     for place, (source, layer) in enumerate(layers)
                 )
                 site = Site(join_layer(stack.name, offset + i, rest), t, stretch.scopes, depth)
@@ -90,9 +91,11 @@ def _find_place(layer: int, count: int) -> float:
     return layer / (count - 1) if count > 1 else 1.0
 
 
-def _make_candidate(source: Source, tensor: str, place: int) -> Candidate:
+def make_candidate(source: Source, tensor: str, place: int) -> Candidate:
+    """Return a source's tensor as a candidate."""
     delta_base = None if source.delta_base is None else str(source.delta_base)
-    return Candidate(str(source.model), tensor, source.parameters, place, delta_base)
+    importance = None if source.importance is None else str(source.importance.model)
+    return Candidate(str(source.model), tensor, source.parameters, place, delta_base, importance)
 
 
 def _sort_into_layers(offers: Mapping[str, Offers]) -> Mapping[str, Mapping[str, Layers]]:
@@ -107,7 +110,7 @@ def _sort_into_layers(offers: Mapping[str, Offers]) -> Mapping[str, Mapping[str,
 
 
 def _outside_slot(name: str, stretch: Stretch, depth: float, owner: Stack) -> Slot:
-    candidates = tuple(_make_candidate(source, name, place) for place, source in enumerate(stretch.sources))
+    candidates = tuple(make_candidate(source, name, place) for place, source in enumerate(stretch.sources))
     return Slot(Site(name, 0.0, stretch.scopes, depth), candidates, stretch.base, _is_alone(owner))
 
 

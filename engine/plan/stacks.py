@@ -260,7 +260,13 @@ def _make_empty(entries: Sequence[ModelEntry], shared: tuple[str | None, tuple[P
 
 def _cover(entries: Sequence[ModelEntry], layers: int, shared: tuple[str | None, tuple[Parameters, ...]]) -> Stretch:
     sources = tuple(
-        Source(model=entry.model, layer_range=(0, layers), delta_base=entry.delta_base, parameters=entry.parameters)
+        Source(
+            model=entry.model,
+            layer_range=(0, layers),
+            delta_base=entry.delta_base,
+            importance=entry.importance,
+            parameters=entry.parameters,
+        )
         for entry in entries
     )
     return Stretch(sources, shared[0], (Parameters(), *shared[1]))

@@ -28,6 +28,15 @@ from mergemill.engine.recipe.steps import GivenStep, Guard
 from mergemill.engine.recipe.vocabulary import Tokenizer, list_sources
 
 
+class ImportanceOf(Value):
+    """How much each weight of a model matters, beside it."""
+
+    called: ClassVar[str] = "an importance"
+
+    model: ModelRef
+    """A checkpoint of tensors that are called as the model's: of their shapes, or Gram matrices of a layer's inputs."""
+
+
 class ModelEntry(Value):
     """A whole model among those that are merged."""
 
@@ -38,6 +47,8 @@ class ModelEntry(Value):
     """The model."""
     delta_base: ModelRef | None = None
     """The model that this one's task vector is taken from, instead of the base model."""
+    importance: ImportanceOf | None = None
+    """What says how much each of its weights matters, for the methods fisher and regmean: `{model: …}`."""
     parameters: Parameters = Parameters()
     """Settings of this model."""
 
@@ -53,6 +64,8 @@ class Source(Value):
     """The first layer, and the one after the last: [from, to)."""
     delta_base: ModelRef | None = None
     """The model that this one's task vector is taken from, layer by layer, instead of the base model."""
+    importance: ImportanceOf | None = None
+    """What says how much each of its weights matters, for the methods fisher and regmean: `{model: …}`."""
     parameters: Parameters = Parameters()
     """Settings of this source."""
 

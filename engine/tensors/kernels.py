@@ -112,8 +112,9 @@ class Kernel(Protocol):
         statistics: Any,
         place: Place,
         settings: Mapping[str, Any],
+        importances: list[Tensor] | None = None,
     ) -> Tensor:
-        """Return the merged slab; `tensors` and `base` may be overwritten."""
+        """Return the merged slab; `tensors`, `base` and `importances` may be overwritten."""
 
 
 def add_partials(left: Partial, right: Partial) -> Partial:

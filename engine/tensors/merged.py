@@ -82,13 +82,14 @@ class Merged(Expression):
     """A merge method over other expressions."""
 
     kernel: Kernel
-    inputs: tuple[Expression, ...]  # the base, where there is one, comes first
+    inputs: tuple[Expression, ...]  # the base, where there is one, comes first, and importances last
     has_base: bool
     settings: Mapping[str, Any]  # the method's parameters for this tensor
     place: Place
     dtype: str  # to accumulate in: F32 or F64
     factors: tuple[float, ...] = ()  # on each task vector, before the method; none: all 1
     vectors: tuple[int, ...] = ()  # which of the merge's task vectors each is, where factors follow from their norms
+    important: int = 0  # how many of the inputs are importances: none, or one for each model
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -121,7 +122,16 @@ class Merged(Expression):
         if None in inputs:
             return None
         settings = repr(self.settings)  # of which some are lists
-        return id(self.kernel), settings, self.has_base, self.dtype, self.place.shape, self.place.block, inputs
+        return (
+            id(self.kernel),
+            settings,
+            self.has_base,
+            self.dtype,
+            self.place.shape,
+            self.place.block,
+            self.important,
+            inputs,
+        )
 
     def count_rounds(self) -> tuple[int, int]:
         """The inputs' rounds, which they go through at the same time, and then the method's."""
@@ -195,6 +205,7 @@ class Merged(Expression):
             "inputs": [source.describe() for source in self.inputs],
             **({"factors": list(self.factors)} if self.factors else {}),
             **({"vectors": list(self.vectors)} if self.vectors else {}),
+            **({"importances": self.important} if self.important else {}),
         }
 
     def _square(self, count: int, tensors: Sequence[Tensor], place: Place) -> Partial:
@@ -336,10 +347,11 @@ class Merging:
     def _combine(self, span: Span, work: Workspace, dtype: str, watch: Watch | None) -> Tensor:
         merged = self.merged
         tensors, base = self._load(span, work)
+        importances = [tensors.pop() for _ in range(merged.important)][::-1] or None
         if watch is not None:
             watch.look(tensors, base)  # as the models are: what large factors make of them is growth
         place = merged.place.at(span.start)
-        made = merged.kernel.combine(self._scale(tensors), base, self.statistics, place, merged.settings)
+        made = merged.kernel.combine(self._scale(tensors), base, self.statistics, place, merged.settings, importances)
         if watch is not None:
             watch.compare(made)
         if dtype != merged.dtype:

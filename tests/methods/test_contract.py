@@ -79,7 +79,7 @@ def test_an_unknown_input_is_a_type_error_that_lists_the_known() -> None:
 
     with pytest.raises(
         TypeError,
-        match="wrong: unknown input 'wieghts'; a method takes models, deltas, base, statistics, place",
+        match="wrong: unknown input 'wieghts'; a method takes models, deltas, importances, base, statistics, place",
     ):
         merge_method(reads="element")(wrong)
 

@@ -20,7 +20,7 @@ from mergemill.engine.errors import MergeError
 from mergemill.engine.methods.catalogue import find_methods, get_method, get_step
 from mergemill.engine.methods.steps import Stepped
 
-MATRIX = [name for name, method in find_methods().items() if method.reads == "matrix"]
+MATRIX = [name for name, method in find_methods().items() if method.reads == "matrix" and not method.takes_importances]
 MEANS = ("cart", "dc_merge", "iso_cts", "star")  # what is no matrix is averaged; the others add it up
 
 

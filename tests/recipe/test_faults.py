@@ -73,10 +73,11 @@ WHAT_IS_MERGED = {
     "merge_method: m\nmodels: []\n": "2: 'models' is an empty list and needs at least one item",
     "merge_method: m\nmodels: {model: a}\n": "2: 'models' must be a list, not a mapping",
     "merge_method: m\nmodels:\n- a\n": (
-        "3: an item of models must be a mapping with the keys model, delta_base, parameters, not the text 'a'"
+        "3: an item of models must be a mapping with the keys model, delta_base, importance, parameters, "
+        "not the text 'a'"
     ),
     "merge_method: m\nmodels:\n- model: a\n  layer_range: [0, 4]\n": (
-        "4: unknown key 'layer_range'; known here: model, delta_base, parameters"
+        "4: unknown key 'layer_range'; known here: model, delta_base, importance, parameters"
     ),
     "merge_method: m\nmodules: {}\n": "2: 'modules' is an empty mapping and needs at least one module",
     "merge_method: m\nmodules: []\n": "2: 'modules' must be a mapping of names to values, not a list",

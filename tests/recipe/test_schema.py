@@ -17,6 +17,7 @@ def test_the_schema_refuses_unknown_keys_everywhere():
     assert sorted(closed) == [
         "Condition",
         "Guard",
+        "ImportanceOf",
         "ModelEntry",
         "ModelRow",
         "Module",

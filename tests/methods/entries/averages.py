@@ -33,6 +33,20 @@ ENTRIES: dict[str, Entry] = {
         symmetric=True,
         equal={"weight": (0.7, 0.2, 1.1)},
     ),
+    "fisher": Entry(  # as it is without importances; with them: tests/plan/test_importance.py
+        models=3,
+        variants=({"weight": (0.5, 0.3, 0.2)}, {"weight": (1.0, 2.0, 0.0)}),
+        oracle=expect_linear,
+        symmetric=True,
+        equal={"weight": (0.7, 0.2, 1.1)},
+    ),
+    "regmean": Entry(
+        models=3,
+        variants=({"weight": (0.5, 0.3, 0.2)}, {"weight": (1.0, 2.0, 0.0)}),
+        oracle=lambda task: certain(oracles.linear(as_arrays(task), weight=task.settings["weight"])),
+        symmetric=True,
+        equal={"weight": (0.7, 0.2, 1.1)},
+    ),
     "slerp": Entry(
         models=2,
         variants=({"t": 0.3}, {"t": 0.0}, {"t": 1.0}, {"t": 0.5}, {"t": 1.4}),
