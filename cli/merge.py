@@ -289,7 +289,11 @@ def guard_lines(event: "events.Committed") -> Iterator[str]:
     if event.routing and event.routing["own"]:
         own = event.routing["own"]
         share = sum(own) / len(own)
-        yield f"router: an expert of its own is picked for {share:.0%} of the prompts, over {len(own)} layers"
+        yield f"router: an expert of its own is picked for {share:.0%} of the prompts, {_say_layers(len(own))}"
+
+
+def _say_layers(count: int) -> str:
+    return "in one layer" if count == 1 else f"over {count} layers"
 
 
 def _name_module(factor: str) -> str:

@@ -18,7 +18,7 @@ from mergemill.engine.offers.offer import Offer, Offers
 from mergemill.engine.plan.coverage import Ledger
 from mergemill.engine.plan.slots import Candidate
 from mergemill.engine.plan.values import SourceUse
-from mergemill.engine.recipe import ModelEntry, ModelRef, Recipe, Source
+from mergemill.engine.recipe import ModelEntry, ModelRef, Module, Recipe, Source
 from mergemill.engine.storage.store import Storage
 from mergemill.engine.tensors.dtypes import is_mergeable, item_bytes
 from mergemill.engine.tensors.expressions import Expression
@@ -132,7 +132,7 @@ def warn_of_importance(recipe: Recipe, method: Method, *, where: str) -> Iterato
 
 
 def _iter_importances(recipe: Recipe) -> Iterator[ModelRef]:
-    stacks = (recipe, *(recipe.modules or {}).values())
+    stacks: list[Recipe | Module] = [recipe, *(recipe.modules or {}).values()]
     entries: list[ModelEntry | Source] = [entry for each in stacks for entry in each.models or ()]
     entries += [source for each in stacks for part in each.slices or () for source in part.sources]
     return (entry.importance.model for entry in entries if entry.importance is not None)

@@ -5,23 +5,36 @@ import inspect
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from textwrap import dedent
-from typing import Any
+from typing import Any, Literal, get_args
 
+from mergemill.engine.errors import RecipeError
+from mergemill.engine.recipe.adapters import AdapterRecipe
+from mergemill.engine.recipe.mixtures import Mixture
 from mergemill.engine.recipe.shapes import Value
 from mergemill.engine.recipe.values import Recipe
 
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
-def recipe_schema(methods: Sequence[str] = ()) -> dict[str, Any]:
+Described = Literal["recipe", "mixture", "adapters"]
+"""What `mergemill merge` takes: a merge, a document with `experts:`, one with `adapters:`."""
+
+_MODELS: dict[str, type[Value]] = {"mixture": Mixture, "adapters": AdapterRecipe}
+
+
+def recipe_schema(methods: Sequence[str] = (), of: Described = "recipe") -> dict[str, Any]:
     """Return the JSON schema of the recipe language, for editors that check and complete from it.
 
-    methods: names that editors offer where a method is named; a name of one's own is valid too.
+    methods: names that editors offer where a method is named; a name of one's own is valid too. of: which document it
+    describes.
     """
-    schema = Recipe.model_json_schema()
-    models = {model.__name__: model for model in Value.__subclasses__()}
-    for name, shape in {Recipe.__name__: schema, **schema["$defs"]}.items():
-        _describe(shape.get("properties", {}), models[name])
+    if of not in get_args(Described):
+        raise RecipeError(f"there is no schema of {of!r}; there are those of {', '.join(get_args(Described))}")
+    if of != "recipe":
+        model = _MODELS[of]
+        rivals = {"oneOf": [{"required": [name]} for name in model.one_of]} if model.one_of else {}
+        return {"$schema": SCHEMA_DIALECT, **_make_schema(model), **rivals}
+    schema = _make_schema(Recipe)
     if methods:
         named = schema["properties"]["merge_method"]
         schema["properties"]["merge_method"] = {
@@ -36,6 +49,16 @@ def recipe_schema(methods: Sequence[str] = ()) -> dict[str, Any]:
     short.pop("default", None)
     schema["properties"]["tokenizer_source"] = short
     return {"$schema": SCHEMA_DIALECT, **schema, "oneOf": [{"required": [name]} for name in Recipe.one_of]}
+
+
+def _make_schema(model: type[Value]) -> dict[str, Any]:
+    """Return a model's schema with the texts below its fields, and those of what it is made of."""
+    schema = model.model_json_schema()
+    models = {each.__name__: each for each in Value.__subclasses__()}
+    for name, shape in {model.__name__: schema, **schema["$defs"]}.items():
+        if name in models:
+            _describe(shape.get("properties", {}), models[name])
+    return schema
 
 
 def _describe(properties: dict[str, dict[str, Any]], model: type[Value]) -> None:
