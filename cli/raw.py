@@ -19,11 +19,13 @@ def make_any_plan(
     recipe: "values.AnyRecipe", *, raw: bool, union: bool, intersection: bool, **options: Any
 ) -> "values.Plan":
     """Return the plan of a recipe; the options are those of `make_plan`."""
-    from mergemill.engine import make_plan, make_raw_plan
-
     check_raw(raw=raw, union=union, intersection=intersection)
     if not raw:
+        from mergemill.engine import make_plan
+
         return make_plan(recipe, **options)
+    from mergemill.engine import make_raw_plan
+
     return make_raw_plan(recipe, names="union" if union else "intersection" if intersection else "same", **options)
 
 

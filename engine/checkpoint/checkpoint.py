@@ -9,12 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergemill.engine.checkpoint.changes import Change
 from mergemill.engine.checkpoint.config import check_counts, parse_config
 from mergemill.engine.checkpoint.family import choose_family, layer_stacks
-from mergemill.engine.checkpoint.gguf.opening import GgufTensorFacts, open_gguf, write_config
 from mergemill.engine.checkpoint.pipeline import PIPELINE_NAME, open_pipeline
 from mergemill.engine.checkpoint.tied import join_ties
 from mergemill.engine.checkpoint.unfinished import check_committed, check_layers
@@ -35,6 +34,9 @@ from mergemill.engine.storage.ranges import (
 )
 from mergemill.engine.storage.store import ENVIRONMENT, Storage, store_of
 from mergemill.engine.storage.urls import PICKLED_ENDINGS, is_url, parse_place
+
+if TYPE_CHECKING:  # only GGUF files need what is known of them
+    from mergemill.engine.checkpoint.gguf.opening import GgufTensorFacts
 
 CONFIG_NAME = "config.json"
 TEMPLATES_FOLDER = "additional_chat_templates"
@@ -59,7 +61,7 @@ class Checkpoint:
     is_pipeline: bool = False  # of components: its tensors and files begin with the name of a folder
     left_out: tuple[str, ...] = ()  # what is no weight in the files of its weights, in words, for each that has such
     called: Mapping[str, str] = field(default_factory=dict)  # what is stored under another name, and that name
-    gguf: Mapping[str, GgufTensorFacts] = field(default_factory=dict)  # of a GGUF file, by the names that it has here
+    gguf: "Mapping[str, GgufTensorFacts]" = field(default_factory=dict)  # of a GGUF file, by the names that it has here
     changes: tuple[Change, ...] = ()  # what adapters change in it, in their order
     made: Mapping[str, bytes] = field(default_factory=dict)  # files that are written nowhere, of a stage, by name
 
@@ -201,6 +203,8 @@ def _open(ref: str, place: str, chosen: str, storage: Storage) -> Checkpoint:
 
 
 def _open_gguf(ref: str, place: str, storage: Storage) -> Checkpoint:
+    from mergemill.engine.checkpoint.gguf.opening import open_gguf, write_config
+
     with _explained():
         model = open_gguf(pin_file(place, storage), ref, storage)
     check_layers(model.tensors, model.config, ref)

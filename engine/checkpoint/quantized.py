@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint, read_file
-from mergemill.engine.checkpoint.gguf.opening import find_kind
 from mergemill.engine.checkpoint.weights import StoredTensor
 
 _CONFIG_KEYS = ("quantization_config", "compression_config", "quantization")
@@ -61,6 +60,8 @@ _WHOLE = ("I8", "U8", "I16", "U16", "I32", "U32")
 def find_quantization(checkpoint: Checkpoint) -> str:
     """Say how a checkpoint's weights are quantised and what tells it; empty where nothing does."""
     if checkpoint.gguf:
+        from mergemill.engine.checkpoint.gguf.opening import find_kind
+
         kind = find_kind(checkpoint.gguf)
         return f"{kind} of llama.cpp; the types of its tensors" if kind else ""
     found = (_find_key(checkpoint.config), _find_file(checkpoint), _find_companion(checkpoint.tensors))

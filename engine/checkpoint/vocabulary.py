@@ -6,7 +6,6 @@ from typing import Any
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint, digest_file, read_file
 from mergemill.engine.checkpoint.copied_files import matches
-from mergemill.engine.checkpoint.sentencepiece import parse_pieces
 from mergemill.engine.errors import CheckpointError
 from mergemill.engine.storage.ranges import is_remote
 
@@ -41,10 +40,14 @@ def read_vocabulary(checkpoint: Checkpoint) -> Mapping[str, int] | None:
         return parse_tokenizer(_read_json(checkpoint, "tokenizer.json"), f"{checkpoint.path}/tokenizer.json")
     if "vocab.json" in checkpoint.files:
         return read_object(checkpoint, "vocab.json") | _read_added(checkpoint)
-    pieces = parse_pieces(read_file(checkpoint, _SENTENCEPIECE)) if _SENTENCEPIECE in checkpoint.files else None
-    if pieces is not None:
-        return {piece: number for number, piece in enumerate(pieces)} | _read_added(checkpoint)
-    return None
+    if _SENTENCEPIECE not in checkpoint.files:
+        return None
+    from mergemill.engine.checkpoint.sentencepiece import parse_pieces  # where nothing else tells the tokens
+
+    pieces = parse_pieces(read_file(checkpoint, _SENTENCEPIECE))
+    if pieces is None:
+        return None
+    return {piece: number for number, piece in enumerate(pieces)} | _read_added(checkpoint)
 
 
 def parse_tokenizer(tokenizer: Any, where: str) -> dict[str, int]:

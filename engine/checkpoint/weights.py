@@ -15,7 +15,6 @@ from pathlib import PurePosixPath
 
 from mergemill.engine.checkpoint.header import read_header
 from mergemill.engine.checkpoint.index import INDEX_NAME, check_index, check_shards, parse_index
-from mergemill.engine.checkpoint.pickles.pickled import read_pickled
 from mergemill.engine.checkpoint.unfinished import check_names, check_pointer
 from mergemill.engine.errors import CheckpointError, IndexFileError
 from mergemill.engine.storage.bounds import find_bound
@@ -152,6 +151,8 @@ def _open_shard(pin: Pin, where: str, storage: Storage, chosen: str = "") -> Wei
     """Return the weights of one file, in the order in which it has them."""
     check_pointer(pin, where, storage)
     if where.endswith(PICKLES.endings):
+        from mergemill.engine.checkpoint.pickles.pickled import read_pickled
+
         pickled, left_out = read_pickled(pin, storage, where=where, chosen=chosen)
         tensors = {
             each.name: StoredTensor(

@@ -1,37 +1,30 @@
 """The formats and layouts that are read, in the order in which they are applied.
 
-A format is one file and one line here. It takes the offers of what it knows, and gives others in their place: values
-and scales become one expression that dequantises, and the scales are offered no more.
+A format is one file and one line, here or in `quantized.py`. It takes the offers of what it knows, and gives others in
+their place: values and scales become one expression that dequantises, and the scales are offered no more.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.checkpoint.family import Family
 from mergemill.engine.checkpoint.weights import StoredTensor
-from mergemill.engine.offers.adapters import offer_adapted
-from mergemill.engine.offers.bitsandbytes import offer_bitsandbytes
-from mergemill.engine.offers.fp4 import offer_fp4
-from mergemill.engine.offers.gguf import offer_gguf
-from mergemill.engine.offers.gptq import offer_gptq
-from mergemill.engine.offers.mxfp4 import offer_mxfp4
 from mergemill.engine.offers.offer import Asked, Format, Offer, Offers
-from mergemill.engine.offers.packed import offer_packed
-from mergemill.engine.offers.scaled import offer_scaled
 from mergemill.engine.offers.ties import leave_copies, offer_ties
 from mergemill.engine.tensors.expressions import Expression, Stored
-from mergemill.engine.tensors.permuted import Permuted
 
-# Of quantised weights: values and scales as one. They come first: everything after is told of numbers alone.
-QUANTIZED: tuple[Format, ...] = (
-    offer_gguf,
-    offer_bitsandbytes,
-    offer_gptq,
-    offer_packed,
-    offer_mxfp4,
-    offer_fp4,
-    offer_scaled,
-)
+_PLAIN = ("F64", "F32", "F16", "BF16")  # a model that stores nothing else holds no codes
+
+
+def offer_adapted(offers: Offers, asked: Asked) -> Offers:
+    """Return the offers with the changes of adapters made."""
+    if not asked.checkpoint.changes:
+        return offers
+    from mergemill.engine.offers import adapters  # which few merges need
+
+    return adapters.offer_adapted(offers, asked)
+
+
 FORMATS: tuple[Format, ...] = (offer_adapted, leave_copies, offer_ties)
 
 
@@ -43,10 +36,23 @@ def open_offers(
     quantized: whether what is quantised is left as it is stored, to be copied.
     """
     offers = {model: made.get(model) or offer_stored(checkpoint) for model, checkpoint in checkpoints.items()}
-    for each in FORMATS if quantized else (*QUANTIZED, *FORMATS):
+    for each in FORMATS if quantized else (*_list_quantized(checkpoints.values()), *FORMATS):
         names = {name: None for found in offers.values() for name in found}  # in the order of the models
         offers = {model: each(found, Asked(checkpoints[model], family, names)) for model, found in offers.items()}
     return offers
+
+
+def _list_quantized(checkpoints: Iterable[Checkpoint]) -> tuple[Format, ...]:
+    """Return the formats of quantised weights, which come first: everything after is told of numbers alone."""
+    if not any(map(_may_be_quantized, checkpoints)):
+        return ()
+    from mergemill.engine.offers.quantized import QUANTIZED  # which merges of plain weights do without
+
+    return QUANTIZED
+
+
+def _may_be_quantized(checkpoint: Checkpoint) -> bool:
+    return bool(checkpoint.gguf) or any(tensor.dtype not in _PLAIN for tensor in checkpoint.tensors.values())
 
 
 def offer_stored(checkpoint: Checkpoint) -> Offers:
@@ -58,4 +64,8 @@ def express(tensor: StoredTensor) -> Expression:
     """Return a stored tensor as an expression."""
     shape = tensor.shape if tensor.axes is None else tuple(tensor.shape[axis] for axis in tensor.axes)
     stored = Stored(tensor.file, tensor.offset_bytes, tensor.dtype, shape, tensor.read_from)
-    return stored if tensor.axes is None else Permuted(stored, tensor.axes)
+    if tensor.axes is None:
+        return stored
+    from mergemill.engine.tensors.permuted import Permuted  # which only pickles need
+
+    return Permuted(stored, tensor.axes)

@@ -20,7 +20,6 @@ from mergemill.engine.checkpoint.layout import TensorInfo
 from mergemill.engine.offers.offer import Offer, Offers
 from mergemill.engine.tensors.dtypes import is_mergeable
 from mergemill.engine.tensors.expressions import Stored
-from mergemill.engine.tensors.stacked import cut_stored, stack
 
 Shape = tuple[int, ...]
 
@@ -147,6 +146,8 @@ def _put_stack(made: dict[str, Offer], packed: str, parts: Apart) -> None:
     if parts.joined:
         made[packed] = replace(made[packed], matched=parts.names[0])
         return
+    from mergemill.engine.tensors.stacked import stack  # which only other layouts need
+
     found = [made.pop(name) for name in parts.names]
     uses = tuple(use for offer in found for use in offer.uses)
     made[packed] = Offer(stack([offer.expression for offer in found], parts.shape), uses, matched=parts.names[0])
@@ -159,6 +160,8 @@ def _put_parts(
     found = shapes.get(offer.shape)
     if found is None or not isinstance(offer.expression, Stored):
         return  # of another shape: the plan says so
+    from mergemill.engine.tensors.stacked import cut_stored
+
     del made[packed]
     cut = cut_stored(offer.expression, [shape for _, shape in found])
     for (rest, _), part in zip(found, cut, strict=True):

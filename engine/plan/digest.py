@@ -3,6 +3,7 @@
 Workers, memory and slabs are not in it: a merge may be resumed with others.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from mergemill.engine.plan.values import Origin, OutputTensor, Part, Shard, SmallFile
 
 
+@functools.cache
 def engine_version() -> str:
     """Return the version that goes into digests: another one may give other bytes."""
     return version("mergemill")

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mergemill.engine.checkpoint.family import choose_family
+from mergemill.engine.checkpoint.checkpoint import Checkpoint
+from mergemill.engine.checkpoint.family import Family, choose_family
 from mergemill.engine.checkpoint.needed import add_generation, find_needed
 from mergemill.engine.checkpoint.terms import warn_of_terms
 from mergemill.engine.errors import PlanError
@@ -33,7 +34,6 @@ from mergemill.engine.plan.inputs import (
 from mergemill.engine.plan.later import find_later
 from mergemill.engine.plan.opening import PlanOptions, Stages, check_kinds, open_models, warn_of_overrides
 from mergemill.engine.plan.policy import make_policies, warn_of_policies
-from mergemill.engine.plan.quantize import quantize
 from mergemill.engine.plan.settings import check_names, choose_method, warn_of_residuals, warn_of_unused
 from mergemill.engine.plan.share import share_reads
 from mergemill.engine.plan.slots import iter_slots
@@ -43,7 +43,7 @@ from mergemill.engine.plan.stacks import Stack, make_stacks
 from mergemill.engine.plan.stages import StageModel, add_stages, find_offers, list_stored, make_stage
 from mergemill.engine.plan.steps import make_steps, sees_alone
 from mergemill.engine.plan.summary import describe_choice, describe_donor, warn_of_dtypes
-from mergemill.engine.plan.values import Origin, Plan
+from mergemill.engine.plan.values import Origin, OutputTensor, Plan, SmallFile
 from mergemill.engine.plan.vectors import check_delta_bases, list_vectors
 from mergemill.engine.plan.vocabulary import make_renumbering
 from mergemill.engine.plan.whole import check_ranges, check_whole, warn_of_config, warn_of_numbers
@@ -167,11 +167,11 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
     expected = offers if renumbering is None else renumbering.expect(donor.ref, offers, tensors)
     check_whole(tensors, stacks, checkpoints, expected, donor, family, where=where)
     words = make_words(recipe, inputs, tensors, renumbering, where=where)
-    made = quantize(tensors, recipe.quantize, donor, family, where=where)
-    files = made.mark(make_files(recipe, method, inputs, stacks, made.tensors, needed, words, code))
+    tensors, mark = _quantize(tensors, recipe.quantize, donor, family, where)
+    files = mark(make_files(recipe, method, inputs, stacks, tensors, needed, words, code))
     draft = Draft(
         origin=Origin("merge", recipe.merge_method, recipe_to_json(recipe), recipe.text, recipe.file, asked.seed, code),
-        tensors=made.tensors,
+        tensors=tensors,
         files=files,
         sources=(*ledger.close(checkpoints, stacks, family), *importances.close(ledger)),
         donor=describe_donor(recipe, list(checkpoints)),
@@ -206,6 +206,18 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
         tokens=None if renumbering is None else renumbering.describe(),
     )
     return draft, inputs
+
+
+def _quantize(
+    tensors: Sequence[OutputTensor], scheme: str | None, donor: Checkpoint, family: Family, where: str
+) -> tuple[Sequence[OutputTensor], Callable[[tuple[SmallFile, ...]], tuple[SmallFile, ...]]]:
+    """Return the output with what `scheme` quantises, and what lets its config say so."""
+    if scheme is None:
+        return tensors, tuple
+    from mergemill.engine.plan.quantize import quantize  # which few merges need
+
+    made = quantize(tensors, scheme, donor, family, where=where)
+    return made.tensors, made.mark
 
 
 def _list_scopes(stacks: Sequence[Stack]) -> tuple[list[Parameters], list[Parameters]]:

@@ -7,9 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mergemill.engine.errors import OutputError
-from mergemill.engine.plan.extraction import KIND as EXTRACTION
 from mergemill.engine.plan.make import make_plan
-from mergemill.engine.plan.raw import KINDS, make_raw_plan
 from mergemill.engine.plan.values import Origin, Plan
 from mergemill.engine.recipe import AnyRecipe, Mixture, Recipe, parse_document
 
@@ -36,6 +34,8 @@ def _replan_merge(origin: Origin, shard_size: str | int, storage: Storage) -> Pl
 
 
 def _replan_raw(origin: Origin, shard_size: str | int, storage: Storage) -> Plan:
+    from mergemill.engine.plan.raw import KINDS, make_raw_plan  # which no other merge needs
+
     return make_raw_plan(
         open_recipe(origin),
         names=KINDS[origin.kind],
@@ -70,14 +70,15 @@ def _replan_convert(origin: Origin, shard_size: str | int, storage: Storage) -> 
     return make_convert_plan(**origin.value, shard_size=shard_size, storage=storage)
 
 
+_RAW = ("raw", "raw union", "raw intersection")
 PLANNERS: dict[str, Replan] = {
     "merge": _replan_merge,
     "mixture": _replan_merge,
     "convert": _replan_convert,
-    **dict.fromkeys(KINDS, _replan_raw),
-    EXTRACTION: _replan_extraction,
+    **dict.fromkeys(_RAW, _replan_raw),
+    "extract-lora": _replan_extraction,
     "transplant": _replan_transplant,
     "adapters": _replan_adapters,
 }
-OF_RECIPES = ("merge", "mixture", *KINDS)
+OF_RECIPES = ("merge", "mixture", *_RAW)
 """The kinds whose origin is a recipe."""

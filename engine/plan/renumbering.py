@@ -18,7 +18,6 @@ from mergemill.engine.plan.slots import Slot
 from mergemill.engine.plan.values import OutputTensor, OutputTokens, TokenRow
 from mergemill.engine.recipe.vocabulary import ModelRow, Token, Tokenizer, ZeroRow
 from mergemill.engine.tensors.row_maps import make_row_map
-from mergemill.engine.tensors.rows import map_rows
 from mergemill.engine.tokens import Vocabulary
 from mergemill.engine.tokens.joining import Joined, warn_of_joined
 from mergemill.engine.tokens.placing import (
@@ -100,6 +99,8 @@ class Renumbering:
         offers: Mapping[str, Offers],
         ledger: Ledger,
     ) -> Mapping[str, Offers]:
+        from mergemill.engine.tensors.rows import map_rows  # which only joined vocabularies need
+
         models, holders = known
         tokens = np.array(sorted(self.joined.ids.values()), np.int64)
         fixed = {

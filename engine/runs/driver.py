@@ -28,6 +28,7 @@ from mergemill.engine.runs.outputs.lease import OLD_S, find_start, name_processe
 from mergemill.engine.runs.outputs.notes import Notes
 
 DRIVER_NAME, CANCEL_NAME, LOCK_NAME = "driver.json", "cancel", "lock"
+DRIVER_MEMORY = "4GiB"  # of a driver that is submitted to a cluster
 RESUME = "MERGEMILL_RESUME"  # the variable by which a job knows the command that submitted it
 LOOK_S = 2.0  # between two looks for a request to end
 LOOKS = 10  # for one whether another driver has begun

@@ -19,7 +19,6 @@ from mergemill.engine.runs.tasks.failures import name_in_key, run_named
 from mergemill.engine.runs.tasks.piece import find_factors, gather_piece, gather_rest, gather_squares, with_factors
 from mergemill.engine.runs.tasks.rounds import cut_pieces, iter_cut_tensors
 from mergemill.engine.runs.tasks.task import run_part, run_shard
-from mergemill.engine.tensors.drawn import Given
 from mergemill.engine.tensors.kernels import Partial, add_partials
 from mergemill.engine.tensors.slabs import SLAB
 
@@ -189,6 +188,8 @@ def _run(
 
 def needs_gates(part: Part) -> bool:
     """Whether a part writes routers that are computed."""
+    from mergemill.engine.tensors.drawn import Given  # of mixtures alone
+
     return any(isinstance(piece.tensor.expression, Given) for piece in part.pieces)
 
 

@@ -18,8 +18,7 @@ from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.plan.small_files import RECIPE_NAME
 from mergemill.engine.recipe import AnyRecipe, ClusterFile
 from mergemill.engine.recipe.stages import list_methods
-from mergemill.engine.runs.driver import RESUME, find_folder
-from mergemill.engine.runs.manifest import DRIVER_MEMORY, write_manifest
+from mergemill.engine.runs.driver import DRIVER_MEMORY, RESUME, find_folder
 from mergemill.engine.storage.ranges import is_remote
 from mergemill.engine.storage.urls import parse_path, parse_place
 
@@ -66,6 +65,8 @@ def make_job(
     if file.kind == "slurm":
         words = ["--cluster", cluster, *arguments]
         return Job(file.kind, name, make_script(recipe, out, file, arguments=words, folder=folder, resume=resume))
+    from mergemill.engine.runs.manifest import write_manifest  # which only a submission needs
+
     texts = list_texts(recipe)
     return Job(file.kind, name, write_manifest(texts, out, file, name=name, arguments=arguments, resume=resume))
 

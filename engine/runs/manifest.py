@@ -12,10 +12,9 @@ from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.recipe import ClusterFile
 from mergemill.engine.runs.clusters.factories import make_arguments
 from mergemill.engine.runs.clusters.preflight import make_limit
-from mergemill.engine.runs.driver import RESUME
+from mergemill.engine.runs.driver import DRIVER_MEMORY, RESUME
 from mergemill.engine.runs.worker.workers import MEMORY
 
-DRIVER_MEMORY = "4GiB"
 OPTIONS = ("image", "name", "namespace", "env", "resources", "scheduler_service_type")  # that have a place in a DaskJob
 STORAGE_NAME = "mergemill-storage.yml"  # beside the recipe
 WAIT_S = 600  # for the scheduler, whose pod may start after the driver's
