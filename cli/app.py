@@ -1,79 +1,45 @@
 """The commands, put together."""
 
+import importlib
 from typing import Annotated, Any
 
 import typer
 from typer.main import get_command
 
-from mergemill.cli import (
-    abort,
-    attach,
-    cancel,
-    cocktail,
-    console,
-    convert,
-    demo,
-    diff,
-    env,
-    evaluate,
-    evolve,
-    extract_lora,
-    inspect,
-    man,
-    merge,
-    methods,
-    plan,
-    push,
-    recipe,
-    resize_lora,
-    results,
-    schema,
-    soup,
-    status,
-    submit,
-    sweep,
-    transplant,
-    verify,
-)
+from mergemill.cli import console
 from mergemill.cli.groups import GroupedCommand
 from mergemill.cli.variables import name_variables
 
-app = typer.Typer(
-    name="mergemill",
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+COMMANDS = (
+    "merge",
+    "transplant",
+    "plan",
+    "verify",
+    "push",
+    "inspect",
+    "convert",
+    "diff",
+    "methods",
+    "schema",
+    "man",
+    "evaluate",
+    "sweep",
+    "evolve",
+    "soup",
+    "cocktail",
+    "results",
+    "submit",
+    "status",
+    "attach",
+    "cancel",
+    "abort",
+    "demo",
+    "env",
+    "extract-lora",
+    "resize-lora",
 )
-for command in (
-    merge.merge,
-    transplant.transplant,
-    plan.plan,
-    verify.verify,
-    push.push,
-    inspect.inspect,
-    convert.convert,
-    diff.diff,
-    methods.methods,
-    schema.schema,
-    man.man,
-    evaluate.evaluate,
-    sweep.sweep,
-    evolve.evolve,
-    soup.soup,
-    cocktail.cocktail,
-    results.results,
-    submit.submit,
-    status.status,
-    attach.attach,
-    cancel.cancel,
-    abort.abort,
-    demo.demo,
-    env.env,
-    extract_lora.extract_lora,
-    resize_lora.resize_lora,
-):
-    app.command(cls=GroupedCommand)(command)
-app.add_typer(recipe.app)
+"""In the order of the help; each is the function of its name in the module of its name."""
+GROUPS = ("recipe",)
 
 
 def _show_version(wanted: bool) -> None:
@@ -88,7 +54,6 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
 def mergemill(
     context: typer.Context,
     version: Annotated[
@@ -104,8 +69,27 @@ def mergemill(
         raise typer.Exit(2)
 
 
-def make_command() -> Any:
-    """Return the command line whole: every option has its variables of the environment."""
+def make_command(first: str = "") -> Any:
+    """Return the command line: every option has its variables of the environment.
+
+    first: the first word that was given. Where it is a command, the others are not even imported, which takes longer
+    than a small merge takes to plan.
+    """
+    app = typer.Typer(
+        name="mergemill",
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(mergemill)
+    for name in (first,) if first in COMMANDS else COMMANDS:
+        app.command(cls=GroupedCommand)(getattr(_import(name), name.replace("-", "_")))
+    for name in () if first in COMMANDS else GROUPS:
+        app.add_typer(_import(name).app)
     command = get_command(app)
     name_variables(command)
     return command
+
+
+def _import(name: str) -> Any:
+    return importlib.import_module(f"mergemill.cli.{name.replace('-', '_')}")

@@ -29,7 +29,8 @@ def execute(arguments: Sequence[str]) -> int:
         from mergemill.cli.app import make_command
 
         _check_text(arguments)
-        code = make_command()(list(arguments), prog_name="mergemill", standalone_mode=False, obj=list(arguments))
+        command = make_command(next(iter(arguments), ""))
+        code = command(list(arguments), prog_name="mergemill", standalone_mode=False, obj=list(arguments))
         console.flush()
     except signals.Interrupted as stop:
         console.show_stop(str(stop))

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import yaml
 from distributed.cli import dask_scheduler, dask_worker
-from typer.main import get_command
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 WORDS = {"scheduler": dask_scheduler.main, "worker": dask_worker.main}  # of the image's entry point
@@ -73,9 +72,9 @@ def check_mergemill(words: Sequence[str]) -> Mapping[str, Any]:
 
 @functools.cache
 def _command_line() -> Any:
-    from mergemill.cli.app import app
+    from mergemill.cli.app import make_command
 
-    return get_command(app)
+    return make_command()
 
 
 def iter_commands(text: str) -> Iterator[list[str]]:

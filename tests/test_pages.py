@@ -126,11 +126,9 @@ def test_commands_within_sentences_are_too(page: str) -> None:
 
 def list_options(command: str, *words: str) -> set[str]:
     """Return the options of a command, which must be one; a group's is named by the first of the words."""
-    from typer.main import get_command
+    from mergemill.cli.app import make_command
 
-    from mergemill.cli.app import app
-
-    found: Any = get_command(app).commands[command]  # type: ignore[attr-defined]
+    found: Any = make_command().commands[command]  # type: ignore[attr-defined]
     found = found.commands[words[0]] if hasattr(found, "commands") else found
     return {option for each in found.params for option in each.opts}
 

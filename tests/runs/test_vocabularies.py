@@ -13,9 +13,8 @@ from runs.merging import SMALL_PART, parts_of
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer
 from trained import SENTENCES, make_corpus, train, write_tokenizer_files
-from typer.testing import CliRunner
 
-from mergemill.cli.app import app
+from mergemill.cli.main import execute
 from mergemill.engine import errors, make_plan, run
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.runs.graph import make_tasks
@@ -204,15 +203,17 @@ def test_the_vocabulary_of_another_model_brings_its_ids(models: dict[str, Path],
         assert json.loads((tmp_path / "out" / name).read_text())["eos_token_id"] == 401
 
 
-def test_the_plan_lists_tokens_and_where_their_rows_come_from(models: dict[str, Path], tmp_path: Path) -> None:
+def test_the_plan_lists_tokens_and_where_their_rows_come_from(
+    models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tokens = {"<s>": {"source": {"kind": "zero"}, "force": True}}
     recipe = {"merge_method": "linear", "models": list_models(*models), "tokenizer": {"tokens": tokens}}
     text = json.dumps(recipe)
     for name, path in models.items():
         text = text.replace(f'"@{name}"', json.dumps(str(path)))
     (tmp_path / "recipe.yml").write_text(text)
-    result = CliRunner().invoke(app, ["plan", str(tmp_path / "recipe.yml"), "--tokens"])
-    lines = result.stdout.splitlines()
+    assert execute(["plan", str(tmp_path / "recipe.yml"), "--tokens"]) == 0
+    lines = capsys.readouterr().out.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("tokens: those of"))
     number = read_ids(models["tuned"])[CHATML[1]]
     assert f"{models['base']}, " in lines[start]
@@ -224,7 +225,8 @@ def test_the_plan_lists_tokens_and_where_their_rows_come_from(models: dict[str, 
     )
     (forced,) = (line for line in lines[start:] if "forced" in line and "lm_head" in line)
     assert forced.endswith("'<s>' in lm_head.weight: zeros for all")
-    listed = json.loads(CliRunner().invoke(app, ["plan", str(tmp_path / "recipe.yml"), "--tokens", "--json"]).stdout)
+    assert execute(["plan", str(tmp_path / "recipe.yml"), "--tokens", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
     assert listed["tokens"]["source"] == str(models["base"])
 
 
