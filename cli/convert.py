@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mergemill.cli.crew import make_crew
-from mergemill.cli.merge import JsonLines, Public, Quiet, errors_as_events, run_plan
+from mergemill.cli.merge import JsonLines, Overwrite, Public, Quiet, errors_as_events, run_plan
 from mergemill.cli.options import (
     SHARD_SIZE,
     Cache,
@@ -58,6 +58,7 @@ def convert(
     cache_folder: CacheFolder = None,
     reader: Reader = None,
     public: Public = False,
+    overwrite: Overwrite = False,
     shard_size: ShardSize = SHARD_SIZE,
     quiet: Quiet = False,
     json: JsonLines = False,
@@ -88,7 +89,7 @@ def convert(
         plan = make_convert_plan(
             model, dtype=dtype, quantize=quantize, gguf=file_name, shard_size=shard_size, storage=reached
         )
-        run_plan(context, stack, plan, folder, crew, public=public, quiet=quiet, json=json)
+        run_plan(context, stack, plan, folder, crew, public=public, overwrite=overwrite, quiet=quiet, json=json)
 
 
 def split_file(out: str) -> tuple[str, str | None]:

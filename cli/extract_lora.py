@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mergemill.cli.crew import make_crew
-from mergemill.cli.merge import JsonLines, NewOut, Public, Quiet, errors_as_events, run_plan
+from mergemill.cli.merge import JsonLines, NewOut, Overwrite, Public, Quiet, errors_as_events, run_plan
 from mergemill.cli.options import (
     Cache,
     CacheFolder,
@@ -70,6 +70,7 @@ def extract_lora(
     cache_folder: CacheFolder = None,
     reader: Reader = None,
     public: Public = False,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
     json: JsonLines = False,
 ) -> None:
@@ -114,4 +115,4 @@ def extract_lora(
             way=way,
             storage=values.WorkerOptions(**crew).find_storage() or {},
         )
-        run_plan(context, stack, plan, out, crew, public=public, quiet=quiet, json=json)
+        run_plan(context, stack, plan, out, crew, public=public, overwrite=overwrite, quiet=quiet, json=json)

@@ -56,6 +56,9 @@ NewOut = Annotated[
 Public = Annotated[
     bool, typer.Option("--public", help="Let everybody see a repository made on the Hub.", rich_help_panel=STORAGE)
 ]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a finished merge that is there; never anything else.")
+]
 Report = Annotated[
     str | None,
     typer.Option(
@@ -83,6 +86,7 @@ def merge(
     cache_folder: CacheFolder = None,
     reader: Reader = None,
     public: Public = False,
+    overwrite: Overwrite = False,
     shard_size: ShardSize = SHARD_SIZE,
     seed: Seed = 0,
     methods: Methods = None,
@@ -136,7 +140,9 @@ def merge(
             raise typer.BadParameter(
                 f"--report compares a model with its base, and this is of the kind {plan.origin.kind}"
             )
-        committed = run_plan(context, stack, plan, out, crew, public=public, quiet=quiet, json=json)
+        committed = run_plan(
+            context, stack, plan, out, crew, public=public, overwrite=overwrite, quiet=quiet, json=json
+        )
         if report:
             write_report(plan, committed, crew, report)
 
@@ -149,6 +155,7 @@ def run_plan(
     crew: "values.WorkerKeywords",
     *,
     public: bool,
+    overwrite: bool,
     quiet: bool,
     json: bool,
 ) -> "events.Committed":
@@ -160,7 +167,7 @@ def run_plan(
     watch.show_plan(numbers)
     resume, resume_anywhere = find_resume(context)
     with _say_how_to_resume(watch, resume), raise_interrupts(), hold_back(processes=numbers["processes"]):
-        return run(plan, out, public=public, resume=resume_anywhere, on_event=watch, **crew)
+        return run(plan, out, public=public, overwrite=overwrite, resume=resume_anywhere, on_event=watch, **crew)
 
 
 def write_report(

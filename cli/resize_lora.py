@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mergemill.cli.crew import make_crew
-from mergemill.cli.merge import JsonLines, NewOut, Public, Quiet, errors_as_events, run_plan
+from mergemill.cli.merge import JsonLines, NewOut, Overwrite, Public, Quiet, errors_as_events, run_plan
 from mergemill.cli.options import Memory, StorageOf, Workers
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def resize_lora(
     memory: Memory = None,
     storage_as: StorageOf = None,
     public: Public = False,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
     json: JsonLines = False,
 ) -> None:
@@ -43,4 +44,4 @@ def resize_lora(
         given = {"adapters": [{"adapter": adapter}], "combination_type": "svd", "parameters": {"svd_rank": max_rank}}
         document = {**given, **({"dtype": dtype} if dtype else {})}
         plan = make_adapter_plan(document, storage=values.WorkerOptions(**crew).find_storage())
-        run_plan(context, stack, plan, out, crew, public=public, quiet=quiet, json=json)
+        run_plan(context, stack, plan, out, crew, public=public, overwrite=overwrite, quiet=quiet, json=json)

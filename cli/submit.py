@@ -9,6 +9,7 @@ import typer
 
 from mergemill.cli import console
 from mergemill.cli.completion import complete_cluster
+from mergemill.cli.merge import Overwrite
 from mergemill.cli.options import (
     DEVICE_MEMORY,
     SHARD_SIZE,
@@ -65,6 +66,7 @@ def submit(
     union: Union = False,
     intersection: Intersection = False,
     round_stages: RoundStages = False,
+    overwrite: Overwrite = False,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -78,7 +80,13 @@ def submit(
     options |= {"--device": device, "--device-memory": device_memory if device_memory != DEVICE_MEMORY else None}
     options |= {"--shard-size": shard_size if shard_size != SHARD_SIZE else None, "--seed": str(seed) if seed else None}
     check_raw(raw=raw, union=union, intersection=intersection)
-    flags = {"--raw": raw, "--union": union, "--intersection": intersection, "--round-stages": round_stages}
+    flags = {
+        "--raw": raw,
+        "--union": union,
+        "--intersection": intersection,
+        "--round-stages": round_stages,
+        "--overwrite": overwrite,
+    }
     words = list_words(context)
     loaded, file = open_recipe(recipe), load_cluster(cluster)
     job = jobs.make_job(

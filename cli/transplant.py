@@ -7,7 +7,7 @@ import typer
 
 from mergemill.cli import console
 from mergemill.cli.crew import make_crew
-from mergemill.cli.merge import JsonLines, NewOut, Public, Quiet, errors_as_events, run_plan
+from mergemill.cli.merge import JsonLines, NewOut, Overwrite, Public, Quiet, errors_as_events, run_plan
 from mergemill.cli.options import (
     SHARD_SIZE,
     Cache,
@@ -87,6 +87,7 @@ def transplant(
     cache_folder: CacheFolder = None,
     reader: Reader = None,
     public: Public = False,
+    overwrite: Overwrite = False,
     shard_size: ShardSize = SHARD_SIZE,
     dry_run: DryRun = False,
     tokens: Tokens = False,
@@ -135,7 +136,7 @@ def transplant(
         if dry_run:
             _show(plan, out, crew, json=json)
             return
-        run_plan(context, stack, plan, out, crew, public=public, quiet=quiet, json=json)
+        run_plan(context, stack, plan, out, crew, public=public, overwrite=overwrite, quiet=quiet, json=json)
 
 
 def _show(plan: Any, out: str, crew: Any, *, json: bool) -> None:

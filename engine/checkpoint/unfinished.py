@@ -48,9 +48,10 @@ def check_committed(place: str, ref: str, storage: Storage) -> None:
         return
     journal = _find(join(state, "journal.jsonl"), storage)
     if journal is None or not _ends_committed(journal, storage):
+        ours = not place.startswith(("http://", "https://", "hf://"))  # what we can only read is another's to end
+        way = f"run the same merge again to finish it, or give it up with: mergemill abort {ref}"
         raise CheckpointError(
-            f"{ref}: holds a merge that is not finished; run the same merge again to finish it, or give it up with: "
-            f"mergemill abort {ref}"
+            f"{ref}: holds a merge that is not finished; {way if ours else 'whoever makes it must finish it first'}"
         )
 
 

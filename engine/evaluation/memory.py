@@ -9,7 +9,7 @@ from mergemill.engine.evaluation.passing import ShellLayout
 from mergemill.engine.evaluation.scoring import BLOCK
 from mergemill.engine.evaluation.shell import Shell
 from mergemill.engine.evaluation.texts import ScoredTokens
-from mergemill.engine.plan.sizes import format_size
+from mergemill.engine.plan.sizes import format_size, say_enough
 from mergemill.engine.plan.values import OutputTensor
 from mergemill.engine.tensors.dtypes import item_bytes
 from mergemill.engine.tensors.workspace import Workspace
@@ -51,7 +51,7 @@ def find_texts(
         need = 2 * (fixed_bytes + step_bytes)
         raise PlanError(
             f"{shell.where}: --memory {format_size(2 * memory_bytes)} is too little: a layer of this model and a text "
-            f"take {need} bytes ({format_size(need)})"
+            f"take {need} bytes: --memory {say_enough(need)}"
         )
     return int(min(texts, (memory_bytes - fixed_bytes) // step_bytes * step))
 

@@ -20,7 +20,7 @@ from mergemill.engine.forward.tokens import tokenize
 from mergemill.engine.offers.offer import Offers
 from mergemill.engine.plan.experts import LAYERS, Assembly
 from mergemill.engine.plan.memory import make_piece
-from mergemill.engine.plan.sizes import format_size
+from mergemill.engine.plan.sizes import format_size, say_enough
 from mergemill.engine.plan.values import OutputTensor, Piece
 from mergemill.engine.recipe import Expert
 from mergemill.engine.storage.ranges import Pin
@@ -65,7 +65,7 @@ class GateJob:
         if needed > memory_bytes:
             raise PlanError(
                 f"--memory {format_size(memory_bytes)} is too little: the gates of {len(self.asked.prompts)} prompts "
-                f"need {needed} bytes ({format_size(needed)}) of one worker; fewer or shorter prompts need less"
+                f"need {needed} bytes of one worker: --memory {say_enough(needed)}; fewer or shorter prompts need less"
             )
 
     def describe(self) -> dict[str, Any]:

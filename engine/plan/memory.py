@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 from mergemill.engine.errors import PlanError
-from mergemill.engine.plan.sizes import format_size
+from mergemill.engine.plan.sizes import format_size, say_enough
 from mergemill.engine.plan.values import OutputTensor, Part, Piece, Projected
 from mergemill.engine.storage.ranges import is_remote
 from mergemill.engine.tensors.ahead import SLOTS, group_slabs, slot_bytes
@@ -77,10 +77,11 @@ def check_memory(parts: Sequence[Part], memory_bytes: int, beside_bytes: int = 0
     """
     worst = max(parts, key=stream_bytes, default=None)
     if worst is not None and stream_bytes(worst) + beside_bytes > memory_bytes:
+        needed = stream_bytes(worst) + beside_bytes
         tensor = max(worst.pieces, key=lambda piece: piece.projected.slab_bytes).tensor.name
         raise PlanError(
-            f"--memory {format_size(memory_bytes)} is too little: tensor {tensor} needs "
-            f"{stream_bytes(worst) + beside_bytes} bytes ({format_size(stream_bytes(worst) + beside_bytes)}) a worker"
+            f"--memory {format_size(memory_bytes)} is too little: tensor {tensor} needs {needed} bytes a worker: "
+            f"--memory {say_enough(needed)}"
         )
 
 
@@ -116,7 +117,7 @@ def check_device_memory(parts: Sequence[Part], device: str, memory_bytes: int) -
     if need_bytes > memory_bytes:
         raise PlanError(
             f"--device-memory {format_size(memory_bytes)} is too little: tensor {tensor} needs {need_bytes} bytes "
-            f"({format_size(need_bytes)}) on the device; give more, or leave the merge to the CPU with --device cpu"
+            f"on the device: --device-memory {say_enough(need_bytes)}; or leave the merge to the CPU with --device cpu"
         )
 
 

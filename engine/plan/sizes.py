@@ -11,6 +11,7 @@ from mergemill.engine.errors import InputError
 
 LEAST_SHARD_BYTES = 10**6  # that a text without a unit may ask for
 _BILLIONS = re.compile(r"\s*(\d+|\d*\.\d+)\s*B\s*", re.ASCII)
+_OPTION_UNITS = ((1 << 10, "KiB"), (1 << 20, "MiB"), (1 << 30, "GiB"), (1 << 40, "TiB"))
 _SIZE = re.compile(r"\s*(\d+|\d*\.\d+)\s*(?:([kmgtpe])(i?))?b?\s*", re.ASCII | re.IGNORECASE)
 
 
@@ -57,6 +58,17 @@ def _parse(text: str) -> int:
     power = " kmgtpe".index(letter.lower()) if letter else 0
     unit = (1024 if binary else 1000) ** power
     return int(number) * unit if number.isdecimal() else int(float(number) * unit)
+
+
+def say_enough(size_bytes: int) -> str:
+    """Return a size that can be given to an option, rounded up to a tenth: never less than is needed.
+
+    >>> say_enough(2_900_000_001), say_enough(1 << 30), say_enough(700)
+    ('2.8GiB', '1GiB', '1KiB')
+    """
+    unit_bytes, unit = max((size, unit) for size, unit in _OPTION_UNITS if size <= max(size_bytes, 1024))
+    tenths = -(-size_bytes * 10 // unit_bytes)
+    return f"{tenths // 10}.{tenths % 10}{unit}".replace(f".0{unit}", unit) if size_bytes >= 1024 else f"1{unit}"
 
 
 def format_size(size_bytes: float) -> str:

@@ -13,7 +13,7 @@ from mergemill.engine.plan.extract import plan_prepared
 from mergemill.engine.plan.extraction import Extraction
 from mergemill.engine.plan.lora_pairs import ModelPair, TensorPair, prepare
 from mergemill.engine.plan.lora_ranks import Measured
-from mergemill.engine.plan.sizes import format_size, parse_size
+from mergemill.engine.plan.sizes import format_size, parse_size, say_enough
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import load_recipe, recipe_to_json
 from mergemill.engine.runs.worker.modes import own_modes
@@ -77,7 +77,7 @@ def _measure(ready: ModelPair, workplace: Workplace, pair: TensorPair) -> Measur
     if need_bytes > workplace.memory_bytes:
         raise PlanError(
             f"--memory {format_size(workplace.memory_bytes)} is too little to measure tensor {weight.name}: it needs "
-            f"{need_bytes} bytes ({format_size(need_bytes)})"
+            f"{need_bytes} bytes: --memory {say_enough(need_bytes)}"
         )
     with workplace.lend(need_bytes) as arena, Workspace(arena, storage=workplace.storage) as work:
         for read in matrix.holds(Span(0, matrix.size)):

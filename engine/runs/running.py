@@ -2,7 +2,8 @@
 
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -14,7 +15,7 @@ from mergemill.engine.runs.caching import choose_cache
 from mergemill.engine.runs.clusters.preflight import Needs
 from mergemill.engine.runs.clusters.reach import choose_samples
 from mergemill.engine.runs.crew import Crew, check_crew, open_crew
-from mergemill.engine.runs.driver import Driving, drive
+from mergemill.engine.runs.driver import DRIVER_NAME, Driving, drive
 from mergemill.engine.runs.environment import describe_slowness
 from mergemill.engine.runs.events import Committed, OnEvent, PartFinished, Started, Waiting
 from mergemill.engine.runs.graph import make_checks, make_tasks, needs_gates
@@ -25,6 +26,7 @@ from mergemill.engine.runs.outputs.output import (
     check_same,
     commit_output,
     find_output,
+    is_replaced,
     open_output,
     start_output,
 )
@@ -43,10 +45,10 @@ def run(plan: Plan, out: str | Path, **options: Unpack[RunKeywords]) -> Committe
 
     An unfinished merge is resumed: only parts without a receipt are merged, the others are checked. options: of the
     workers, `workers`, `threads`, `memory`, `scheduler`, `wait_s`, `cluster`, `device`, `device_memory`, `cache`,
-    `cache_folder`, `storage` and `reader`, see `WorkerOptions`; and `public`, `progress`, `on_event`, `resume` and
-    `slab`, see `RunOptions`. Raises `OutputError` before anything is written where `out` holds something else,
-    `ClusterError` where workers cannot do it, `RunError` for what goes wrong later, and `Cancelled` where `cancel`
-    asked it to end; the run can then be repeated.
+    `cache_folder`, `storage` and `reader`, see `WorkerOptions`; and `public`, `overwrite`, `progress`, `on_event`,
+    `resume` and `slab`, see `RunOptions`. Raises `OutputError` before anything is written where `out` holds something
+    else, `ClusterError` where workers cannot do it, `RunError` for what goes wrong later, and `Cancelled` where
+    `cancel` asked it to end; the run can then be repeated.
     """
     return run_as(plan, out, RunOptions(**options))
 
@@ -65,16 +67,18 @@ def run_as(plan: Plan, out: str | Path, asked: RunOptions) -> Committed:
     if plan.gates is not None:
         plan.gates.check_memory(chosen.memory_bytes)
     check_crew(chosen, _list_needs(plan, out), _make_teller(chosen, on_event), asked.wait_s)
-    output = open_output(out, plan, chosen.storage, public=asked.public)
+    output = open_output(out, plan, chosen.storage, public=asked.public, overwrite=asked.overwrite)
     with output.locked():
-        check_same(output, plan)  # again: another driver may just have been here
-        if output.journal.is_committed():
-            return _finish_again(output, plan, on_event)
-        with drive(output.notes, asked.resume) as driving:
+        replaced = asked.overwrite and is_replaced(output, plan)
+        if not replaced:
+            check_same(output, plan)  # again: another driver may just have been here
+            if output.journal.is_committed():
+                return _finish_again(output, plan, on_event)
+        with _leaving_whole(output, replaced=replaced), drive(output.notes, asked.resume) as driving:
             for pin in plan.pins:
                 check_pin(pin, chosen.storage)
             with show_progress(on_event, wanted=asked.progress) as tell:
-                redone, read_bytes = _run_parts(plan, output, chosen, tell, driving, asked.slab)
+                redone, read_bytes = _run_parts(plan, output, chosen, tell, driving, asked, replaced)
             report = _read_report(output, plan)
             check_report(report, plan.guard.policy, out)
             whole, routing, told = _add_gates(plan, output) if plan.gates is not None else (plan, None, ())
@@ -98,6 +102,17 @@ def run_as(plan: Plan, out: str | Path, asked: RunOptions) -> Committed:
             output.mark_committed()
     on_event(committed)
     return committed
+
+
+@contextmanager
+def _leaving_whole(output: Output, *, replaced: bool) -> Iterator[None]:
+    """Where a merge ends before it has replaced what is there, leave that as it was: nobody drives it."""
+    try:
+        yield
+    except BaseException:
+        if replaced and output.journal.is_committed():
+            output.notes.remove(DRIVER_NAME)
+        raise
 
 
 def _add_gates(plan: Plan, output: Output) -> tuple[Plan, dict[str, Any], Sequence[str]]:
@@ -128,7 +143,7 @@ def _finish_again(output: Output, plan: Plan, on_event: OnEvent) -> Committed:
     """The same merge is here already: say so, unless something of it is gone."""
     for name in [shard.name for shard in plan.shards] + [file.name for file in plan.files]:
         if output.find(name) is None:
-            raise RunError(f"{output}: was finished, but {name} is gone; remove the folder and merge again")
+            raise RunError(f"{output}: was finished, but {name} is gone; merge again with --overwrite")
     report = _read_report(output, plan)
     committed = Committed(str(output), plan.digest, len(plan.parts), 0, plan.write_bytes, 0, 0.0, report)
     on_event(committed)
@@ -141,10 +156,18 @@ def _read_report(output: Output, plan: Plan) -> Report:
 
 
 def _run_parts(
-    plan: Plan, output: Output, workers: Workers, on_event: OnEvent, driving: Driving, slab: int
+    plan: Plan,
+    output: Output,
+    workers: Workers,
+    on_event: OnEvent,
+    driving: Driving,
+    asked: RunOptions,
+    replaced: bool,
 ) -> tuple[int, int]:
     """Run all parts and journal their receipts; returns how many were merged and what was read for them."""
     if not plan.parts:
+        if replaced:
+            output.clear(plan)
         start_output(output, plan)
         return 0, 0
     token = plan.digest[:12] + secrets.token_hex(4)  # one run's: on a cluster another may merge the same plan
@@ -171,6 +194,8 @@ def _run_parts(
         if workers.cluster:
             tell_waiting(0.0)
             crew.check_needs(needs)
+        if replaced:
+            output.clear(plan)
         receipts = start_output(output, plan)
         gates = find_gates_kept(output.notes) if plan.gates is not None else None
         if plan.gates is not None and gates is None:  # parts of lost gates would not be those of the kept file
@@ -182,7 +207,7 @@ def _run_parts(
         on_event(begun)
         try:
             crew.run_tasks(make_checks(plan, targets, receipts, token), keep)
-            crew.run_tasks(make_tasks(plan, list(left.values()), targets, slab, token, gates), journal)
+            crew.run_tasks(make_tasks(plan, list(left.values()), targets, asked.slab, token, gates), journal)
         except WorkersDied as error:
             raise explain_deaths(error, plan) from error
     return tally.merged, tally.read_bytes

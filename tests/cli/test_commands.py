@@ -152,6 +152,15 @@ def test_merge_again_says_that_it_is_finished(mergemill: Run, here: Path, merged
     assert "finished already" in out
 
 
+def test_a_finished_merge_is_replaced_where_that_is_asked(
+    mergemill: Run, here: Path, merged: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(merged, tmp_path / "out")
+    code, _, err = mergemill("merge", "ties.yml", out, "--seed", 3)
+    assert (code, "or replace it with --overwrite" in err) == (2, True)
+    assert mergemill("merge", "ties.yml", out, "--seed", 3, "--overwrite", "--quiet")[0] == 0
+
+
 def test_quiet_merge_says_nothing(mergemill: Run, here: Path, tmp_path: Path) -> None:
     assert mergemill("merge", "ties.yml", tmp_path / "out", "--quiet") == (0, "", "")
 

@@ -87,6 +87,7 @@ def test_too_small_a_promise_is_refused_with_the_tensor_and_the_number_that_woul
     assert needed
     enough = int(needed[1])
     assert describe_plan(plan, memory=enough)["projected_bytes"] <= enough
+    assert describe_plan(plan, memory=words.rpartition(" --memory ")[2])  # as it can be copied
     with pytest.raises(PlanError):
         describe_plan(plan, memory=enough - 1)
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pydantic import ByteSize, TypeAdapter
 
 from mergemill.engine.errors import InputError
-from mergemill.engine.plan.sizes import parse_size
+from mergemill.engine.plan.sizes import parse_size, say_enough
 
 UNITS = [
     "",
@@ -75,3 +75,11 @@ def test_what_is_no_size_is_refused_with_what_would_be_one(text: str | int) -> N
         InputError, match=r"--memory: .* is not a size; write bytes, or a number with MB, GB, MiB or GiB"
     ):
         parse_size(text, what="--memory")
+
+
+@pytest.mark.parametrize(
+    "size_bytes", [1, 1023, 1025, 2_900_000_001, *((n << 20) // 7 + n for n in range(1, 9000, 97))]
+)
+def test_a_size_that_is_advised_is_enough_and_no_tenth_more(size_bytes: int) -> None:
+    enough = parse_size(say_enough(size_bytes), what="--memory")
+    assert size_bytes <= enough <= max(size_bytes * 1.1 + 1, 1024)

@@ -649,3 +649,13 @@ def test_commands_on_a_merge_that_is_not_there_say_so(
     assert execute([command, place]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("mergemill: error: s3://")
+
+
+def test_a_finished_merge_gives_way_where_that_is_asked(s3: S3, family: Path) -> None:
+    place = new_place(s3)
+    run(plan_case("streamed", family), place.url, workers=0)
+    with pytest.raises(OutputError, match="replace it with --overwrite"):
+        run(plan_case("several shards", family), place.url, workers=0)
+    run(plan_case("several shards", family), place.url, workers=0, overwrite=True)
+    assert without_state(place.hash()) == hash_all(merge_locally("several shards", family))
+    assert place.uploads() == {}

@@ -30,6 +30,7 @@ from mergemill.engine.runs.outputs.record import (
     read_header_text,
     read_small,
 )
+from mergemill.engine.runs.outputs.replaced import KEPT, check_all_ours
 from mergemill.engine.runs.outputs.state import JOURNAL_NAME, LOCK_NAME, RECORD_NAME, check_own, flatten_name, is_own
 from mergemill.engine.runs.outputs.target import FileTarget, Target
 from mergemill.engine.runs.worker.workers import Workers
@@ -232,6 +233,38 @@ class FolderOutput:
             self._files.remove(name)
         for name in (STATE_NAME, "."):
             self._remove_empty(name)
+
+    def list_replaced(self, plan: Plan) -> Sequence[str]:
+        """Return the files of a finished merge that gives way to `plan`, its seal first: see `Output`."""
+        record = self.read_record()
+        assert record is not None, "a finished merge has a record"
+        ours = self._list_committed(record)
+        check_all_ours(ours, self._list_all(), record, str(self))
+        freed_bytes = sum(record.shards[name]["size_bytes"] for name in ours if name in record.shards)
+        check_space(self.folder, sum(shard.size_bytes for shard in plan.shards) - freed_bytes)
+        return ours
+
+    def clear(self, plan: Plan) -> None:
+        """Remove a finished merge that gives way to `plan`: see `Output`."""
+        ours = self.list_replaced(plan)
+        for name in ours:
+            self._files.remove(name)
+        for parent in sorted({name.rpartition("/")[0] for name in ours} - {""}, reverse=True):
+            self._files.remove_folder(parent)
+        notes = [name for name in self.list_state() if name not in KEPT]
+        for name in sorted(notes, key=lambda name: f"{STATE_NAME}/{name}" == RECORD_NAME):
+            self._files.remove(f"{STATE_NAME}/{name}")
+        self._files.sync(STATE_NAME)
+
+    def _list_all(self) -> list[str]:
+        """Return all names below the folder, mergemill's notes aside; links are names, wherever they lead."""
+        found = []
+        for place, folders, files in os.walk(self.folder):
+            if place == str(self.folder):
+                folders[:] = [name for name in folders if name != STATE_NAME]
+            links = [name for name in folders if (Path(place) / name).is_symlink()]
+            found += [(Path(place) / name).relative_to(self.folder).as_posix() for name in (*files, *links)]
+        return found
 
     def abort(self) -> int:
         """Remove what an unfinished merge left; returns the bytes freed. Nothing else is touched."""

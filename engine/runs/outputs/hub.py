@@ -160,6 +160,14 @@ class HubOutput:
         """Return the pin of a file of the finished output."""
         return self._published.find(name)
 
+    def list_replaced(self, plan: Plan) -> Sequence[str]:
+        """Refuse: a repository has a history, and others may have it already."""
+        raise OutputError(f"{self}: is published; --overwrite is for folders and object storage: choose another name")
+
+    def clear(self, plan: Plan) -> None:
+        """Refuse, see above."""
+        self.list_replaced(plan)
+
     def abort(self) -> int:
         """Remove what an unfinished merge left on this machine; returns the bytes freed. The repository stays."""
         if not self._local.has_record():

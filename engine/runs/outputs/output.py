@@ -11,6 +11,7 @@ from mergemill.engine.runs.outputs.folder import FolderOutput
 from mergemill.engine.runs.outputs.notes import Notes
 from mergemill.engine.runs.outputs.receipts import Receipt
 from mergemill.engine.runs.outputs.record import Record, check_names, make_record
+from mergemill.engine.runs.outputs.replaced import check_sources
 from mergemill.engine.runs.outputs.target import Target
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.storage.ranges import Pin, is_remote
@@ -94,6 +95,15 @@ class Output(Protocol):
     def find(self, name: str) -> Pin | None:
         """Return the pin of a file of the finished output."""
 
+    def list_replaced(self, plan: Plan) -> Sequence[str]:
+        """Return the files of a finished merge that gives way to `plan`, its seal first.
+
+        `OutputError` where anything else lies there, or something was changed since.
+        """
+
+    def clear(self, plan: Plan) -> None:
+        """Remove a finished merge that gives way to `plan`, held by this process; its record goes last."""
+
     def abort(self) -> int:
         """Remove what an unfinished merge left; returns the bytes freed. Nothing else is touched."""
 
@@ -131,13 +141,32 @@ def _find_remote(scheme: str, place: str, storage: Storage, *, public: bool) -> 
     return WholeOutput(place, storage)
 
 
-def open_output(out: str | Path, plan: Plan, storage: Storage = ENVIRONMENT, *, public: bool = False) -> Output:
-    """Make `out` the output of `plan`, new or resumed; `OutputError` where it holds anything else."""
+def open_output(
+    out: str | Path, plan: Plan, storage: Storage = ENVIRONMENT, *, public: bool = False, overwrite: bool = False
+) -> Output:
+    """Make `out` the output of `plan`, new or resumed; `OutputError` where it holds anything else.
+
+    overwrite: a finished merge may be there, which is left alone yet.
+    """
     check_names([shard.name for shard in plan.shards] + [file.name for file in plan.files], str(out))
     output = find_output(out, storage, public=public)
     output.open(plan)
-    check_same(output, plan)
+    if overwrite and is_replaced(output, plan):
+        check_sources(plan, str(output))
+        output.list_replaced(plan)
+    else:
+        check_same(output, plan)
     return output
+
+
+def is_replaced(output: Output, plan: Plan) -> bool:
+    """Whether what is there is a finished merge other than that of `plan`, or one of which something is gone."""
+    held = output.read_record()
+    if held is None or not (held.finished or output.journal.is_committed()):
+        return False
+    if held.digest != make_record(plan, output.storage).digest:
+        return True
+    return any(output.find(name) is None for name in (*held.shards, *held.files))
 
 
 def check_output(out: str | Path, plan: Plan, storage: Storage = ENVIRONMENT) -> Output:
@@ -156,7 +185,7 @@ def check_same(output: Output, plan: Plan) -> None:
     if held is not None and held.digest != wanted.digest:
         ways = f"choose another folder, or remove the unfinished one with: mergemill abort {output}"
         if output.journal.is_committed():
-            ways = "that one is finished; choose another folder"
+            ways = "that one is finished; choose another folder, or replace it with --overwrite"
         raise OutputError(f"{output}: holds another merge, which differs in {held.describe_difference(wanted)}; {ways}")
 
 

@@ -225,8 +225,8 @@ def _find_fault(record: Record) -> str:
 
 def _unreadable(where: str, why: str) -> OutputError:
     return OutputError(
-        f"{where}: is damaged, or not of this version of mergemill: {why}; where the merge is unfinished, give it up "
-        "with mergemill abort and merge again"
+        f"{where}: is damaged, or not of this version of mergemill: {why}; an unfinished merge is given up with: "
+        f"mergemill abort {where.removesuffix('/.mergemill/plan.json')}"
     )
 
 

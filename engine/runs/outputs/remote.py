@@ -5,7 +5,7 @@ object), ``committed``, ``lock``, ``driver.json``. Nothing is kept on any disk, 
 machine.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from mergemill.engine.checkpoint.unfinished import STATE_NAME
@@ -23,6 +23,7 @@ from mergemill.engine.runs.outputs.record import (
     parse_sound,
     take_small,
 )
+from mergemill.engine.runs.outputs.replaced import KEPT, check_all_ours
 from mergemill.engine.runs.outputs.state import RECORD_NAME, check_own, is_own
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.storage.bounds import COPIED_BYTES
@@ -163,6 +164,26 @@ class RemoteOutput:
         """Note that the output is whole."""
         self.journal.append_commit()
 
+    def list_replaced(self, plan: Plan) -> Sequence[str]:
+        """Return the objects of a finished merge that gives way to `plan`, its seal first: see `Output`."""
+        record = self.read_record()
+        assert record is not None, "a finished merge has a record"
+        there = self._objects.list_objects(self._url, error=OutputError)
+        found = [name for name in there if not name.startswith(f"{STATE_NAME}/")]
+        ours = self._list_ours(there, record)
+        check_all_ours(ours, found, record, str(self))
+        return ours
+
+    def clear(self, plan: Plan) -> None:
+        """Remove a finished merge that gives way to `plan`: see `Output`."""
+        ours = self.list_replaced(plan)
+        there = self._objects.list_objects(self._url, error=OutputError)
+        kept = [f"{STATE_NAME}/{name}" for name in KEPT]
+        notes = [name for name in self._list_state(there, self.read_record()) if name not in kept]
+        notes.sort(key=lambda name: name == RECORD_NAME)
+        self._objects.delete([self._place(name) for name in [*ours, *notes]])
+        self.journal = ObjectJournal(self._objects, self._place(STATE_NAME))
+
     def _list_for_abort(self) -> Mapping[str, int]:
         """Return the sizes of all objects by name; `OutputError` unless an unfinished merge is among them."""
         found = self._objects.list_objects(self._url, error=OutputError)
@@ -176,13 +197,17 @@ class RemoteOutput:
     def _remove(self, found: Mapping[str, int]) -> int:
         """Remove what is ours of the objects `found`, sizes by name; returns the bytes of shards and small files."""
         record = self._read_sound_record()
-        ours = [] if record is None else [name for name in found if self._is_ours(name, found[name], record)]
-        late = {name: place for place, name in enumerate([*record.files][::-1])} if record else {}
-        ours.sort(key=lambda name: late.get(name, len(late)))  # the index first, so that no loader finds the rest
+        ours = [] if record is None else self._list_ours(found, record)
         state = [name for name in self._list_state(found, record) if not name.endswith("/lock")]
         state.sort(key=lambda name: name == RECORD_NAME)  # the record last: an abort can be repeated
         self._objects.delete([self._place(name) for name in [*ours, *state]])
         return sum(found[name] for name in ours)
+
+    def _list_ours(self, found: Mapping[str, int], record: Record) -> list[str]:
+        """Return what a commit has written: the index first, so that no loader finds the rest."""
+        ours = [name for name in found if self._is_ours(name, found[name], record)]
+        late = {name: place for place, name in enumerate([*record.files][::-1])}
+        return sorted(ours, key=lambda name: late.get(name, len(late)))
 
     def _list_state(self, found: Iterable[str], record: Record | None) -> list[str]:
         """Return those of the names that are mergemill's own notes and unfinished shards."""
