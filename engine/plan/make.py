@@ -160,7 +160,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
     for model, checkpoint in checkpoints.items():
         ledger.drop_all(model, find_copies(checkpoint, family), COPY_UNUSED)
     filled = (fill_slot(slot, filling, ledger) for slot in iter_slots(stacks, offers, family))
-    tensors = [tensor for tensor in filled if tensor is not None]
+    tensors: Sequence[OutputTensor] = [tensor for tensor in filled if tensor is not None]
     enter_unmerged(policies, offers, ledger)
     needed = find_needed(donor)
     inputs = make_inputs(checkpoints, list_stored(checkpoints, stages), donor)

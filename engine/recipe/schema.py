@@ -22,7 +22,7 @@ Described = Literal["recipe", "mixture", "adapters"]
 _MODELS: dict[str, type[Value]] = {"mixture": Mixture, "adapters": AdapterRecipe}
 
 
-def recipe_schema(methods: Sequence[str] = (), of: Described = "recipe") -> dict[str, Any]:
+def recipe_schema(methods: Sequence[str] = (), of: str = "recipe") -> dict[str, Any]:
     """Return the JSON schema of the recipe language, for editors that check and complete from it.
 
     methods: names that editors offer where a method is named; a name of one's own is valid too. of: which document it
