@@ -37,6 +37,7 @@ COMMANDS = (
     "env",
     "extract-lora",
     "resize-lora",
+    "ui",
 )
 """In the order of the help; each is the function of its name in the module of its name."""
 GROUPS = ("recipe",)

@@ -37,7 +37,7 @@ def inspect(
     if json:
         console.say_json(as_json(found, tensors=tensors))
         return
-    console.say_table(list(_facts(found)))
+    console.say_table(list(list_facts(found)))
     if tensors:
         console.say()
         console.say_table(list(_tensor_rows(found)), heads=("tensor", "dtype", "shape", "size"), right=(3,))
@@ -55,7 +55,8 @@ def as_json(found: "values.Inspection", *, tensors: bool) -> dict[str, Any]:
     return numbers
 
 
-def _facts(found: "values.Inspection") -> Iterator[tuple[str, str]]:
+def list_facts(found: "values.Inspection") -> Iterator[tuple[str, str]]:
+    """Yield what headers say of a model, as names and values."""
     from mergemill.engine import format_size
 
     yield "path", found.path

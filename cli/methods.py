@@ -107,7 +107,7 @@ def _show_one(method: "Method", model: str | None, models: int | None, *, json: 
         return
     console.say(method.title)
     console.say()
-    console.say_table(list(_facts(method)))
+    console.say_table(list(list_method_facts(method)))
     _show_parameters(method.parameters)
     if cost is not None:
         console.say()
@@ -130,7 +130,8 @@ def _show_parameters(parameters: "Sequence[Parameter]") -> None:
         console.say_table([tuple(_parameter_row(parameter)) for parameter in parameters], heads=HEADS)
 
 
-def _facts(method: "Method") -> Iterator[tuple[str, str]]:
+def list_method_facts(method: "Method") -> Iterator[tuple[str, str]]:
+    """Yield what a method takes and costs, and where it is from, as names and values."""
     yield "models", describe_inputs(method)
     yield "reads", f"{method.reads}: {KINDS[method.reads]}"
     yield "in memory", _say_grain(method)

@@ -36,6 +36,7 @@ COMMANDS = (
     "env",
     "extract-lora",
     "resize-lora",
+    "ui",
     "recipe",
 )
 

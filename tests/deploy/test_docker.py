@@ -50,7 +50,7 @@ def test_images_have_two_stages_no_root_and_the_versions_that_ci_tests(path: Pat
     installs = [line for line in text.splitlines() if "pip install" in line]
     assert len(installs) == 3
     assert all("constraints.txt" in line or '"setuptools==' in line for line in installs)
-    assert "mergemill[s3,hub,dashboard,metrics]" in installs[-1]
+    assert "mergemill[s3,hub,dashboard,metrics,ui,report]" in installs[-1]
 
 
 def test_the_wheel_is_built_by_a_setuptools_that_the_package_takes() -> None:

@@ -15,7 +15,7 @@ def iter_lines() -> list[str]:
 
 def test_commands_are_those_that_mergemill_has() -> None:
     commands = [check_mergemill(words) for words in iter_commands("\n".join(iter_lines()))]
-    assert {given["command"] for given in commands} == {"merge", "plan", "submit", "status", "attach", "cancel"}
+    assert {given["command"] for given in commands} == {"merge", "plan", "submit", "status", "attach", "cancel", "ui"}
     merging = [given for given in commands if given["command"] in ("merge", "submit")]
     where = [given.get("scheduler") or given["cluster"] for given in merging]
     started = ["/shared/scheduler.json", "slurm.yml", "pods.yml", None, "my.yml"]
@@ -30,9 +30,12 @@ def test_dask_is_started_as_dask_is() -> None:
 
 
 def test_images_and_jobs_run_what_is_there() -> None:
-    plain, cuda = [line.partition(" mergemill:0.1.0")[2] for line in iter_lines() if line.startswith("docker run")]
+    plain, cuda, page = [
+        line.partition(" mergemill:0.1.0")[2] for line in iter_lines() if line.startswith("docker run")
+    ]
     assert check_command(plain.split())["recipe"] == "recipe.yml"
     assert check_command(cuda.removeprefix("-cuda ").split())["device"] == "cuda"
+    assert check_command(page.split())["url"] == "http://127.0.0.1:8797"
     (sbatch,) = [line for line in iter_lines() if line.startswith("sbatch")]
     _, _, rest = sbatch.partition("driver.sh ")
     assert check_mergemill(["merge", *rest.split()])["shard_size"] == "5GB"
@@ -74,6 +77,8 @@ def test_what_an_attacker_may_hold_names_tests_that_are_there() -> None:
         "an output folder",
         "an output that was uploaded",
         "the network",
+        "another site",
+        "the page's token",
         "the same machine",
     ]
     for *_, named in rows:

@@ -1,0 +1,145 @@
+"""What a recipe's text means now: its form, what is wrong at which line, and the plan. No weight is read."""
+
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from mergemill.cli import console
+from mergemill.cli.options import SHARD_SIZE
+from mergemill.cli.page.form import NoForm, load_all, read_form
+from mergemill.cli.page.roots import FILES, check_recipe, confine, find_files
+from mergemill.cli.page.settings import Chosen, Setup
+from mergemill.engine import describe_plan, errors, format_size, load_cluster, load_document, make_plan, values
+
+MOST_CHARACTERS = 1 << 20
+_LINE = re.compile(r"(?:the )?recipe:(\d+): ")
+_PLANNING = threading.Lock()  # one plan at a time, however many browsers look
+
+
+def look(text: str, out: str, chosen: Chosen, setup: Setup) -> dict[str, Any]:
+    """Return the form, and the plan or what is in its way, as JSON values."""
+    found: dict[str, Any] = {"form": None, "why_no_form": "", "plan": None, "error": None, "empty": not text.strip()}
+    try:
+        found["form"] = asdict(read_form(text))
+    except NoForm as error:
+        found["why_no_form"] = str(error)
+    if found["empty"]:
+        return found
+    try:
+        with _PLANNING:
+            found["plan"] = _describe(plan_text(text, chosen, setup), out, chosen, setup)
+    except (errors.MergemillError, OSError) as error:
+        found["error"] = describe_error(error, text)
+    return found
+
+
+def plan_text(text: str, chosen: Chosen, setup: Setup) -> "values.Plan":
+    """Return the plan of a recipe's text; `InputError` says what is wrong, or out of the page's reach."""
+    if len(text) > MOST_CHARACTERS:
+        raise errors.RecipeError("the recipe is longer than a recipe may be, 1 MiB")
+    _check_files(text)
+    recipe = load_document(text + "\n\n")  # what has lines is no file's name
+    check_recipe(setup.root, recipe)
+    storage = load_cluster(setup.cluster).storage if setup.cluster else None
+    shard_size = chosen.shard_size or SHARD_SIZE
+    plan = make_plan(recipe, seed=chosen.seed, shard_size=shard_size, methods=setup.methods, storage=storage)
+    for pin in plan.pins:
+        if "://" not in pin.url:
+            confine(setup.root, pin.url)
+    return plan
+
+
+def describe_error(error: BaseException, text: str = "") -> dict[str, Any]:
+    """Return an error as JSON values: its message, and the places in the text that are wrong."""
+    message = console.explain(error)
+    faults = [asdict(fault) for fault in getattr(error, "faults", ())]
+    if not faults and text:
+        faults = list(_find_places(message, text))
+    return {"message": _LINE.sub(r"line \1: ", message, count=1).removeprefix("recipe: "), "faults": faults}
+
+
+def _check_files(text: str) -> None:
+    try:
+        documents = load_all(text)
+    except NoForm:
+        if not re.search(rf"\b({'|'.join(FILES)})\b", text):
+            return  # whatever is wrong with it, or its aliases, the recipe's own check says
+        documents = [dict.fromkeys(re.findall(rf"\b({'|'.join(FILES)})\b", text))]
+    for key in find_files(documents):
+        line = next((i for i, each in enumerate(text.splitlines(), 1) if re.search(rf"\b{key}\b", each)), 1)
+        raise errors.RecipeError(f"recipe:{line}: '{key}' names files, which this page does not take; {FILES[key]}")
+
+
+def _find_places(message: str, text: str) -> Iterator[dict[str, Any]]:
+    """Yield the line that a message names; else the first that holds what the message begins with, as a model."""
+    lines = text.splitlines() or [""]
+    if told := _LINE.match(message):
+        number = min(int(told[1]), len(lines))
+        shown = lines[number - 1]
+        inner = shown.strip()
+        column, words = shown.find(inner), message[told.end() :]
+        yield {"words": words, "line": number, "text": shown, "column": column, "width": max(1, len(inner))}
+        return
+    for subject in (part for part in re.split(r"[:;,] ", message)[:3] if len(part) > 1):
+        for number, line in enumerate(lines, 1):
+            if (column := line.find(subject)) >= 0:
+                yield {"words": message, "line": number, "text": line, "column": column, "width": len(subject)}
+                return
+
+
+def _describe(plan: "values.Plan", out: str, chosen: Chosen, setup: Setup) -> dict[str, Any]:
+    numbers = describe_plan(
+        plan,
+        out=out or None,
+        memory=chosen.memory or None,
+        workers=chosen.workers,
+        threads=chosen.threads,
+        scheduler=setup.scheduler or None,
+        cluster=load_cluster(setup.cluster) if setup.cluster else None,
+    )
+    return {
+        "facts": list(_list_facts(numbers, plan)),
+        "sources": [_describe_source(source) for source in numbers["sources"]],
+        "warnings": numbers["warnings"],
+        "reportable": plan.origin.kind == "merge",
+    }
+
+
+def _list_facts(numbers: Mapping[str, Any], plan: "values.Plan") -> Iterator[tuple[str, str]]:
+    yield "method", numbers["method"]
+    yield "reads", format_size(numbers["read_bytes"])
+    if numbers["first_pass_bytes"]:
+        yield "reads before", f"{format_size(numbers['first_pass_bytes'])}, for the coefficients' norms"
+    shards, parts = console.count(len(numbers["shards"]), "shard"), console.count(numbers["parts"], "part")
+    yield "writes", f"{format_size(numbers['write_bytes'])}: {numbers['tensors']:,} tensors in {shards}, {parts}"
+    projected, promised = format_size(numbers["projected_bytes"]), format_size(numbers["memory_bytes"])
+    yield "memory", f"{projected} at most, of {promised} promised to each worker"
+    workers, threads = console.count(numbers["workers"], "worker"), console.count(numbers["threads"], "thread")
+    place = numbers["scheduler"] or numbers["cluster"]
+    yield "workers", f"those of {place}" if place else f"{workers} of {threads}"
+    yield "dtype", numbers["dtype"]
+    if numbers["donor"]:
+        yield "config", f"of {numbers['donor']}"
+    yield "tokens", _say_tokens(plan)
+    for each in numbers["remote"]:
+        requests = each["read_requests"] + each["write_requests"]
+        moved = format_size(each["read_bytes"] + each["write_bytes"])
+        yield each["scheme"], f"{moved} in about {console.count(requests, 'request')}"
+    yield "digest", numbers["digest"][:12]
+
+
+def _say_tokens(plan: "values.Plan") -> str:
+    if plan.tokens is None:
+        return "as the models have them"
+    added = console.count(len(plan.tokens.added), "new token")
+    return f"those of {plan.tokens.source}, {added}, {console.count(len(plan.tokens.rows), 'row')} made for models"
+
+
+def _describe_source(source: Mapping[str, Any]) -> dict[str, str]:
+    dropped = sum(source["dropped"].values())
+    uses = [f"{source['merged']:,} merged", f"{source['copied']:,} copied", f"{dropped:,} left out"]
+    used = [use for use in uses if not use.startswith("0 ")]
+    read = "computed on the way" if source["is_stage"] else format_size(source["read_bytes"])
+    return {"model": source["model"], "read": read, "use": ", ".join(used) or "not used"}

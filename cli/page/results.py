@@ -1,0 +1,75 @@
+"""What a finished run gives to use: its card, its files, commands and code that load it."""
+
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from mergemill.cli.page import jobs
+from mergemill.cli.page.jobs import MERGE, Errand
+from mergemill.cli.page.roots import confine
+from mergemill.engine import format_size
+
+MOST_CARD_BYTES = 256 << 10
+MOST_FILES = 200
+
+
+def describe_result(root: Path, job: Errand) -> dict[str, Any]:
+    """Return the card, the files and the ways to use a finished merge; its files only where it lies below the root."""
+    if "://" in job.out:
+        return {"card": "", "files": [], "uses": list_uses(job.out)}
+    folder = confine(root, job.out)
+    return {
+        "card": _read_card(root, folder),
+        "files": [(name, format_size(size)) for name, size in _list_files(folder)[:MOST_FILES]],
+        "uses": list_uses(str(folder)),
+    }
+
+
+def list_uses(place: str) -> list[dict[str, str]]:
+    """Return ways to use a merge, each with its title, and what to copy."""
+    check = {"title": "Check it", "text": f"mergemill verify {shlex.quote(place)} --replay 5"}
+    if "://" in place and not place.startswith("hf://"):
+        return [check, {"title": "Publish it", "text": f"mergemill push {shlex.quote(place)} org/name"}]
+    name = place.removeprefix("hf://")
+    code = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"name = {json.dumps(name)}\n"
+        'model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", device_map="auto")\n'
+        "tokenizer = AutoTokenizer.from_pretrained(name)"
+    )
+    return [
+        {"title": "Load it in Python", "text": code},
+        {"title": "Serve it with vLLM", "text": f"vllm serve {shlex.quote(name)}"},
+        check,
+        {"title": "See what it is", "text": f"mergemill inspect {shlex.quote(place)}"},
+    ]
+
+
+def find_report(root: Path, job: Errand) -> Path | None:
+    """Return the page of a run; None where it has none."""
+    path = jobs.find_folder(root, job.name) / jobs.REPORT
+    return path if path.is_file() and not path.is_symlink() else None
+
+
+def is_pushable(job: Errand, state: str) -> bool:
+    """Whether a run is a merge that the Hub may have."""
+    return job.kind == MERGE and state == "finished" and not job.out.startswith("hf://")
+
+
+def _read_card(root: Path, folder: Path) -> str:
+    path = confine(root, str(folder / "README.md"))
+    try:
+        with open(path, "rb") as file:
+            return file.read(MOST_CARD_BYTES).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _list_files(folder: Path) -> list[tuple[str, int]]:
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [(str(path.relative_to(folder)), path.lstat().st_size) for path in (Path(place, n) for n in names)]
+    return sorted(found)

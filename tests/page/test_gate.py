@@ -1,0 +1,224 @@
+"""Who is refused by the page, and what it does not reach: requests as an attacker makes them."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from page.conftest import ADDRESS, TOKEN, Ask
+
+from mergemill.cli.main import execute
+from mergemill.cli.page import jobs
+from mergemill.cli.page.gate import Address, find_refusal
+from mergemill.cli.page.roots import check_out, confine
+from mergemill.cli.page.serve import take_token
+from mergemill.engine.errors import InputError, OutputError, RecipeError
+
+RECIPE = 'merge_method: linear\nmodels: [{{model: "{}", parameters: {{weight: 1}}}}]\n'
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "evil.example"}, 421),
+        ({"host": "127.0.0.1:8798"}, 421),
+        ({"host": "127.0.0.1.evil.example:8797"}, 421),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "http://127.0.0.1:9999"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site"}, 403),
+        ({"authorization": None}, 401),
+        ({"authorization": "Bearer "}, 401),
+        ({"authorization": f"Bearer {TOKEN}x"}, 401),
+        ({"authorization": None, "cookie": f"token={TOKEN}"}, 401),
+        ({"content-type": "text/plain"}, 415),
+        ({"content-type": "application/x-www-form-urlencoded"}, 415),
+    ],
+)
+def test_a_request_from_elsewhere_or_without_the_token_is_refused(
+    ask: Ask, headers: dict[str, str | None], status: int
+) -> None:
+    answer = ask("POST", "/api/look", {"content-type": "application/json", **headers}, content='{"text": ""}')
+    assert answer.status_code == status
+    assert answer.json()["message"]
+
+
+def test_the_page_itself_holds_no_secret_and_is_asked_of_by_its_own_names_alone(ask: Ask) -> None:
+    for path in ("/", "/static/main.js", "/static/page.css"):
+        answer = ask("GET", path, {"authorization": None})
+        assert answer.status_code == 200
+        assert TOKEN not in answer.text
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert ask("GET", path, {"host": "evil.example"}).status_code == 421
+        assert ask("POST", path).status_code == 405
+    assert ask("GET", "/api/start", {"host": "localhost:8797"}).status_code == 200
+    assert ask("GET", "/api/start").headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    "path", ["/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/../etc/passwd"]
+)
+def test_no_file_but_the_pages_own_is_served(ask: Ask, path: str) -> None:
+    assert ask("GET", path).status_code in (401, 404, 405)
+
+
+def test_behind_a_proxy_its_host_is_that_of_the_page() -> None:
+    address = Address("0.0.0.0", 7860, "https://me.hf.space", "https://huggingface.co")
+    headers = {"host": "me.hf.space", "origin": "https://me.hf.space", "authorization": "Bearer t"}
+    assert find_refusal(address, "t", method="GET", path="/api/runs", headers=headers) is None
+    other = {**headers, "host": "127.0.0.1:7860"}
+    assert find_refusal(address, "t", method="GET", path="/", headers=other) == (
+        421,
+        "this page is not at 127.0.0.1:7860",
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("../outside", "leads out of"),
+        ("models/../../outside", "leads out of"),
+        ("{outside}", "leads out of"),
+        ("~", "leads out of"),
+        ("link", "leads out of"),
+        ("linked", "leads out of"),
+        ("file://{outside}", "this page reads folders below"),
+        ("sftp://host/model", "this page reads folders below"),
+    ],
+)
+def test_no_model_out_of_the_root_is_read(ask: Ask, root: Path, model: str, words: str) -> None:
+    outside = root.parent / "outside"
+    if not (root / "link").exists():
+        (root / "link").symlink_to(outside)
+        (root / "linked").mkdir()
+        for name in ("config.json", "model.safetensors"):
+            (root / "linked" / name).symlink_to(outside / name)
+    model = model.format(outside=outside)
+    look = ask("POST", "/api/look", json={"text": RECIPE.format(model)}).json()
+    assert look["plan"] is None
+    assert words in look["error"]["message"]
+    for answer in (
+        ask("GET", "/api/facts", params={"model": model}),
+        ask("POST", "/api/compare", json={"first": "models/a", "second": model}),
+        ask("POST", "/api/merge", json={"text": RECIPE.format(model), "out": "merged"}),
+    ):
+        assert answer.status_code == 400
+        assert words in answer.json()["message"]
+
+
+def test_a_model_below_the_root_is_read_by_whatever_path(ask: Ask, root: Path) -> None:
+    for model in ("models/a", str(root / "models" / "a"), "./models/../models/a"):
+        assert ask("POST", "/api/look", json={"text": RECIPE.format(model)}).json()["error"] is None
+
+
+@pytest.mark.parametrize(
+    "out", ["../merged", "/tmp/merged", "models/../../x", "file:///x", ".", ".ssh/x", "sftp://h/x"]
+)
+def test_nothing_is_written_out_of_the_root(ask: Ask, root: Path, out: str) -> None:
+    answer = ask("POST", "/api/merge", json={"text": RECIPE.format("models/a"), "out": out})
+    assert answer.status_code == 400
+    with pytest.raises(OutputError):
+        check_out(root, out)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "methods: [patient.py]",
+        "x: &x {methods: [patient.py]}\ny: *x",
+        '"methods": [patient.py]',
+        '"meth\\x6fds": [patient.py]',
+    ],
+)
+def test_no_recipe_runs_a_file_of_methods(ask: Ask, more: str) -> None:
+    error = ask("POST", "/api/look", json={"text": f"{RECIPE.format('models/a')}{more}\n"}).json()["error"]
+    assert "mergemill ui --methods FILE" in error["message"] or "unknown key" in error["message"]
+
+
+def test_methods_of_ones_own_are_those_that_the_page_was_started_with(ask: Ask) -> None:
+    names = [method["name"] for method in ask("GET", "/api/start").json()["methods"]]
+    assert "ties" in names
+    assert "patient" not in names
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"memory": "1GiB --methods x.py"},
+        {"memory": "--x"},
+        {"workers": "-1"},
+        {"seed": "1;2"},
+        {"shard_size": "$(id)"},
+        {"text": 5},
+        {"text": "x" * (2 << 20)},
+    ],
+)
+def test_what_a_browser_chooses_is_checked_before_it_is_a_command(ask: Ask, given: dict[str, Any]) -> None:
+    body = {"text": RECIPE.format("models/a"), "out": "never", **given}
+    assert ask("POST", "/api/merge", json=body).status_code == 400
+
+
+@pytest.mark.parametrize("name", ["../../etc", "0123456789abcdef", "", "..%2f..", "0" * 16 + "/x"])
+def test_a_run_is_none_but_by_its_identity(ask: Ask, name: str) -> None:
+    for path in ("run", "result"):
+        assert ask("GET", f"/api/{path}", params={"id": name}).status_code == 400
+    for path in ("cancel", "resume", "abort", "show", "push"):
+        assert ask("POST", f"/api/{path}", json={"id": name, "repository": "a/b"}).status_code == 400
+
+
+def test_notes_that_somebody_else_wrote_name_no_command_and_no_place(root: Path) -> None:
+    """Whoever writes below the root could forge them: what they say is checked as what a browser says."""
+    name = jobs.make_name("merge", "forged")
+    folder = root / jobs.FOLDER / name
+    folder.mkdir(parents=True)
+    told = '{"kind": "merge", "out": "forged", "chosen": {"memory": "1GiB --methods x.py"}, "words": []}'
+    (folder / jobs.NOTE).write_text(told)
+    assert jobs.read_job(root, name) is None
+    (folder / jobs.NOTE).write_text('{"kind": "merge", "out": "../x", "chosen": {}, "words": []}')
+    assert jobs.read_job(root, name) is None
+    jobs.forget(root, name)
+
+
+def test_another_host_wants_a_token_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MERGEMILL_UI_TOKEN", raising=False)
+    assert len(take_token(ADDRESS)) >= 32
+    with pytest.raises(InputError, match="wants a token of your own in the variable MERGEMILL_UI_TOKEN"):
+        take_token(Address("10.0.0.1", 80))
+    monkeypatch.setenv("MERGEMILL_UI_TOKEN", "short")
+    with pytest.raises(InputError, match="has 5 characters; 16 are the least"):
+        take_token(Address("10.0.0.1", 80))
+    monkeypatch.setenv("MERGEMILL_UI_TOKEN", TOKEN)
+    assert take_token(Address("10.0.0.1", 80)) == TOKEN
+    assert "MERGEMILL_UI_TOKEN" not in os.environ  # which runs inherit
+    with pytest.raises(InputError, match="say with --url"):
+        take_token(Address("0.0.0.0", 80))
+
+
+@pytest.mark.parametrize("option", ["--url", "--framed-by"])
+def test_a_site_is_a_scheme_and_a_host(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["ui", option, "https://x'; script-src *"]) == 2
+    assert "write scheme and host alone" in capsys.readouterr().err
+
+
+def test_a_path_is_where_it_leads(root: Path) -> None:
+    assert confine(root, "models/../models/a") == root / "models" / "a"
+    for wrong in ("", "a\0b", "..", "/"):
+        with pytest.raises(RecipeError):
+            confine(root, wrong)
+
+
+def test_a_report_is_shown_once_and_runs_nothing(ask: Ask, root: Path, app: Any) -> None:
+    job = jobs.Errand(jobs.COMPARE, "models/a", words=("models/a", "models/b"))
+    folder = root / jobs.FOLDER / job.name
+    folder.mkdir(parents=True)
+    (folder / jobs.NOTE).write_text(json.dumps(asdict(job)))
+    (folder / jobs.REPORT).write_text("<script>1</script>")
+    address = ask("POST", "/api/show", json={"id": job.name}).json()["address"]
+    shown = ask("GET", address, {"authorization": None, "origin": None})
+    assert shown.text == "<script>1</script>"
+    assert shown.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
+    assert ask("GET", address).status_code == 404
+    jobs.forget(root, job.name)
