@@ -32,7 +32,7 @@ def test_the_image_is_as_hadolint_wants_it_and_runs_as_spaces_do() -> None:
     done = run_program("hadolint", SPACE / "Dockerfile")
     assert (done.returncode, done.stdout) == (0, "")
     assert "--uid 1000" in text
-    assert "\nUSER user\n" in text
+    assert "\nUSER 1000:1000\n" in text
     assert re.search(r"mergemill\[[\w,]*\bui\b[\w,]*\]", text)
 
 
