@@ -13,12 +13,26 @@ if TYPE_CHECKING:
 
 def plan_document(given: str, *, raw: bool, union: bool, intersection: bool, **options: Any) -> "values.Plan":
     """Return the plan of a file, or of a recipe that comes in by stdin; the options are those of `make_plan`."""
-    from mergemill.engine import names_adapters
+    *_, (_, plan) = plan_with_stages(given, None, raw=raw, union=union, intersection=intersection, **options)
+    return plan
 
+
+def plan_with_stages(
+    given: str, keep_stages: str | None, *, raw: bool, union: bool, intersection: bool, **options: Any
+) -> "list[tuple[str | None, values.Plan]]":
+    """Return the plans of the stages that are written too, and where, and at last that of the result.
+
+    keep_stages: a folder for all stages; where one says `keep`, that place holds.
+    """
+    from mergemill.engine import list_kept, names_adapters
+
+    how: dict[str, Any] = {"raw": raw, "union": union, "intersection": intersection, **options}
     if given == "-" or not names_adapters(given):
-        return make_any_plan(open_recipe(given), raw=raw, union=union, intersection=intersection, **options)
+        recipe = open_recipe(given)
+        kept = [(place, make_any_plan(stage, **how)) for place, stage in list_kept(recipe, keep_stages)]
+        return [*kept, (None, make_any_plan(recipe, **how))]
     from mergemill.engine import make_adapter_plan
 
     if raw:
         raise typer.BadParameter("--raw is for models, not for adapters")
-    return make_adapter_plan(given, seed=options["seed"], storage=options["storage"])
+    return [(None, make_adapter_plan(given, seed=options["seed"], storage=options["storage"]))]

@@ -11,7 +11,7 @@ import typer
 
 from mergemill.cli import console
 from mergemill.cli.crew import make_crew
-from mergemill.cli.documents import plan_document
+from mergemill.cli.documents import plan_with_stages
 from mergemill.cli.groups import SHOWN, STORAGE
 from mergemill.cli.options import (
     DEVICE_MEMORY,
@@ -22,6 +22,7 @@ from mergemill.cli.options import (
     Device,
     DeviceMemory,
     Intersection,
+    KeepStages,
     Memory,
     Methods,
     Raw,
@@ -94,6 +95,7 @@ def merge(
     union: Union = False,
     intersection: Intersection = False,
     round_stages: RoundStages = False,
+    keep_stages: KeepStages = None,
     report: Report = None,
     quiet: Quiet = False,
     json: JsonLines = False,
@@ -125,8 +127,9 @@ def merge(
             "device": device,
             "device_memory": device_memory,
         }
-        plan = plan_document(
+        *kept, (_, plan) = plan_with_stages(
             recipe,
+            keep_stages,
             raw=raw,
             union=union,
             intersection=intersection,
@@ -140,9 +143,10 @@ def merge(
             raise typer.BadParameter(
                 f"--report compares a model with its base, and this is of the kind {plan.origin.kind}"
             )
-        committed = run_plan(
-            context, stack, plan, out, crew, public=public, overwrite=overwrite, quiet=quiet, json=json
-        )
+        shown = {"public": public, "overwrite": overwrite, "quiet": quiet, "json": json}
+        for place, stage in kept:
+            run_plan(context, stack, stage, str(place), crew, **shown)
+        committed = run_plan(context, stack, plan, out, crew, **shown)
         if report:
             write_report(plan, committed, crew, report)
 

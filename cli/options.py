@@ -66,6 +66,9 @@ Memory = Annotated[
     ),
 ]
 ShardSize = Annotated[str, typer.Option(metavar="SIZE", help="Most bytes of an output file, or 'tensor'.")]
+KeepStages = Annotated[
+    str | None, typer.Option(metavar="DIR", help="Write all stages too, below their names, each as a merge of its own.")
+]
 RoundStages = Annotated[
     bool, typer.Option("--round-stages", help="Round each stage as a file of it would be, for the bytes of one by one.")
 ]

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from mergemill.engine.recipe import recipe_schema as recipe_schema
     from mergemill.engine.recipe import writers as writers
     from mergemill.engine.recipe.adapters import names_adapters as names_adapters
+    from mergemill.engine.recipe.stages import list_kept as list_kept
     from mergemill.engine.runs import events as events
     from mergemill.engine.runs import jobs as jobs
     from mergemill.engine.runs import values as values
@@ -86,6 +87,7 @@ _PLACES = {
     "jobs": "runs",
     "list_clusters": "recipe",
     "list_code": "runs.verify",
+    "list_kept": "recipe.stages",
     "list_transplanted": "plan.transplant",
     "load_cluster": "recipe",
     "load_document": "recipe",

@@ -109,6 +109,7 @@ FACE = [
     "jobs",
     "list_clusters",
     "list_code",
+    "list_kept",
     "list_transplanted",
     "load_cluster",
     "load_document",

@@ -49,7 +49,7 @@ from mergemill.engine.plan.vocabulary import make_renumbering
 from mergemill.engine.plan.whole import check_ranges, check_whole, warn_of_config, warn_of_numbers
 from mergemill.engine.plan.words import make_words, warn_of_words
 from mergemill.engine.recipe import AnyRecipe, GivenRecipe, Parameters, Recipe, load_document, recipe_to_json
-from mergemill.engine.recipe.stages import list_models, order_stages
+from mergemill.engine.recipe.stages import keep_nothing, list_kept, list_models, order_stages
 from mergemill.engine.storage.store import join_options, make_storage
 
 DraftOne = Callable[[Any, PlanOptions, Stages, str], tuple[Draft, Inputs]]  # with what messages begin with
@@ -81,8 +81,9 @@ def plan_recipe(given: GivenRecipe, asked: PlanOptions, draft_one: DraftOne, sha
     recipe = load_document(given)
     if asked.round_stages and not recipe.round_stages:  # which the kept recipe says then, so that it works from there
         recipe = recipe.model_copy(update={"round_stages": True, "text": ""})
-    draft, _ = _draft_all(recipe, asked, draft_one)
-    return finish(draft, shard_size)
+    kept = [f"{recipe.file or 'recipe'}: {one.name} is merged into {place} first" for place, one in list_kept(recipe)]
+    draft, _ = _draft_all(keep_nothing(recipe), asked, draft_one)
+    return finish(replace(draft, warnings=(*kept, *draft.warnings)), shard_size)
 
 
 def plan_stage(recipe: Recipe, asked: PlanOptions, name: str) -> StageModel:

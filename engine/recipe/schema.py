@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from textwrap import dedent
-from typing import Any, Literal, get_args
+from typing import Any
 
 from mergemill.engine.errors import RecipeError
 from mergemill.engine.recipe.adapters import AdapterRecipe
@@ -16,9 +16,7 @@ from mergemill.engine.recipe.values import Recipe
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
-Described = Literal["recipe", "mixture", "adapters"]
-"""What `mergemill merge` takes: a merge, a document with `experts:`, one with `adapters:`."""
-
+# What `mergemill merge` takes beside recipes: a document with `experts:`, one with `adapters:`.
 _MODELS: dict[str, type[Value]] = {"mixture": Mixture, "adapters": AdapterRecipe}
 
 
@@ -26,10 +24,10 @@ def recipe_schema(methods: Sequence[str] = (), of: str = "recipe") -> dict[str, 
     """Return the JSON schema of the recipe language, for editors that check and complete from it.
 
     methods: names that editors offer where a method is named; a name of one's own is valid too. of: which document it
-    describes.
+    describes: ``recipe``, ``mixture`` or ``adapters``.
     """
-    if of not in get_args(Described):
-        raise RecipeError(f"there is no schema of {of!r}; there are those of {', '.join(get_args(Described))}")
+    if of not in ("recipe", *_MODELS):
+        raise RecipeError(f"there is no schema of {of!r}; there are those of recipe, {', '.join(_MODELS)}")
     if of != "recipe":
         model = _MODELS[of]
         rivals = {"oneOf": [{"required": [name]} for name in model.one_of]} if model.one_of else {}

@@ -66,6 +66,41 @@ def order_stages(recipe: AnyRecipe, *, where: str) -> tuple[list[Recipe], list[s
     return [stages[name] for name in order if name != result], [name for name in stages if name not in needed]
 
 
+def list_kept(recipe: AnyRecipe, folder: str | None = None) -> list[tuple[str, Recipe]]:
+    """Return the stages that are to be written too: where each goes, and the recipe of which it is the result.
+
+    folder: where all of them go, below their names, which do not say it themselves. `RecipeError` for two in one place.
+    """
+    where, stages = recipe.file or "recipe", recipe.stages or ()
+    _check_result(recipe, where)
+    kept: dict[str, Recipe] = {}
+    for stage in stages:
+        place = stage.keep or (f"{folder.rstrip('/')}/{stage.name}" if folder else None)
+        if place is None:
+            continue
+        if place in kept:
+            raise RecipeError(f"{where}: the stages {kept[place].name} and {stage.name} are both kept in {place}")
+        alone = stage.model_copy(update={"keep": None, "file": recipe.file, "round_stages": recipe.round_stages})
+        others = tuple(each.model_copy(update={"keep": None}) for each in stages if each is not stage)
+        needed, _ = order_stages(alone.model_copy(update={"stages": others or None}), where=where)
+        kept[place] = alone.model_copy(update={"stages": tuple(needed) or None})
+    return list(kept.items())
+
+
+def keep_nothing(recipe: AnyRecipe) -> AnyRecipe:
+    """Return a recipe without what its stages say of where they are written too: its result does not hang on that."""
+    _check_result(recipe, recipe.file or "recipe")
+    if all(stage.keep is None for stage in recipe.stages or ()):
+        return recipe
+    stages = tuple(stage.model_copy(update={"keep": None}) for stage in recipe.stages or ())
+    return recipe.model_copy(update={"stages": stages})
+
+
+def _check_result(recipe: AnyRecipe, where: str) -> None:
+    if isinstance(recipe, Recipe) and recipe.keep is not None:
+        raise RecipeError(f"{where}: keep is for a stage, which nothing else writes; where the result goes is OUT")
+
+
 def names_stage(ref: ModelRef, stages: Mapping[str, object], *, where: str) -> bool:
     """Whether a reference means one of the stages; `RecipeError` for a revision of one."""
     if not ref.path or ref.path not in stages:

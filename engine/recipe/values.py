@@ -15,6 +15,7 @@ from mergemill.engine.recipe.leaves import (
     OptionalFlag,
     OptionalMethods,
     OptionalScheme,
+    OptionalText,
     StageName,
     Text,
     check_items,
@@ -205,6 +206,8 @@ class Recipe(Value):
     """What the other documents of the file call the result of this one."""
     stages: Annotated[tuple["Recipe", ...] | None, BeforeValidator(check_items), WithJsonSchema(_STAGES_SCHEMA)] = None
     """Merges by their names, whose results stand where a model may; in a file they are its other documents."""
+    keep: OptionalText = None
+    """Where a stage is written too, by a merge of its own before that of the result: a folder or a URL."""
     round_stages: OptionalFlag = None
     """Whether a stage's tensors are rounded to the dtypes that its file would have, for the bytes of one by one."""
     text: Annotated[SkipJsonSchema[str], Field(exclude=True, repr=False)] = ""

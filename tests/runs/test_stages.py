@@ -12,6 +12,7 @@ from models import read_tensors
 from reference.mergekit import Job, MergekitError, find_skip_reason, run_mergekit_batch
 from runs.merging import SMALL_PART, hash_output, parts_of, run_until, same_tensors
 
+from mergemill.cli.main import execute
 from mergemill.engine import errors, make_plan, run, verify
 from mergemill.engine.plan.values import Plan
 
@@ -225,3 +226,37 @@ def test_a_file_of_mergekit_multi_gives_what_it_gives(family: Path, tmp_path: Pa
     assert not isinstance(theirs, MergekitError)
     assert ours.keys() == theirs.keys()
     assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 5e-6
+
+
+def test_a_stage_is_written_too_where_it_is_kept(
+    family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents = [
+        average("A", "B", name="mean"),
+        merging("sums", "mean", "A", name="thin"),
+        merging("rank", "thin", "B"),
+    ]
+    run(plan_stages(documents), tmp_path / "plain", workers=0)
+    kept = [{**documents[0], "keep": str(tmp_path / "elsewhere")}, *documents[1:]]
+    (tmp_path / "recipe.yml").write_text(write(kept))
+    command = ["merge", str(tmp_path / "recipe.yml"), str(tmp_path / "out"), "--workers", "0"]
+    assert execute([*command, "--keep-stages", str(tmp_path / "stages")]) == 0
+    told = capsys.readouterr().err
+    assert f"recipe.yml: mean is merged into {tmp_path}/elsewhere first" in told
+    assert same_tensors(tmp_path / "out", tmp_path / "plain"), "a result does not hang on what is kept"
+    run(plan_stages(documents[:1]), tmp_path / "mean", workers=0)
+    run(plan_stages(documents[:2]), tmp_path / "thin", workers=0)
+    assert same_tensors(tmp_path / "elsewhere", tmp_path / "mean")
+    assert same_tensors(tmp_path / "stages" / "thin", tmp_path / "thin")
+    assert sorted(path.name for path in (tmp_path / "stages").iterdir()) == ["thin"]
+    assert verify(tmp_path / "stages" / "thin", replay=1).replayed == 1
+    assert execute([*command, "--keep-stages", str(tmp_path / "stages")]) == 0
+    assert "is finished already" in capsys.readouterr().out
+
+
+def test_what_is_kept_is_a_stage_and_each_in_a_place_of_its_own(tmp_path: Path) -> None:
+    mean = average("A", "B", name="mean", keep="x")
+    with pytest.raises(errors.RecipeError, match="keep is for a stage, which nothing else writes; where the result"):
+        make_plan(write([average("A", "B", keep="x")]))
+    with pytest.raises(errors.RecipeError, match="the stages mean and more are both kept in x"):
+        make_plan(write([mean, average("A", "B", name="more", keep="x"), average("mean", "more")]))
