@@ -26,7 +26,6 @@ from mergemill.cli.page.settings import Setup, parse_chosen
 from mergemill.engine import abort, errors
 
 STATIC = Path(__file__).parent / "static"
-SHELF_S = 5.0  # for which the folders that were found are told again
 TICKET_S = 60.0  # for which a report may be opened after it was asked for
 
 Given = Mapping[str, Any]
@@ -116,13 +115,12 @@ class Desk:
         self._setup = setup
         self._watch = runs.OutputWatch()
         self._tickets: dict[str, tuple[float, Path]] = {}
-        self._shelf: tuple[float, list[dict[str, str]]] = (-SHELF_S, [])
 
     def list_questions(self) -> dict[str, Callable[[Given], Any]]:
         """Return what is only asked."""
         return {
             "start": self.tell_start,
-            "models": lambda given: self._list_models(),
+            "models": lambda given: self._watch.list_models(self._setup.root),
             "facts": lambda given: shelf.describe_model(self._setup.root, _text(given, "model")),
             "hub": lambda given: shelf.search_hub(_text(given, "words")),
             "runs": lambda given: runs.list_runs(self._setup.root, self._watch),
@@ -213,15 +211,8 @@ class Desk:
             return JSONResponse({"message": "this address was for once; open the report from its run again"}, 404)
         return FileResponse(path, media_type="text/html")
 
-    def _list_models(self) -> list[dict[str, str]]:
-        when, found = self._shelf
-        if time.monotonic() - when > SHELF_S:
-            found = shelf.list_models(self._setup.root)
-            self._shelf = time.monotonic(), found
-        return found
-
     def _find(self, given: Given) -> "jobs.Errand":
-        return runs.find_job(self._setup.root, _text(given, "id"))
+        return runs.find_job(self._setup.root, _text(given, "id"), self._watch)
 
     def _describe(self, job: "jobs.Errand") -> dict[str, Any]:
         return runs.describe_run(self._setup.root, job, self._watch)

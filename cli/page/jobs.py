@@ -24,7 +24,7 @@ from mergemill.cli.page.settings import Chosen, Setup, parse_chosen
 from mergemill.engine import errors
 
 FOLDER = ".mergemill-page"  # below the root
-MERGE, COMPARE, PUSH = "merge", "compare", "push"
+MERGE, COMPARE, PUSH, SEARCH = "merge", "compare", "push", "search"  # the last are looked at alone
 RECIPE, LOG, NOTE, REPORT = "recipe.yml", "log.txt", "run.json", "report.html"
 MOST_LOG_BYTES = 32 << 10  # that are shown
 _SLACK_S = 1.0  # between two ways to tell when a process began
@@ -150,7 +150,8 @@ def make_words(job: Errand, setup: Setup) -> list[str]:
         return ["merge", f"{place}/{RECIPE}", job.out, *chosen, *setup.list_words(), *report]
     if job.kind == COMPARE:
         first, second, *base = job.words
-        return ["diff", first, second, *(["--base", *base] if base else []), "--html", f"{place}/{REPORT}"]
+        html = ["--html", f"{place}/{REPORT}"]
+        return ["diff", first, second, *(["--base", *base] if base else []), *setup.list_crew_words(), *html]
     return ["push", job.out, *job.words]
 
 

@@ -67,6 +67,8 @@ def _check_files(text: str) -> None:
         if not re.search(rf"\b({'|'.join(FILES)})\b", text):
             return  # whatever is wrong with it, or its aliases, the recipe's own check says
         documents = [dict.fromkeys(re.findall(rf"\b({'|'.join(FILES)})\b", text))]
+    if any(isinstance(each, dict) and "adapters" in each for each in documents):
+        raise errors.RecipeError("this page joins no adapters; mergemill merge FILE OUT does")
     for key in find_files(documents):
         line = next((i for i, each in enumerate(text.splitlines(), 1) if re.search(rf"\b{key}\b", each)), 1)
         raise errors.RecipeError(f"recipe:{line}: '{key}' names files, which this page does not take; {FILES[key]}")

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mergemill.cli.page import jobs
-from mergemill.cli.page.jobs import MERGE, Errand
+from mergemill.cli.page.jobs import MERGE, SEARCH, Errand
 from mergemill.cli.page.roots import confine
+from mergemill.cli.page.shelf import PLOT
 from mergemill.engine import format_size
 
 MOST_CARD_BYTES = 256 << 10
@@ -49,7 +50,8 @@ def list_uses(place: str) -> list[dict[str, str]]:
 
 def find_report(root: Path, job: Errand) -> Path | None:
     """Return the page of a run; None where it has none."""
-    path = jobs.find_folder(root, job.name) / jobs.REPORT
+    folder = jobs.find_folder(root, job.name)
+    path = confine(root, f"{job.out}/{PLOT}") if job.kind == SEARCH else folder / jobs.REPORT
     return path if path.is_file() and not path.is_symlink() else None
 
 

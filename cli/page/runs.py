@@ -1,20 +1,22 @@
 """The runs below a root as browsers see them: those that the page started, and all others that lie there."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mergemill.cli import console
-from mergemill.cli.page import jobs
-from mergemill.cli.page.jobs import COMPARE, MERGE, Errand
+from mergemill.cli.page import jobs, shelf
+from mergemill.cli.page.jobs import COMPARE, MERGE, SEARCH, Errand
+from mergemill.cli.page.results import find_report
 from mergemill.cli.page.roots import check_out
-from mergemill.cli.page.shelf import list_outputs
 from mergemill.cli.status import say_resume, say_time
 from mergemill.engine import errors, format_size, values
 from mergemill.engine import status as find_status
 
-LEAST_S, MOST_SHARE = 1.0, 0.02  # between two looks at an output, and of a core that looking may take
+LEAST_S, SHELF_S = 1.0, 5.0  # between two looks at an output, and at what there is
+MOST_SHARE = 0.02  # of a core, that each of them may take
 WORDS = {
     "starting": "starting",
     "running": "running",
@@ -26,29 +28,51 @@ WORDS = {
 
 
 class OutputWatch:
-    """Looks at outputs, but not more often than it may cost, whoever and however many ask."""
+    """Looks at what lies on disks, but not more often than it may cost, whoever and however many ask."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._seen: dict[str, tuple[float, values.Status | None]] = {}  # by output: until when, and what
+        self._seen: dict[str, tuple[float, Any]] = {}  # by what is looked at: until when, and what was seen
 
     def look(self, out: str) -> "values.Status | None":
         """Return the status of a merge; None where there is none yet, or nobody can say."""
-        until, found = self._seen.get(out, (0.0, None))
-        began = self._clock()
-        if began < until:
-            return found
-        try:
-            found = find_status(out)
-        except errors.MergemillError:
-            found = None
-        cost = self._clock() - began
-        self._seen[out] = (began + max(LEAST_S, cost / MOST_SHARE), found)
+        found: values.Status | None = self._see(f"out {out}", lambda: _read_status(out), LEAST_S)
+        return found
+
+    def list_outputs(self, root: Path) -> list[str]:
+        """Return the outputs below a root."""
+        found: list[str] = self._see("outputs", lambda: shelf.list_outputs(root), SHELF_S)
+        return found
+
+    def list_searches(self, root: Path) -> list[str]:
+        """Return the folders of searches below a root."""
+        found: list[str] = self._see("searches", lambda: shelf.list_searches(root), SHELF_S)
+        return found
+
+    def list_models(self, root: Path) -> list[dict[str, str]]:
+        """Return the models below a root."""
+        found: list[dict[str, str]] = self._see("models", lambda: shelf.list_models(root), SHELF_S)
         return found
 
     def forget(self, out: str) -> None:
-        """Look anew next time."""
-        self._seen.pop(out, None)
+        """Look anew next time, at one output and at which there are."""
+        for key in (f"out {out}", "outputs", "models"):
+            self._seen.pop(key, None)
+
+    def _see(self, key: str, look: Callable[[], Any], least_s: float) -> Any:
+        until, found = self._seen.get(key, (-math.inf, None))
+        began = self._clock()
+        if began >= until:
+            found = look()
+            self._seen[key] = began + max(least_s, (self._clock() - began) / MOST_SHARE), found
+        return found
+
+
+def _read_status(out: str) -> "values.Status | None":
+    try:
+        return find_status(out)
+    except errors.MergemillError:
+        return None
 
 
 def list_runs(root: Path, watch: OutputWatch) -> list[dict[str, Any]]:
@@ -56,20 +80,22 @@ def list_runs(root: Path, watch: OutputWatch) -> list[dict[str, Any]]:
     jobs.reap()
     known = {job.name: job for job in jobs.list_jobs(root)}
     told = [_sum_up(root, job, watch) for job in known.values()]
-    for out in list_outputs(root):
+    for out in watch.list_outputs(root):
         if jobs.make_name(MERGE, out) not in known:
             told.append(_sum_up(root, Errand(MERGE, out), watch))
+    told += [_sum_up(root, Errand(SEARCH, folder), watch) for folder in watch.list_searches(root)]
     return sorted(told, key=lambda run: -run["since"])
 
 
-def find_job(root: Path, name: str) -> Errand:
+def find_job(root: Path, name: str, watch: OutputWatch) -> Errand:
     """Return a run by its identity; `InputError` where there is none."""
     job = jobs.read_job(root, name)
     if job is None:
-        out = next((out for out in list_outputs(root) if jobs.make_name(MERGE, out) == name), None)
-        if out is None:
+        lying = [Errand(MERGE, out) for out in watch.list_outputs(root)]
+        lying += [Errand(SEARCH, folder) for folder in watch.list_searches(root)]
+        job = next((each for each in lying if each.name == name), None)
+        if job is None:
             raise errors.InputError("there is no such run below this folder")
-        job = Errand(MERGE, out)
     if job.kind == MERGE:
         check_out(root, job.out)
     return job
@@ -91,7 +117,7 @@ def describe_run(root: Path, job: Errand, watch: OutputWatch) -> dict[str, Any]:
         "log": log,
         "recipe": _read(folder / jobs.RECIPE),
         "ours": bool(job.started),
-        "report": (folder / jobs.REPORT).is_file(),
+        "report": find_report(root, job) is not None,
         "report_asked": job.report,
         "command": say_resume(found) if found and found.state == "unfinished" else "",
         "committed": _describe_commit(found),
@@ -136,6 +162,8 @@ def _sum_up(root: Path, job: Errand, watch: OutputWatch) -> dict[str, Any]:
 
 def _find_state(root: Path, job: Errand, found: "values.Status | None") -> str:
     alive = jobs.is_alive(job)
+    if job.kind == SEARCH:
+        return "finished"
     if job.kind != MERGE:
         return "running" if alive else "finished" if _ended_well(root, job) else "failed"
     if found is None:
@@ -155,7 +183,9 @@ def _find_error(job: Errand, found: "values.Status | None", log: str) -> str:
     if found and found.driver and found.driver.error and found.state != "finished":
         return found.driver.error
     last = log.rpartition("$ mergemill ")[2]
-    return next((line[18:] for line in last.splitlines() if line.startswith("mergemill: error: ")), "")
+    told = next((line[18:] for line in last.splitlines() if line.startswith("mergemill: error: ")), "")
+    lost = job.kind == MERGE and found is None and not jobs.is_alive(job)
+    return told or ("nothing is at its output: it ended before it wrote there, or that was removed" if lost else "")
 
 
 def _list_facts(found: "values.Status") -> Iterator[tuple[str, str]]:

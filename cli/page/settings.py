@@ -22,10 +22,13 @@ class Setup:
     cluster: str = ""  # a cluster file, for all runs
 
     def list_words(self) -> list[str]:
-        """Return the options that all runs have."""
-        words = [word for path in self.methods for word in ("--methods", path)]
-        words += ["--scheduler", self.scheduler] if self.scheduler else []
-        return words + (["--cluster", self.cluster] if self.cluster else [])
+        """Return the options that all merges have."""
+        return [*(word for path in self.methods for word in ("--methods", path)), *self.list_crew_words()]
+
+    def list_crew_words(self) -> list[str]:
+        """Return the options that say where all runs work."""
+        told = {"--scheduler": self.scheduler, "--cluster": self.cluster}
+        return [word for option, value in told.items() if value for word in (option, value)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ MOST_HITS = 20
 ADAPTER = "adapter_config.json"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 STATE = ".mergemill"  # which an output has
+PLOT = "plot.html"
+SEARCH = {PLOT, "table.csv"}  # which a search has
 
 
 def list_models(root: Path) -> list[dict[str, str]]:
@@ -24,6 +26,11 @@ def list_models(root: Path) -> list[dict[str, str]]:
 def list_outputs(root: Path) -> list[str]:
     """Return the folders below a root that mergemill writes or wrote to, from the root."""
     return [str(folder.relative_to(root)) for folder, names in _walk(root) if STATE in names]
+
+
+def list_searches(root: Path) -> list[str]:
+    """Return the folders below a root of searches that have a plot, from the root."""
+    return [str(folder.relative_to(root)) for folder, names in _walk(root) if names >= SEARCH]
 
 
 def describe_model(root: Path, model: str) -> list[tuple[str, str]]:

@@ -36,7 +36,7 @@ function watch(key, work) {
 export const showRuns = () => watch("runs", async () => {
   const told = await ask("runs");
   const rows = told.map((run) => [
-    make("a", { href: `#run=${run.id}` }, run.title), { merge: "merge", compare: "comparison", push: "to the Hub" }[run.kind],
+    make("a", { href: `#run=${run.id}` }, run.title), { merge: "merge", compare: "comparison", push: "to the Hub", search: "search" }[run.kind],
     said(run), run.kind === "merge" ? run.bytes : "", run.since ? new Date(run.since * 1000).toLocaleString() : "",
   ]);
   show(find("list"), rows.length ? table(["what", "kind", "state", "done", "since"], rows, "Runs below this folder", [1])
@@ -49,7 +49,7 @@ const said = (run) => make("span", { class: { failed: "wrong", finished: "good",
 
 export const showRun = (id) => watch(`run=${id}`, async () => {
   const run = await ask("run", { id });
-  find("run-head").textContent = { merge: "Merge into ", compare: "Comparison of ", push: "To the Hub: " }[run.kind] + run.title;
+  find("run-head").textContent = { merge: "Merge into ", compare: "Comparison of ", push: "To the Hub: ", search: "Search in " }[run.kind] + run.title;
   const done = run.kind === "merge" && run.state === "finished";
   if (done && (!result || result.id !== id)) result = { id, ...await ask("result", { id }) };
   if (shown !== `run=${id}`) return false;
@@ -89,8 +89,8 @@ function drawActs(run) {
   const wanted = [
     run.live && run.state !== "cancelling" && run.state !== "finished" ? ["Cancel", "cancel"] : null,
     stopped && run.ours ? [run.kind === "merge" ? "Resume" : "Try again", "resume"] : null,
-    stopped ? [run.kind === "merge" ? "Give up, and remove what is there" : "Remove from the list", "abort"] : null,
-    run.report && !run.live ? ["Open the report", "show"] : null,
+    stopped && (run.ours || run.kind === "merge") ? [run.kind === "merge" ? "Give up, and remove what is there" : "Remove from the list", "abort"] : null,
+    run.report && !run.live ? [run.kind === "search" ? "Open its plots" : "Open the report", "show"] : null,
     run.recipe ? ["Build from this recipe", "again"] : null,
   ].filter(Boolean);
   const place = find("w-acts");
