@@ -18,7 +18,7 @@ from servers.processes import find_free_ports
 from servers.s3 import S3
 
 from mergemill.cli.main import execute
-from mergemill.engine import abort, inspect, run, verify
+from mergemill.engine import abort, inspect, make_plan, run, verify
 from mergemill.engine.errors import MergemillError, OutputError, RunError, VerifyError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.runs.events import Committed, Event, PartFinished
@@ -659,3 +659,32 @@ def test_a_finished_merge_gives_way_where_that_is_asked(s3: S3, family: Path) ->
     run(plan_case("several shards", family), place.url, workers=0, overwrite=True)
     assert without_state(place.hash()) == hash_all(merge_locally("several shards", family))
     assert place.uploads() == {}
+
+
+def test_models_and_adapters_in_s3_are_merged_as_those_on_this_disk(seaweed_server: S3, tmp_path: Path) -> None:
+    from adapters import make_llama, write_adapter, write_model
+
+    module = make_llama()
+    write_model(module, tmp_path / "models" / "base")
+    for seed, name in enumerate(("one", "two"), start=1):
+        write_adapter(module, tmp_path / "models" / name, seed=seed)
+    stored = put_family(seaweed_server, tmp_path / "models")
+
+    def plan(place: Path | str) -> Plan:
+        models = [
+            {"model": f"{place}/base+{place}/{name}", "parameters": {"weight": weight}}
+            for name, weight in (("one", 0.25), ("two", 0.75))
+        ]
+        return make_plan({"merge_method": "linear", "models": models})
+
+    run(plan(tmp_path / "models"), tmp_path / "here", workers=0)
+    out = new_place(seaweed_server)
+    with found_by_environment(seaweed_server):
+        run(plan(stored.url), out.url, workers=0)
+        verify(out.url)
+    weights = [
+        {name: made for name, made in hashes.items() if name.endswith(".safetensors")}
+        for hashes in (out.hash(), hash_output(tmp_path / "here"))
+    ]
+    assert weights[0] == weights[1]
+    assert weights[0]
