@@ -20,6 +20,7 @@ from mergemill.engine.plan.code import find_code, warn_of_code
 from mergemill.engine.plan.coverage import COPY_UNUSED, Ledger
 from mergemill.engine.plan.disagreement import warn_of_disagreement
 from mergemill.engine.plan.draft import SHARD_SIZE, Draft, finish
+from mergemill.engine.plan.expert_order import match_experts
 from mergemill.engine.plan.fill import enter_unmerged, fill_slot, make_filling
 from mergemill.engine.plan.filters import divide, list_filters, warn_of_filters
 from mergemill.engine.plan.importance import open_importances, warn_of_importance
@@ -141,6 +142,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
     check_inputs(recipe, checkpoints, offers, family, where=where)
     later = find_later(recipe, checkpoints, offers, family)
     offers = later.leave_out(offers)
+    offers, matched = match_experts(recipe, offers, chosen, reached, where=where)
     renumbering = make_renumbering(recipe, checkpoints, offers, chosen, family)
     divides = functools.partial(divide, list_filters(recipe))
     offers, packs = join_layouts(offers, Arrangement(chosen, family, sees_alone(method, steps), divides))
@@ -193,6 +195,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
             *(() if quantized else warn_of_dequantized(checkpoints, offers, where=where)),
             *warn_of_activations(checkpoints, offers, where=where),
             *warn_of_residuals(recipe, where=where),
+            *matched,
             *warn_of_importance(recipe, method, where=where),
             *warn_of_unused(method, shared, own, where=where),
             *warn_of_filters(method, stacks, checkpoints, where=where),

@@ -186,6 +186,8 @@ class Recipe(Value):
     """Steps after the method, in order: `[{method: svc, alpha: 1.0}]`."""
     name_map: NameMap | None = None
     """What stands for parts of the names of tensors that the donor lacks: `{blocks.: layers.}`, `re:` for patterns."""
+    match_experts: OptionalFlag = None
+    """Whether experts of other mixtures are put into the order of the donor's first, by their routers' rows."""
     policy: Annotated[tuple[Policy, ...] | None, BeforeValidator(check_items)] = None
     """What is not merged, the first that matches: `[{filter: vision, action: copy, model: org/name}]`."""
     guard: Guard | None = None
