@@ -10,19 +10,17 @@ import json
 import logging
 import os
 import sys
-import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
+    from mergemill.engine import values
     from mergemill.engine.errors import FileFault
 
 DEBUG = "MERGEMILL_DEBUG"
-QUIET_S, SILENCE_S = 2.0, 30.0  # between two plain lines of progress: at least, at most
-STEP = 0.1  # of the whole: reason enough for a line
 # What the system refuses and no code mends, and what helps where its own words do not say that.
 _SURROUNDINGS = {
     errno.EACCES: "",
@@ -39,13 +37,6 @@ _SURROUNDINGS = {
 MOST_FAULTS = 20  # of a file that are shown
 MOST_LINE, MOST_ERROR, MOST_CELL = 4000, 600, 400  # characters that are shown: of a line, an error, a table's cell
 WIDE = 10_000  # columns: where nobody watches, no line is cut
-
-
-class Advance(Protocol):
-    """Shows that so many bytes and parts are done."""
-
-    def __call__(self, done_bytes: int, done: int, *, kept: bool = False) -> None:
-        """kept: the last part was done before; it says nothing of the rate."""
 
 
 def show(text: str, most: int) -> str:
@@ -153,52 +144,14 @@ def say_facts(facts: Sequence[tuple[str, str]]) -> None:
         say(f"{name:<{width}}  {value}")
 
 
-@contextmanager
-def open_progress(total_bytes: int, parts: int) -> Iterator[Advance]:
+def open_progress(total_bytes: int, parts: int) -> "AbstractContextManager[values.Advance]":
     """Show how far the work is while the block lasts: a bar on a terminal, else a line now and then."""
-    if not sys.stderr.isatty():
-        yield make_lines(total_bytes, parts)
-        return
-    from rich.console import Console
+    from mergemill.engine import find_terminal, open_lines, open_terminal
 
-    from mergemill.engine import make_bar
-
-    console = Console(stderr=True)
-    if console.is_dumb_terminal:
-        yield make_lines(total_bytes, parts)
-        return
-    with make_bar(console) as bar:
-        task = bar.add_task("", total=total_bytes, parts=f"0/{parts} parts")
-
-        def advance(done_bytes: int, done: int, *, kept: bool = False) -> None:
-            show = bar.reset if kept else bar.update  # the rate is counted anew
-            show(task, completed=done_bytes, parts=f"{done}/{parts} parts")
-
-        yield advance
-
-
-def make_lines(total_bytes: int, parts: int, clock: Callable[[], float] = time.monotonic) -> Advance:
-    """Return progress as plain lines: each tenth of the whole or half minute, but two seconds apart."""
-    from mergemill.engine import format_size
-
-    started = said = clock()
-    said_bytes = kept_bytes = 0
-
-    def advance(done_bytes: int, done: int, *, kept: bool = False) -> None:
-        nonlocal started, said, said_bytes, kept_bytes
-        now = clock()
-        if kept:
-            started, kept_bytes = now, done_bytes
-        if now - said < QUIET_S or (done_bytes - said_bytes < STEP * total_bytes and now - said < SILENCE_S):
-            return
-        said, said_bytes = now, done_bytes
-        rate = (done_bytes - kept_bytes) / (now - started) if now > started else 0
-        left_s = (total_bytes - done_bytes) / rate if rate else 0
-        share = done_bytes / max(total_bytes, 1)
-        sizes = f"{format_size(done_bytes)} of {format_size(total_bytes)}, {format_size(rate)}/s"
-        note(f"{share:4.0%}  {sizes}, {done} of {parts} parts, {left_s:.0f} s left")
-
-    return advance
+    console = find_terminal()
+    if console is None:
+        return open_lines(total_bytes, parts, note, ending=False)
+    return open_terminal(total_bytes, parts, console)
 
 
 def show_error(error: BaseException) -> None:

@@ -89,7 +89,7 @@ def diff(
 
 def make_watch(stack: ExitStack) -> "values.OnPart":
     """Return what shows how far a comparison is."""
-    advance: list[console.Advance] = []
+    advance: list[values.Advance] = []
 
     def watch(done_bytes: int, total_bytes: int, done: int, parts: int) -> None:
         if not advance:

@@ -203,7 +203,7 @@ class Screen:
         self._stack = stack  # closes the progress
         self._quiet = quiet
         self._json = json
-        self._advance: console.Advance | None = None
+        self._advance: values.Advance | None = None
         self.done = self.parts = 0  # parts
 
     def show_plan(self, numbers: Mapping[str, Any]) -> None:

@@ -14,8 +14,6 @@ from mergemill.cli.raw import RAW_WORDS
 if TYPE_CHECKING:
     from mergemill.engine import values
 
-MINUTE_S, HOUR_S = 60, 3600
-
 
 def status(out: Out, storage_as: StorageAs = None, cluster: ClusterAs = None, json: Json = False) -> None:
     """Show how far a merge is, and who drives it.
@@ -34,29 +32,15 @@ def status(out: Out, storage_as: StorageAs = None, cluster: ClusterAs = None, js
 
 def say_progress(found: "values.Status") -> str:
     """Say how much of a merge is done, and how long the rest may take."""
-    from mergemill.engine import format_size
+    from mergemill.engine import format_size, format_time
 
     if not found.parts:
         return ", waiting for workers" if found.state == "running" else ""
     done, whole = format_size(found.done_bytes), format_size(found.write_bytes)
     text = f", {found.parts_done:,} of {console.count(found.parts, 'part')} ({done} of {whole})"
     if found.bytes_per_s:
-        text += f", {format_size(found.bytes_per_s)}/s, about {say_time(found.left_s or 0)} left"
+        text += f", {format_size(found.bytes_per_s)}/s, about {format_time(found.left_s or 0)} left"
     return text
-
-
-def say_time(seconds: float) -> str:
-    """Return a time in one or two units.
-
-    >>> say_time(42.4), say_time(125), say_time(7380)
-    ('42 s', '2 min 5 s', '2 h 3 min')
-    """
-    whole_s = round(seconds)
-    if whole_s < MINUTE_S:
-        return f"{whole_s} s"
-    if whole_s < HOUR_S:
-        return f"{whole_s // MINUTE_S} min {whole_s % MINUTE_S} s"
-    return f"{whole_s // HOUR_S} h {whole_s % HOUR_S // MINUTE_S} min"
 
 
 def list_facts(found: "values.Status", reach: str) -> Iterator[tuple[str, str]]:
@@ -75,9 +59,9 @@ def list_facts(found: "values.Status", reach: str) -> Iterator[tuple[str, str]]:
 
 
 def _driver_facts(found: "values.Status", driver: "values.Driver") -> Iterator[tuple[str, str]]:
-    from mergemill.engine import format_size
+    from mergemill.engine import format_size, format_time
 
-    seen = f", last seen {say_time(found.seen_s)} ago" if found.seen_s is not None else ""
+    seen = f", last seen {format_time(found.seen_s)} ago" if found.seen_s is not None else ""
     if driver.host:
         yield "driver", f"{driver.say_process()}, since {_say_date(driver.since)}{seen}"
     if driver.job:

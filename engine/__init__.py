@@ -60,7 +60,10 @@ if TYPE_CHECKING:
     from mergemill.engine.runs.inspect import inspect as inspect
     from mergemill.engine.runs.merge import merge as merge
     from mergemill.engine.runs.outputs.output import abort as abort
-    from mergemill.engine.runs.progress import make_bar as make_bar
+    from mergemill.engine.runs.pace import format_time as format_time
+    from mergemill.engine.runs.progress import find_terminal as find_terminal
+    from mergemill.engine.runs.progress import open_lines as open_lines
+    from mergemill.engine.runs.progress import open_terminal as open_terminal
     from mergemill.engine.runs.push import push as push
     from mergemill.engine.runs.running import run as run
     from mergemill.engine.runs.status import status as status
@@ -82,7 +85,9 @@ _PLACES = {
     "estimate_cost": "plan.cost",
     "evaluate": "evaluation.evaluating",
     "events": "runs",
+    "find_terminal": "runs.progress",
     "format_size": "plan.sizes",
+    "format_time": "runs.pace",
     "inspect": "runs.inspect",
     "jobs": "runs",
     "list_clusters": "recipe",
@@ -94,7 +99,6 @@ _PLACES = {
     "load_recipe": "recipe",
     "load_storage": "runs.access",
     "make_adapter_plan": "plan.combine",
-    "make_bar": "runs.progress",
     "make_convert_plan": "plan.convert",
     "make_lora_plan": "runs.extract",
     "make_plan": "plan.make",
@@ -106,6 +110,8 @@ _PLACES = {
     "merge_tensors": "runs.in_memory",
     "methods": "",
     "names_adapters": "recipe.adapters",
+    "open_lines": "runs.progress",
+    "open_terminal": "runs.progress",
     "push": "runs.push",
     "recipe_schema": "recipe",
     "reports": "",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mergemill.engine.runs.inspect import Inspection as Inspection
     from mergemill.engine.runs.options import RunKeywords as RunKeywords
     from mergemill.engine.runs.options import RunOptions as RunOptions
+    from mergemill.engine.runs.progress import Advance as Advance
     from mergemill.engine.runs.status import Status as Status
     from mergemill.engine.runs.verify import Verified as Verified
     from mergemill.engine.runs.worker.accelerator import DEVICES as DEVICES
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from mergemill.engine.runs.worker.options import WorkerOptions as WorkerOptions
 
 _PLACES = {
+    "Advance": "runs.progress",
     "DEVICES": "runs.worker.accelerator",
     "AnyRecipe": "recipe",
     "ClusterFile": "recipe",

@@ -1,5 +1,6 @@
 """Clusters that are started on this machine: nobody else on it can use them, or read their pages."""
 
+import importlib.util
 import subprocess
 import sys
 import urllib.error
@@ -14,6 +15,7 @@ from runs.merging import plan_merge
 
 from mergemill.engine import run
 from mergemill.engine.recipe import ClusterFile, parse_cluster
+from mergemill.engine.runs.clusters import probe
 from mergemill.engine.runs.clusters.cluster import open_cluster, open_own
 from mergemill.engine.runs.events import Event, Started
 from mergemill.engine.runs.worker.workers import Workers
@@ -68,8 +70,13 @@ def test_no_dashboard_is_told_of_where_there_is_none(family: Path, tmp_path: Pat
     assert run_on(parse_cluster(LOCAL), family, tmp_path / "b").dashboard == ""
 
 
-def test_a_cluster_file_has_the_dashboard_where_it_says_so(family: Path, tmp_path: Path) -> None:
+def test_a_cluster_file_has_the_dashboard_where_it_says_so_and_bokeh_draws_it(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = parse_cluster(f"{LOCAL}options: {{dashboard_address: '127.0.0.1:0'}}\n")
+    if importlib.util.find_spec("bokeh") is None:
+        assert run_on(file, family, tmp_path / "without").dashboard == ""
+    monkeypatch.setattr(probe, "has_module", lambda name: name == "bokeh")
     seen = []
 
     def look(event: Event) -> None:

@@ -2,9 +2,11 @@
 
 import os
 import pty
+import re
 import subprocess
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from models import write_llama
 
 from mergemill.engine import merge
 from mergemill.engine.runs.guardless import is_guarded
-from mergemill.engine.runs.progress import find_display, open_bar
+from mergemill.engine.runs.pace import Pace
+from mergemill.engine.runs.progress import COLUMNS, Meter, find_display, open_bar, open_lines, open_terminal
 
 SCRIPT = """\
 import mergemill
@@ -45,7 +48,7 @@ def test_a_script_merges_a_mapping_and_shows_how_far_it_is(models: Path, workers
     done = start(models, workers=workers, guard=GUARDED)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Committed: out\n  wrote ")
-    assert done.stderr.splitlines()[-1].startswith("100%  ")
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  100%  ", done.stderr.splitlines()[-1])
     assert (models / "out" / "model.safetensors.index.json").is_file()
 
 
@@ -89,7 +92,7 @@ def test_a_terminal_gets_a_bar(models: Path) -> None:
     os.close(follower)
     os.close(leader)
     assert "━" in drawn
-    assert "parts" in drawn
+    assert "100%" in drawn
     assert done.stdout.startswith(b"Committed: out")
 
 
@@ -128,7 +131,7 @@ def test_a_notebook_gets_one_bar_that_moves(
     recipe = {"merge_method": "passthrough", "models": [{"model": models / "a"}]}
     done = merge(recipe, models / "out", workers=0, progress=True)
     assert notebook[0].startswith('<div><progress value="0" max="')
-    assert notebook[-1].endswith(f", {done.parts} of {done.parts} parts</div>")
+    assert f", {done.parts} of {done.parts} parts, since " in notebook[-1]
     assert capsys.readouterr().err == ""
 
 
@@ -147,10 +150,72 @@ def test_the_last_state_is_shown_where_its_block_fails(capsys: pytest.CaptureFix
 
     with pytest.raises(KeyError):
         fail()
-    assert capsys.readouterr().err == " 25%  25 B of 100 B, 1 of 4 parts\n"
+    assert re.search(r"  25%  25 B of 100 B, .* 1 of 4 parts, since 0 s", capsys.readouterr().err)
 
 
 def test_nothing_is_shown_unless_asked_for(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = {"merge_method": "passthrough", "models": [{"model": models / "a"}]}
     merge(recipe, models / "out", workers=0)
     assert capsys.readouterr() == ("", "")
+
+
+def say_lines(seconds: Iterator[float], total: int) -> list[str]:
+    """Return the lines of a work of which a byte, and a part, is done at each of these times."""
+    now, lines = [0.0], list[str]()
+    with open_lines(total, total, lines.append, ending=False, clock=lambda: now[0]) as advance:
+        for number, second in enumerate(seconds):
+            now[0] = second
+            advance(number, number)
+    return lines
+
+
+def test_lines_come_for_each_tenth_with_their_time() -> None:
+    lines = say_lines((number / 10 for number in range(1000)), 1000)  # 100 s in all: a tenth of the whole takes 10 s
+    assert len(lines) == 9
+    stamp, _, line = lines[0].partition("   ")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", stamp)
+    assert line == "10%  100 B of 1000 B, 10 B/s, 100 of 1,000 parts, since 10 s, 1 min 30 s left"
+
+
+def test_lines_come_neither_too_often_nor_too_seldom() -> None:
+    assert len(say_lines((part / 50 for part in range(101)), 100)) <= 1  # 2 s in all
+    assert len(say_lines((float(second) for second in range(121)), 10_000)) == 4  # each half minute
+
+
+def test_parts_that_were_there_say_nothing_of_the_rate() -> None:
+    now = [0.0]
+    meter = Meter(100, 10, clock=lambda: now[0])
+    now[0] = 5.0
+    meter.advance(50, 5, kept=True)
+    assert meter.read() == Pace(50, 100, 5, 10, 5.0, 0.0)
+    assert str(meter.read()) == " 50%  50 B of 100 B, 5 of 10 parts, since 5 s"
+    now[0] = 7.0
+    meter.advance(60, 6)
+    assert str(meter.read()).endswith("5 B/s, 6 of 10 parts, since 7 s, 8 s left")
+
+
+def draw(width: int, done: tuple[int, int] | None) -> str:
+    """Return the last state of a bar on a terminal of this width."""
+    from rich.console import Console
+
+    with open(os.devnull, "w") as nowhere:
+        console = Console(force_terminal=True, width=width, record=True, file=nowhere)
+        with open_terminal(3 << 30, 4000, console) as advance:
+            if done is not None:
+                advance(*done)
+        drawn = console.export_text().rstrip()
+    return "⠋" + re.split(r"[\u2801-\u28ff]", drawn)[-1]  # what stands after the last spinner
+
+
+@pytest.mark.parametrize("width", [30, 50, 60, 85, 105, 130])
+def test_columns_of_a_bar_fall_away_where_the_terminal_is_narrow(width: int) -> None:
+    last = draw(width, (1 << 30, 1234))
+    assert len(last) <= width
+    assert "33%" in last
+    shown = {name for name, least in COLUMNS if width >= least}
+    assert ("1.0 GiB of 3.0 GiB" in last) == ("sizes" in shown)
+    assert ("1,234 of 4,000 parts" in last) == ("counts" in shown)
+
+
+def test_a_bar_counts_the_time_before_the_first_bytes() -> None:
+    assert "0 B of 3.0 GiB since 0 s 0 of 4,000 parts" in " ".join(draw(130, None).split())

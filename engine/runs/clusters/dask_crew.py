@@ -69,7 +69,12 @@ class Cluster:
     def dashboard(self) -> str:
         """The address of the Dask dashboard; empty where there is none."""
         pages = bool(self.workers.scheduler) or serves_pages(self.workers.cluster)
-        return str(self.client.dashboard_link) if pages else ""
+        return str(self.client.dashboard_link) if pages and self._draws_pages() else ""
+
+    def _draws_pages(self) -> bool:
+        """Whether the scheduler has bokeh; without it, what is served there is a line that says so."""
+        with as_source():
+            return bool(self.client.run_on_scheduler(probe.has_module, "bokeh"))
 
     def run_tasks(self, tasks: Sequence[Delayed], each: Callable[[Any], None]) -> None:
         """Run tasks, and call `each` in this thread with each result as it comes; the first error ends the run.

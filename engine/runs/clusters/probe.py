@@ -64,6 +64,13 @@ def read_settings(dask_scheduler: Any = None) -> dict[str, float]:
     }
 
 
+def has_module(name: str) -> bool:
+    """Whether a module is installed there."""
+    import importlib.util
+
+    return importlib.util.find_spec(name) is not None
+
+
 def list_left_plugins(prefix: str, dask_scheduler: Any = None) -> list[str]:
     """Return the worker plugins whose names begin so, and end with the id of a client that is gone."""
     names = [name for name in dask_scheduler.worker_plugins if name.startswith(prefix) and "-Client-" in name]
