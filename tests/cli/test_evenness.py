@@ -21,8 +21,8 @@ from mergemill.engine import jobs
 Run = Callable[..., tuple[int, str, str]]
 
 RESERVED = ("NATIVE", "DEBUG", "RESUME", "KILLS", "FAMILIES", "MERGEKIT_PYTHON", "FUZZ_S", "WRITE_GOLDENS")
-OF_ITS_OWN_KIND = {"man", "schema"}
-"""Commands without `--json`: a page of the manual is no data, and a schema is JSON."""
+OF_ITS_OWN_KIND = {"man", "schema", "ui"}
+"""Commands without `--json`: a page of the manual is no data, a schema is JSON, and a page is served."""
 
 
 def list_commands(command: Any = None, *above: str) -> Iterator[tuple[str, Any]]:

@@ -218,4 +218,4 @@ def test_columns_of_a_bar_fall_away_where_the_terminal_is_narrow(width: int) -> 
 
 
 def test_a_bar_counts_the_time_before_the_first_bytes() -> None:
-    assert "0 B of 3.0 GiB since 0 s 0 of 4,000 parts" in " ".join(draw(130, None).split())
+    assert re.search(r"0 B of 3.0 GiB since \d s 0 of 4,000 parts", " ".join(draw(130, None).split()))
