@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from mergemill.cli import console
-from mergemill.cli.options import Json
+from mergemill.cli.crew import make_crew
+from mergemill.cli.options import Cluster, Json, Scheduler, Workers
 from mergemill.cli.recipes import open_recipe
 from mergemill.cli.searching import Window, Windows
 
@@ -27,6 +28,9 @@ def evaluate(
     windows: Windows = None,
     memory: LayerMemory = "4GiB",
     whole: Whole = False,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    cluster: Cluster = None,
     json: Json = False,
 ) -> None:
     """Judge a model or a recipe on a text.
@@ -38,7 +42,8 @@ def evaluate(
     if (text is None) == (examples is None):
         raise typer.BadParameter("give one of --text and --examples")
     source = searches.TextSource(text or "", examples or "", window, stride, windows)
-    found = evaluate(open_recipe(model) if model == "-" else model, source, memory=memory, whole=whole)
+    crew = make_crew(workers=workers, memory=memory, scheduler=scheduler, cluster=cluster)
+    found = evaluate(open_recipe(model) if model == "-" else model, source, whole=whole, **crew)
     if json:
         console.say_json({name: value for name, value in asdict(found).items() if name != "losses"})
         return

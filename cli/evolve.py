@@ -12,6 +12,8 @@ from mergemill.cli.searching import Folder, show_found, show_trial, stopping
 Evaluations = Annotated[int | None, typer.Option(min=1, metavar="N", help="So many candidates, not as the file says.")]
 Write = Annotated[bool, typer.Option("--write", help="Merge the best into DIR/model at the end.")]
 
+OnBenchmarks = Annotated[bool, typer.Option("--on-benchmarks", help="Search on public test sets; the card tells.")]
+
 
 def evolve(
     context: typer.Context,
@@ -19,6 +21,7 @@ def evolve(
     folder: Folder,
     evaluations: Evaluations = None,
     write: Write = False,
+    on_benchmarks: OnBenchmarks = False,
     workers: Workers = None,
     threads: Threads = None,
     memory: Memory = None,
@@ -37,6 +40,12 @@ def evolve(
     file = searches.load_search(search)
     with stopping(context):
         found = searches.run_search(
-            file, folder, evaluations=evaluations, write=write, on_trial=show_trial(quiet=quiet), **crew
+            file,
+            folder,
+            evaluations=evaluations,
+            write=write,
+            on_benchmarks=on_benchmarks,
+            on_trial=show_trial(quiet=quiet),
+            **crew,
         )
     show_found(found, folder, json=json)

@@ -1,6 +1,7 @@
 """A real model through the whole mill: SmolLM2-135M and two fine-tunes, merged by each method, then run."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,63 @@ def test_a_merge_loads_and_still_knows_the_capital_of_france(
     assert stored.keys() == read_tensors(folder / "base").keys()
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == 3
     assert continue_text(tmp_path / "out").startswith(" Paris")
+
+
+@pytest.fixture(scope="module")
+def mixed(folder: Path) -> str:
+    """A text of which each fine-tune has seen half."""
+    from smollm2 import GARDEN, HARBOUR
+
+    path = folder / "mixed.txt"
+    path.write_text(f"{HARBOUR}\n\n{GARDEN}")
+    return str(path)
+
+
+def test_a_search_beats_the_average_and_both_parents(
+    folder: Path, mixed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Candidate 0 is the average; what each text taught adds up better than it averages."""
+    from mergemill.engine.search.searches import run_search
+
+    monkeypatch.chdir(folder)
+    weighted = [{"model": name, "parameters": {"weight": f"${{{name}}}"}} for name in ("harbour", "garden")]
+    search = {
+        "recipe": {"merge_method": "task_arithmetic", "base_model": "base", "models": weighted},
+        "variables": {name: {"low": 0.0, "high": 1.5, "start": 0.5} for name in ("harbour", "garden")},
+        "objective": {"perplexity": {"text": mixed, "window": 64, "windows": 2}},
+        "strategy": {"name": "cma", "population": 5},
+        "budget": {"evaluations": 5},
+    }
+    found = run_search(search, tmp_path / "found")
+    parents = json.loads((tmp_path / "found" / "parents.json").read_bytes())["parents"]
+    average, best = found.trials[0].score, found.best
+    assert best is not None
+    assert best.score is not None
+    assert average is not None
+    assert len(parents) == 3
+    assert best.score < 0.9 * min(average, *(parent["score"] for parent in parents))
+    stored = sum(next((folder / name).glob("*.safetensors")).stat().st_size for name in ("base", "harbour", "garden"))
+    assert stored > sum(trial.bytes_read for trial in found.trials) > 0.99 * stored  # of all five, less the headers
+
+
+def test_a_soup_is_no_worse_than_its_best_model_and_a_cocktail_weighs_by_losses(
+    folder: Path, mixed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mergemill.engine.recipe.objectives import Objective
+    from mergemill.engine.search.searches import run_cocktail, run_soup
+
+    monkeypatch.chdir(folder)
+    objective = Objective.model_validate({"perplexity": {"text": mixed, "window": 24, "windows": 2}})
+    soup = run_soup({"merge_method": "linear", **TWO, "parameters": {"weight": 1}}, tmp_path / "soup", objective)
+    alone = {trial.values["models"]: trial.score for trial in soup.found.trials}
+    best = min(alone["harbour",] or 0, alone["garden",] or 0)
+    assert soup.scores[0] == best
+    assert (alone[soup.kept] or 0) <= best  # type: ignore[index]
+    cocktail = run_cocktail(["harbour", "garden"], tmp_path / "cocktail", objective, temperature=0.1)
+    losses = [math.log(alone[name,] or 0) for name in ("harbour", "garden")]
+    assert cocktail.losses == pytest.approx(losses, abs=1e-6)
+    shares = [math.exp(-loss / 0.1) for loss in losses]
+    assert cocktail.weights == pytest.approx([share / sum(shares) for share in shares], rel=1e-4)
 
 
 def test_a_union_encodes_as_smollm2_does(smollm2: Path, tmp_path: Path) -> None:

@@ -8,19 +8,19 @@ those of other generations; and none that was left behind can be the best.
 from collections.abc import Callable, Sequence
 
 from mergemill.engine.errors import InputError
-from mergemill.engine.evaluation.sums import find_error
+from mergemill.engine.evaluation.sums import RowSums, find_error
 from mergemill.engine.evaluation.texts import ScoredTokens
 from mergemill.engine.tensors.lazy import Tensor, torch
 
 LEAST_WINDOWS = 8  # four of a half, or its standard errors say nothing
 ERRORS = 2.0  # standard errors behind the best, within which a candidate goes on
 
-JudgeSome = Callable[[Sequence[int], ScoredTokens], Sequence[tuple[Tensor, Tensor]]]
-"""Gives loss and entropy [windows, length - 1] of some of the models, by their places."""
+JudgeSome = Callable[[Sequence[int], ScoredTokens], Sequence[RowSums]]
+"""Gives what some of the models, by their places, make of windows."""
 
 
-def race(tokens: ScoredTokens, models: int, judge: JudgeSome) -> list[tuple[Tensor, Tensor, bool]]:
-    """Return loss and entropy [windows, length - 1] of each model, and whether it was left behind.
+def race(tokens: ScoredTokens, models: int, judge: JudgeSome) -> list[tuple[RowSums, bool]]:
+    """Return what each model makes of the windows, and whether it was left behind.
 
     Raises `InputError` for a text of too few windows.
     """
@@ -28,25 +28,29 @@ def race(tokens: ScoredTokens, models: int, judge: JudgeSome) -> list[tuple[Tens
         raise InputError(f"the text has {len(tokens.ids)} windows, and a race needs {LEAST_WINDOWS}: make them shorter")
     halves = tokens.take(slice(0, None, 2)), tokens.take(slice(1, None, 2))
     first = judge(range(models), halves[0])
-    best, behind = find_behind(halves[0], [loss for loss, _ in first])
+    best, behind = find_behind(halves[0], [each.loss for each in first])
     close = [place for place in range(models) if behind[place] is None]
     second = dict(zip(close, judge(close, halves[1]), strict=True))
-    loss, entropy = second[best]
-    estimates = {place: (loss + by, entropy) for place, by in enumerate(behind) if by is not None}
-    ends = second | estimates
+    counts = halves[1].scored.sum(1)
+    for place, by in enumerate(behind):
+        if by is not None:
+            second[place] = RowSums(second[best].loss + by * counts, second[best].entropy)
     return [
-        (_interleave(loss, ends[place][0]), _interleave(entropy, ends[place][1]), behind[place] is not None)
-        for place, (loss, entropy) in enumerate(first)
+        (
+            RowSums(_interleave(own.loss, second[place].loss), _interleave(own.entropy, second[place].entropy)),
+            behind[place] is not None,
+        )
+        for place, own in enumerate(first)
     ]
 
 
-def find_behind(tokens: ScoredTokens, losses: Sequence[Tensor]) -> tuple[int, list[float | None]]:
-    """Return which model is the best, and by how many nats a token each is behind it; None where it is close."""
-    scored = tokens.scored[:, 1:]
-    counts = scored.sum(1)
-    sums = [(loss * scored).sum(1) for loss in losses]
+def find_behind(tokens: ScoredTokens, sums: Sequence[Tensor]) -> tuple[int, list[float | None]]:
+    """Return which model is the best, and by how many nats a token each is behind it; None where it is close.
+
+    sums: the loss of each window, of each model.
+    """
     best = min(range(len(sums)), key=lambda place: float(sums[place].sum()))
-    return best, [_find_gap(own - sums[best], counts) for own in sums]
+    return best, [_find_gap(own - sums[best], tokens.scored.sum(1)) for own in sums]
 
 
 def _find_gap(difference: Tensor, counts: Tensor) -> float | None:
@@ -59,6 +63,6 @@ def _find_gap(difference: Tensor, counts: Tensor) -> float | None:
 
 def _interleave(first: Tensor, second: Tensor) -> Tensor:
     """Return the windows of two halves in their order."""
-    whole = torch.empty((len(first) + len(second), *first.shape[1:]), dtype=first.dtype)
+    whole = torch.empty(len(first) + len(second), dtype=first.dtype)
     whole[0::2], whole[1::2] = first, second
     return whole

@@ -35,14 +35,26 @@ class Evaluation:
     """Of each window or example: the mean loss of its tokens."""
 
 
-def sum_windows(tokens: ScoredTokens, loss: Tensor, entropy: Tensor) -> Evaluation:
-    """Return what the scored positions say, each as much as another; loss and entropy are [windows, length - 1]."""
+@dataclass(frozen=True, slots=True)
+class RowSums:
+    """What a model makes of each row of tokens: sums over the positions that are scored, [rows], float64, in nats."""
+
+    loss: Tensor
+    entropy: Tensor
+
+
+def sum_rows(tokens: ScoredTokens, loss: Tensor, entropy: Tensor) -> RowSums:
+    """Return the sums of loss and entropy of the token that comes after each position, [rows, length]."""
     scored = tokens.scored[:, 1:]
-    sums, counts = (loss * scored).sum(1), scored.sum(1)
+    return RowSums((loss[:, :-1] * scored).sum(1), (entropy[:, :-1] * scored).sum(1))
+
+
+def sum_windows(tokens: ScoredTokens, found: RowSums) -> Evaluation:
+    """Return what the scored positions of windows say, each as much as another."""
+    sums, entropies, counts = found.loss, found.entropy, tokens.scored.sum(1)
     total, count = float(sums.sum()), int(counts.sum())
     nll = total / count
     error = find_error(sums - nll * counts, count)
-    entropies = (entropy * scored).sum(1)
     mean = float(entropies.sum()) / count
     return Evaluation(
         perplexity=_exp(nll),
@@ -57,11 +69,10 @@ def sum_windows(tokens: ScoredTokens, loss: Tensor, entropy: Tensor) -> Evaluati
     )
 
 
-def average_examples(tokens: ScoredTokens, loss: Tensor, entropy: Tensor) -> Evaluation:
-    """Return what examples say, each as much as another; loss and entropy are [examples, length - 1]."""
-    scored = tokens.scored[:, 1:]
-    counts = scored.sum(1)
-    sums, entropies = (loss * scored).sum(1), (entropy * scored).sum(1) / counts
+def average_examples(tokens: ScoredTokens, found: RowSums) -> Evaluation:
+    """Return what examples say, each as much as another."""
+    counts = tokens.scored.sum(1)
+    sums, entropies = found.loss, found.entropy / counts
     means = sums / counts
     nll, entropy_mean = float(means.mean()), float(entropies.mean())
     return Evaluation(

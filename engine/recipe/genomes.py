@@ -6,13 +6,12 @@ interval, not folded by its absolute value, which makes two optima of one; densi
 wall; slerp's t is a gene itself, so that the whole arc can be reached; the output's dtype is its inputs'.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator
-from pydantic_core import PydanticCustomError
 
-from mergemill.engine.recipe.faults import Loc, describe, make_faults, make_predicate, suggest
+from mergemill.engine.recipe.faults import describe, make_faults, make_predicate, suggest
 from mergemill.engine.recipe.leaves import Flag, OptionalFlag, Text, check_count, check_items
 from mergemill.engine.recipe.references import ModelRef
 from mergemill.engine.recipe.settings import check_filter
@@ -78,34 +77,6 @@ class Genome(Value):
     def open_filters(self) -> tuple[str, ...]:
         """The filters, and what stands for the rest."""
         return (*(self.filters or ()), REST)
-
-
-class EvolveTask(Value):
-    """A task of lm-eval, as mergekit-evolve names it."""
-
-    called: ClassVar[str] = "a task"
-
-    name: Text
-    """The task."""
-    metric: Text = "acc,none"
-    """Which of its numbers."""
-    weight: float = 1.0
-    """Its share."""
-
-
-Tasks = Annotated[tuple[EvolveTask, ...], BeforeValidator(check_items)]
-
-
-def check_tasks(tasks: Sequence[EvolveTask] | None, objective: object) -> Iterator[tuple[Loc, PydanticCustomError]]:
-    """Yield what is wrong with the tasks of mergekit-evolve and the objective that stands for them."""
-    if tasks is not None:
-        words = (
-            "are not run by mergemill; give an objective, such as "
-            "{command: 'sh score.sh {model}', direction: max}, whose script runs lm_eval and prints one number"
-        )
-        yield ("tasks",), make_predicate(words)
-    elif objective is None:
-        yield (), PydanticCustomError("sentence", "a search file needs the key 'objective'")
 
 
 def make_genes(genome: Genome, layers: int) -> dict[str, dict[str, float]]:

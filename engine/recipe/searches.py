@@ -3,8 +3,7 @@
 Paths in it are read as a recipe's models are: from the folder that the command runs in.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -14,17 +13,18 @@ from pydantic_core import PydanticCustomError
 
 from mergemill.engine.errors import RecipeError
 from mergemill.engine.recipe.document import Form
-from mergemill.engine.recipe.faults import Loc, describe, make_faults, make_predicate, make_sentence, suggest
-from mergemill.engine.recipe.genomes import Genome, Tasks, check_tasks
+from mergemill.engine.recipe.faults import Loc, describe, make_faults, make_predicate, make_sentence
+from mergemill.engine.recipe.genomes import Genome
+from mergemill.engine.recipe.harness import EvolveTasks, make_harness
 from mergemill.engine.recipe.leaves import (
     Flag,
     OptionalCount,
+    OptionalFlag,
     OptionalText,
-    Text,
     check_count,
     check_items,
-    check_number,
 )
+from mergemill.engine.recipe.objectives import Finite, Objective, check_word
 from mergemill.engine.recipe.parsing import parse_value, read_text
 from mergemill.engine.recipe.settings import Scalar
 from mergemill.engine.recipe.shapes import FrozenMap, Value
@@ -45,16 +45,6 @@ TAKES: Mapping[str, tuple[str, ...]] = {
 """Which keys beside its name each strategy has."""
 WITH_CHOICES = ("grid", "random", "sobol", "tpe", "nsga2")
 ENDLESS = ("random", "sobol", "cma", "tpe", "nsga2")
-COMMAND_S = 3600.0  # the longest that a command may take where nothing is said
-
-OptionalNumber = Annotated[float | None, BeforeValidator(check_number)]
-
-
-def _check_finite(value: object) -> object:
-    check_number(value)
-    if isinstance(value, int | float) and not math.isfinite(value):
-        raise make_predicate(f"must be a finite number, not {value}")
-    return value
 
 
 def _check_choices(value: object) -> object:
@@ -69,9 +59,6 @@ def _check_choices(value: object) -> object:
     if len({repr(item) for item in items}) < len(items):
         raise make_predicate("has an item twice")
     return tuple(items)
-
-
-Finite = Annotated[float | None, BeforeValidator(_check_finite)]
 
 
 class Variable(Value):
@@ -129,107 +116,12 @@ class Variables(FrozenMap[Variable]):
     holds: ClassVar[Any] = Variable
 
 
-Direction = Annotated[
-    Literal["min", "max"],
-    BeforeValidator(lambda value: _check_word(value, ("min", "max"))),
-]
-
-
-def _check_word(value: object, known: tuple[str, ...]) -> object:
-    if not isinstance(value, str) or value not in known:
-        hint = suggest(value, known) if isinstance(value, str) else f"known here: {', '.join(known)}"
-        raise make_predicate(f"is {describe(value)}; {hint}")
-    return value
-
-
-class TextObjective(Value):
-    """What models are judged on: windows of a text."""
-
-    called: ClassVar[str] = "a text to judge on"
-
-    text: Text
-    """The path of a UTF-8 file."""
-    window: Annotated[int, BeforeValidator(lambda value: check_count(value or 512, least=2))] = 512
-    """Ids of a window."""
-    stride: OptionalCount = None
-    """Ids from one window to the next; else a window."""
-    windows: OptionalCount = None
-    """So many windows at equal distances; else all."""
-
-    @model_validator(mode="after")
-    def _check_stride(self) -> "TextObjective":
-        if self.stride is not None and self.stride > self.window:
-            words = f"is {self.stride}, more than a window of {self.window}"
-            raise make_faults([(("stride",), make_predicate(words))])
-        return self
-
-
-class ExamplesObjective(Value):
-    """What models are judged on: outputs of examples, given their inputs."""
-
-    called: ClassVar[str] = "examples to judge on"
-
-    examples: Text
-    """The path of a file with an object `{"input": …, "output": …}` a line."""
-
-
-class Objective(Value):
-    """What is measured of a candidate; a smaller number is better, unless `direction` says `max`."""
-
-    called: ClassVar[str] = "an objective"
-    one_of: ClassVar[tuple[str, ...]] = ("perplexity", "entropy", "few_shot", "command", "sum")
-
-    perplexity: TextObjective | None = None
-    """Of a text: `{text: held.txt, windows: 64}`."""
-    entropy: TextObjective | None = None
-    """Of the predictions on a text; it also prefers models that are sure and wrong."""
-    few_shot: ExamplesObjective | None = None
-    """The loss of examples' outputs: `{examples: few.jsonl}`."""
-    command: OptionalText = None
-    """A command whose last number on stdout counts: `python score.py {model}`, or `{recipe}`, `{values}`."""
-    seconds: Annotated[float | None, BeforeValidator(_check_finite)] = None
-    """The longest that a command may take; else an hour."""
-    sum: Annotated[tuple["Objective", ...] | None, BeforeValidator(check_items)] = None
-    """Objectives that are added, each times its `weight`; of one with `direction: max` less is added."""
-    weight: Annotated[float, BeforeValidator(_check_finite)] = 1.0
-    """Of an item of a sum."""
-    direction: Direction = "min"
-    """Whether less is better, `min`, or more, `max`."""
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The paths of texts and examples that it reads."""
-        texts = [each.text for each in (self.perplexity, self.entropy) if each]
-        examples = [self.few_shot.examples] if self.few_shot else []
-        return (*texts, *examples, *(path for each in self.sum or () for path in each.files))
-
-    @property
-    def by_text(self) -> bool:
-        """Whether candidates are judged without being written."""
-        return self.command is None and all(each.by_text for each in self.sum or ())
-
-    @property
-    def sign(self) -> int:
-        """What a score is multiplied by so that less is better."""
-        return -1 if self.direction == "max" else 1
-
-    @model_validator(mode="after")
-    def _check_place(self) -> "Objective":
-        if self.seconds is not None and self.command is None:
-            raise make_faults([(("seconds",), make_predicate("is for a command"))])
-        if self.seconds is not None and self.seconds <= 0:
-            raise make_faults([(("seconds",), make_predicate(f"is {self.seconds:g} and must be above 0"))])
-        if any(each.sum for each in self.sum or ()):
-            raise make_faults([(("sum",), make_predicate("holds a sum; write its items here"))])
-        return self
-
-
 class Strategy(Value):
     """How the next candidates are chosen."""
 
     called: ClassVar[str] = "a strategy"
 
-    name: Annotated[StrategyName, BeforeValidator(lambda value: _check_word(value, get_args(StrategyName)))] = "cma"
+    name: Annotated[StrategyName, BeforeValidator(lambda value: check_word(value, get_args(StrategyName)))] = "cma"
     """`cma` (CMA-ES), `tpe` (also choices), `nsga2` (the front of a sum's items), `grid`, `random`, `sobol`, `line`."""
     seed: Annotated[int, BeforeValidator(lambda value: _check_given(value))] = 0
     """Of what is drawn."""
@@ -302,8 +194,20 @@ class SearchFile(Value):
     """The variables by name."""
     genome: Genome | None = None
     """A genome of mergekit-evolve, instead of recipe and variables."""
-    tasks: Tasks | None = None
-    """Of mergekit-evolve; the error says what stands for it."""
+    tasks: EvolveTasks | None = None
+    """Of mergekit-evolve, which lm_eval runs: instead of an objective."""
+    limit: OptionalCount = None
+    """Of tasks: so many samples of each."""
+    num_fewshot: Annotated[int | None, BeforeValidator(lambda value: check_count(value, least=0))] = None
+    """Of tasks: so many examples before each sample."""
+    apply_chat_template: OptionalFlag = None
+    """Of tasks: whether samples are written by the model's chat template, which they are where nothing is said."""
+    fewshot_as_multiturn: OptionalFlag = None
+    """Of tasks: whether examples are turns of a conversation, which they are where nothing is said."""
+    shuffle: Flag = False
+    """Of mergekit-evolve; each candidate would be judged on other samples."""
+    include_path: OptionalText = None
+    """Of tasks: a folder with tasks of your own."""
     random_init: Flag = False
     """Whether a genome's search begins at random."""
     objective: Objective | None = None
@@ -319,7 +223,7 @@ class SearchFile(Value):
 
     @model_validator(mode="after")
     def _check_whole(self) -> "SearchFile":
-        faults: list[tuple[Loc, PydanticCustomError]] = list(check_tasks(self.tasks, self.objective))
+        faults = list(self._find_faults_of_tasks())
         if self.genome is None and not self.variables:
             faults.append(((), make_sentence("a search of a recipe needs the key 'variables'")))
         if self.genome is not None and self.variables:
@@ -339,6 +243,20 @@ class SearchFile(Value):
         if faults:
             raise make_faults(faults)
         return self
+
+    def _find_faults_of_tasks(self) -> "Iterator[tuple[Loc, PydanticCustomError]]":
+        """Yield what is wrong with the tasks of mergekit-evolve and the objective that they stand for."""
+        if (self.tasks is None) == (self.objective is None):
+            words = "a search file needs the key 'objective'"
+            yield (), make_sentence(words if self.tasks is None else "tasks stand for an objective; here are both")
+        if self.tasks is None:
+            keys = ("limit", "num_fewshot", "apply_chat_template", "fewshot_as_multiturn", "include_path")
+            for key in keys:
+                if getattr(self, key) is not None:
+                    yield (key,), make_predicate("is for tasks; write it into the objective lm_eval")
+        if self.shuffle:
+            words = "is true: then each candidate would be judged on other samples, and luck chosen; leave it out"
+            yield ("shuffle",), make_predicate(words)
 
     def _find_unsuited(self) -> "list[tuple[Loc, PydanticCustomError]]":
         """Return the faults of variables that the strategy cannot search."""
@@ -368,4 +286,14 @@ def load_search(given: str | Path | Mapping[str, Any]) -> SearchFile:
 
 def parse_search(text: str, *, name: str = "search.yml") -> SearchFile:
     """Return the search that the YAML `text` says; `name` is what messages call it."""
-    return parse_value(SearchFile, FORM, text, name=name).model_copy(update={"name": name})
+    file = parse_value(SearchFile, FORM, text, name=name).model_copy(update={"name": name})
+    if file.tasks is None:
+        return file
+    said = {
+        "limit": file.limit,
+        "num_fewshot": file.num_fewshot,
+        "apply_chat_template": file.apply_chat_template is not False,
+        "fewshot_as_multiturn": file.fewshot_as_multiturn is not False,
+        "include_path": file.include_path,
+    }
+    return file.model_copy(update={"objective": Objective(lm_eval=make_harness(file.tasks, said))})

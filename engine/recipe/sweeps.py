@@ -6,7 +6,8 @@ from decimal import Decimal, InvalidOperation
 import yaml
 
 from mergemill.engine.errors import RecipeError
-from mergemill.engine.recipe.searches import Objective, SearchFile, Strategy, Variable, Variables
+from mergemill.engine.recipe.objectives import Objective
+from mergemill.engine.recipe.searches import SearchFile, Strategy, Variable, Variables
 from mergemill.engine.recipe.settings import Scalar
 
 MOST = 100_000  # values of one variable

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mergemill.engine.plan.small_files import CARD_NAME
 from mergemill.engine.plan.values import Plan
-from mergemill.engine.recipe.searches import Objective
+from mergemill.engine.recipe.objectives import Objective
 from mergemill.engine.runs.options import RunOptions
 from mergemill.engine.runs.outputs.output import find_output
 from mergemill.engine.runs.running import run_as
@@ -71,6 +71,12 @@ def make_section(
     judged = f"{len(found.trials):,} candidates were judged" + (f", of which {failed} failed" if failed else "")
     said = objective.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     lines += ["## Search", "", f"{judged}, by `{json.dumps(_shorten(said), ensure_ascii=False)}`; the best was kept."]
+    if objective.benchmarks:
+        named = ", ".join(objective.benchmarks)
+        lines += [
+            "",
+            f"**It was searched on test sets of public benchmarks, so its scores on them say little: {named}.**",
+        ]
     lines += [f"* `{Path(path).name}`, sha256 `{checksum}`" for path, checksum in texts.items()]
     lines += ["", "| model | score | hold-out |", "| --- | --- | --- |"]
     rows = [("this one", best.score, best.stderr, best.holdout)]

@@ -7,7 +7,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mergemill.engine.evaluation.evaluating import MEMORY, TextSource, evaluate_plans
+from mergemill.engine.evaluation.evaluating import TextSource, evaluate_plans
+from mergemill.engine.evaluation.judging import MEMORY, Judges
 from mergemill.engine.evaluation.sums import Evaluation
 from mergemill.engine.plan.make import make_plan
 from mergemill.engine.plan.values import Plan
@@ -28,6 +29,8 @@ class OpenCandidate:
     folder: Path
     """Of its model; its recipe lies beside that."""
     options: RunOptions
+    judges: Judges | None = None
+    """Workers that judge it by texts; None where this process does."""
     bytes_read: int = 0
     evaluations: dict[TextSource, Evaluation] = field(default_factory=dict)
     """What is known of it already, by the text."""
@@ -82,7 +85,8 @@ def evaluate_together(
     storage = make_storage(join_options(options.find_storage(), candidates[0].recipe.storage))
     plans = [candidate.plan() for candidate in candidates]
     for source in sources:
-        found = evaluate_plans(plans, source, options.memory or MEMORY, storage, racing=source == raced)
+        judges = candidates[0].judges
+        found = evaluate_plans(plans, source, options.memory or MEMORY, storage, racing=source == raced, judges=judges)
         for candidate, evaluation in zip(candidates, found, strict=True):
             candidate.evaluations[source] = evaluation
             candidate.bytes_read += evaluation.bytes_read
@@ -90,12 +94,17 @@ def evaluate_together(
 
 @contextmanager
 def open_candidate(
-    number: int | str, values: Values, recipe: Recipe, folder: Path, options: RunOptions
+    number: int | str,
+    values: Values,
+    recipe: Recipe,
+    folder: Path,
+    options: RunOptions,
+    judges: Judges | None = None,
 ) -> Iterator[OpenCandidate]:
     """Yield a candidate of the search in `folder`; what was made of it is removed after."""
     made = folder / CANDIDATES / str(number)
     made.parent.mkdir(exist_ok=True)
-    candidate = OpenCandidate(values, recipe, made, options)
+    candidate = OpenCandidate(values, recipe, made, options, judges)
     try:
         yield candidate
     finally:

@@ -8,7 +8,8 @@ from typing import Unpack
 
 from mergemill.engine.errors import PlanError, RunError
 from mergemill.engine.recipe import ModelRef, Recipe
-from mergemill.engine.recipe.searches import Budget, Objective, SearchFile
+from mergemill.engine.recipe.objectives import Objective
+from mergemill.engine.recipe.searches import Budget, SearchFile
 from mergemill.engine.recipe.templates import (
     Values,
 )
@@ -17,7 +18,7 @@ from mergemill.engine.runs.running import run_as
 from mergemill.engine.search.cocktail import ALPHA, TEMPERATURE, find_weights, make_cocktail
 from mergemill.engine.search.drive import Found, OnTrial, drive_search, ignore
 from mergemill.engine.search.members import make_alone, read_back
-from mergemill.engine.search.searching import digest_texts, make_hunt, plan_candidate
+from mergemill.engine.search.searching import digest_texts, judging, make_hunt, plan_candidate
 from mergemill.engine.search.state import SearchRecord, find_beside, held, list_sources, open_state
 from mergemill.engine.search.strategies.alone import ask_alone
 from mergemill.engine.search.strategies.soup import MODELS
@@ -62,7 +63,7 @@ def run_cocktail(
     said = {"cocktail": objective.model_dump(mode="json", exclude_none=True), "models": list(models)}
     record = SearchRecord(said, "", list_sources(plan.pins), digest_texts([objective]))
     place = find_beside(out)
-    with held(place):
+    with held(place), judging(hunt, plan, asked) as hunt:
         open_state(place, record)
         found = drive_search(hunt, ask_alone(list(models)), place, asked, on_trial)
         for model, trial in zip(models, found.trials, strict=True):

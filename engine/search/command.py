@@ -10,7 +10,7 @@ import shlex
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import IO
 
@@ -42,23 +42,28 @@ def list_places(command: str, where: str) -> set[str]:
 def run_command(command: str, given: Mapping[str, str], limit_s: float) -> float:
     """Return the last number that a command prints; `CommandFailed` where it fails, hangs or prints none."""
     words = [_PLACE.sub(lambda found: given.get(found[1], found[0]), word) for word in shlex.split(command)]
+    return _read_number(run_words(words, limit_s, words[0]), words[0])
+
+
+def run_words(words: Sequence[str], limit_s: float, name: str) -> bytes:
+    """Return the end of what a program prints; `CommandFailed`, with `name` first, where it fails or hangs."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
             process = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True, close_fds=True
             )
         except OSError as error:
-            raise CommandFailed(f"{words[0]}: cannot be started: {error.strerror}") from None
+            raise CommandFailed(f"{name}: cannot be started: {error.strerror}") from None
         try:
             code = process.wait(limit_s)
         except subprocess.TimeoutExpired:
-            raise CommandFailed(f"{words[0]}: was not done after {limit_s:g} s") from None
+            raise CommandFailed(f"{name}: was not done after {limit_s:g} s") from None
         finally:
             _end(process)
         if code:
             last = _read_end(err).decode(errors="replace").strip().rpartition("\n")[2]
-            raise CommandFailed(f"{words[0]}: ended with {_say_code(code)}{f': {last}' if last else ''}")
-        return _read_number(_read_end(out), words[0])
+            raise CommandFailed(f"{name}: ended with {_say_code(code)}{f': {last}' if last else ''}")
+        return _read_end(out)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from mergemill.engine.errors import Cancelled, MergemillError, RunError, SourceChanged
 from mergemill.engine.evaluation.evaluating import TextSource
+from mergemill.engine.evaluation.judging import Judges
 from mergemill.engine.recipe import Recipe, recipe_to_json
 from mergemill.engine.recipe.searches import Budget
 from mergemill.engine.recipe.templates import Values
@@ -64,6 +65,8 @@ class Hunt:
     """Whether the strategy is told how candidates rank by each item, not by their sum."""
     parents: Sequence[JudgedParent] = ()
     """For pictures: the models that candidates are made of, where they were judged."""
+    judges: Judges | None = None
+    """Workers that judge by texts; None where this process does."""
 
     def rank(self, trial: Trial) -> Any:
         """Return what the strategy is told of a trial."""
@@ -189,7 +192,7 @@ def _take_all(log: _Log, generation: int, asked: Sequence[Values]) -> list[Trial
     with ExitStack() as stack:
         opened = {
             first + place: stack.enter_context(
-                open_candidate(first + place, values, hunt.make_recipe(values), log.folder, log.options)
+                open_candidate(first + place, values, hunt.make_recipe(values), log.folder, log.options, hunt.judges)
             )
             for place, values in enumerate(asked)
         }

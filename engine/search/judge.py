@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergemill.engine.evaluation.evaluating import TextSource
-from mergemill.engine.recipe.searches import COMMAND_S, ExamplesObjective, Objective, TextObjective
+from mergemill.engine.recipe.harness import HarnessObjective
+from mergemill.engine.recipe.objectives import COMMAND_S, ExamplesObjective, Objective, TextObjective
 from mergemill.engine.search.candidate import OpenCandidate
 from mergemill.engine.search.command import list_places, run_command
 from mergemill.engine.search.front import SumItem
+from mergemill.engine.search.harness import check_lm_eval, run_lm_eval
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ def _name(objective: Objective) -> str:
     """
     if objective.command is not None:
         return objective.command
+    if objective.lm_eval is not None:
+        return ", ".join(each.task for each in objective.lm_eval.tasks)
     kind = next(key for key in ("perplexity", "entropy", "few_shot") if getattr(objective, key))
     return f"{'loss' if kind == 'few_shot' else kind} of {Path(objective.files[0]).name}"
 
@@ -54,6 +58,8 @@ def make_judge(objective: Objective, where: str) -> Judge:
         return _make_sum(objective, where)
     if objective.command is not None:
         return _make_command(objective.command, objective.seconds or COMMAND_S, where)
+    if objective.lm_eval is not None:
+        return _make_harness(objective.lm_eval, objective.seconds or COMMAND_S, where)
     source = _find_source(objective)
     assert source is not None
     return _make_text(objective, source)
@@ -87,6 +93,16 @@ def _make_command(command: str, limit_s: float, where: str) -> Judge:
         makers = {"model": candidate.make_model, "recipe": candidate.make_recipe, "values": candidate.write_values}
         given = {place: makers[place]() for place in sorted(places)}
         return Judged(run_command(command, given, limit_s))
+
+    return judge
+
+
+def _make_harness(objective: HarnessObjective, limit_s: float, where: str) -> Judge:
+    check_lm_eval(objective, where)
+
+    def judge(candidate: OpenCandidate) -> Judged:
+        score, stderr, parts = run_lm_eval(objective, candidate.make_model(), limit_s)
+        return Judged(score, stderr, parts if len(parts) > 1 else ())
 
     return judge
 

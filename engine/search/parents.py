@@ -37,7 +37,9 @@ def _judge(hunt: Hunt, refs: Mapping[str, ModelRef], place: Path, options: RunOp
     with ExitStack() as stack:
         opened = [
             stack.enter_context(
-                open_candidate(f"parent-{number}", {MODELS: (name,)}, read_back(make_alone(ref), ""), place, options)
+                open_candidate(
+                    f"parent-{number}", {MODELS: (name,)}, read_back(make_alone(ref), ""), place, options, hunt.judges
+                )
             )
             for number, (name, ref) in enumerate(refs.items())
         ]

@@ -6,7 +6,7 @@ from typing import Any
 
 from mergemill.engine.errors import InputError
 from mergemill.engine.recipe import ModelRef, load_recipe
-from mergemill.engine.recipe.searches import Objective
+from mergemill.engine.recipe.objectives import Objective
 from mergemill.engine.recipe.templates import (
     parse_template,
 )

@@ -2,7 +2,8 @@
 
 from mergemill.engine.evaluation.evaluating import TextSource
 from mergemill.engine.evaluation.sums import Evaluation
-from mergemill.engine.recipe.searches import Objective, load_search
+from mergemill.engine.recipe.objectives import Objective
+from mergemill.engine.recipe.searches import load_search
 from mergemill.engine.recipe.sweeps import make_sweep
 from mergemill.engine.search.cocktail import ALPHA, TEMPERATURE, TEMPERATURES, find_weights
 from mergemill.engine.search.cocktails import Cocktail, run_cocktail

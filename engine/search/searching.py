@@ -1,18 +1,21 @@
 """A search of a search file: what is asked for is checked and planned, then driven."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
 from mergemill.engine.errors import InputError, PlanError, RecipeError
+from mergemill.engine.evaluation.judging import open_judges
 from mergemill.engine.evaluation.texts import read_text
 from mergemill.engine.plan.make import make_plan
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import Recipe
 from mergemill.engine.recipe.genomes import make_genes, make_genome_recipe
-from mergemill.engine.recipe.searches import Objective, SearchFile, Variable, Variables, load_search
+from mergemill.engine.recipe.objectives import Objective
+from mergemill.engine.recipe.searches import SearchFile, Variable, Variables, load_search
 from mergemill.engine.recipe.templates import (
     Template,
     Values,
@@ -38,25 +41,29 @@ def run_search(
     *,
     evaluations: int | None = None,
     write: bool = False,
+    on_benchmarks: bool = False,
     on_trial: OnTrial = ignore,
     **options: Unpack[RunKeywords],
 ) -> Found:
     """Search what a search file says, in `folder`, which is new, empty, or holds the same search unfinished.
 
-    evaluations: instead of the file's. write: merge the best into ``folder/model`` at the end. options: of the merges
-    of candidates, see `RunOptions`. Raises `InputError` before anything is written, `RunError` for what fails later.
+    evaluations: instead of the file's. write: merge the best into ``folder/model`` at the end. on_benchmarks: whether
+    it may search on test sets of public benchmarks. options: of candidates, see `RunOptions`. Raises `InputError`
+    before anything is written, `RunError` for what fails later.
     """
     file = given if isinstance(given, SearchFile) else load_search(given)
     if evaluations is not None:
         file = file.model_copy(update={"budget": file.budget.model_copy(update={"evaluations": evaluations})})
     asked, place = RunOptions(**options), Path(folder)
+    if not on_benchmarks:
+        _check_benchmarks(file)
     template, space = open_space(file)
     check_variables(template, list(space.variables))
     asking = make_asking(file, space)
     hunt = make_hunt(file, template.fill, f"A search by {file.strategy.name}")
     plans = [_plan_corner(template, values, asked) for values in space.corners()]
     record = _record(file, write_documents([each.data for each in template.documents]), plans)
-    with held(place):
+    with held(place), judging(hunt, plans[0], asked) as hunt:
         open_state(place, record)
         if hunt.sources and all(each is None or each.by_text for each in (file.objective, file.holdout)):
             parents = judge_parents(hunt, template.fill(space.to_values(space.start)), place, asked)
@@ -65,6 +72,16 @@ def run_search(
         if write and found.best is not None:
             _write_best(file, hunt, template.fill(found.best.values), found, record, place, asked)
     return found
+
+
+def _check_benchmarks(file: SearchFile) -> None:
+    """Raise `PlanError` where the objective is a benchmark: what is searched on its test set says nothing after."""
+    if file.objective is not None and file.objective.benchmarks:
+        named = ", ".join(file.objective.benchmarks)
+        raise PlanError(
+            f"{file.name}: {named}: a test set of a public benchmark, of which scores say nothing once it was searched "
+            "on; take another task, or say --on-benchmarks, and the model's card will tell"
+        )
 
 
 def _write_best(
@@ -140,6 +157,19 @@ def make_asking(file: SearchFile, space: Space) -> Asking:
     if said.name == "grid":
         return ask_grid(space, said.steps)
     return (ask_sobol if said.name == "sobol" else ask_random)(space, said.seed)
+
+
+@contextmanager
+def judging(hunt: Hunt, plan: Plan, asked: RunOptions) -> Iterator[Hunt]:
+    """Yield the hunt with workers that judge, where it is by texts and they are asked for.
+
+    plan: of one of the candidates.
+    """
+    if not hunt.sources:
+        yield hunt
+        return
+    with open_judges(plan, asked) as judges:
+        yield replace(hunt, judges=judges)
 
 
 def make_hunt(file: SearchFile, fill: Any, title: str) -> Hunt:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Unpack
 
 from mergemill.engine.recipe import GivenRecipe, load_recipe, recipe_to_json
-from mergemill.engine.recipe.searches import Budget, Objective, SearchFile
+from mergemill.engine.recipe.objectives import Objective
+from mergemill.engine.recipe.searches import Budget, SearchFile
 from mergemill.engine.recipe.templates import (
     write_documents,
 )
@@ -13,7 +14,7 @@ from mergemill.engine.runs.options import RunKeywords, RunOptions
 from mergemill.engine.runs.running import run_as
 from mergemill.engine.search.drive import Found, OnTrial, drive_search, ignore
 from mergemill.engine.search.members import list_members, make_members
-from mergemill.engine.search.searching import digest_texts, make_hunt, plan_candidate
+from mergemill.engine.search.searching import digest_texts, judging, make_hunt, plan_candidate
 from mergemill.engine.search.state import SearchRecord, find_beside, held, list_sources, open_state
 from mergemill.engine.search.strategies.soup import MODELS, ask_soup, order_models
 from mergemill.engine.search.trials import rank
@@ -56,7 +57,7 @@ def run_soup(
         said, write_documents([recipe_to_json(whole)]), list_sources(plans[0].pins), digest_texts([objective])
     )
     place, kept = find_beside(out), list[str]()
-    with held(place):
+    with held(place), judging(hunt, plans[0], asked) as hunt:
         open_state(place, record)
         found = drive_search(hunt, ask_soup(members, rounds, kept), place, asked, on_trial)
         ranks = [rank(trial, hunt.sign) for trial in found.trials[: len(members)]]

@@ -14,7 +14,7 @@ from mergemill.engine import evaluate, make_plan, merge
 from mergemill.engine.errors import InputError, PlanError
 from mergemill.engine.evaluation.evaluating import TextSource, evaluate_plans
 from mergemill.engine.evaluation.scoring import start_running
-from mergemill.engine.evaluation.sums import sum_windows
+from mergemill.engine.evaluation.sums import sum_rows, sum_windows
 from mergemill.engine.evaluation.texts import make_windows, read_examples
 
 WINDOW = 32
@@ -204,8 +204,9 @@ def test_blocks_of_a_head_add_up_to_the_whole(cuts: Sequence[int]) -> None:
 
 def test_the_standard_error_is_that_of_a_ratio_over_windows() -> None:
     tokens = make_windows(Letters(begin=False), "abcdefghijkl", window=4, stride=4, windows=None)
-    loss = torch.tensor([[1.0, 2.0, 3.0], [1.0, 1.0, 1.0], [4.0, 2.0, 0.0]], dtype=torch.float64)
-    found = sum_windows(tokens, loss, loss)
+    loss = torch.tensor([[1.0, 2.0, 3.0, 9.0], [1.0, 1.0, 1.0, 9.0], [4.0, 2.0, 0.0, 9.0]], dtype=torch.float64)
+    found = sum_windows(tokens, sum_rows(tokens, loss, loss))
+    loss = loss[:, :-1]  # after the last nothing comes
     means = loss.mean(1)
     assert found.stderr is not None
     assert found.stderr / found.perplexity == pytest.approx(float(means.std() / math.sqrt(3)))

@@ -7,6 +7,7 @@ import torch
 
 from mergemill.engine.errors import InputError
 from mergemill.engine.evaluation.racing import find_behind, race
+from mergemill.engine.evaluation.sums import RowSums
 from mergemill.engine.evaluation.texts import ScoredTokens
 
 
@@ -22,45 +23,42 @@ def run(losses: Sequence[torch.Tensor], tokens: ScoredTokens) -> tuple[list[torc
     """Return the losses after a race, who was left behind, and how many windows each model was judged on."""
     judged = [0] * len(losses)
 
-    def judge(places: Sequence[int], some: ScoredTokens) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def judge(places: Sequence[int], some: ScoredTokens) -> list[RowSums]:
         for place in places:
             judged[place] += len(some.ids)
-        return [(losses[place][some.ids[:, 0]], -losses[place][some.ids[:, 0]]) for place in places]
+        return [RowSums(losses[place][some.ids[:, 0]], -losses[place][some.ids[:, 0]]) for place in places]
 
     found = race(tokens, len(losses), judge)
-    return [loss for loss, _, _ in found], [raced for _, _, raced in found], judged
+    return [each.loss for each, _ in found], [raced for _, raced in found], judged
 
 
 def test_who_is_behind_is_judged_on_half_and_the_others_as_without_a_race() -> None:
     draw = torch.Generator().manual_seed(0)
     tokens = make_tokens(12)
-    best = 3 + torch.rand((12, 5), generator=draw, dtype=torch.float64)
-    noise = 0.2 * torch.randn((12, 5), generator=draw, dtype=torch.float64)
-    losses = [best + 0.5 + noise / 10, best, best + noise]
+    counts = tokens.scored.sum(1)
+    best = counts * (3 + torch.rand(12, generator=draw, dtype=torch.float64))
+    noise = counts * 0.2 * torch.randn(12, generator=draw, dtype=torch.float64)
+    losses = [best + 0.5 * counts + noise / 10, best, best + noise]
     found, raced, judged = run(losses, tokens)
     assert (raced, judged) == ([True, False, False], [6, 12, 12])
     for place in (1, 2):
         assert torch.equal(found[place], losses[place])
-    scored = tokens.scored[:, 1:]
     assert torch.equal(found[0][0::2], losses[0][0::2])
-    mean = float((found[0] * scored).sum() / scored.sum())
-    assert mean == pytest.approx(float((losses[0] * scored).sum() / scored.sum()), abs=0.02)
-    assert mean > float((best * scored).sum() / scored.sum())
+    assert float(found[0].sum()) == pytest.approx(float(losses[0].sum()), rel=0.02)
+    assert float(found[0].sum()) > float(best.sum())
 
 
 def test_the_gap_is_two_paired_standard_errors_of_a_token() -> None:
     tokens = make_tokens(4, 3)
-    zero = torch.zeros((4, 2), dtype=torch.float64)
-    gaps = torch.tensor([0.1, 0.2, 0.3, 0.2], dtype=torch.float64)[:, None].expand(4, 2)
-    counts = torch.tensor([2.0, 2.0, 2.0, 0.0], dtype=torch.float64)
-    mean = float((gaps[:, 0] * counts).sum() / counts.sum())
+    counts, zero = tokens.scored.sum(1), torch.zeros(4, dtype=torch.float64)
+    gaps = counts * torch.tensor([0.1, 0.2, 0.3, 0.2], dtype=torch.float64)
     best, behind = find_behind(tokens, [gaps, zero, zero])
     assert (best, behind[1:]) == (1, [None, None])
-    assert behind[0] == pytest.approx(mean)
-    wide = torch.tensor([1.0, -0.9, 0.2, 0.0], dtype=torch.float64)[:, None].expand(4, 2)
+    assert behind[0] == pytest.approx(float(gaps.sum() / counts.sum()))
+    wide = counts * torch.tensor([1.0, -0.9, 0.2, 0.0], dtype=torch.float64)
     assert find_behind(tokens, [zero, wide])[1] == [None, None]
 
 
 def test_a_text_of_few_windows_is_no_race() -> None:
     with pytest.raises(InputError, match="has 7 windows, and a race needs 8"):
-        run([torch.zeros((7, 5))], make_tokens(7))
+        run([torch.zeros(7)], make_tokens(7))

@@ -4,7 +4,8 @@ import pytest
 
 from mergemill.engine.errors import RecipeError
 from mergemill.engine.recipe.genomes import Genome, make_genes, make_genome_recipe
-from mergemill.engine.recipe.searches import Objective, parse_search
+from mergemill.engine.recipe.objectives import Objective
+from mergemill.engine.recipe.searches import parse_search
 from mergemill.engine.recipe.sweeps import make_sweep
 from mergemill.engine.recipe.templates import check_variables, parse_template, read_template
 
@@ -46,7 +47,7 @@ FAULTS = {
         "3: 'x' needs choices, or the strategy 'steps': a grid has so many values of it"
     ),
     "recipe: r.yml\nvariables: {x: {low: 0, high: 1}}\nobjective: {}\n": (
-        "3: an objective needs exactly one of perplexity, entropy, few_shot, command, sum; none is here"
+        "3: an objective needs exactly one of perplexity, entropy, few_shot, command, lm_eval, sum; none is here"
     ),
     "recipe: r.yml\nvariables: {x: {low: 0, high: 1}}\nbudget: {hours: 1}\n": (
         "1: a search file needs the key 'objective'"
@@ -150,6 +151,54 @@ def test_a_smooth_genome_is_gradients_over_its_groups() -> None:
     filled = read_template(make_genome_recipe(genome, 3)).fill(dict.fromkeys(genes, 0.5))
     assert filled.models is not None
     assert filled.models[0].parameters["weight"] == (0.5, 0.5, 0.5)
+
+
+EVOLVE = """\
+genome: {models: [a, b], merge_method: linear}
+tasks:
+  - {name: mine, weight: 0.5}
+  - {name: gsm8k, metric: "exact_match,strict-match"}
+limit: 20
+num_fewshot: 0
+budget: {evaluations: 3}
+"""
+
+
+def test_mergekits_file_of_a_genome_is_judged_by_its_tasks() -> None:
+    objective = parse_search(EVOLVE).objective
+    assert objective is not None
+    assert objective.lm_eval is not None
+    assert [(each.task, each.metric, each.weight) for each in objective.lm_eval.tasks] == [
+        ("mine", "acc,none", 0.5),
+        ("gsm8k", "exact_match,strict-match", 1.0),
+    ]
+    assert (objective.lm_eval.limit, objective.lm_eval.num_fewshot, objective.lm_eval.apply_chat_template) == (
+        20,
+        0,
+        True,
+    )
+    assert (objective.sign, objective.benchmarks, objective.by_text) == (-1, ("gsm8k",), False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"{EVOLVE}objective: {{command: 's {{model}}'}}\n", "1: tasks stand for an objective; here are both"),
+        (f"{EVOLVE}shuffle: true\n", "8: 'shuffle' is true: then each candidate would be judged on other samples"),
+        (
+            f"{HEAD}{ONE}limit: 3\nstrategy: {{name: line}}\n",
+            "4: 'limit' is for tasks; write it into the objective lm_eval",
+        ),
+        (
+            f"recipe: r.yml\n{ONE}objective: {{lm_eval: {{tasks: [{{task: a, metrics: b}}]}}}}\n",
+            "3: unknown key 'metrics'; did you mean 'metric'?",
+        ),
+    ],
+)
+def test_a_bad_file_of_tasks_is_told_in_one_line(text: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_search(text)
+    assert str(caught.value).startswith(f"search.yml:{message}")
 
 
 def test_slerps_gene_is_t_itself() -> None:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from search.toys import by_model
 
 from mergemill.engine.errors import PlanError
-from mergemill.engine.recipe.searches import Objective
+from mergemill.engine.recipe.objectives import Objective
 from mergemill.engine.search.searches import make_candidate, read_results, run_cocktail, run_soup
 
 NORM = "model.norm.weight"

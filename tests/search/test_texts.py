@@ -114,6 +114,16 @@ def test_a_generation_in_which_one_cannot_be_judged_is_judged_one_by_one(here: P
     assert "passthrough" in str(trials[1].error)
 
 
+@pytest.mark.slow
+def test_two_workers_find_the_table_that_one_finds(here: Path, tmp_path: Path) -> None:
+    """The windows are divided between them, and each reads the models for itself."""
+    search = make_search(objective={"perplexity": {"text": "held.txt", "window": 64, "stride": 8}})
+    two, one = (run_search(search, tmp_path / str(workers), workers=workers).trials for workers in (2, 0))
+    assert [trial.score for trial in two] == pytest.approx([trial.score for trial in one], rel=1e-7)
+    assert [trial.stderr for trial in two] == pytest.approx([trial.stderr for trial in one], rel=1e-5)
+    assert sum(trial.bytes_read for trial in two) == 2 * sum(trial.bytes_read for trial in one)
+
+
 def test_a_text_that_changed_is_another_search(here: Path, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text(TEXT)
     search = make_search(objective={"perplexity": {"text": str(tmp_path / "t.txt"), "window": 32, "windows": 2}})
