@@ -236,7 +236,7 @@ def iter_stops(text: str) -> Iterator[tuple[str, str, str]]:
 def test_dependencies_are_those_that_are_installed() -> None:
     told = {name for row in list_rows(ENGINE, "| package | why |") for name in row[0].split(", ")}
     assert told == {re.split(r"[<>=]", each)[0] for each in PROJECT["dependencies"]}
-    extras = set(re.findall(r"`\[(\w+)\]`", find_section(ENGINE, "Dependencies")))
+    extras = set(re.findall(r"`\[([\w-]+)\]`", find_section(ENGINE, "Dependencies")))
     assert extras == set(PROJECT["optional-dependencies"]) - {"test", "fuzz"}
 
 
