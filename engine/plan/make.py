@@ -89,7 +89,7 @@ def plan_recipe(given: GivenRecipe, asked: PlanOptions, draft_one: DraftOne, sha
 
 def plan_stage(recipe: Recipe, asked: PlanOptions, name: str) -> StageModel:
     """Return the model that a recipe makes, which is written nowhere, as a stage of this name."""
-    draft, inputs = _draft_all(recipe, asked, _draft)
+    draft, inputs = _draft_all(recipe, asked, draft_any)
     stage = recipe.model_copy(update={"name": name})
     return make_stage(stage, draft, inputs, rounded=bool(recipe.round_stages), where=recipe.file or name)
 

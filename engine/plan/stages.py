@@ -20,7 +20,7 @@ from mergemill.engine.offers.offer import Offer, Offers
 from mergemill.engine.plan.draft import Draft
 from mergemill.engine.plan.small_files import Inputs
 from mergemill.engine.plan.values import OutputTensor
-from mergemill.engine.recipe import Recipe
+from mergemill.engine.recipe import AnyRecipe
 from mergemill.engine.storage.ranges import Pin
 from mergemill.engine.tensors.unwritten import Unwritten
 
@@ -35,12 +35,17 @@ class StageModel:
     draft: Draft
 
 
-def make_stage(stage: Recipe, draft: Draft, inputs: Inputs, *, rounded: bool, where: str) -> StageModel:
+def make_stage(stage: AnyRecipe, draft: Draft, inputs: Inputs, *, rounded: bool, where: str) -> StageModel:
     """Return a stage as a model; rounded: its tensors are cast to the dtypes that it would have been written in."""
     if draft.scaling is not None:
         raise PlanError(
             f"{where}: {draft.scaling.method.name} needs the norms of all task vectors first, which a stage cannot "
             f"have yet; merge this stage alone first, and name the folder"
+        )
+    if draft.gates is not None:
+        raise PlanError(
+            f"{where}: its gates are computed from prompts while it is made, which a stage is not; make it first and "
+            f"name its folder, or give the gates.safetensors of an earlier one with gate_mode: file"
         )
     if stage.guard is not None:
         raise PlanError(f"{where}: a guard looks at what is written, which of a stage is nothing; leave its guard out")

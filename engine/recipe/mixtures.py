@@ -27,7 +27,7 @@ from mergemill.engine.recipe.leaves import (
 )
 from mergemill.engine.recipe.references import ModelRef
 from mergemill.engine.recipe.shapes import Value
-from mergemill.engine.recipe.values import Recipe
+from mergemill.engine.recipe.values import OTHER_STAGES, Recipe, Stages
 from mergemill.engine.storage.bounds import PROMPTS_BYTES
 from mergemill.engine.storage.regular import read_regular
 
@@ -170,8 +170,10 @@ class Mixture(Value):
     """How storage is reached, by the scheme of its URLs, without secrets: `{s3: {profile: team}}`."""
     name: StageName | None = None
     """What the other documents of the file would call it."""
-    stages: tuple[Recipe, ...] | None = None
-    """Merges by their names, which stand where a model may; in a file they are its other documents."""
+    keep: OptionalText = None
+    """Where a stage is written too, by a merge of its own before that of the result."""
+    stages: Stages = None
+    """Merges and mixtures by their names, which stand where a model may; in a file they are its other documents."""
     round_stages: OptionalFlag = None
     """Whether a stage's tensors are rounded to the dtypes that its file would have."""
     text: Annotated[SkipJsonSchema[str], Field(exclude=True, repr=False)] = ""
@@ -180,6 +182,7 @@ class Mixture(Value):
     """The name that messages give the file."""
 
     guard: ClassVar[None] = None
+    quantize: ClassVar[None] = None
     methods: ClassVar[None] = None
 
     @model_validator(mode="after")
@@ -217,6 +220,7 @@ class Mixture(Value):
         return {scheme: dict(options) for scheme, options in (self.storage_options or {}).items()}
 
 
+OTHER_STAGES["experts"] = Mixture
 AnyRecipe = Recipe | Mixture
 """What a file says that `mergemill merge` takes."""
 

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 
 from mergemill.engine.errors import RecipeError
-from mergemill.engine.recipe.mixtures import AnyRecipe, Mixture
+from mergemill.engine.recipe.mixtures import AnyRecipe
 from mergemill.engine.recipe.references import ModelRef
-from mergemill.engine.recipe.values import Recipe
 
 
 def join_documents(recipes: Sequence[AnyRecipe], lines: Sequence[int], *, name: str) -> AnyRecipe:
@@ -32,17 +31,12 @@ def join_documents(recipes: Sequence[AnyRecipe], lines: Sequence[int], *, name: 
             raise RecipeError(f"{name}:{line}: this document {twice} the one in line {first[recipe.name]}; {hint}")
         first[recipe.name] = line
     result = next((recipe for recipe in recipes if recipe.name is None), recipes[-1])
-    for recipe, line in zip(recipes, lines, strict=True):
-        if isinstance(recipe, Mixture) and recipe is not result:
-            raise RecipeError(
-                f"{name}:{line}: a mixture is the result of its file and no stage; make it first, and name its folder"
-            )
     return result.model_copy(update={"stages": tuple(recipe for recipe in recipes if recipe is not result)})
 
 
-def order_stages(recipe: AnyRecipe, *, where: str) -> tuple[list[Recipe], list[str]]:
+def order_stages(recipe: AnyRecipe, *, where: str) -> tuple[list[AnyRecipe], list[str]]:
     """Return the stages that the result needs, each after those that it needs, and the names of the others."""
-    stages = {str(stage.name): stage for stage in recipe.stages or ()}
+    stages: dict[str, AnyRecipe] = {str(stage.name): stage for stage in recipe.stages or ()}
     for stage in recipe.stages or ():
         if stage.name is None or stage.stages is not None:
             raise RecipeError(f"{where}: a stage needs a name, and has no stages of its own")
@@ -66,14 +60,14 @@ def order_stages(recipe: AnyRecipe, *, where: str) -> tuple[list[Recipe], list[s
     return [stages[name] for name in order if name != result], [name for name in stages if name not in needed]
 
 
-def list_kept(recipe: AnyRecipe, folder: str | None = None) -> list[tuple[str, Recipe]]:
+def list_kept(recipe: AnyRecipe, folder: str | None = None) -> list[tuple[str, AnyRecipe]]:
     """Return the stages that are to be written too: where each goes, and the recipe of which it is the result.
 
     folder: where all of them go, below their names, which do not say it themselves. `RecipeError` for two in one place.
     """
     where, stages = recipe.file or "recipe", recipe.stages or ()
     _check_result(recipe, where)
-    kept: dict[str, Recipe] = {}
+    kept: dict[str, AnyRecipe] = {}
     for stage in stages:
         place = stage.keep or (f"{folder.rstrip('/')}/{stage.name}" if folder else None)
         if place is None:
@@ -97,7 +91,7 @@ def keep_nothing(recipe: AnyRecipe) -> AnyRecipe:
 
 
 def _check_result(recipe: AnyRecipe, where: str) -> None:
-    if isinstance(recipe, Recipe) and recipe.keep is not None:
+    if recipe.keep is not None:
         raise RecipeError(f"{where}: keep is for a stage, which nothing else writes; where the result goes is OUT")
 
 

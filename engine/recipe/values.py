@@ -153,7 +153,30 @@ _ELSEWHERE = {
     "tasks": "what a search is judged by is its 'objective': mergemill evolve FILE OUT",
     "layer_slices": "mergemill recipe bakllama FILE prints a recipe of it",
 }
+
+
+OTHER_STAGES: dict[str, type[Value]] = {}
+"""What a stage may be beside a recipe, by the key that tells it; mixtures, which are made of recipes, enter it."""
+
+
+def _read_stages(value: object) -> object:
+    """Return the documents of a list, each as what its keys say that it is."""
+    items = check_items(value)
+    return None if items is None else tuple(map(_read_stage, items))  # type: ignore[call-overload]
+
+
+def _read_stage(value: object) -> object:
+    if isinstance(value, Value):
+        return value
+    keys = value if isinstance(value, Mapping) else ()
+    return next((OTHER_STAGES[key] for key in OTHER_STAGES if key in keys), Recipe).model_validate(value)
+
+
 _STAGES_SCHEMA = {"type": "array", "minItems": 1, "items": {"type": "object", "required": ["name"]}}
+
+
+# Of recipes and of mixtures, which are made of these; what each is, its keys say.
+Stages = Annotated[tuple[Any, ...] | None, BeforeValidator(_read_stages), WithJsonSchema(_STAGES_SCHEMA)]
 
 
 class Recipe(Value):
@@ -206,8 +229,8 @@ class Recipe(Value):
     """How storage is reached, by the scheme of its URLs, without secrets: `{s3: {profile: team, endpoint_url: …}}`."""
     name: StageName | None = None
     """What the other documents of the file call the result of this one."""
-    stages: Annotated[tuple["Recipe", ...] | None, BeforeValidator(check_items), WithJsonSchema(_STAGES_SCHEMA)] = None
-    """Merges by their names, whose results stand where a model may; in a file they are its other documents."""
+    stages: Stages = None
+    """Merges and mixtures by name, whose results stand where a model may; in a file they are its other documents."""
     keep: OptionalText = None
     """Where a stage is written too, by a merge of its own before that of the result: a folder or a URL."""
     round_stages: OptionalFlag = None

@@ -33,13 +33,15 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--only", default="", help="programs whose names begin so")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         folder = options.folder or Path(made)
         llama = replace(LLAMAS["1.1B"], layers=options.layers)
         models = open_models(folder, dict.fromkeys(NAMES, "BF16"), llama, "random")
         _write_tokenizers(models)
-        commands = make_commands(folder, models, count_bytes(list_shapes(llama)))
+        made_of = make_commands(folder, models, count_bytes(list_shapes(llama)))
+        commands = {name: command for name, command in made_of.items() if name.startswith(options.only)}
         rounds = [
             {name: _run(command, folder / "out") for name, command in commands.items()} for _ in range(options.runs)
         ]

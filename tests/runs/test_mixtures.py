@@ -255,6 +255,32 @@ experts:
     assert verify(tmp_path / "out", replay=100).replayed >= 1
 
 
+def test_mixtures_are_stages_that_are_merged_with_each_other(models: Path, tmp_path: Path) -> None:
+    def mixture(name: str, *experts: str) -> dict[str, Any]:
+        sources = [{"source_model": str(models / f"llama-{each}"), "noise_scale": 0.01} for each in experts]
+        return {"name": name, "base_model": str(models / "llama-a"), "gate_mode": "random", "experts": sources}
+
+    def average(*names: str, **more: Any) -> dict[str, Any]:
+        entries = [{"model": name, "parameters": {"weight": 0.5}} for name in names]
+        return {"merge_method": "linear", "models": entries, "dtype": "float32", **more}
+
+    both = [mixture("one", "a", "b"), mixture("two", "a", "c")]
+    plan = make_plan(average("one", "two", stages=both, round_stages=True))
+    run(plan, tmp_path / "out", workers=0)
+    for each in both:
+        run(make_plan(each), tmp_path / each["name"], workers=0)
+    run(make_plan(average(*(str(tmp_path / name) for name in ("one", "two")))), tmp_path / "apart", workers=0)
+    made, apart = read_tensors(tmp_path / "out"), read_tensors(tmp_path / "apart")
+    assert made.keys() == apart.keys()
+    assert all(torch.equal(made[name], each) for name, each in apart.items())
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["MixtralForCausalLM"]
+    assert verify(tmp_path / "out", replay=100).replayed == len(plan.parts)
+    prompted = {**both[1], "gate_mode": "cheap_embed"}
+    prompted["experts"] = [{**each, "positive_prompts": [each["source_model"]]} for each in prompted["experts"]]
+    with pytest.raises(errors.PlanError, match=r"stage two: its gates are computed from prompts .* gate_mode: file"):
+        make_plan(average("one", "two", stages=[both[0], prompted]))
+
+
 def test_gates_of_a_file_are_taken_and_kept(models: Path, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
