@@ -27,7 +27,9 @@ def serve(setup: Setup, address: Address) -> None:
             console.say(line)
         console.flush()
         app = make_app(setup, address, token)
-        config = uvicorn.Config(app, log_level="error", access_log=False, server_header=False, ws="none")
+        config = uvicorn.Config(
+            app, log_level="error", access_log=False, server_header=False, proxy_headers=False, ws="none"
+        )
         uvicorn.Server(config).run(sockets=[listener])
 
 

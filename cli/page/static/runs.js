@@ -4,23 +4,32 @@ import { ask, order } from "./api.js";
 import { button, facts, find, make, show, table, tell } from "./dom.js";
 import { setRecipe } from "./build.js";
 
-const LIVE_MS = 1000;
-const IDLE_MS = 5000;
+const LIVE_MS = 1000; // between two looks at first, then
+const LATER_MS = 2000;
+const FIRST = 10; // looks
+const IDLE_MS = 5000; // at what does not change
 let timer = 0;
 let shown = "";
 let result = null;
+let lost = false; // the page's process did not answer last
 
 export function stopWatching() { clearTimeout(timer); shown = ""; result = null; }
 
 // Asks again while the page is looked at; nothing is asked in a tab that is hidden.
-async function repeat(key, work) {
+async function repeat(key, work, count = 0) {
   if (shown !== key) return;
   let live = false;
   if (!document.hidden) {
-    try { live = await work(); if (shown === key) find("told").textContent = find("told").dataset.lost ? "" : find("told").textContent; find("told").dataset.lost = ""; }
-    catch (error) { if (shown === key) { tell(error.message); find("told").dataset.lost = "1"; } }
+    try {
+      live = await work();
+      if (lost) tell("");
+      lost = false;
+    } catch (error) {
+      if (shown === key) tell(error.message);
+      lost = true;
+    }
   }
-  if (shown === key) timer = setTimeout(() => repeat(key, work), live ? LIVE_MS : IDLE_MS);
+  if (shown === key) timer = setTimeout(() => repeat(key, work, count + 1), live ? (count < FIRST ? LIVE_MS : LATER_MS) : IDLE_MS);
 }
 
 document.addEventListener("visibilitychange", () => { if (!document.hidden && shown) wake?.(); });
