@@ -4,6 +4,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 from mergemill.cli import console
@@ -11,9 +12,11 @@ from mergemill.cli.options import SHARD_SIZE
 from mergemill.cli.page.form import NoForm, load_all, read_form
 from mergemill.cli.page.roots import FILES, check_recipe, confine, find_files
 from mergemill.cli.page.settings import Chosen, Setup
+from mergemill.cli.plan import token_lines
 from mergemill.engine import describe_plan, errors, format_size, load_cluster, load_document, make_plan, values
 
 MOST_CHARACTERS = 1 << 20
+MOST_TOKENS = 300  # lines of them
 _LINE = re.compile(r"(?:the )?recipe:(\d+): ")
 _PLANNING = threading.Lock()  # one plan at a time, however many browsers look
 
@@ -104,6 +107,7 @@ def _describe(plan: "values.Plan", out: str, chosen: Chosen, setup: Setup) -> di
     return {
         "facts": list(_list_facts(numbers, plan)),
         "sources": [_describe_source(source) for source in numbers["sources"]],
+        "tokens": list(islice(token_lines(asdict(plan.tokens)), MOST_TOKENS)) if plan.tokens else [],
         "warnings": numbers["warnings"],
         "reportable": plan.origin.kind == "merge",
     }

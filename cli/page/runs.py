@@ -11,8 +11,8 @@ from mergemill.cli.page import jobs, shelf
 from mergemill.cli.page.jobs import COMPARE, MERGE, SEARCH, Errand
 from mergemill.cli.page.results import find_report
 from mergemill.cli.page.roots import check_out
-from mergemill.cli.status import say_resume, say_time
-from mergemill.engine import errors, format_size, values
+from mergemill.cli.status import say_resume
+from mergemill.engine import errors, format_size, format_time, values
 from mergemill.engine import status as find_status
 
 LEAST_S, SHELF_S = 1.0, 5.0  # between two looks at an output, and at what there is
@@ -155,7 +155,7 @@ def _sum_up(root: Path, job: Errand, watch: OutputWatch) -> dict[str, Any]:
         "parts": f"{found.parts_done:,} of {found.parts:,}" if found and found.parts else "",
         "bytes": f"{format_size(found.done_bytes)} of {format_size(found.write_bytes)}" if found else "",
         "rate": f"{format_size(rate)}/s" if rate else "",
-        "left": say_time(found.left_s) if found and found.left_s is not None else "",
+        "left": format_time(found.left_s) if found and found.left_s is not None else "",
         "since": since,
     }
 

@@ -155,7 +155,9 @@ function drawPlan(told) {
   const rows = told.plan.sources.map((each) => [each.model, each.read, each.use]);
   show(find("plan"),
     told.plan.warnings.length ? make("ul", { class: "plain warn" }, told.plan.warnings.map((text) => make("li", {}, text))) : null,
-    facts(told.plan.facts), make("h3", {}, "Models"), table(["model", "read", "tensors"], rows, "Models of the plan"));
+    facts(told.plan.facts), make("h3", {}, "Models"), table(["model", "read", "tensors"], rows, "Models of the plan"),
+    told.plan.tokens.length ? make("details", {}, make("summary", {}, "Tokens"),
+      make("pre", { tabindex: 0, role: "region", "aria-label": "Tokens" }, told.plan.tokens.join("\n"))) : null);
 }
 
 // The form is drawn anew from the recipe; what has the focus keeps it.

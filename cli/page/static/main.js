@@ -43,6 +43,11 @@ find("door").querySelector("form").addEventListener("submit", (event) => {
   keepToken(find("token").value.trim());
   begin();
 });
-window.addEventListener("hashchange", () => { if (location.hash.startsWith("#token=")) { takeToken(); begin(); } else route(); });
+document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); find("main").focus(); });
+window.addEventListener("hashchange", () => {
+  if (location.hash.startsWith("#token=")) { takeToken(); begin(); return; }
+  route();
+  document.querySelector("main > section:not([hidden]) h1").focus(); // where a screen reader goes on
+});
 takeToken();
 begin();
