@@ -70,7 +70,7 @@ def load() -> ctypes.CDLL | None:
     """Return the library; None where it was not built or is not wanted."""
     if os.environ.get("MERGEMILL_NATIVE") == "0":
         return None
-    for ending in importlib.machinery.EXTENSION_SUFFIXES:
+    for ending in sorted(importlib.machinery.EXTENSION_SUFFIXES, key=lambda each: ".abi3" not in each):
         path = Path(__file__).with_name(f"_native{ending}")
         if path.exists():
             return declare(ctypes.CDLL(str(path)), path)

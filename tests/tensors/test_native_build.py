@@ -93,8 +93,8 @@ def test_another_signature_or_structure_is_another_version() -> None:
 
 @pytest.mark.skipif(native.load() is None, reason="the native loops were not built: there is no C compiler")
 def test_a_library_of_other_structures_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    (path,) = Path(native.__file__).parent.glob("_native*.so")
-    library = ctypes.CDLL(str(path))
+    path = native.load()._name  # type: ignore[union-attr]
+    library = ctypes.CDLL(path)
     assert native.declare(library, path) is library
     for layout in ((0, *structures.find_layout()[1:]), structures.find_layout()[:-1], (*structures.find_layout(), 8)):
         monkeypatch.setattr(native, "find_layout", lambda layout=layout: layout)
