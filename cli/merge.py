@@ -139,9 +139,10 @@ def merge(
             round_stages=round_stages,
             storage=values.WorkerOptions(**crew).find_storage(),
         )
-        if report and plan.origin.kind not in RAW_WORDS.keys() | {"merge"}:
+        if report and plan.origin.kind not in RAW_WORDS.keys() | {"merge"} and plan.gates is None:
             raise typer.BadParameter(
-                f"--report compares a model with its base, and this is of the kind {plan.origin.kind}"
+                f"--report compares a model with its base, or shows a router that is made from prompts, and this is of "
+                f"the kind {plan.origin.kind}"
             )
         shown = {"public": public, "overwrite": overwrite, "quiet": quiet, "json": json}
         for place, stage in kept:
@@ -180,6 +181,9 @@ def write_report(
     """Write the page of what a merge changed of its base, or of its first model, and of what the guard found."""
     from mergemill.engine import diff
 
+    if plan.gates is not None:
+        write_routing(plan, committed, report)
+        return
     stored = {source.model: source.path for source in plan.sources if not source.is_stage}
     first = stored.get(str(plan.origin.value.get("base_model")), next(iter(stored.values())))
     asked: values.WorkerKeywords = {**crew, "storage": {**(crew.get("storage") or {}), **plan.storage}}
@@ -194,6 +198,24 @@ def write_report(
         *(("warning", warning) for warning in plan.warnings),
     ]
     write_page(found, report, title=f"What {plan.origin.title} changed", facts=facts)
+
+
+def write_routing(plan: "values.Plan", committed: "events.Committed", report: str) -> None:
+    """Write the page of what a mixture's router does with its prompts."""
+    from pathlib import Path
+
+    from mergemill.engine import reports
+
+    if committed.routing is None:
+        raise typer.BadParameter(f"--report: {committed.out} was finished before; its card has what its router does")
+    facts = [
+        ("mixture", plan.origin.title),
+        ("models", ", ".join(source.model for source in plan.sources if not source.is_stage)),
+        ("digest", plan.digest),
+        *(("warning", warning) for warning in plan.warnings),
+    ]
+    page = reports.make_routing_page(committed.routing, title="What the router does", facts=facts)
+    Path(report).write_text(page, "utf-8")
 
 
 class Screen:

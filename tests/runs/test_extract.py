@@ -19,7 +19,7 @@ from runs.merging import parts_of, run_until
 from safetensors.torch import load_file, save_file
 
 from mergemill.cli.main import execute
-from mergemill.engine import make_lora_plan, make_plan, run, verify
+from mergemill.engine import make_convert_plan, make_lora_plan, make_plan, run, verify
 from mergemill.engine.errors import PlanError
 from mergemill.engine.plan import layout
 
@@ -299,6 +299,21 @@ def test_convolutions_are_cut_as_flattened_kernels(tmp_path: Path) -> None:
     assert torch.equal(found["base_model.model.stem.base_layer.bias"], tuned["stem.bias"])
     assert torch.equal(found["base_model.model.wide.weight"], tuned["wide.weight"])
     assert read_config(tmp_path / "out")["bias"] == "all"
+
+
+def test_a_quantised_model_is_extracted_as_it_is_read(tmp_path: Path) -> None:
+    base = make_llama(hidden_size=128, intermediate_size=128)
+    tuned = tune(base)
+    write_model(base, tmp_path / "base")
+    write_model(tuned, tmp_path / "as-trained")
+    run(make_convert_plan(str(tmp_path / "as-trained"), quantize="fp8_block"), tmp_path / "tuned", workers=0)
+    extract(tmp_path, tmp_path / "out", max_rank=128, dtype="float32")
+    plain = {"merge_method": "passthrough", "models": [{"model": str(tmp_path / "tuned")}], "dtype": "float32"}
+    run(make_plan(plain), tmp_path / "plain", workers=0)
+    made, wanted = merge_by_peft(base, tmp_path / "out"), read_tensors(tmp_path / "plain")
+    for name, value in wanted.items():
+        torch.testing.assert_close(made[name], value, rtol=1e-6, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
+    assert any(not torch.equal(value, tuned.state_dict()[name]) for name, value in wanted.items())
 
 
 def test_it_is_the_same_from_one_worker_and_two_and_resumed(

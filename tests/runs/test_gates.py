@@ -16,6 +16,7 @@ from runs.buckets import found_by_environment, new_place
 from safetensors import safe_open
 from servers.s3 import S3
 
+from mergemill.cli.main import execute
 from mergemill.engine import describe_plan, errors, make_plan, run, verify
 from mergemill.engine.forward.layers import LayerSeen, ModelWeights, Pass, group_lengths, run_layers
 from mergemill.engine.plan.layout import PART_BYTES
@@ -313,3 +314,25 @@ def test_the_plan_says_what_gates_take(models: Path) -> None:
     assert numbers["gates"]["prompts"] == 5
     assert numbers["gates"]["mode"] == "hidden"
     assert 0 < numbers["gates"]["least_bytes"] <= numbers["gates"]["worker_bytes"] < PART_BYTES
+
+
+def test_a_page_draws_what_the_router_does_with_its_prompts(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("vl_convert")
+    recipe = tmp_path / "moe.yml"
+    recipe.write_text(json.dumps(say(models, "llama", "hidden", experts_per_token=1)))
+    command = ["merge", str(recipe), str(tmp_path / "out"), "--workers", "0", "--report", str(tmp_path / "page.html")]
+    assert execute(command) == 0
+    told = capsys.readouterr().err
+    assert "of the prompts, in one layer" in told
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<svg ") == 4
+    assert "prompt 1, of 0" in page
+    assert "<script" not in page
+    assert execute(command) == 2
+    assert "was finished before; its card has what its router does" in capsys.readouterr().err
+    drawn = [{"source_model": f"{models}/llama-b"}] * 2
+    recipe.write_text(json.dumps({**say(models, "llama", "random"), "experts": drawn}))
+    assert execute([*command[:2], str(tmp_path / "drawn"), *command[3:]]) == 2
+    assert "shows a router that is made from prompts, and this is of the kind mixture" in capsys.readouterr().err
