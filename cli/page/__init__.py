@@ -24,4 +24,8 @@ by its output. Who may ask is decided in `gate.py`, what may be reached in `root
 Scripts ask again instead of being told (2026-11-29): a connection that is held open by each tab would need a watcher
 of the disks in the page's process, and what it saves is small. A look at a run takes that process 6 ms, and one at an
 output is kept for a second, or for fifty times what it took; tabs that nobody sees ask nothing.
+
+Measured here on two shared cores (2026-11-29): first paint after 0.25 to 1.4 s, 72 MiB resident after plans of three
+70B models, which take 0.7 s each. A merge of 6 s of processor time was watched for 0.16 s of the page's, 2.5 %, most of
+which is what its start takes: for a longer one it is less.
 """

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,28 @@ def test_no_model_out_of_the_root_is_read(ask: Ask, root: Path, model: str, word
     ):
         assert answer.status_code == 400
         assert words in answer.json()["message"]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "{merge_method: linear, base_model: ../outside, models: [{model: models/a}]}",
+        "{merge_method: linear, models: [{model: models/a+../outside}]}",
+        "{merge_method: linear, models: [{model: {path: ../outside}}]}",
+        "{merge_method: linear, models: [{model: {model: models/a, adapters: [{adapter: ../outside}]}}]}",
+        "{merge_method: ties, base_model: models/base, models: [{model: models/a, delta_base: ../outside}]}",
+        "{merge_method: linear, models: [{model: models/a}], tokenizer_source: ../outside}",
+        "{merge_method: linear, models: [{model: models/a}], tokenizer: {tokens: {x: {source: ../outside}}}}",
+        "{merge_method: linear, models: [{model: models/a}], policy: [{filter: x, action: copy, model: ../outside}]}",
+        "{merge_method: passthrough, slices: [{sources: [{model: ../outside, layer_range: [0, 1]}]}]}",
+        "{merge_method: linear, modules: {default: {models: [{model: ../outside}]}}}",
+        "{base_model: models/a, gate_mode: random, experts: [{source_model: ../outside}, {source_model: models/b}]}",
+        "{name: x, merge_method: ram, models: [{model: ../outside}]}\n---\n{merge_method: ties, models: [{model: x}]}",
+    ],
+)
+def test_no_key_of_a_recipe_names_a_model_out_of_the_root(ask: Ask, recipe: str) -> None:
+    error = ask("POST", "/api/look", json={"text": recipe}).json()["error"]
+    assert "outside: leads out of" in error["message"]
 
 
 def test_a_model_below_the_root_is_read_by_whatever_path(ask: Ask, root: Path) -> None:
@@ -222,3 +245,29 @@ def test_a_report_is_shown_once_and_runs_nothing(ask: Ask, root: Path, app: Any)
     assert shown.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
     assert ask("GET", address).status_code == 404
     jobs.forget(root, job.name)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("nowhere",), "nowhere: is no folder; make it first"),
+        ((".", "--scheduler", "tcp://s:1", "--cluster", "slurm"), "--scheduler and --cluster exclude each other"),
+        ((".", "--cluster", "nowhere.yml"), "nowhere.yml"),
+    ],
+)
+def test_a_page_that_cannot_be_is_not_begun(
+    words: tuple[str, ...], said: str, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(root)
+    assert execute(["ui", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_without_its_packages_the_page_names_its_extra(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(root)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "mergemill.cli.page.serve", raising=False)
+    assert execute(["ui"]) == 2
+    assert "pip install mergemill[ui]" in capsys.readouterr().err

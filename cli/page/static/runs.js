@@ -100,6 +100,7 @@ function drawActs(run) {
     stopped && run.ours ? [run.kind === "merge" ? "Resume" : "Try again", "resume"] : null,
     stopped && (run.ours || run.kind === "merge") ? [run.kind === "merge" ? "Give up, and remove what is there" : "Remove from the list", "abort"] : null,
     run.report && !run.live ? [run.kind === "search" ? "Open its plots" : "Open the report", "show"] : null,
+    run.kind === "merge" && run.state === "finished" ? ["Compare it", "compare"] : null,
     run.recipe ? ["Build from this recipe", "again"] : null,
   ].filter(Boolean);
   const place = find("w-acts");
@@ -114,6 +115,7 @@ function drawActs(run) {
 
 async function doAct(act, run, pressed) {
   if (act === "again") { setRecipe(run.recipe); location.hash = "#build"; return; }
+  if (act === "compare") { find("second").value = run.out; location.hash = "#runs"; tell("Name what it is compared with, and compare."); return; }
   if (act === "show") { await openReport(run); return; }
   if (act === "abort" && run.kind === "merge" && !confirm(`Remove what the unfinished merge has left in ${run.out}?`)) return;
   pressed.disabled = true;
