@@ -10,6 +10,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from mergemill.engine.errors import RecipeError
 from mergemill.engine.recipe.document import Form, read_documents
+from mergemill.engine.recipe.faults import describe, make_predicate, suggest
 from mergemill.engine.recipe.leaves import OptionalDtype, OptionalText, check_items
 from mergemill.engine.recipe.parsing import FORM, parse_value, read_text
 from mergemill.engine.recipe.references import ModelRef
@@ -18,6 +19,28 @@ from mergemill.engine.recipe.shapes import Value
 from mergemill.engine.storage.urls import parse_path
 
 ADAPTERS_FORM = Form("a document of adapters", "adapters and one of combination_type, merge_method")
+
+
+SPACES = ("delta", "core", "knots")
+
+
+def _check_space(value: object) -> object:
+    if value not in SPACES:
+        hint = suggest(value, SPACES) if isinstance(value, str) else f"known here: {', '.join(SPACES)}"
+        raise make_predicate(f"is {describe(value)}, an unknown space; {hint}")
+    return value
+
+
+def _check_rank(value: object) -> object:
+    if value == "full" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    hint = ""
+    if isinstance(value, Mapping) and "energy" in value:
+        hint = (
+            "; ranks by energy are of extractions: mergemill extract-lora MODEL BASE OUT --energy, where MODEL is a "
+            "recipe that merges the base with each adapter"
+        )
+    raise make_predicate(f"must be a whole number from 1 on, or full, not {describe(value)}{hint}")
 
 
 class AdapterEntry(Value):
@@ -45,9 +68,9 @@ class AdapterRecipe(Value):
     """peft's word, and peft's formula: linear, svd, ties, ties_svd, dare_linear, …"""
     merge_method: OptionalText = None
     """A method of `mergemill methods`, on the changes, over a base of zeros."""
-    space: Literal["delta", "core", "knots"] = "delta"
+    space: Annotated[Literal["delta", "core", "knots"], BeforeValidator(_check_space)] = "delta"
     """Where the method sees the changes: whole, in the bases of all factors, or aligned (KnOTS)."""
-    rank: Annotated[int, Field(ge=1)] | Literal["full"] = "full"
+    rank: Annotated[int | Literal["full"], BeforeValidator(_check_rank)] = "full"
     """Of the result of a method."""
     parameters: Parameters = Parameters()
     """Settings that hold for all."""
