@@ -46,7 +46,8 @@ def search_hub(words: str) -> list[dict[str, str]]:
     except ImportError as error:
         raise errors.StorageError(f"{error.name} is not installed; pip install mergemill[hub]") from None
     try:
-        hits = list(HfApi().list_models(search=words, limit=MOST_HITS, sort="downloads"))
+        client = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))  # as of now, like where models are read
+        hits = list(client.list_models(search=words, limit=MOST_HITS, sort="downloads"))
     except Exception as error:  # noqa: BLE001 -- of its client's libraries, in whose words there may be addresses
         raise errors.StorageError(f"the Hub is not reached ({type(error).__name__})") from None
     return [{"path": hit.id, "kind": hit.pipeline_tag or hit.library_name or "model"} for hit in hits]

@@ -7,8 +7,10 @@ from typing import Any
 
 import httpx
 import pytest
+from hubs import use_hub
 from models import read_tensors
 from page.conftest import Ask
+from servers.hub import Hub
 
 from mergemill.cli.page import jobs, shelf
 from mergemill.cli.page.jobs import Errand, make_words
@@ -140,20 +142,11 @@ def test_a_choice_that_is_none_is_refused(given: dict[str, Any]) -> None:
         parse_chosen(given)
 
 
-def test_the_hub_that_is_not_reached_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import HfApi
-
-    class Hit:
-        id, pipeline_tag, library_name = "org/chat", "text-generation", None
-
-    asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(HfApi, "list_models", lambda self, **given: asked.append(given) or [Hit()])
-    assert shelf.search_hub("chat") == [{"path": "org/chat", "kind": "text-generation"}]
-    assert asked == [{"search": "chat", "limit": 20, "sort": "downloads"}]
-
-    def fail(self: HfApi, **given: Any) -> None:
-        raise ConnectionError("http://user:secret@proxy")
-
-    monkeypatch.setattr(HfApi, "list_models", fail)
-    with pytest.raises(StorageError, match=r"the Hub is not reached \(ConnectionError\)"):
-        shelf.search_hub("chat")
+def test_the_hub_is_searched_and_where_it_is_not_reached_that_is_told(hub: Hub, tmp_path: Path) -> None:
+    for name in ("org/chat", "org/code"):
+        hub.add_repo(name)
+    with use_hub(hub, tmp_path) as start:
+        assert shelf.search_hub("chat") == [{"path": "org/chat", "kind": "model"}]
+        start("http://127.0.0.1:9")
+        with pytest.raises(StorageError, match=r"the Hub is not reached \(\w+\)"):
+            shelf.search_hub("chat")

@@ -24,6 +24,13 @@ def answer_whoami(call: Call) -> Answer:
     return make_json({"type": "user", "name": name, "orgs": [], "auth": {"type": "access_token"}})
 
 
+def answer_search(call: Call) -> Answer:
+    """List the repositories that are called so, in one page."""
+    words = call.parameters.get("search", "")
+    found = [repo for repo in call.hub.repos.values() if words in repo.name and not repo.private]
+    return make_json([{"id": repo.name, "modelId": repo.name, "tags": [], "private": False} for repo in found])
+
+
 def answer_info(call: Call) -> Answer:
     """Describe a repository at a revision, by default that of `main`."""
     repo = call.find_repo()

@@ -15,6 +15,7 @@ ROUTES = tuple(
     (name, methods.split(), re.compile(pattern))
     for name, methods, pattern in (
         ("whoami", "GET", "/api/whoami-v2"),
+        ("search", "GET", "/api/models"),
         ("create_repo", "POST", "/api/repos/create"),
         ("validate", "POST", "/api/validate-yaml"),
         ("info", "GET", f"/api/models/{REPO}(?:/revision/{REVISION})?"),
