@@ -160,12 +160,12 @@ function drawPlan(told) {
       make("pre", { tabindex: 0, role: "region", "aria-label": "Tokens" }, told.plan.tokens.join("\n"))) : null);
 }
 
-// The form is drawn anew from the recipe; what has the focus keeps it.
+// The form is drawn anew from the recipe; what has the focus keeps it, and what is being typed there.
 function drawForm() {
   const place = find("form");
   place.hidden = !form;
   if (!form) { find("method-help").hidden = true; return; }
-  const focused = place.contains(document.activeElement) ? document.activeElement.id : "";
+  const before = place.contains(document.activeElement) ? document.activeElement : null;
   const method = findMethod(form.merge_method);
   const names = start.methods.map((each) => each.name);
   if (form.merge_method && !method) names.unshift(form.merge_method);
@@ -184,8 +184,16 @@ function drawForm() {
     ...form.models.map((row, i) => drawRow(row, i, each)),
     make("fieldset", {}, make("legend", {}, "Parameters for all models"), drawParameters("p", shared, form.parameters, each)),
     make("p", { class: "quiet" }, form.others.length ? `In the YAML alone: ${form.others.join(", ")}.` : ""));
-  if (focused) find(focused)?.focus();
+  if (before) refocus(before, find(before.id));
   drawHelp(method);
+}
+
+function refocus(before, now) {
+  if (!now) return;
+  now.focus();
+  if (now.tagName !== "INPUT" || before.value === before.defaultValue) return;
+  now.value = before.value;
+  now.setSelectionRange(before.selectionStart, before.selectionEnd);
 }
 
 const field = (text, input) => make("div", {}, make("label", { for: input.id }, text), input);
