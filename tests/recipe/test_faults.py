@@ -31,7 +31,7 @@ def test_unknown_key_names_the_nearest():
 
 
 def test_unknown_key_without_a_near_one_names_all():
-    known = f"{TOP}, chat_template, storage_options, name, stages, round_stages, tokenizer_source"
+    known = f"{TOP}, chat_template, storage_options, name, stages, keep, round_stages, tokenizer_source"
     assert say_fault(MODELS + "qqq: x\n") == f"3: unknown key 'qqq'; known here: {known}"
 
 
