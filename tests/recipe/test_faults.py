@@ -13,8 +13,8 @@ ONE_OF = "a recipe needs exactly one of models, slices, modules"
 WRITTEN = "a model is written path[@revision][+lora] or as a mapping"
 RANGE = "'layer_range' must be two whole numbers [from, to], for example [0, 32]"
 TOP = (
-    "merge_method, base_model, models, slices, modules, parameters, methods, coefficients, post, name_map, policy, "
-    "guard, dtype, out_dtype, quantize, tokenizer"
+    "merge_method, base_model, models, slices, modules, parameters, methods, coefficients, post, name_map, "
+    "match_experts, policy, guard, dtype, out_dtype, quantize, tokenizer"
 )
 
 
