@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "runs": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "transplants", "forward", "plan"},
     "reports": {"errors", "checkpoint", "tensors", "plan", "runs"},
     "conformance": {"errors", "storage", "recipe", "checkpoint", "tensors", "methods", "plan", "runs"},
-    "evaluation": {"errors", "storage", "recipe", "checkpoint", "tensors", "plan", "runs"},
+    "evaluation": {"errors", "storage", "recipe", "checkpoint", "tensors", "forward", "plan", "runs"},
     "search": {"errors", "storage", "recipe", "tensors", "plan", "runs", "evaluation", "reports"},
 }
 """The table of rooms, from the lowest to the highest: what each may import besides itself."""

@@ -21,6 +21,7 @@ from mergemill.engine.evaluation.scoring import Scores, score_states, score_whol
 from mergemill.engine.evaluation.shell import Shell, open_shell
 from mergemill.engine.evaluation.sums import RowSums, sum_rows
 from mergemill.engine.evaluation.texts import ScoredTokens
+from mergemill.engine.forward.skeleton import empty
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.runs.calls import make_calls
 from mergemill.engine.runs.clusters.preflight import Needs
@@ -177,7 +178,7 @@ def _judge_whole(
         shell.fill_whole(made.make(made.tensors))
         rows = [tokens.ids[start : start + 1] for start in range(len(tokens.ids))]
         found.append(_join([score_whole(shell, ids, torch.roll(ids, -1, dims=1)) for ids in rows]))
-        shell.take_out(shell.model)
+        empty(shell.model)
     return found
 
 

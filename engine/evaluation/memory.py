@@ -14,7 +14,7 @@ from mergemill.engine.plan.values import OutputTensor
 from mergemill.engine.tensors.dtypes import item_bytes
 from mergemill.engine.tensors.workspace import Workspace
 
-INSIDE_BYTES = 64 << 20  # that libraries take for a layer, at least
+INSIDE_BYTES = 16 << 20  # that libraries take for a layer, at least
 ROUNDED_BYTES = 4 << 20  # by which two arenas may be larger than was asked for
 
 
@@ -61,8 +61,8 @@ def _count_modules(layout: ShellLayout, made: MadeTensors, tokens: int) -> Itera
     for names in layout.modules.values():
         yield sum(_count_both(made.tensors[name]) for name in names)
     yield _count_both(made.tensors[layout.embedding])
-    width = made.tensors[layout.head[0]].expression.shape[-1]
-    yield sum(_count_stored(made.tensors[name]) for name in layout.head) + 4 * BLOCK * (width + 3 * tokens)
+    size, width = made.tensors[layout.head[0]].expression.shape
+    yield sum(_count_stored(made.tensors[name]) for name in layout.head) + 4 * min(BLOCK, size) * (width + 3 * tokens)
 
 
 def _count_stored(tensor: OutputTensor) -> int:
@@ -70,8 +70,7 @@ def _count_stored(tensor: OutputTensor) -> int:
 
 
 def _count_both(tensor: OutputTensor) -> int:
-    size = tensor.expression.size
-    return _count_stored(tensor) + 4 * size + tensor.expression.step_bytes(size, "F32")
+    return _count_stored(tensor) + 4 * tensor.expression.size
 
 
 def _count_inside(shell: Shell, tokens: int) -> int:

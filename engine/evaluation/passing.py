@@ -13,6 +13,7 @@ from typing import Any
 from mergemill.engine.errors import PlanError
 from mergemill.engine.evaluation.making import MadeTensors
 from mergemill.engine.evaluation.shell import Shell
+from mergemill.engine.forward.skeleton import empty
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.workspace import Workspace
 
@@ -99,7 +100,7 @@ def _filled(shell: Shell, path: str, names: Sequence[str], models: Sequence[Made
                 for start, stop in _iter_rows(batch, number, len(models), rows):
                     given = _take(args, kwargs, batch, start, stop)
                     outputs.append(forward(*given[0], **given[1]))
-                shell.take_out(module)
+                empty(module)
         return _join(outputs)
 
     module.forward = run
@@ -107,7 +108,7 @@ def _filled(shell: Shell, path: str, names: Sequence[str], models: Sequence[Made
         yield
     finally:
         del module.forward
-        shell.take_out(module)
+        empty(module)
 
 
 def _find_batch(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:

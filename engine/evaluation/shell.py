@@ -5,13 +5,13 @@ here. Buffers that no checkpoint holds (rotary frequencies) are made by its cons
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mergemill.engine.errors import InputError, PlanError
+from mergemill.engine.forward.skeleton import without_weights
 from mergemill.engine.tensors.lazy import Tensor, torch
 
 _NUMBERED = re.compile(r"\.(?=\d+\.)")
@@ -76,13 +76,6 @@ class Shell:
             name = f"{path}.{empty[0]}".removeprefix(".")
             raise PlanError(f"{self.where}: no tensor is for {name}, which transformers' model has")
 
-    def take_out(self, module: Any) -> None:
-        """Give back the memory of all parameters below a module."""
-        for each in module.modules():
-            for name, parameter in each._parameters.items():
-                if parameter is not None and not parameter.is_meta:
-                    each._parameters[name] = _to_meta(parameter)
-
     def find_layer(self, target: str) -> str:
         """Return the module that a parameter is filled with: the layer of a stack, or what holds it itself."""
         path = ""
@@ -112,7 +105,7 @@ def open_shell(folder: Path, where: str) -> Shell:
     transformers = load_transformers()
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
-        with _without_weights():
+        with without_weights():
             model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except (ValueError, KeyError, OSError, ImportError) as error:
         first = str(error).strip().split("\n")[0]
@@ -120,24 +113,3 @@ def open_shell(folder: Path, where: str) -> Shell:
     if model.get_output_embeddings() is None or model.base_model is model:
         raise PlanError(f"{where}: {type(model).__name__} has no head of its own, so no text can be judged with it")
     return Shell(model.eval(), where)
-
-
-@contextmanager
-def _without_weights() -> Iterator[None]:
-    """In the block, parameters of modules that are made have no memory; buffers have."""
-    register = torch.nn.Module.register_parameter
-
-    def register_meta(module: Any, name: str, parameter: Any) -> None:
-        register(module, name, parameter)
-        if parameter is not None:
-            module._parameters[name] = _to_meta(parameter)
-
-    torch.nn.Module.register_parameter = register_meta  # type: ignore[assignment, method-assign]
-    try:
-        yield
-    finally:
-        torch.nn.Module.register_parameter = register  # type: ignore[method-assign]
-
-
-def _to_meta(parameter: Any) -> Any:
-    return torch.nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)

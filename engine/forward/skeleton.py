@@ -3,7 +3,8 @@
 The classes are those of transformers for the config's type; code that a checkpoint brings is never run.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,12 +38,11 @@ def make_skeleton(config: Mapping[str, Any]) -> Skeleton:
     rest = {key: value for key, value in config.items() if key not in _NOT_OURS}
     try:
         made = AutoConfig.for_model(kind, **rest)
-        with torch.device("meta"):
+        with without_weights():
             model: Any = AutoModelForCausalLM.from_config(made, dtype=torch.float32)  # type: ignore[no-untyped-call]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"transformers makes no model of type {kind!r} of this config: {error}") from error
     model.eval().requires_grad_(False)
-    _make_buffers(model, made)
     embedding, decoder = model.get_input_embeddings(), model.get_decoder()
     names = {id(module): name for name, module in model.named_modules()}
     layers = [each for each in decoder.children() if isinstance(each, torch.nn.ModuleList)]
@@ -60,15 +60,21 @@ def make_skeleton(config: Mapping[str, Any]) -> Skeleton:
     )
 
 
-def _make_buffers(model: Any, config: Any) -> None:
-    """Make modules anew, with real buffers, that hold buffers and no parameters: they follow from the config."""
-    for name, module in list(model.named_modules()):
-        if not any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            continue
-        if any(True for _ in module.parameters()):
-            raise RunError(f"{name} has buffers beside its weights, and cannot be run layer by layer")
-        parent, _, own = name.rpartition(".")
-        setattr(model.get_submodule(parent), own, type(module)(config=config).eval())
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """In the block, parameters of modules that are made have no memory; buffers, which follow from the config, have."""
+    register = torch.nn.Module.register_parameter
+
+    def register_meta(module: Any, name: str, parameter: Any) -> None:
+        register(module, name, parameter)
+        if parameter is not None:
+            module._parameters[name] = _to_meta(parameter)
+
+    torch.nn.Module.register_parameter = register_meta  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        torch.nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def get_shape(module: Any, name: str) -> tuple[int, ...]:
@@ -86,8 +92,13 @@ def fill(module: Any, name: str, values: Tensor) -> None:
 def empty(module: Any) -> None:
     """Free what all parameters of a module hold."""
     for holder in module.modules():
-        for own, parameter in list(holder.named_parameters(recurse=False)):
-            _put(holder, own, torch.empty_like(parameter, device="meta"))
+        for own, parameter in holder._parameters.items():
+            if parameter is not None and not parameter.is_meta:
+                holder._parameters[own] = _to_meta(parameter)
+
+
+def _to_meta(parameter: Any) -> Any:
+    return torch.nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
 
 
 def _put(holder: Any, own: str, values: Tensor) -> None:

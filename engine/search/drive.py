@@ -109,7 +109,11 @@ def drive_search(hunt: Hunt, asking: Asking, folder: Path, options: RunOptions, 
     started = time.perf_counter()
     remove_candidates(folder)
     with closing(_Log(hunt, folder, options, on_trial)) as log:
-        stopped = _follow(hunt, asking, log)
+        try:
+            stopped = _follow(hunt, asking, log)
+        finally:  # also where it is interrupted
+            if log.trials:
+                _report(log)
     best = find_best(log.trials, hunt.sign)
     if best is None and log.trials:
         first = log.trials[0].error
@@ -124,9 +128,7 @@ def _follow(hunt: Hunt, asking: Asking, log: "_Log") -> str:
     try:
         while not stopped:
             done = _take_all(log, generation, _fit(asked, hunt.budget, len(log.trials)))
-            write_reports(log.folder, log.trials, hunt.sign, hunt.title)
-            page = make_plot(log.trials, hunt.sign, hunt.title, items=hunt.items, parents=hunt.parents)
-            write_file(log.folder / PLOT_NAME, page.encode())
+            _report(log)
             stopped = _find_stop(hunt, log.trials)
             generation += 1
             if not stopped:
@@ -134,6 +136,14 @@ def _follow(hunt: Hunt, asking: Asking, log: "_Log") -> str:
     except StopIteration as end:
         stopped = str(end.value)
     return stopped
+
+
+def _report(log: "_Log") -> None:
+    """Write what is known so far, for people."""
+    hunt = log.hunt
+    write_reports(log.folder, log.trials, hunt.sign, hunt.title)
+    page = make_plot(log.trials, hunt.sign, hunt.title, items=hunt.items, parents=hunt.parents)
+    write_file(log.folder / PLOT_NAME, page.encode())
 
 
 def _fit(asked: Sequence[Values], budget: Budget, done: int) -> Sequence[Values]:
