@@ -14,6 +14,7 @@ from mergemill.engine.errors import PlanError
 from mergemill.engine.evaluation.making import MadeTensors
 from mergemill.engine.evaluation.shell import Shell
 from mergemill.engine.forward.skeleton import empty
+from mergemill.engine.runs.worker.process import return_freed_pages
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.workspace import Workspace
 
@@ -101,6 +102,7 @@ def _filled(shell: Shell, path: str, names: Sequence[str], models: Sequence[Made
                     given = _take(args, kwargs, batch, start, stop)
                     outputs.append(forward(*given[0], **given[1]))
                 empty(module)
+                return_freed_pages()
         return _join(outputs)
 
     module.forward = run

@@ -21,7 +21,7 @@ from pathlib import Path
 from runs.memory import peak_bytes, reset_peak
 from mergemill.engine import evaluate
 from mergemill.engine.search.searches import TextSource
-source = TextSource(text="text.txt", window=64)
+source = TextSource(text="text.txt", window=64, windows=2)
 evaluate("small", source)  # loads transformers
 _, before = reset_peak()
 found = evaluate("large", source, memory=int(sys.argv[1]))
