@@ -1,15 +1,20 @@
 """The models to choose from: folders below the root, what headers say of one, and the Hub's answers to a search."""
 
+import json
 import os
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
 from mergemill.cli.inspect import list_facts
 from mergemill.cli.page.roots import check_model
 from mergemill.engine import errors, inspect
 
 MOST_FOLDERS, MOST_MODELS, MOST_DEPTH = 20_000, 500, 5
-MOST_HITS = 20
+ENDPOINT = "https://huggingface.co"
+MOST_HITS, MOST_BYTES, PATIENCE_S = 20, 4 << 20, 10.0  # of an answer of the Hub
 ADAPTER = "adapter_config.json"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 STATE = ".mergemill"  # which an output has
@@ -40,17 +45,19 @@ def describe_model(root: Path, model: str) -> list[tuple[str, str]]:
 
 
 def search_hub(words: str) -> list[dict[str, str]]:
-    """Return models of the Hub, those loaded most first; `StorageError` where it is not reached."""
+    """Return public models of the Hub, those loaded most first; `StorageError` where it is not reached.
+
+    One request without a token, by urllib (2026-11-29): huggingface_hub tries for 24 s where nothing answers, and asks
+    the Hub once a day which agent may be calling it.
+    """
+    query = urlencode({"search": words, "limit": MOST_HITS, "sort": "downloads"})
+    endpoint = (os.environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
     try:
-        from huggingface_hub import HfApi
-    except ImportError as error:
-        raise errors.StorageError(f"{error.name} is not installed; pip install mergemill[hub]") from None
-    try:
-        client = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))  # as of now, like where models are read
-        hits = list(client.list_models(search=words, limit=MOST_HITS, sort="downloads"))
-    except Exception as error:  # noqa: BLE001 -- of its client's libraries, in whose words there may be addresses
+        with urlopen(f"{endpoint}/api/models?{query}", timeout=PATIENCE_S) as answer:
+            hits = json.loads(answer.read(MOST_BYTES))
+        return [{"path": str(hit["id"]), "kind": str(hit.get("pipeline_tag") or "model")} for hit in hits[:MOST_HITS]]
+    except (OSError, HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
         raise errors.StorageError(f"the Hub is not reached ({type(error).__name__})") from None
-    return [{"path": hit.id, "kind": hit.pipeline_tag or hit.library_name or "model"} for hit in hits]
 
 
 def _find(root: Path) -> Iterator[dict[str, str]]:
