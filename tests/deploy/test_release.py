@@ -106,7 +106,7 @@ def test_a_wheel_with_native_loops_is_not_called_one_for_any_platform(
 @pytest.mark.parametrize(
     ("schema", "names"),
     [
-        ("vendor.github-workflows", ["workflows/ci.yml", "workflows/release.yml"]),
+        ("vendor.github-workflows", ["workflows/ci.yml", "workflows/docs.yml", "workflows/release.yml"]),
         ("vendor.dependabot", ["dependabot.yml"]),
         ("vendor.github-issue-forms", ["ISSUE_TEMPLATE/fault.yml", "ISSUE_TEMPLATE/wish.yml"]),
         ("vendor.citation-file-format", ["CITATION.cff"]),
