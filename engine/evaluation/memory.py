@@ -61,7 +61,8 @@ def _count_modules(layout: ShellLayout, made: MadeTensors, tokens: int) -> Itera
     for names in layout.modules.values():
         yield sum(_count_both(made.tensors[name]) for name in names)
     yield _count_both(made.tensors[layout.embedding])
-    size, width = made.tensors[layout.head[0]].expression.shape
+    width = made.tensors[layout.embedding].expression.shape[-1]
+    size = made.tensors[layout.head[0]].expression.shape[0]  # of its bias, where that comes first
     yield sum(_count_stored(made.tensors[name]) for name in layout.head) + 4 * min(BLOCK, size) * (width + 3 * tokens)
 
 

@@ -27,6 +27,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "qwen2": {"num_key_value_heads": 2, "tie_word_embeddings": True},
     "qwen3": GROUPED,
     "gemma2": {**GROUPED, "sliding_window": 16, "final_logit_softcapping": 5.0},
+    "phi": {},  # its head has a bias
     "phi3": {},
     "gpt_neox": {},
     "mixtral": {"num_key_value_heads": 2, "num_local_experts": 4},
