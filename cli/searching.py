@@ -75,6 +75,7 @@ def describe_trial(event: "searches.TrialFinished") -> str:
     trial, best = event.trial, event.best
     values = ", ".join(f"{name} {say_value(value)}" for name, value in trial.values.items())
     outcome = f"failed: {trial.error}" if trial.score is None else searches.say_score(trial)
+    outcome += f" at perplexity {searches.say_number(trial.perplexity)}" if trial.perplexity is not None else ""
     outcome += f" of {' and '.join(map(searches.say_number, trial.parts))}" if trial.parts else ""
     beside = f"; best {searches.say_score(best)}, number {best.number}" if best else ""
     if best is not None and best.number == trial.number:

@@ -238,7 +238,8 @@ def _judge(hunt: Hunt, candidate: OpenCandidate, blank: Trial) -> Trial:
         found = replace(
             blank, state=SCORED, score=judged.score, stderr=judged.stderr, parts=judged.parts, holdout=holdout
         )
-        found = replace(found, raced=any(each.raced for each in candidate.evaluations.values()))
+        raced = any(each.raced for each in candidate.evaluations.values())
+        found = replace(found, raced=raced, perplexity=judged.perplexity)
     except (Cancelled, SourceChanged):
         raise
     except MergemillError as failed:

@@ -21,6 +21,8 @@ class Judged:
     stderr: float | None = None
     parts: tuple[float, ...] = ()
     """Of a sum: the score of each of its items."""
+    perplexity: float | None = None
+    """Of an entropy, which is low for a model that is sure and wrong: the perplexity of the same text."""
 
 
 Judge = Callable[[OpenCandidate], Judged]
@@ -77,11 +79,9 @@ def _make_text(objective: Objective, source: TextSource) -> Judge:
         found = candidate.evaluate(source)
         if objective.perplexity is not None:
             return Judged(found.perplexity, found.stderr)
-        return (
-            Judged(found.entropy, found.entropy_stderr)
-            if objective.entropy is not None
-            else Judged(found.nll, found.stderr)
-        )
+        if objective.entropy is not None:
+            return Judged(found.entropy, found.entropy_stderr, perplexity=found.perplexity)
+        return Judged(found.nll, found.stderr)
 
     return judge
 

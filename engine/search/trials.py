@@ -41,6 +41,8 @@ class Trial:
     """Of a sum: the score of each of its items."""
     raced: bool = False
     """Whether half of the windows alone were looked at, since it was behind."""
+    perplexity: float | None = None
+    """Where the score is an entropy: that of the same text."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the line's mapping; what is empty or was not asked for is left out, but for the score."""
@@ -57,7 +59,7 @@ class Trial:
             "seconds": self.seconds,
             "bytes_read": self.bytes_read,
         }
-        beside = {"error": self.error, "parts": self.parts, "raced": self.raced}
+        beside = {"error": self.error, "parts": self.parts, "raced": self.raced, "perplexity": self.perplexity}
         return found | {name: value for name, value in beside.items() if value}
 
 

@@ -124,6 +124,20 @@ def test_two_workers_find_the_table_that_one_finds(here: Path, tmp_path: Path) -
     assert sum(trial.bytes_read for trial in two) == 2 * sum(trial.bytes_read for trial in one)
 
 
+def test_an_entropy_is_told_with_its_perplexity(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And with an error of its own; it is low for a model that is sure and wrong."""
+    search = make_search(objective={"entropy": {"text": "held.txt", "window": 64}})
+    search["variables"] = {"x": {"choices": [0.5]}}
+    (tmp_path / "s.yml").write_text(json.dumps(search))
+    assert execute(["evolve", str(tmp_path / "s.yml"), str(tmp_path / "s")]) == 0
+    (trial,) = read_results(tmp_path / "s")
+    found = evaluate(make_candidate(tmp_path / "s", 0), TextSource(text="held.txt", window=64))
+    assert trial.score == pytest.approx(found.entropy, rel=1e-9)
+    assert trial.stderr == pytest.approx(found.entropy_stderr, rel=1e-6)
+    assert trial.perplexity == pytest.approx(found.perplexity, rel=1e-9)
+    assert f"at perplexity {found.perplexity:.6g}" in capsys.readouterr().err
+
+
 def test_a_text_that_changed_is_another_search(here: Path, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text(TEXT)
     search = make_search(objective={"perplexity": {"text": str(tmp_path / "t.txt"), "window": 32, "windows": 2}})
