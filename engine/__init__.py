@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from mergemill.engine.recipe import load_cluster as load_cluster
     from mergemill.engine.recipe import load_document as load_document
     from mergemill.engine.recipe import load_recipe as load_recipe
+    from mergemill.engine.recipe import make_recipe as make_recipe
+    from mergemill.engine.recipe import read_recipe as read_recipe
     from mergemill.engine.recipe import recipe_schema as recipe_schema
     from mergemill.engine.recipe import writers as writers
     from mergemill.engine.recipe.adapters import names_adapters as names_adapters
@@ -103,6 +105,7 @@ _PLACES = {
     "make_lora_plan": "runs.extract",
     "make_plan": "plan.make",
     "make_raw_plan": "plan.raw",
+    "make_recipe": "recipe",
     "make_transplant_plan": "plan.transplant",
     "merge": "runs.merge",
     "merge_method": "methods.contract",
@@ -113,6 +116,7 @@ _PLACES = {
     "open_lines": "runs.progress",
     "open_terminal": "runs.progress",
     "push": "runs.push",
+    "read_recipe": "recipe",
     "recipe_schema": "recipe",
     "reports": "",
     "run": "runs.running",

@@ -11,9 +11,12 @@ from typing import Any
 
 import yaml
 
+from mergemill.engine import errors, read_recipe
+
 KEYS = ("merge_method", "base_model", "models", "parameters", "dtype", "tokenizer_source")
 WIDTH = 100
 MOST_DEPTH = 50  # of brackets, as in any recipe
+MOST_CHARACTERS = 64 << 10  # of a text
 _BEYOND = {
     "slices": "it stacks layers",
     "modules": "it has modules",
@@ -54,7 +57,12 @@ def read_form(text: str) -> RecipeForm:
     >>> read_form("merge_method: ties\\nmodels: [{model: a, parameters: {weight: [0, 1]}}]").models[0].parameters
     {'weight': '[0, 1]'}
     """
-    data = _load(text)
+    return make_form(_load_all(text), text)
+
+
+def make_form(documents: Sequence[Any], text: str) -> RecipeForm:
+    """Return the form of the documents that a text holds, as plain data."""
+    data = _find_data(documents, text)
     rows = [_read_row(place, entry) for place, entry in enumerate(_as(list, data.get("models"), "models"))]
     return RecipeForm(
         merge_method=_say(data.get("merge_method")),
@@ -69,7 +77,7 @@ def read_form(text: str) -> RecipeForm:
 
 def write_form(text: str, form: RecipeForm) -> str:
     """Return the text with what the form says; `NoForm` where the text is none that the form shows."""
-    data = _load(text)
+    data = _find_data(_load_all(text), text)
     entries = _as(list, data.get("models"), "models")
     told = {
         "merge_method": form.merge_method.strip(),
@@ -84,7 +92,10 @@ def write_form(text: str, form: RecipeForm) -> str:
         return text
     kept = {key: made[key] for key in data if key in made}  # in the text's order, where nothing is new
     ordered = kept if kept.keys() == made.keys() else made
-    return _find_head(text) + "".join(_dump(key, value) for key, value in ordered.items())
+    try:
+        return _find_head(text) + "".join(_dump(key, value) for key, value in ordered.items())
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise NoForm("a value cannot be written as YAML") from None
 
 
 def parse_form(given: Mapping[str, Any]) -> RecipeForm:
@@ -103,18 +114,29 @@ def parse_form(given: Mapping[str, Any]) -> RecipeForm:
         raise NoForm(f"this is no form: {error}") from None
 
 
-def load_all(text: str) -> list[Any]:
-    """Return the documents of a text as plain values; `NoForm` where it is no YAML, or has aliases, which may swell."""
-    if _find_depth(text) > MOST_DEPTH:
-        raise NoForm("it has too many brackets in each other")  # which takes a parser of YAML minutes
+def _load_all(text: str) -> list[Any]:
+    if len(text) > MOST_CHARACTERS:
+        raise NoForm("it is too long")
+    if all(line.strip()[:1] in ("", "#") for line in text.splitlines()):
+        return []
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise NoForm("it has aliases")
-        return [each for each in yaml.safe_load_all(text) if each is not None]
-    except NoForm:
-        raise
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
+        return [document.data for document in read_recipe(text)]
+    except errors.RecipeError:
         raise NoForm("the YAML cannot be read") from None
+
+
+def _find_data(documents: Sequence[Any], text: str) -> dict[str, Any]:
+    if "*" in text and any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
+        raise NoForm("it has aliases")
+    if len(documents) > 1:
+        raise NoForm("it has stages, which are several documents")
+    data = documents[0] if documents else {}
+    if not isinstance(data, dict):
+        raise NoForm("it is no mapping of keys to values")
+    for key, why in _BEYOND.items():
+        if key in data:
+            raise NoForm(why)
+    return data
 
 
 def _find_depth(text: str) -> int:
@@ -123,19 +145,6 @@ def _find_depth(text: str) -> int:
         depth += (mark in "[{") - (mark in "]}")
         deepest = max(deepest, depth)
     return deepest
-
-
-def _load(text: str) -> dict[str, Any]:
-    documents = load_all(text) or [{}]
-    if len(documents) > 1:
-        raise NoForm("it has stages, which are several documents")
-    (data,) = documents
-    if not isinstance(data, dict):
-        raise NoForm("it is no mapping of keys to values")
-    for key, why in _BEYOND.items():
-        if key in data:
-            raise NoForm(why)
-    return data
 
 
 def _read_row(place: int, entry: object) -> ModelLine:
@@ -196,6 +205,8 @@ def _parse_all(texts: Mapping[str, str]) -> dict[str, Any]:
 
 def _parse(text: str) -> Any:
     """Return a value of a field; what is no YAML stays a text, of which the recipe's check will say what is wrong."""
+    if len(text) > MOST_CHARACTERS or _find_depth(text) > MOST_DEPTH:  # which takes a parser of YAML minutes
+        return text
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError):

@@ -9,13 +9,21 @@ from typing import Any
 
 from mergemill.cli import console
 from mergemill.cli.options import SHARD_SIZE
-from mergemill.cli.page.form import NoForm, load_all, read_form
-from mergemill.cli.page.roots import FILES, check_recipe, confine, find_files
+from mergemill.cli.page.form import MOST_CHARACTERS, NoForm, make_form
+from mergemill.cli.page.roots import check_recipe, confine, find_files, say_files
 from mergemill.cli.page.settings import Chosen, Setup
 from mergemill.cli.plan import token_lines
-from mergemill.engine import describe_plan, errors, format_size, load_cluster, load_document, make_plan, values
+from mergemill.engine import (
+    describe_plan,
+    errors,
+    format_size,
+    load_cluster,
+    make_plan,
+    make_recipe,
+    read_recipe,
+    values,
+)
 
-MOST_CHARACTERS = 1 << 20
 MOST_TOKENS = 300  # lines of them
 _LINE = re.compile(r"(?:the )?recipe:(\d+): ")
 _PLANNING = threading.Lock()  # one plan at a time, however many browsers look
@@ -25,26 +33,52 @@ def look(text: str, out: str, chosen: Chosen, setup: Setup) -> dict[str, Any]:
     """Return the form, and the plan or what is in its way, as JSON values."""
     found: dict[str, Any] = {"form": None, "why_no_form": "", "plan": None, "error": None, "empty": not text.strip()}
     try:
-        found["form"] = asdict(read_form(text))
-    except NoForm as error:
-        found["why_no_form"] = str(error)
-    if found["empty"]:
-        return found
-    try:
         with _PLANNING:
-            found["plan"] = _describe(plan_text(text, chosen, setup), out, chosen, setup)
+            documents = [] if found["empty"] else read_text(text)
+            try:
+                found["form"] = asdict(make_form([each.data for each in documents], text))
+            except NoForm as error:
+                found["why_no_form"] = str(error)
+            if documents:
+                found["plan"] = _describe(_plan(text, documents, chosen, setup), out, chosen, setup)
     except (errors.MergemillError, OSError) as error:
         found["error"] = describe_error(error, text)
+        found["why_no_form"] = found["why_no_form"] or ("" if found["form"] else "the YAML cannot be read")
     return found
+
+
+def read_text(text: str) -> list[Any]:
+    """Return the documents of a recipe's text, which is read this once; `RecipeError` where it is too long, or no YAML.
+
+    Reading takes about 25 µs a character at worst, so the bound is less than that of a recipe's file.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise errors.RecipeError(f"the recipe is longer than this page takes, {MOST_CHARACTERS >> 10} KiB")
+    return read_recipe(text)
+
+
+def take_recipe(text: str, documents: list[Any], setup: Setup) -> "values.AnyRecipe":
+    """Return the recipe that documents say; `InputError` for one with files or models out of the page's reach.
+
+    Files are looked for in the data, whatever the text looks like, before anything that it names is read or run.
+    """
+    for document in documents:
+        if isinstance(document.data, dict) and "adapters" in document.data:
+            raise errors.RecipeError("this page joins no adapters; mergemill merge FILE OUT does")
+        for path in find_files(document.data):
+            raise errors.RecipeError(f"recipe:{document.lines[path]}: {say_files(str(path[-1]))}")
+    recipe = make_recipe(documents, text)
+    check_recipe(setup.root, recipe)
+    return recipe
 
 
 def plan_text(text: str, chosen: Chosen, setup: Setup) -> "values.Plan":
     """Return the plan of a recipe's text; `InputError` says what is wrong, or out of the page's reach."""
-    if len(text) > MOST_CHARACTERS:
-        raise errors.RecipeError("the recipe is longer than a recipe may be, 1 MiB")
-    _check_files(text)
-    recipe = load_document(text + "\n\n")  # what has lines is no file's name
-    check_recipe(setup.root, recipe)
+    return _plan(text, read_text(text), chosen, setup)
+
+
+def _plan(text: str, documents: list[Any], chosen: Chosen, setup: Setup) -> "values.Plan":
+    recipe = take_recipe(text, documents, setup)
     storage = load_cluster(setup.cluster).storage if setup.cluster else None
     shard_size = chosen.shard_size or SHARD_SIZE
     plan = make_plan(recipe, seed=chosen.seed, shard_size=shard_size, methods=setup.methods, storage=storage)
@@ -61,20 +95,6 @@ def describe_error(error: BaseException, text: str = "") -> dict[str, Any]:
     if not faults and text:
         faults = list(_find_places(message, text))
     return {"message": _LINE.sub(r"line \1: ", message, count=1).removeprefix("recipe: "), "faults": faults}
-
-
-def _check_files(text: str) -> None:
-    try:
-        documents = load_all(text)
-    except NoForm:
-        if not re.search(rf"\b({'|'.join(FILES)})\b", text):
-            return  # whatever is wrong with it, or its aliases, the recipe's own check says
-        documents = [dict.fromkeys(re.findall(rf"\b({'|'.join(FILES)})\b", text))]
-    if any(isinstance(each, dict) and "adapters" in each for each in documents):
-        raise errors.RecipeError("this page joins no adapters; mergemill merge FILE OUT does")
-    for key in find_files(documents):
-        line = next((i for i, each in enumerate(text.splitlines(), 1) if re.search(rf"\b{key}\b", each)), 1)
-        raise errors.RecipeError(f"recipe:{line}: '{key}' names files, which this page does not take; {FILES[key]}")
 
 
 def _find_places(message: str, text: str) -> Iterator[dict[str, Any]]:

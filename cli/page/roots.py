@@ -2,6 +2,11 @@
 
 A path is resolved first, links and ``..`` with it, so that only where it leads counts. Of a model's folder no file may
 be a link that leads out either, since its weights would be read.
+
+What files a recipe names is asked of its parsed values, never of its text, in which a key can be spelt in many ways.
+
+Known limit: who can write below the root is trusted, as are notes of runs there. A model that is swapped for a link
+after it was looked at is read by the command that was started, which is confined to nothing.
 """
 
 import os
@@ -19,8 +24,9 @@ FILES = {
     "methods": "name files of methods when the page is started: mergemill ui --methods FILE",
     "prompts_file": "write the prompts into the recipe: positive_prompts",
     "gates": "merge with a file of gates from the command line",
+    "keep": "merge with kept stages from the command line",
 }
-"""Keys of recipes that name files beside the recipe, which on the page has no folder, and what to do instead."""
+"""Keys of recipes that name files to run, read or write, out of the page's reach, and what to do instead."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 
@@ -64,24 +70,34 @@ def check_out(root: Path, given: str) -> str:
 
 
 def check_recipe(root: Path, recipe: "values.AnyRecipe") -> None:
-    """Raise `RecipeError` for a recipe with a model that the page may not reach."""
-    for path in _list_paths(recipe, set()):
-        check_model(root, path)
+    """Raise `RecipeError` for a recipe with a model that the page may not reach, or that names files of `FILES`.
+
+    The second is said of its text before, by `find_files`; this is what a recipe is, whatever was overlooked there.
+    """
+    for value in _list_values(recipe):
+        fields = getattr(type(value), "model_fields", {})
+        for key in FILES:
+            if key in fields and getattr(value, key) is not None:
+                raise RecipeError(f"recipe: {say_files(key)}")
+        if {"path", "revision"} <= fields.keys():
+            check_model(root, value.path)
 
 
-def find_files(data: object) -> Iterator[str]:
-    """Yield the keys of `FILES` that stand anywhere in a document, each value looked at once, however often named."""
-    waiting, seen = [data], set[int]()
+def find_files(data: object) -> Iterator[tuple[str | int, ...]]:
+    """Yield where keys of `FILES` stand in the data of a document, which is a tree: its aliases are resolved."""
+    waiting: list[tuple[tuple[str | int, ...], object]] = [((), data)]
     while waiting:
-        value = waiting.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
+        path, value = waiting.pop()
         if isinstance(value, Mapping):
-            yield from (key for key in value if key in FILES)
-            waiting.extend(value.values())
+            yield from ((*path, key) for key in value if key in FILES)
+            waiting.extend(((*path, key), inner) for key, inner in value.items())
         elif isinstance(value, list):
-            waiting.extend(value)
+            waiting.extend(((*path, place), inner) for place, inner in enumerate(value))
+
+
+def say_files(key: str) -> str:
+    """Return why a key of `FILES` is refused."""
+    return f"'{key}' names files, which this page does not take; {FILES[key]}"
 
 
 def _list_links(folder: Path) -> Iterator[Path]:
@@ -89,16 +105,15 @@ def _list_links(folder: Path) -> Iterator[Path]:
         yield from (path for name in (*folders, *files) if (path := Path(place, name)).is_symlink())
 
 
-def _list_paths(value: Any, seen: set[int]) -> Iterator[str]:
-    """Yield the paths of all models in a recipe: whatever of its values is a reference has path and revision."""
-    if id(value) in seen or isinstance(value, str | int | float | None):
-        return
-    seen.add(id(value))
-    fields = getattr(type(value), "model_fields", {})
-    if {"path", "revision"} <= fields.keys():
-        yield value.path
-    inner = [getattr(value, name) for name in fields]
-    inner += list(value.values()) if isinstance(value, Mapping) else []
-    inner += list(value) if isinstance(value, list | tuple) else []
-    for each in inner:
-        yield from _list_paths(each, seen)
+def _list_values(recipe: Any) -> Iterator[Any]:
+    """Yield all values of a recipe that have parts, each once."""
+    waiting, seen = [recipe], set[int]()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen or isinstance(value, str | int | float | None):
+            continue
+        seen.add(id(value))
+        yield value
+        waiting += [getattr(value, name) for name in getattr(type(value), "model_fields", {})]
+        waiting += list(value.values()) if isinstance(value, Mapping) else []
+        waiting += list(value) if isinstance(value, list | tuple) else []

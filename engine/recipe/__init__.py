@@ -4,7 +4,15 @@ from mergemill.engine.recipe.clusters import Adaptive, ClusterFile, list_cluster
 from mergemill.engine.recipe.leaves import CHAT_TEMPLATES, DtypeName
 from mergemill.engine.recipe.mixtures import AnyRecipe, Expert, Mixture, mixture_to_json
 from mergemill.engine.recipe.names import NameMap, Policy
-from mergemill.engine.recipe.parsing import GivenRecipe, load_document, load_recipe, parse_document, parse_recipe
+from mergemill.engine.recipe.parsing import (
+    GivenRecipe,
+    load_document,
+    load_recipe,
+    make_recipe,
+    parse_document,
+    parse_recipe,
+    read_recipe,
+)
 from mergemill.engine.recipe.references import ModelRef
 from mergemill.engine.recipe.schema import recipe_schema
 from mergemill.engine.recipe.settings import Condition, Parameters, Scalar, Setting
@@ -63,10 +71,12 @@ __all__ = [
     "load_cluster",
     "load_document",
     "load_recipe",
+    "make_recipe",
     "mixture_to_json",
     "parse_cluster",
     "parse_document",
     "parse_recipe",
+    "read_recipe",
     "recipe_schema",
     "recipe_to_json",
 ]

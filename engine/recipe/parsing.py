@@ -85,6 +85,19 @@ def parse_document(text: str, *, name: str = "recipe.yml") -> AnyRecipe:
     return _join(read_documents(text, FORM, name=name), text, name=name)
 
 
+def read_recipe(text: str) -> list[Document]:
+    """Return the documents of a recipe's text as plain data, aliases resolved; `RecipeError` where it is no YAML.
+
+    For who looks at a text of somebody else before it is a recipe: nothing that it names is looked at.
+    """
+    return read_documents(text, FORM, name="recipe")
+
+
+def make_recipe(documents: Sequence[Document], text: str) -> AnyRecipe:
+    """Return what the documents of a text say, as `load_document` does, but for files of prompts: none is read."""
+    return _join(documents, text, name="recipe").model_copy(update={"file": ""})
+
+
 def check_recipe(documents: Sequence[Document], text: str, *, name: str) -> Recipe:
     """Return the recipe that the documents of a text say, see `parse_recipe`."""
     return expect_merge(_join(documents, text, name=name))

@@ -13,8 +13,9 @@ from page.conftest import ADDRESS, TOKEN, Ask
 from mergemill.cli.main import execute
 from mergemill.cli.page import jobs
 from mergemill.cli.page.gate import Address, find_refusal
-from mergemill.cli.page.roots import check_out, confine
+from mergemill.cli.page.roots import check_out, check_recipe, confine
 from mergemill.cli.page.serve import take_token
+from mergemill.engine import make_recipe, read_recipe
 from mergemill.engine.errors import InputError, OutputError, RecipeError
 
 RECIPE = 'merge_method: linear\nmodels: [{{model: "{}", parameters: {{weight: 1}}}}]\n'
@@ -147,18 +148,58 @@ def test_nothing_is_written_out_of_the_root(ask: Ask, root: Path, out: str) -> N
         check_out(root, out)
 
 
+MIXTURE = """\
+base_model: models/base
+x: &q 1
+experts_per_token: *q
+experts: [{source_model: models/a, %s}, {source_model: models/b, positive_prompts: [b]}]
+"""
+
+
 @pytest.mark.parametrize(
-    "more",
+    ("text", "words"),
     [
-        "methods: [patient.py]",
-        "x: &x {methods: [patient.py]}\ny: *x",
-        '"methods": [patient.py]',
-        '"meth\\x6fds": [patient.py]',
+        (RECIPE.format("models/a") + "methods: [../ran.py]", "line 3: 'methods'"),
+        (RECIPE.format("models/a") + "x: &x {methods: [../ran.py]}\ny: *x", "line 3: 'methods'"),
+        (RECIPE.format("models/a") + "<<: {? methods\n: ../ran.py}", "line 3: 'methods'"),
+        ('"me\\x74hods": ran.py\nx: &q 1\n' + RECIPE.format("models/a").replace(": 1}", ": *q}"), "line 1: 'methods'"),
+        (MIXTURE % '"prompts_\\x66ile": secret.txt', "line 4: 'prompts_file'"),
+        (MIXTURE % "positive_prompts: [a]" + '"g\\x61tes": secret.txt\ngate_mode: file', "line 5: 'gates'"),
+        (
+            "name: x\nkeep: ../kept\nmerge_method: linear\nmodels: [{model: models/a}]\n---\n" + RECIPE.format("x"),
+            "line 2: 'keep'",
+        ),
+        (
+            RECIPE.format("x") + 'stages: [{name: x, "k\\x65ep": /kept, merge_method: linear, models: []}]',
+            "line 3: 'keep'",
+        ),
+        ("a: [" + "methods: x", "not valid YAML"),
     ],
 )
-def test_no_recipe_runs_a_file_of_methods(ask: Ask, more: str) -> None:
-    error = ask("POST", "/api/look", json={"text": f"{RECIPE.format('models/a')}{more}\n"}).json()["error"]
-    assert "mergemill ui --methods FILE" in error["message"] or "unknown key" in error["message"]
+def test_no_recipe_names_files_to_run_read_or_write(ask: Ask, root: Path, text: str, words: str) -> None:
+    for place in (root, root.parent):
+        (place / "ran.py").write_text(f"open({str(root / 'ran')!r}, 'w')")
+        (place / "secret.txt").write_text("a secret")
+    answer = ask("POST", "/api/look", json={"text": text})
+    assert words in answer.json()["error"]["message"]
+    assert "a secret" not in answer.text
+    refused = ask("POST", "/api/merge", json={"text": text, "out": "never"})
+    assert (refused.status_code, (root / "ran").exists(), (root / "never").exists()) == (400, False, False)
+
+
+def test_a_recipe_that_names_files_is_refused_however_it_was_read(root: Path) -> None:
+    """The second line of defence: what the first overlooks is neither read by the loader nor planned."""
+    (root / "secret.txt").write_text("a secret")
+    texts = {
+        "methods": RECIPE.format("models/a") + "methods: ran.py",
+        "prompts_file": MIXTURE % "prompts_file: secret.txt",
+        "keep": "name: x\nkeep: kept\n" + RECIPE.format("models/a") + "---\n" + RECIPE.format("x"),
+    }
+    for key, text in texts.items():
+        recipe = make_recipe(read_recipe(text), text)
+        assert "a secret" not in str(recipe)
+        with pytest.raises(RecipeError, match=f"'{key}' names files"):
+            check_recipe(root, recipe)
 
 
 def test_methods_of_ones_own_are_those_that_the_page_was_started_with(ask: Ask) -> None:
