@@ -109,7 +109,7 @@ def merge(
             stack.enter_context(errors_as_events())
         if report:
             check_page(report)
-        from mergemill.engine import values
+        from mergemill.engine import check_places, values
 
         crew: values.WorkerKeywords = {
             **make_crew(
@@ -145,6 +145,7 @@ def merge(
                 f"the kind {plan.origin.kind}"
             )
         shown = {"public": public, "overwrite": overwrite, "quiet": quiet, "json": json}
+        check_places([*((str(place), stage) for place, stage in kept), (out, plan)], overwrite=overwrite, **crew)
         for place, stage in kept:
             run_plan(context, stack, stage, str(place), crew, **shown)
         committed = run_plan(context, stack, plan, out, crew, **shown)

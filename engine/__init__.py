@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from mergemill.engine.runs.merge import merge as merge
     from mergemill.engine.runs.outputs.output import abort as abort
     from mergemill.engine.runs.pace import format_time as format_time
+    from mergemill.engine.runs.places import check_places as check_places
     from mergemill.engine.runs.progress import find_terminal as find_terminal
     from mergemill.engine.runs.progress import open_lines as open_lines
     from mergemill.engine.runs.progress import open_terminal as open_terminal
@@ -79,6 +80,7 @@ _PLACES = {
     "attach": "runs.attach",
     "cancel": "runs.cancel",
     "check_output": "runs.describe",
+    "check_places": "runs.places",
     "describe_environment": "runs.environment",
     "describe_plan": "runs.describe",
     "describe_slowness": "runs.environment",

@@ -96,6 +96,7 @@ FACE = [
     "attach",
     "cancel",
     "check_output",
+    "check_places",
     "describe_environment",
     "describe_plan",
     "describe_slowness",

@@ -10,6 +10,8 @@ from graphlib import CycleError, TopologicalSorter
 from mergemill.engine.errors import RecipeError
 from mergemill.engine.recipe.mixtures import AnyRecipe
 from mergemill.engine.recipe.references import ModelRef
+from mergemill.engine.storage.same import holds_place
+from mergemill.engine.storage.urls import parse_place
 
 
 def join_documents(recipes: Sequence[AnyRecipe], lines: Sequence[int], *, name: str) -> AnyRecipe:
@@ -63,7 +65,8 @@ def order_stages(recipe: AnyRecipe, *, where: str) -> tuple[list[AnyRecipe], lis
 def list_kept(recipe: AnyRecipe, folder: str | None = None) -> list[tuple[str, AnyRecipe]]:
     """Return the stages that are to be written too: where each goes, and the recipe of which it is the result.
 
-    folder: where all of them go, below their names, which do not say it themselves. `RecipeError` for two in one place.
+    folder: where all of them go, below their names, which do not say it themselves. `RecipeError` for two in one place,
+    or one inside of another's, however the places are written.
     """
     where, stages = recipe.file or "recipe", recipe.stages or ()
     _check_result(recipe, where)
@@ -72,13 +75,27 @@ def list_kept(recipe: AnyRecipe, folder: str | None = None) -> list[tuple[str, A
         place = stage.keep or (f"{folder.rstrip('/')}/{stage.name}" if folder else None)
         if place is None:
             continue
-        if place in kept:
-            raise RecipeError(f"{where}: the stages {kept[place].name} and {stage.name} are both kept in {place}")
+        for other, there in kept.items():
+            _check_apart((place, str(stage.name)), (other, str(there.name)), where)
         alone = stage.model_copy(update={"keep": None, "file": recipe.file, "round_stages": recipe.round_stages})
         others = tuple(each.model_copy(update={"keep": None}) for each in stages if each is not stage)
         needed, _ = order_stages(alone.model_copy(update={"stages": others or None}), where=where)
         kept[place] = alone.model_copy(update={"stages": tuple(needed) or None})
     return list(kept.items())
+
+
+def _check_apart(this: tuple[str, str], other: tuple[str, str], where: str) -> None:
+    """Raise `RecipeError` unless two stages, each its place and its name, are kept apart from each other."""
+    places = [parse_place(place, RecipeError) for place, _ in (this, other)]
+    if holds_place(*places) and holds_place(*reversed(places)):
+        written = this[0] if this[0] == other[0] else f"{other[0]}, which is {this[0]}"
+        raise RecipeError(f"{where}: the stages {other[1]} and {this[1]} are both kept in {written}")
+    for (outer, outer_name), (inner, inner_name) in ((this, other), (other, this)):
+        if holds_place(parse_place(outer, RecipeError), parse_place(inner, RecipeError)):
+            raise RecipeError(
+                f"{where}: the stage {inner_name} is kept in {inner}, which lies in {outer}, where {outer_name} "
+                "is kept; keep each in a folder of its own"
+            )
 
 
 def keep_nothing(recipe: AnyRecipe) -> AnyRecipe:

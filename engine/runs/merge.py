@@ -13,6 +13,7 @@ from mergemill.engine.recipe import AnyRecipe, GivenRecipe, load_document
 from mergemill.engine.recipe.stages import list_kept
 from mergemill.engine.runs.events import Committed
 from mergemill.engine.runs.options import RunKeywords, RunOptions
+from mergemill.engine.runs.places import check_places
 from mergemill.engine.runs.running import run_as
 
 
@@ -41,4 +42,5 @@ def merge(
     )
     asked_for: list[tuple[str | Path, AnyRecipe]] = [*list_kept(given, keep_stages), (out, given)]
     plans = [(place, plan(each)) for place, each in asked_for]  # all of them, before anything is written
+    check_places(plans, **options)
     return [run_as(each, place, asked) for place, each in plans][-1]

@@ -1,5 +1,6 @@
 """``--overwrite``: a finished merge of ours gives way to another, and nothing else ever does."""
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 from models import write_llama
 from runs.merging import Killed, hash_output, is_loadable, list_files, plan_merge, run_until
 
-from mergemill.engine import run, status, verify
+from mergemill.engine import abort, make_plan, run, status, verify
 from mergemill.engine.errors import OutputError, RunError, StorageError
+from mergemill.engine.plan.small_files import RECIPE_NAME
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.runs import running
 from mergemill.engine.runs.outputs.folder import FolderOutput
@@ -139,6 +141,42 @@ def test_a_source_is_not_replaced_by_what_is_made_of_it(plans: Sequence[Plan], m
     check_sources(plans[0], str(models / "AA"))
 
 
+def test_neither_is_a_source_that_is_written_otherwise(models: Path, out: Path, tmp_path: Path) -> None:
+    before = list_files(out)
+    (tmp_path / "link").symlink_to(out)
+    linked = shutil.copytree(models / "A", tmp_path / "linked")
+    (linked / "model.safetensors").unlink()
+    (linked / "model.safetensors").hardlink_to(out / "model-00001-of-00001.safetensors")
+    for source, place in [
+        (f"local://{out}", str(out)),
+        (str(out), f"local://{out}"),
+        (str(out), str(tmp_path / "link")),
+        (str(linked), str(out)),
+    ]:
+        recipe = {"merge_method": "passthrough", "models": [{"model": source}]}
+        with pytest.raises(OutputError, match="is a source of this merge"):
+            overwrite(make_plan(recipe), place)
+        assert list_files(out) == before
+
+
+def test_a_recipe_and_its_methods_are_not_removed_with_what_they_made(models: Path, out: Path) -> None:
+    before = list_files(out)
+    with pytest.raises(OutputError, match=r"recipe\.yml: lies in .*/out, which --overwrite removes; copy it"):
+        overwrite(make_plan(str(out / RECIPE_NAME), seed=7), out)
+    assert list_files(out) == before
+
+
+def test_of_a_finished_merge_whose_plan_is_damaged_no_abort_is_advised(plans: Sequence[Plan], out: Path) -> None:
+    (out / ".mergemill" / "plan.json").write_text("{")
+    with pytest.raises(
+        OutputError, match=r"plan\.json: is damaged.*; it is of a finished merge: move the folder away$"
+    ):
+        overwrite(plans[1], out)
+    (out / ".mergemill" / "journal.jsonl").write_text("")
+    with pytest.raises(OutputError, match=r"an unfinished merge is given up with: mergemill abort .*/out$"):
+        overwrite(plans[1], out)
+
+
 def test_what_is_refused_late_leaves_it_whole(
     plans: Sequence[Plan], finished: Sequence[Path], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +240,24 @@ def test_killed_after_that_it_is_an_unfinished_merge_like_any_other(
     assert status(out).state == "unfinished"
     run(plans[1], out, workers=0)
     assert hash_output(out) == hash_output(finished[1])
+
+
+def test_a_finished_merge_is_known_as_such_however_its_folder_is_named(
+    plans: Sequence[Plan], out: Path, tmp_path: Path
+) -> None:
+    run(plans[0], f"local://{tmp_path}/other", workers=0)
+    for folder, place in ((out, f"local://{out}"), (tmp_path / "other", str(tmp_path / "other"))):
+        before = list_files(folder)
+        with pytest.raises(OutputError, match="is a finished merge; remove the"):
+            abort(place)
+        with pytest.raises(OutputError, match="that one is finished"):
+            run(plans[1], place, workers=0)
+        left = {name: data for name, data in list_files(folder).items() if not name.endswith("/lock")}
+        assert left == {name: data for name, data in before.items() if not name.endswith("/lock")}
+        for lock in folder.glob(".mergemill/lock"):
+            os.utime(lock, (0, 0))  # which counts for a while, where it is none of a disk
+        overwrite(plans[1], place)
+        assert verify(place).shards == len(plans[1].shards)
 
 
 def test_objects_give_way_too(plans: Sequence[Plan], tmp_path: Path) -> None:

@@ -260,3 +260,42 @@ def test_what_is_kept_is_a_stage_and_each_in_a_place_of_its_own(tmp_path: Path) 
         make_plan(write([average("A", "B", keep="x")]))
     with pytest.raises(errors.RecipeError, match="the stages mean and more are both kept in x"):
         make_plan(write([mean, average("A", "B", name="more", keep="x"), average("mean", "more")]))
+    (tmp_path / "link").symlink_to(tmp_path)
+    for keep, why in [("./x", "both kept in"), (f"{tmp_path}/link/x/y", "is kept in .*, which lies in")]:
+        first = {**mean, "keep": f"{tmp_path}/x"} if "link" in keep else mean
+        with pytest.raises(errors.RecipeError, match=why):
+            make_plan(write([first, average("A", "B", name="more", keep=keep), average("mean", "more")]))
+
+
+def list_times(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if not path.is_dir()}
+
+
+@pytest.mark.parametrize("flags", [[], ["--overwrite"]])
+def test_no_kept_stage_is_written_over_the_result_or_over_what_any_of_them_reads(
+    family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    made, link = tmp_path / "made", tmp_path / "link"
+    run(plan_stages([average("A", "B")]), made, workers=0)
+    link.symlink_to(made)
+    before = list_times(tmp_path)
+
+    def refuse(keep: str, out: str, *more: str, why: str, reads: str = "B") -> None:
+        stages = [average("B", "A", name="s", **({"keep": keep} if keep else {})), average("s", reads)]
+        (tmp_path / "recipe.yml").write_text(write(stages))
+        command = ["merge", str(tmp_path / "recipe.yml"), f"{tmp_path}/{out}", "--workers", "0", "-q", *more, *flags]
+        assert execute(command) == 2
+        assert why in capsys.readouterr().err
+        (tmp_path / "recipe.yml").unlink()
+        assert list_times(tmp_path) == before
+
+    source = "is a source of this merge" if flags else "that one is finished"
+    for place in (f"{made}", f"{link}", f"{made}/../made", f"file://{made}"):
+        refuse(place, "out", why=source, reads=str(made))
+    refuse(f"local://{made}", "out", why=source, reads=str(made))
+    refuse(str(made), "out", why=source, reads=f"local://{made}")
+    refuse(f"{tmp_path}/./out", "out", why="a stage and another merge would both be written there")
+    refuse("", "out/s", "--keep-stages", f"{tmp_path}/out", why="would both be written there")
+    refuse(f"{tmp_path}/out", "out/res", why="lies in")
+    if not flags:
+        refuse(f"{tmp_path}/stage", "made", why="that one is finished")

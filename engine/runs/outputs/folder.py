@@ -73,7 +73,8 @@ class FolderOutput:
     def read_record(self) -> Record | None:
         """Return what the folder is the output of."""
         data = self._files.read(RECORD_NAME)
-        return None if data is None else parse_record(data, str(self._files.place(RECORD_NAME)))
+        place = str(self._files.place(RECORD_NAME))
+        return None if data is None else parse_record(data, place, self.journal.is_committed)
 
     def has_record(self) -> bool:
         """Whether that is noted, be it damaged."""

@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 
+from mergemill.engine.checkpoint.unfinished import COMMITTED
 from mergemill.engine.errors import StorageError
 from mergemill.engine.runs.outputs.receipts import Receipt, parse_receipts
 from mergemill.engine.storage.objects import Objects
 from mergemill.engine.storage.ranges import join
+from mergemill.engine.storage.store import is_on_disk
 
 FLUSH_S = 1.0  # receipts that a killed driver may lose: those of the last second, whose parts are then merged again
 
@@ -57,8 +59,11 @@ class ObjectJournal:
         return [receipt for text in texts.values() for receipt in parse_receipts(text or b"[]") or ()]
 
     def is_committed(self) -> bool:
-        """Whether the merge was finished."""
-        return self._objects.get(join(self._url, "committed")) is not None
+        """Whether the merge was finished, be it that its folder (``local://…``) was named as a path then."""
+        if self._objects.get(join(self._url, "committed")) is not None:
+            return True
+        lines = self._objects.get(join(self._url, "journal.jsonl")) if is_on_disk(self._url) else None
+        return COMMITTED in (lines or b"").split(b"\n")
 
     def append(self, receipt: Receipt) -> None:
         """Add a receipt; it is in the storage a second later, or once the output is let go."""

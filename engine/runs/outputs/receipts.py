@@ -65,8 +65,10 @@ class Journal:
         yield from parse_lines(whole)
 
     def is_committed(self) -> bool:
-        """Whether the merge was finished."""
-        return COMMITTED in (self._files.read(self._name) or b"").split(b"\n")
+        """Whether the merge was finished, be it that the folder was named ``local://…`` then."""
+        if COMMITTED in (self._files.read(self._name) or b"").split(b"\n"):
+            return True
+        return self._files.find(f"{self._name.rpartition('/')[0]}/committed") is not None
 
     def append(self, receipt: Receipt) -> None:
         """Add a receipt."""

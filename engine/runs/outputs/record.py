@@ -6,7 +6,7 @@ it was merged from: `hide_places`.
 
 import base64
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePath, PurePosixPath
@@ -193,14 +193,17 @@ def checksum(pieces: Iterable[bytes]) -> str:
     return found.hexdigest()
 
 
-def parse_record(text: bytes, where: str) -> Record:
-    """Parse a ``plan.json``; `OutputError` where it is none, or is damaged."""
+def parse_record(text: bytes, where: str, is_committed: Callable[[], bool] = lambda: False) -> Record:
+    """Parse a ``plan.json``; `OutputError` where it is none, or is damaged.
+
+    is_committed: whether it is of a finished merge, which is asked only where it cannot be read.
+    """
     try:
         record = _RECORD.validate_json(text, strict=True)
     except ValidationError as error:
-        raise _unreadable(where, error.errors()[0]["msg"]) from error
+        raise _unreadable(where, error.errors()[0]["msg"], is_committed()) from error
     if why := _find_fault(record):
-        raise _unreadable(where, why)
+        raise _unreadable(where, why, is_committed())
     check_names([*record.shards, *record.files], where)
     return record
 
@@ -223,11 +226,11 @@ def _find_fault(record: Record) -> str:
     return ""
 
 
-def _unreadable(where: str, why: str) -> OutputError:
-    return OutputError(
-        f"{where}: is damaged, or not of this version of mergemill: {why}; an unfinished merge is given up with: "
-        f"mergemill abort {where.removesuffix('/.mergemill/plan.json')}"
-    )
+def _unreadable(where: str, why: str, is_committed: bool) -> OutputError:
+    way = f"an unfinished merge is given up with: mergemill abort {where.removesuffix('/.mergemill/plan.json')}"
+    if is_committed:  # which an abort leaves alone
+        way = "it is of a finished merge: move the folder away"
+    return OutputError(f"{where}: is damaged, or not of this version of mergemill: {why}; {way}")
 
 
 def check_names(names: Iterable[str], where: str) -> None:

@@ -55,7 +55,7 @@ class RemoteOutput:
     def read_record(self) -> Record | None:
         """Return what the place is the output of."""
         text = self._objects.get(self._record_url, error=OutputError)
-        return None if text is None else parse_record(text, self._record_url)
+        return None if text is None else parse_record(text, self._record_url, self.journal.is_committed)
 
     def open(self, plan: Plan) -> None:
         """Nothing is made before the plan is started; the check is all."""

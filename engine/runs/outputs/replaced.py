@@ -5,17 +5,21 @@ before leaves it whole. Then its seal goes first, so that no loader takes what i
 by which a run that was killed in between is known, and goes on. Beside it would be safer still, and would take twice
 the room, and a place of its own, of which no other command knows.
 
-Only what the record names is removed, and only as it was written: a file that was changed since, or any other file,
-is a reason to refuse.
+Only what the record names is removed, and only as it was written, as far as that is seen without reading all of it:
+of a small file the checksum is compared, of a shard the size and the header. Whatever differs, and any other file, is a
+reason to refuse. A shard whose numbers were changed in place is not told from one as it was written.
 """
 
-from collections.abc import Collection, Sequence
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from mergemill.engine.errors import OutputError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.runs.outputs.record import Record
-from mergemill.engine.storage.ranges import is_remote
+from mergemill.engine.storage.same import holds_place, resolve_place
+from mergemill.engine.storage.store import is_on_disk
 
 KEPT = ("lock", "driver.json", "cancel")  # of the notes: they are the new merge's already
 
@@ -35,23 +39,37 @@ def check_all_ours(ours: Collection[str], found: Sequence[str], record: Record, 
 
 
 def check_sources(plan: Plan, place: str) -> None:
-    """Raise `OutputError` where a merge reads from the output that it would replace."""
+    """Raise `OutputError` where a merge, be it this one or another, reads from the output that is to be replaced."""
     copied = [file.copied for file in plan.files if file.copied is not None]
-    for pin in (*plan.pins, *copied):
-        if _is_below(pin.url, place):
+    urls = list(dict.fromkeys(pin.url for pin in (*plan.pins, *copied)))
+    for url in urls:
+        if holds_place(place, url):
             raise OutputError(
-                f"{place}: {pin.url} is a source of this merge, which would replace it; choose another output"
+                f"{place}: {url} is a source of this merge, which would replace it; choose another output"
             )
+    if is_on_disk(place):
+        _check_links(urls, place)
+    for path in filter(None, (plan.origin.name, *(file.path for file in plan.origin.code))):
+        if Path(path).is_file() and holds_place(place, path):
+            raise OutputError(f"{path}: lies in {place}, which --overwrite removes; copy it elsewhere, and use that")
 
 
-def _is_below(url: str, place: str) -> bool:
-    """Whether a file lies below a place.
+def _check_links(urls: Sequence[str], place: str) -> None:
+    """Raise `OutputError` where a source is another name of a file of the output: removing that one would change it."""
+    held = dict(_list_numbers(resolve_place(place)))
+    for url in filter(is_on_disk, urls):
+        with suppress(OSError):  # what is gone is told when it is read
+            found = Path(resolve_place(url)).stat()
+            if (name := held.get((found.st_dev, found.st_ino))) is not None:
+                raise OutputError(
+                    f"{place}: {url} is a source of this merge, and a hard link to {name}, which would be replaced; "
+                    "choose another output"
+                )
 
-    >>> _is_below("s3://b/out/x.safetensors", "s3a://b/out"), _is_below("s3://b/out-2/x", "s3://b/out")
-    (True, False)
-    """
-    if is_remote(url) != is_remote(place):
-        return False
-    if is_remote(url):
-        return url.replace("s3a://", "s3://").startswith(f"{place.replace('s3a://', 's3://').rstrip('/')}/")
-    return Path(url).resolve().is_relative_to(Path(place).resolve())
+
+def _list_numbers(folder: str) -> Iterator[tuple[tuple[int, int], str]]:
+    """Yield what each file below a folder is known by, device and number, and its path."""
+    for place, _, names in os.walk(folder):
+        for path in (Path(place) / name for name in names):
+            found = path.lstat()
+            yield (found.st_dev, found.st_ino), str(path)
