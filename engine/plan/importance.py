@@ -1,4 +1,4 @@
-"""OpenImportances: checkpoints beside models that say how much each of their weights matters, tensor by tensor.
+"""Importances: checkpoints beside models that say how much each of their weights matters, tensor by tensor.
 
 An importance has a tensor under the name of each of the model's: for `fisher` of the same shape, for `regmean` the Gram
 matrix of the inputs of a linear layer ``[n, n]``, under the name of its weight ``[m, n]`` or of its module. They are no
