@@ -12,8 +12,8 @@ import torch
 from evaluation.families import TEXT
 from models import make_config, write_json, write_tokenizer
 
-HIDDEN, WIDE, LAYERS = 512, 2048, 104
-PROMISED = 104 << 20
+HIDDEN, WIDE, LAYERS = 768, 3072, 65
+PROMISED = 144 << 20
 
 MEASURE = """
 import os, sys
