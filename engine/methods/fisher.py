@@ -14,6 +14,7 @@ from mergemill.engine.errors import MergeError
 from mergemill.engine.methods.contract import PerModel, merge_method, say_number
 from mergemill.engine.methods.linear import linear
 from mergemill.engine.tensors.lazy import Tensor, torch
+from mergemill.engine.tensors.place import Place
 
 
 def weigh_in(*, weight: Sequence[float]) -> str | None:
@@ -25,14 +26,16 @@ def weigh_in(*, weight: Sequence[float]) -> str | None:
 
 # The largest importance, the sums of what is weighted and of the weights, and what is compared.
 @merge_method(reads="element", check=weigh_in, extra_slabs=6)
-def fisher(models: list[Tensor], importances: list[Tensor] | None, *, weight: PerModel[float] = (1.0,)) -> Tensor:
+def fisher(
+    models: list[Tensor], importances: list[Tensor] | None, place: Place, *, weight: PerModel[float] = (1.0,)
+) -> Tensor:
     """Return ``Σ wᵢFᵢθᵢ / Σ wᵢFᵢ``, F `importances`; ``Σ wᵢθᵢ / Σ wᵢ`` where that divides by 0, or there are none.
 
-    Shapes: all ``[n]``. `MergeError` where an importance is negative.
+    Shapes: all ``[n]``. `MergeError` where an importance is negative or not finite.
     """
     if importances is None:
         return linear(models, weight=weight)
-    check_not_negative(importances)
+    check_importances(importances, place)
     largest = importances[0].clone()
     for each in importances[1:]:
         torch.maximum(largest, each, out=largest)
@@ -46,11 +49,11 @@ def fisher(models: list[Tensor], importances: list[Tensor] | None, *, weight: Pe
     return total.div_(divisor)
 
 
-def check_not_negative(importances: list[Tensor]) -> None:
-    """Raise `MergeError` where an importance is less than nothing."""
+def check_importances(importances: list[Tensor], place: Place) -> None:
+    """Raise `MergeError` where an importance is less than nothing, or no number."""
     for number, each in enumerate(importances, start=1):
-        if bool((each < 0).any()):
+        if not bool(((each >= 0) & (each < float("inf"))).all()):
             raise MergeError(
-                f"the importance of model {number} has elements below 0; give what is squared or absolute, such as the "
-                f"diagonal of the Fisher information"
+                f"{place.tensor}: the importance of model {number} has elements below 0 or not finite; give what is "
+                f"squared or absolute, such as the diagonal of the Fisher information"
             )

@@ -60,9 +60,14 @@ def match_experts(
         _check_alike(found, layers[donor], (model, donor), where)
         orders, before, after = {}, [], []
         for module, own in layers[donor].items():
-            cosines = _find_cosines(
-                _read(offers[donor][own.router], storage), _read(offers[model][own.router], storage)
-            )
+            routers = [_read(offers[name][own.router], storage) for name in (donor, model)]
+            for name, router in zip((donor, model), routers, strict=True):
+                if not np.isfinite(router).all():
+                    raise PlanError(
+                        f"{where}: match_experts: {name}: tensor {own.router} has values that are not finite, by which "
+                        f"no expert can be matched; leave match_experts out"
+                    )
+            cosines = _find_cosines(*routers)
             orders[module] = assign(cosines)
             before.append(float(np.diag(cosines).mean()))
             after.append(float(cosines[np.arange(own.count), orders[module]].mean()))

@@ -50,14 +50,14 @@ def _check_flag(value: object) -> object:
     return value
 
 
-def check_count(value: object, *, least: int) -> object:
-    """Return a whole number from `least` on, or the null that stands for an absent key."""
+def check_count(value: object, *, least: int, most: int = (1 << 31) - 1) -> object:
+    """Return a whole number from `least` to `most`, or the null that stands for an absent key."""
     if value is None:
         return value
     if isinstance(value, bool) or not isinstance(value, int):
         raise make_predicate(f"must be a whole number, not {describe(value)}")
-    if not least <= value < 1 << 31:
-        raise make_predicate(f"must be from {least} to {(1 << 31) - 1}, not {describe(value)}")
+    if not least <= value <= most:
+        raise make_predicate(f"must be from {least} to {most}, not {describe(value)}")
     return value
 
 

@@ -102,8 +102,11 @@ Factor = Annotated[float, BeforeValidator(lambda value: _check_number(value, -_H
 Share = Annotated[float, BeforeValidator(lambda value: _check_number(value, 0.0, 1.0, 0.0))]
 
 
+_MOST = 4096  # experts, or parts of one: what stands for a typing error would fill the memory with tensors of a plan
+
+
 def _check_count(default: int) -> BeforeValidator:
-    return BeforeValidator(lambda value: check_count(default if value is None else value, least=1))
+    return BeforeValidator(lambda value: check_count(default if value is None else value, least=1, most=_MOST))
 
 
 Count = Annotated[int, _check_count(1)]

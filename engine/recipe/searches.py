@@ -3,6 +3,7 @@
 Paths in it are read as a recipe's models are: from the folder that the command runs in.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -77,7 +78,7 @@ class Variable(Value):
     """Whether the search goes by the value's logarithm."""
     integer: Flag = False
     """Whether the value is a whole number."""
-    layers: OptionalCount = None
+    layers: Annotated[int | None, BeforeValidator(lambda value: check_count(value, least=1, most=10_000))] = None
     """So many numbers, put in as a list: a gradient over the layers."""
     choices: Annotated[tuple[Scalar, ...] | None, BeforeValidator(_check_choices)] = None
     """The values that there are."""
@@ -125,11 +126,11 @@ class Strategy(Value):
     """`cma` (CMA-ES), `tpe` (also choices), `nsga2` (the front of a sum's items), `grid`, `random`, `sobol`, `line`."""
     seed: Annotated[int, BeforeValidator(lambda value: _check_given(value))] = 0
     """Of what is drawn."""
-    population: Annotated[int | None, BeforeValidator(lambda value: check_count(value, least=2))] = None
+    population: Annotated[int | None, BeforeValidator(lambda value: check_count(value, least=2, most=10_000))] = None
     """Candidates of a generation: of cma else 4 + 3 ln n of n numbers, of nsga2 else 16."""
     sigma: Finite = None
     """The first step of cma, as a share of each variable's range; else 0.3."""
-    steps: Annotated[int | None, BeforeValidator(lambda value: check_count(value, least=2))] = None
+    steps: Annotated[int | None, BeforeValidator(lambda value: check_count(value, least=2, most=10_000))] = None
     """Values of each variable of a grid that has no choices, both ends among them."""
     racing: Flag = False
     """Whether candidates that are behind on half of a text's windows are judged no further."""
@@ -258,6 +259,14 @@ class SearchFile(Value):
             words = "is true: then each candidate would be judged on other samples, and luck chosen; leave it out"
             yield ("shuffle",), make_predicate(words)
 
+    def _count_grid(self) -> float:
+        """Return how many candidates a grid has; infinity where a float cannot say it."""
+        digits = 0.0
+        for variable in self.variables.values():
+            values = len(variable.choices) if variable.choices is not None else self.strategy.steps or 1
+            digits += (variable.layers or 1) * math.log10(max(1, values))
+        return 10**digits if digits < 300 else math.inf
+
     def _find_unsuited(self) -> "list[tuple[Loc, PydanticCustomError]]":
         """Return the faults of variables that the strategy cannot search."""
         name, found = self.strategy.name, list[tuple[Loc, PydanticCustomError]]()
@@ -269,9 +278,15 @@ class SearchFile(Value):
                 words = "needs choices, or the strategy 'steps': a grid has so many values of it"
                 found.append((("variables", key), make_predicate(words)))
         numbers = sum(variable.layers or 1 for variable in self.variables.values())
+        if name == "grid" and (candidates := self._count_grid()) > MOST_OF_A_GRID:
+            words = f"has {candidates:.3g} candidates as a grid; {MOST_OF_A_GRID:,} are the most, or take sobol"
+            found.append((("strategy",), make_predicate(words)))
         if name == "line" and self.genome is None and numbers != 1:
             found.append((("strategy",), make_predicate(f"is line, which searches one number; here are {numbers}")))
         return found
+
+
+MOST_OF_A_GRID = 1_000_000  # candidates, which are listed before the first is judged
 
 
 def load_search(given: str | Path | Mapping[str, Any]) -> SearchFile:

@@ -1,6 +1,7 @@
 """Mixtures whose experts are in another order are merged as those in which they are not."""
 
 import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,18 @@ def test_experts_in_another_order_are_matched_by_their_routers_rows(mixtures: Pa
     assert "in 2 of 2 layers; the routers' rows have a cosine of 1.00 then" in told
 
 
-def test_what_cannot_be_matched_is_refused(mixtures: Path) -> None:
+def test_what_cannot_be_matched_is_refused(mixtures: Path, tmp_path: Path) -> None:
     models = [{"model": str(mixtures / "dense"), "parameters": {"weight": 1}}] * 2
     with pytest.raises(PlanError, match="dense has no experts with a router beside them; leave it out"):
         make_plan({"merge_method": "linear", "models": models, "match_experts": True})
     sources = [{"model": str(mixtures / name), "layer_range": [0, 2]} for name in ("a", "b")]
     with pytest.raises(PlanError, match="match_experts is for whole models"):
         make_plan({"merge_method": "linear", "slices": [{"sources": sources}], "match_experts": True})
+    tensors = read_tensors(mixtures / "b")
+    name = next(name for name in tensors if name.endswith("gate.weight"))
+    tensors[name][0, 0] = float("nan")
+    shutil.copytree(mixtures / "b", tmp_path / "broken")
+    write_tensors(tmp_path / "broken", tensors)
+    models = [{"model": str(folder), "parameters": {"weight": 1}} for folder in (mixtures / "a", tmp_path / "broken")]
+    with pytest.raises(PlanError, match=f"broken: tensor {name} has values that are not finite"):
+        make_plan({"merge_method": "linear", "models": models, "match_experts": True})

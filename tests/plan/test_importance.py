@@ -145,15 +145,18 @@ def test_what_does_not_fit_is_refused_by_the_plan(models: Path, tmp_path: Path) 
 def test_an_importance_below_zero_and_a_matrix_that_is_no_gram_end_the_merge(models: Path, tmp_path: Path) -> None:
     squares, grams = read_tensors(models / "a-fisher"), read_tensors(models / "a-gram")
     squares["model.norm.weight"][3] = -1e-9
+    infinite = {**squares, "model.norm.weight": squares["model.norm.weight"].abs() + torch.inf}
+    write_checkpoint(tmp_path / "infinite", infinite)
     name = "model.layers.1.self_attn.q_proj.weight"
     grams[name] = grams[name].triu()
     write_checkpoint(tmp_path / "squares", squares)
     write_checkpoint(tmp_path / "grams", grams)
     for method, kind, words in (
-        ("fisher", "squares", "the importance of model 1 has elements below 0"),
+        ("fisher", "squares", "model.norm.weight: the importance of model 1 has elements below 0 or not finite"),
+        ("fisher", "infinite", "model.norm.weight: the importance of model 1 has elements below 0 or not finite"),
         ("regmean", "grams", f"{name}: the Gram matrix of model 1 is none"),
     ):
-        recipe = make_recipe(method, {"squares": "fisher", "grams": "gram"}[kind])
+        recipe = make_recipe(method, {"grams": "gram"}.get(kind, "fisher"))
         recipe["models"][0]["importance"]["model"] = str(tmp_path / kind)
         with pytest.raises(MergeError, match=words):
             run(make_plan(json.dumps(recipe)), tmp_path / f"out-{kind}", workers=0)

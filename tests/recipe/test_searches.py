@@ -46,6 +46,12 @@ FAULTS = {
     f"{HEAD}{ONE}strategy: {{name: grid}}\n": (
         "3: 'x' needs choices, or the strategy 'steps': a grid has so many values of it"
     ),
+    f"{HEAD}{ONE}strategy: {{name: grid, steps: 1000000000}}\n": (
+        "4: 'steps' must be from 2 to 10000, not the number 1000000000"
+    ),
+    f"{HEAD}variables: {{x: {{low: 0, high: 1, layers: 7}}}}\nstrategy: {{name: grid, steps: 10}}\n": (
+        "4: 'strategy' has 1e+07 candidates as a grid; 1,000,000 are the most, or take sobol"
+    ),
     "recipe: r.yml\nvariables: {x: {low: 0, high: 1}}\nobjective: {}\n": (
         "3: an objective needs exactly one of perplexity, entropy, few_shot, command, lm_eval, sum; none is here"
     ),
