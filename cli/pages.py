@@ -16,6 +16,8 @@ def check_page(html: str) -> None:
     reports.check_drawing()
     if not Path(html).absolute().parent.is_dir():
         raise typer.BadParameter(f"{html}: its folder is not there; make it first")
+    if Path(html).is_dir():
+        raise typer.BadParameter(f"{html}: is a folder; name a file, such as {html.rstrip('/')}/report.html")
 
 
 def write_page(found: "values.Diff", html: str, **told: Any) -> None:

@@ -6,7 +6,7 @@ headers, so what does not go together is refused here, by the adapter's own name
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -14,7 +14,7 @@ from mergemill.engine.checkpoint.adapter import Adapter
 from mergemill.engine.checkpoint.changes import Change, Product, Replacement, Shift
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.checkpoint.copied_files import TEMPLATE_FILES, TOKENIZER_FILES, matches
-from mergemill.engine.checkpoint.family import Family, choose_family, find_tie, is_vocabulary
+from mergemill.engine.checkpoint.family import Family, choose_family, find_tie, is_vocabulary, spell
 from mergemill.engine.checkpoint.packed_experts import PackedFactors, count_experts, find_parameter, make_packed
 from mergemill.engine.checkpoint.weights import StoredTensor
 from mergemill.engine.errors import CheckpointError
@@ -30,13 +30,20 @@ class _Adding:
     model: Checkpoint
     adapter: Adapter
     prefixes: tuple[str, str]  # what its names of modules begin with, and what the model's begin with instead
+    spelt: Mapping[str, str]  # the model's modules that it spells otherwise, by the spelling that stands for all
     family: Family
     weight: float
     number: int
 
     def rename(self, name: str) -> str:
         """Return what the model calls a module or tensor of the adapter's."""
-        return self.prefixes[1] + name.removeprefix(self.prefixes[0])
+        head, tail = spell(f"{self.prefixes[1]}{name.removeprefix(self.prefixes[0])}.", self.family)[:-1], ""
+        while head:
+            if head in self.spelt:
+                return self.spelt[head] + tail
+            head, dot, last = head.rpartition(".")
+            tail = f"{dot}{last}{tail}"
+        return tail
 
     def fail(self, stored: StoredTensor, why: str) -> CheckpointError:
         return CheckpointError(f"{self.adapter.ref}: tensor {stored.name}: {why}")
@@ -58,11 +65,27 @@ def add_adapters(model: Checkpoint, adapters: Sequence[tuple[Adapter, float]], r
     plain = model.tensors
     for number, (given, weight) in enumerate(adapters, 1):
         adapter = _leave_out_tied(given, plain, family)
-        adding = _Adding(model, adapter, _find_prefixes(adapter, plain), family, weight, number)
+        adding = _Adding(
+            model, adapter, _find_prefixes(adapter, plain), _find_spellings(plain, family), family, weight, number
+        )
         if weight != 1.0 or len(adapters) > 1:
             _check_plain(adding)
         model = _take_tokenizer(_add(adding), adapter)
     return replace(model, ref=ref, tensors=dict(sorted(model.tensors.items())))
+
+
+def _find_spellings(names: Iterable[str], family: Family) -> Mapping[str, str]:
+    """Return the modules and tensors that a model spells otherwise, by the one spelling that stands for all."""
+    found: dict[str, str] = {}
+    for name in names:
+        if spell(name, family) == name:
+            continue
+        own = ""
+        for part in name.split("."):
+            own = f"{own}.{part}" if own else part
+            if (said := spell(f"{own}.", family)[:-1]) != own:
+                found[said] = own
+    return found
 
 
 def _leave_out_tied(adapter: Adapter, names: Collection[str], family: Family) -> Adapter:

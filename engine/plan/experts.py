@@ -33,6 +33,10 @@ class Assembly:
     seed: int
     where: str  # for errors
 
+    def key(self, name: str) -> str:
+        """Return the name by which something is drawn: stages of one file draw each their own."""
+        return f"{self.mixture.name}/{name}" if self.mixture.name else name
+
     @property
     def packed(self) -> bool:
         """Whether a layer's experts are one tensor."""
@@ -163,7 +167,7 @@ def _finish(
     making: Assembly, expert: Expert, number: int, layer: int, matrices: Sequence[Expression], factor: float
 ) -> list[Expression]:
     """Return matrices drawn anew in some channels, with noise; the last one scaled by what is asked and by `factor`."""
-    mlp = f"{LAYERS}.{layer}.mlp"
+    mlp = making.key(f"{LAYERS}.{layer}.mlp")
     channels = matrices[0].shape[0]
     redraw = Redraw(making.seed, mlp, number, channels, int(expert.reinit * channels))
     made: list[Expression] = []

@@ -79,5 +79,5 @@ def _make_rows(making: Assembly, routing: Routing, layer: int, count: int, *, sh
         return Given(name, (count * parts, routing.hidden), routing.job.made_of, cut)
     rows = tuple(row for row in range(count) for _ in range(parts))
     if mode == "random":
-        return Drawn(making.seed, name, rows, routing.hidden, "normal", 1.0)
-    return Drawn(making.seed, name, rows, routing.hidden, "uniform", 1.0 / math.sqrt(routing.hidden))
+        return Drawn(making.seed, making.key(name), rows, routing.hidden, "normal", 1.0)
+    return Drawn(making.seed, making.key(name), rows, routing.hidden, "uniform", 1.0 / math.sqrt(routing.hidden))

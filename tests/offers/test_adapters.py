@@ -217,30 +217,37 @@ def test_a_stage_takes_an_adapter(family: Path) -> None:
     assert torch.equal(made[name], read_tensors(family / "two")[name])
 
 
-@pytest.mark.parametrize("family", ["packed", "apart", "turned"])
+@pytest.mark.parametrize("family", ["packed", "apart", "turned", "spelt otherwise"])
 def test_factors_of_packed_experts(family: str, tmp_path: Path) -> None:
     sizes = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "head_dim": 8}
     sizes |= {"num_key_value_heads": 2, "intermediate_size": 24}
     if family == "turned":
         config = transformers.GptOssConfig(**sizes, num_local_experts=4)
         base = fill(transformers.GptOssForCausalLM(config), 0)
+    elif family == "spelt otherwise":  # by files: block_sparse_moe.experts.0.w1
+        config = transformers.MixtralConfig(**sizes, num_local_experts=4)
+        base = fill(transformers.MixtralForCausalLM(config), 0)
     else:
         config = transformers.Qwen3MoeConfig(**sizes, num_experts=4, moe_intermediate_size=20)
         base = fill(transformers.Qwen3MoeForCausalLM(config), 0)
-    base.save_pretrained(tmp_path / "base", save_original_format=family == "apart")
+    base.save_pretrained(tmp_path / "base", save_original_format=family in ("apart", "spelt otherwise"))
     parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    if family == "spelt otherwise":
+        parameters.append("mlp.gate.weight")
     pattern = {"rank_pattern": {".*down_proj": 2}} if family == "packed" else {}
     write_adapter(base, tmp_path / "lora", target_modules=["q_proj"], target_parameters=parameters, **pattern)
     expected = merge_by_peft(base, tmp_path / "lora")
     found = merge(tmp_path, f"{tmp_path / 'base'}+{tmp_path / 'lora'}")
-    if family == "apart":
-        stem = "model.layers.0.mlp.experts"
+    if family in ("apart", "spelt otherwise"):
+        said, stem = ("block_sparse_moe" if family == "spelt otherwise" else "mlp"), "model.layers.0.mlp.experts"
+        names = ("w1", "w3", "w2") if family == "spelt otherwise" else ("gate_proj", "up_proj", "down_proj")
         packed = expected[f"{stem}.gate_up_proj"]
         for expert in range(4):
-            both = [found[f"{stem}.{expert}.{name}_proj.weight"] for name in ("gate", "up")]
+            *both, down = (found[f"model.layers.0.{said}.experts.{expert}.{name}.weight"] for name in names)
             torch.testing.assert_close(torch.cat(both), packed[expert], rtol=1e-6, atol=1e-6)
-            down = found[f"{stem}.{expert}.down_proj.weight"]
             torch.testing.assert_close(down, expected[f"{stem}.down_proj"][expert], rtol=1e-6, atol=1e-6)
+        gate = found[f"model.layers.0.{said}.gate.weight"]
+        torch.testing.assert_close(gate, expected["model.layers.0.mlp.gate.weight"], rtol=1e-6, atol=1e-6)
     else:
         assert_same(found, expected)
 

@@ -270,6 +270,8 @@ def test_mixtures_are_stages_that_are_merged_with_each_other(models: Path, tmp_p
     for each in both:
         run(make_plan(each), tmp_path / each["name"], workers=0)
     run(make_plan(average(*(str(tmp_path / name) for name in ("one", "two")))), tmp_path / "apart", workers=0)
+    drawn = [read_tensors(tmp_path / name)[name_router("mixtral", 0)] for name in ("one", "two")]
+    assert not torch.equal(*drawn), "stages draw each their own"
     made, apart = read_tensors(tmp_path / "out"), read_tensors(tmp_path / "apart")
     assert made.keys() == apart.keys()
     assert all(torch.equal(made[name], each) for name, each in apart.items())
