@@ -164,6 +164,16 @@ def test_a_recipe_and_its_methods_are_not_removed_with_what_they_made(models: Pa
     with pytest.raises(OutputError, match=r"recipe\.yml: lies in .*/out, which --overwrite removes; copy it"):
         overwrite(make_plan(str(out / RECIPE_NAME), seed=7), out)
     assert list_files(out) == before
+    own = out.parent / "own.py"
+    own.write_text(
+        "from torch import Tensor\n\nfrom mergemill.engine.methods import merge_method\n\n\n"
+        "@merge_method(reads='element')\ndef own_first(models: list[Tensor]) -> Tensor:\n"
+        '    """The first."""\n    return models[0]\n'
+    )
+    plan = make_plan({"merge_method": "passthrough", "models": [{"model": str(models / "A")}]}, methods=[str(own)])
+    with pytest.raises(OutputError, match=r"own\.py: lies in .*, which --overwrite removes; copy it"):
+        check_sources(plan, str(own.parent))
+    check_sources(plan, str(out))
 
 
 def test_of_a_finished_merge_whose_plan_is_damaged_no_abort_is_advised(plans: Sequence[Plan], out: Path) -> None:

@@ -13,7 +13,7 @@ from reference.mergekit import Job, MergekitError, find_skip_reason, run_mergeki
 from runs.merging import SMALL_PART, hash_output, parts_of, run_until, same_tensors
 
 from mergemill.cli.main import execute
-from mergemill.engine import errors, make_plan, run, verify
+from mergemill.engine import errors, make_plan, merge, run, verify
 from mergemill.engine.plan.values import Plan
 
 Document = dict[str, Any]
@@ -299,3 +299,7 @@ def test_no_kept_stage_is_written_over_the_result_or_over_what_any_of_them_reads
     refuse(f"{tmp_path}/out", "out/res", why="lies in")
     if not flags:
         refuse(f"{tmp_path}/stage", "made", why="that one is finished")
+    recipe = write([average("B", "A", name="s", keep=f"{made}"), average("s", str(made))])
+    with pytest.raises(errors.OutputError, match=source):
+        merge(recipe, tmp_path / "out", workers=0, overwrite=bool(flags))
+    assert list_times(tmp_path) == before
