@@ -48,11 +48,13 @@ def list_words(context: typer.Context) -> list[str]:
     A command that is repeated elsewhere would not find them there.
     """
     words: list[str] = list(context.obj or sys.argv[1:])
+    end = words.index("--") if "--" in words else len(words)  # behind it nothing is an option
+    given: list[str] = []
     for option in list_options(context.command):
         source = context.get_parameter_source(option.name)
         if source is not None and source.name == "ENVIRONMENT":
-            words += _say_option(option, context.params[option.name])
-    return words
+            given += _say_option(option, context.params[option.name])
+    return [*words[:end], *given, *words[end:]]
 
 
 def _say_option(option: Any, value: Any) -> Iterator[str]:

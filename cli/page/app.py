@@ -20,7 +20,7 @@ from mergemill.cli.page import jobs, results, runs, shelf
 from mergemill.cli.page.catalogue import make_catalogue
 from mergemill.cli.page.form import NoForm, parse_form, write_form
 from mergemill.cli.page.gate import MOST_BODY_BYTES, Address, find_refusal, make_headers
-from mergemill.cli.page.look import describe_error, look, plan_text
+from mergemill.cli.page.look import check_text, describe_error, look, plan_text
 from mergemill.cli.page.roots import check_model, check_out
 from mergemill.cli.page.settings import Setup, parse_chosen
 from mergemill.engine import abort, errors
@@ -83,12 +83,12 @@ def _answer(work: Callable[[Given], Any]) -> Callable[[Request], Awaitable[Respo
     async def answer(request: Request) -> Response:
         try:
             given = await _read_body(request) if request.method == "POST" else dict(request.query_params)
-            return JSONResponse(await run_in_threadpool(work, given))
+            return AsciiJson(await run_in_threadpool(work, given))
         except (errors.InputError, NoForm) as error:
             told = describe_error(error) if isinstance(error, errors.InputError) else {"message": str(error)}
-            return JSONResponse({"faults": [], **told}, 400)
+            return AsciiJson({"faults": [], **told}, 400)
         except Exception as error:  # noqa: BLE001 -- the page goes on, and says what it was
-            return JSONResponse({"message": console.explain(error), "faults": []}, 500)
+            return AsciiJson({"message": console.explain(error), "faults": []}, 500)
 
     return answer
 
@@ -105,7 +105,21 @@ async def _read_body(request: Request) -> Given:
         raise errors.InputError("a request is no JSON") from None
     if not isinstance(given, dict):
         raise errors.InputError("a request is no JSON object")
+    waiting: list[Any] = [given]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str) and any(mark == "\0" or "\ud800" <= mark <= "\udfff" for mark in value):
+            raise errors.InputError("a request has a text with a NUL character, or half of a surrogate pair")
+        waiting += [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
     return given
+
+
+class AsciiJson(JSONResponse):
+    """JSON in ASCII, which holds the name of any file."""
+
+    def render(self, content: Any) -> bytes:
+        """Return the bytes of a value."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 class Desk:
@@ -173,7 +187,9 @@ class Desk:
         self._check_free(out)
         plan = plan_text(text, chosen, self._setup)
         report = bool(given.get("report")) and plan.origin.kind == "merge"
-        return {"id": jobs.start_merge(self._setup, text, out, chosen, report=report).name}
+        with jobs.hold_starts(self._setup.root):
+            self._check_free(out)
+            return {"id": jobs.start_merge(self._setup, text, out, chosen, report=report).name}
 
     def compare(self, given: Given) -> dict[str, Any]:
         """Start a comparison of two models, or of what both changed of a third."""
@@ -224,10 +240,11 @@ class Desk:
             raise errors.OutputError(f"{out}: a merge is there already; see its run, or name another place")
 
     def _start_other(self, kind: str, out: str, words: list[str]) -> str:
-        job = jobs.read_job(self._setup.root, jobs.make_name(kind, out, *words))
-        if job is not None and jobs.is_alive(job):
-            return job.name
-        return jobs.start_other(self._setup, kind, out, words).name
+        with jobs.hold_starts(self._setup.root):
+            job = jobs.read_job(self._setup.root, jobs.make_name(kind, out, *words))
+            if job is not None and jobs.is_alive(job):
+                return job.name
+            return jobs.start_other(self._setup, kind, out, words).name
 
     def _cancel(self, job: "jobs.Errand") -> dict[str, Any]:
         if job.kind == jobs.MERGE:
@@ -239,7 +256,10 @@ class Desk:
     def _resume(self, job: "jobs.Errand") -> dict[str, Any]:
         if not job.started:
             raise errors.InputError("this merge was not started here; its run shows the command that resumes it")
-        jobs.resume(self._setup, job)
+        if job.kind == jobs.MERGE:
+            check_text(jobs.read_recipe(self._setup.root, job.name), self._setup)
+        with jobs.hold_starts(self._setup.root):
+            jobs.resume(self._setup, job)
         self._watch.forget(job.out)
         return {}
 

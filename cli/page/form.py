@@ -101,7 +101,7 @@ def write_form(text: str, form: RecipeForm) -> str:
 def parse_form(given: Mapping[str, Any]) -> RecipeForm:
     """Return the form that JSON says; `NoForm` where it is none."""
     try:
-        rows = [ModelLine(str(row["model"]), _texts(row["parameters"]), row.get("place")) for row in given["models"]]
+        rows = [_parse_row(row) for row in given["models"]]
         return RecipeForm(
             merge_method=str(given["merge_method"]),
             base_model=str(given["base_model"]),
@@ -215,6 +215,13 @@ def _parse(text: str) -> Any:
 
 def _texts(given: Mapping[str, Any]) -> dict[str, str]:
     return {str(key): str(value) for key, value in given.items()}
+
+
+def _parse_row(given: Mapping[str, Any]) -> ModelLine:
+    place = given.get("place")
+    if place is not None and type(place) is not int:
+        raise TypeError("the place of a model is no whole number")
+    return ModelLine(str(given["model"]), _texts(given["parameters"]), place)
 
 
 def _find_head(text: str) -> str:

@@ -57,6 +57,11 @@ def read_text(text: str) -> list[Any]:
     return read_recipe(text)
 
 
+def check_text(text: str, setup: Setup) -> None:
+    """Raise `InputError` for a recipe's text that the page may not run."""
+    take_recipe(text, read_text(text), setup)
+
+
 def take_recipe(text: str, documents: list[Any], setup: Setup) -> "values.AnyRecipe":
     """Return the recipe that documents say; `InputError` for one with files or models out of the page's reach.
 

@@ -66,6 +66,8 @@ def check_out(root: Path, given: str) -> str:
     inner = found.relative_to(os.path.realpath(root))
     if inner == Path() or any(part.startswith(".") for part in inner.parts):
         raise OutputError(f"{given}: name a new folder, that does not begin with a point")
+    if str(inner).startswith("-"):
+        raise OutputError(f"{given}: begins as an option does; name another folder")
     return str(inner)
 
 

@@ -1,6 +1,7 @@
 """The runs below a root as browsers see them: those that the page started, and all others that lie there."""
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -106,16 +107,15 @@ def describe_run(root: Path, job: Errand, watch: OutputWatch) -> dict[str, Any]:
     jobs.reap()
     found = watch.look(job.out) if job.kind == MERGE else None
     log = jobs.read_log(root, job.name)
-    folder = jobs.find_folder(root, job.name)
     started = found.driver.started if found and found.driver else None
     return {
         **_sum_up(root, job, watch),
         "facts": list(_list_facts(found)) if found else [],
         "workers": f"{started['workers']} × {started['threads']} threads" if started else "",
-        "dashboard": started["dashboard"] if started else "",
+        "dashboard": _check_link(started["dashboard"]) if started else "",
         "error": _find_error(job, found, log),
         "log": log,
-        "recipe": _read(folder / jobs.RECIPE),
+        "recipe": jobs.read_recipe(root, job.name),
         "ours": bool(job.started),
         "report": find_report(root, job) is not None,
         "report_asked": job.report,
@@ -224,8 +224,6 @@ def _describe_commit(found: "values.Status | None") -> dict[str, Any] | None:
     }
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError):
-        return ""
+def _check_link(given: object) -> str:
+    """Return an address that a driver has noted, where it is of the web: whoever writes an output could note others."""
+    return str(given) if re.match(r"https?://", str(given)) else ""

@@ -8,7 +8,7 @@ from typing import Any
 
 from mergemill.engine.errors import InputError
 
-_SIZE = re.compile(r"[0-9]+(?:\.[0-9]+)? ?(?:[kKMGT]i?)?B?")
+_SIZE = re.compile(r"[0-9]{1,18}(?:\.[0-9]{1,18})? ?(?:[kKMGT]i?)?B?")
 _MOST = {"workers": 1024, "threads": 1024, "seed": 2**63 - 1}
 
 
@@ -57,7 +57,7 @@ def parse_chosen(given: Mapping[str, Any]) -> Chosen:
     memory, shard_size = (str(given.get(name) or "").strip() for name in ("memory", "shard_size"))
     for name, text in (("memory", memory), ("shard size", shard_size if shard_size != "tensor" else "")):
         if text and not _SIZE.fullmatch(text):
-            raise InputError(f"{name}: {text!r} is no size; write one such as 2GiB")
+            raise InputError(f"{name}: {text[:40]!r} is no size; write one such as 2GiB")
     numbers = {name: _parse_number(name, given.get(name)) for name in _MOST}
     return Chosen(memory, shard_size, numbers["workers"], numbers["threads"], numbers["seed"] or 0)
 
@@ -70,5 +70,5 @@ def _parse_number(name: str, given: object) -> int | None:
     except ValueError:
         number = -1
     if not (1 if name == "threads" else 0) <= number <= _MOST[name]:
-        raise InputError(f"{name}: {given!r} is no whole number from 0 to {_MOST[name]}")
+        raise InputError(f"{name}: {str(given)[:40]!r} is no whole number from 0 to {_MOST[name]}")
     return number

@@ -74,6 +74,8 @@ def test_a_command_to_repeat_elsewhere_has_what_the_environment_said(monkeypatch
     context = open_context("merge", "r.yml", "out", "--memory", "1GiB")
     said = "--scheduler tcp://h:1 --seed 7 --methods a.py --methods b.py --raw"
     assert list_words(context) == ["merge", "r.yml", "out", "--memory", "1GiB", *said.split()]
+    context = open_context("merge", "--memory", "1GiB", "--", "r.yml", "out")  # as the page writes it
+    assert list_words(context) == ["merge", "--memory", "1GiB", *said.split(), "--", "r.yml", "out"]
 
 
 def test_a_wrong_value_of_a_variable_is_one_line(mergemill: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

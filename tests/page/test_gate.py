@@ -12,6 +12,7 @@ from page.conftest import ADDRESS, TOKEN, Ask
 
 from mergemill.cli.main import execute
 from mergemill.cli.page import jobs
+from mergemill.cli.page.form import read_form
 from mergemill.cli.page.gate import Address, find_refusal
 from mergemill.cli.page.roots import check_out, check_recipe, confine
 from mergemill.cli.page.serve import take_token
@@ -139,7 +140,7 @@ def test_a_model_below_the_root_is_read_by_whatever_path(ask: Ask, root: Path) -
 
 
 @pytest.mark.parametrize(
-    "out", ["../merged", "/tmp/merged", "models/../../x", "file:///x", ".", ".ssh/x", "sftp://h/x"]
+    "out", ["../merged", "/tmp/merged", "models/../../x", "file:///x", ".", ".ssh/x", "sftp://h/x", "--report", "./-x"]
 )
 def test_nothing_is_written_out_of_the_root(ask: Ask, root: Path, out: str) -> None:
     answer = ask("POST", "/api/merge", json={"text": RECIPE.format("models/a"), "out": out})
@@ -218,11 +219,32 @@ def test_methods_of_ones_own_are_those_that_the_page_was_started_with(ask: Ask) 
         {"shard_size": "$(id)"},
         {"text": 5},
         {"text": "x" * (2 << 20)},
+        {"text": "x: [" + "1," * (40 << 10) + "1]"},
+        {"memory": "9" * 5000},
+        {"seed": "9" * 5000},
+        {"out": "a\ud800"},
+        {"out": "s3://a\0b"},
+        {"text": RECIPE.format("models/a").replace("1}", "0x" + "f" * 9000 + "}")},
+        {"text": RECIPE.format("models/a").replace("1}", "59" + ":59" * 4000 + "}")},
+        {"text": RECIPE.format("models/\ud800")},
+        {"text": RECIPE.format("models/\\ud800")},
     ],
 )
 def test_what_a_browser_chooses_is_checked_before_it_is_a_command(ask: Ask, given: dict[str, Any]) -> None:
     body = {"text": RECIPE.format("models/a"), "out": "never", **given}
-    assert ask("POST", "/api/merge", json=body).status_code == 400
+    for path in ("/api/merge", "/api/look"):
+        answer = ask("POST", path, content=json.dumps(body), headers={"content-type": "application/json"})
+        told = answer.json()
+        assert answer.status_code in ((400,) if path == "/api/merge" else (200, 400)), told
+        assert "\n" not in (told.get("message") or told.get("option_error") or told["error"]["message"])
+
+
+def test_a_form_with_a_value_that_is_none_is_refused(ask: Ask) -> None:
+    form = asdict(read_form(RECIPE.format("models/a")))
+    row = form["models"][0]
+    for wrong in ({"place": "x"}, {"parameters": {"weight": "0x" + "f" * 9000}}):
+        body = {"text": "", "form": {**form, "models": [{**row, **wrong}]}}
+        assert ask("POST", "/api/write", json=body).status_code == 400
 
 
 @pytest.mark.parametrize("name", ["../../etc", "0123456789abcdef", "", "..%2f..", "0" * 16 + "/x"])

@@ -1,7 +1,10 @@
 """Runs of the page: processes of their own, known by their outputs, whatever becomes of the page."""
 
+import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,9 @@ from servers.hub import Hub
 from mergemill.cli.page import jobs, shelf
 from mergemill.cli.page.jobs import Errand, make_words
 from mergemill.cli.page.results import list_uses
-from mergemill.cli.page.runs import OutputWatch
+from mergemill.cli.page.runs import OutputWatch, _check_link
 from mergemill.cli.page.settings import Setup, parse_chosen
-from mergemill.engine.errors import InputError, StorageError
+from mergemill.engine.errors import InputError, OutputError, StorageError
 
 RECIPE = """\
 merge_method: task_arithmetic
@@ -95,12 +98,54 @@ def test_words_of_a_run_are_those_of_its_command(root: Path) -> None:
     merge = Errand(jobs.MERGE, "out", chosen, report=True)
     place = f"{jobs.FOLDER}/{merge.name}"
     assert make_words(merge, setup) == [
-        *("merge", f"{place}/recipe.yml", "out", "--shard-size", "tensor", "--workers", "0"),
-        *("--methods", "/my.py", "--scheduler", "tcp://s:1", "--report", f"{place}/report.html"),
+        *("merge", "--shard-size", "tensor", "--workers", "0", "--methods", "/my.py", "--scheduler", "tcp://s:1"),
+        *("--report", f"{place}/report.html", "--", f"{place}/recipe.yml", "out"),
     ]
-    assert make_words(Errand(jobs.PUSH, "out", words=("a/b", "--public")), setup) == ["push", "out", "a/b", "--public"]
+    pushed = make_words(Errand(jobs.PUSH, "-out", words=("a/b", "--public")), setup)
+    assert pushed == ["push", "--public", "--", "-out", "a/b"]
     compared = make_words(Errand(jobs.COMPARE, "a", words=("a", "b", "c")), setup)
-    assert compared[:7] == ["diff", "a", "b", "--base", "c", "--scheduler", "tcp://s:1"]
+    assert compared[:5] == ["diff", "--base", "c", "--scheduler", "tcp://s:1"]
+    assert compared[-3:] == ["--", "a", "b"]
+
+
+def test_one_place_has_one_run_however_many_ask_at_once(ask: Ask, root: Path) -> None:
+    body = {"text": RECIPE, "out": "raced", "memory": "512MiB"}
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda _: ask("POST", "/api/merge", json=body), range(3)))
+    assert sorted(answer.status_code for answer in answers) == [200, 400, 400]
+    name = jobs.make_name(jobs.MERGE, "raced")
+    assert (log := jobs.read_log(root, name)).count("$ mergemill merge") == 1, log
+    job = jobs.read_job(root, name)
+    assert job
+    with jobs.hold_starts(root), pytest.raises(InputError, match="it runs already"):
+        jobs.start_merge(Setup(root), RECIPE, "raced", parse_chosen({}), report=False)  # as of another page
+    jobs.end(job)
+    while jobs.is_alive(job):
+        time.sleep(0.1)
+
+
+def test_notes_that_are_links_are_neither_read_nor_written(ask: Ask, root: Path) -> None:
+    job = Errand(jobs.PUSH, "linked-notes", words=("org/name",))
+    folder, hidden = root / jobs.FOLDER / job.name, root.parent / "hidden.txt"
+    folder.mkdir(parents=True)
+    hidden.write_text("a secret")
+    (folder / jobs.NOTE).write_text(json.dumps(asdict(job)))
+    for name in (jobs.LOG, jobs.RECIPE):
+        (folder / name).symlink_to(hidden)
+    run = ask("GET", "/api/run", params={"id": job.name}).json()
+    assert (run["log"], run["recipe"]) == ("", "")
+    with pytest.raises(OutputError, match="symbolic link"):
+        jobs.resume(Setup(root), job)
+    assert hidden.read_text() == "a secret"
+    jobs.forget(root, job.name)
+    folder.symlink_to(root.parent)
+    assert ask("GET", "/api/run", params={"id": job.name}).status_code == 400
+    folder.unlink()
+
+
+def test_only_addresses_of_the_web_are_links() -> None:
+    assert _check_link("http://127.0.0.1:8787/status") == "http://127.0.0.1:8787/status"
+    assert [_check_link(given) for given in ("javascript:alert(1)", "data:text/html,x", "", None, 5)] == [""] * 5
 
 
 def test_looking_takes_a_fiftieth_of_a_core_at_most(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
