@@ -95,8 +95,8 @@ def test_a_search_beats_the_average_and_both_parents(
         "recipe": {"merge_method": "task_arithmetic", "base_model": "base", "models": weighted},
         "variables": {name: {"low": 0.0, "high": 1.5, "start": 0.5} for name in ("harbour", "garden")},
         "objective": {"perplexity": {"text": mixed, "window": 32, "windows": 2}},
-        "strategy": {"name": "cma", "seed": 5, "population": 3},
-        "budget": {"evaluations": 3},
+        "strategy": {"name": "cma", "seed": 5, "population": 4},
+        "budget": {"evaluations": 4},
     }
     found = run_search(search, tmp_path / "found")
     parents = json.loads((tmp_path / "found" / "parents.json").read_bytes())["parents"]

@@ -37,7 +37,7 @@ def put_models(demo: Path, bucket: str) -> None:
     if not storage.exists(bucket):
         storage.mkdir(bucket)
     for name in ("base", "variant-a", "variant-b"):
-        for path in sorted((demo / name).iterdir()):
+        for path in sorted((demo / "models" / name).iterdir()):
             storage.put_file(str(path), f"{bucket}/{name}/{path.name}")
 
 

@@ -117,6 +117,9 @@ class Variables(FrozenMap[Variable]):
     holds: ClassVar[Any] = Variable
 
 
+LEAST_OF_CMA = 4  # of 3, the better half is one candidate, of which no covariance follows: cmaes divides by zero
+
+
 class Strategy(Value):
     """How the next candidates are chosen."""
 
@@ -142,6 +145,11 @@ class Strategy(Value):
             if getattr(self, key) != default[key].default and key not in TAKES[self.name]:
                 words = f"has no place in strategy {self.name}; it has {', '.join(TAKES[self.name]) or 'no keys'}"
                 raise make_faults([((key,), make_predicate(words))])
+        if self.name == "cma" and self.population is not None and self.population < LEAST_OF_CMA:
+            words = (
+                f"is {self.population} and must be at least {LEAST_OF_CMA} for cma, which learns from the better half"
+            )
+            raise make_faults([(("population",), make_predicate(words))])
         if self.sigma is not None and not 0 < self.sigma <= 1:
             raise make_faults([(("sigma",), make_predicate(f"is {self.sigma:g} and must be above 0, at most 1"))])
         return self

@@ -198,7 +198,7 @@ def slowed(seconds: float) -> Iterator[None]:
     def open_slow_crew(workers: Workers, *more: Any) -> Iterator[Crew]:
         with open_crew(workers, *more) as crew:
             if isinstance(crew, Cluster):
-                crew.client.run(slow_down, seconds)
+                crew.client.run(slow_down, seconds, on_error="ignore")  # of a worker that is dying
             yield crew
 
     running.open_crew = open_slow_crew

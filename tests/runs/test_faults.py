@@ -344,7 +344,7 @@ def test_a_finished_merge_that_lost_a_file_says_which(plan: Plan, tmp_path: Path
     out = tmp_path / "out"
     run(plan, out, workers=0, threads=2)
     (out / "config.json").unlink()
-    with pytest.raises(running.RunError, match=r"config\.json is gone; remove the folder and merge again"):
+    with pytest.raises(running.RunError, match=r"config\.json is gone; merge again with --overwrite"):
         run(plan, out)
 
 

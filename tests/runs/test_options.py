@@ -44,5 +44,7 @@ def test_options_of_a_merge_are_those_of_its_run(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(merging, "make_plan", lambda recipe, **given: told.update(given))
     monkeypatch.setattr(merging, "run_as", lambda plan, out, asked: asked)
     options = {"memory": "2GiB", "workers": 4, "storage": {"s3": {"region": "here"}}, "public": True}
-    assert merge("recipe.yml", "out", **options) == values.RunOptions(**options)  # type: ignore[arg-type]
+    monkeypatch.setattr(merging, "check_places", lambda plans, **given: None)
+    recipe = {"merge_method": "linear", "models": [{"model": "a", "parameters": {"weight": 1}}]}
+    assert merge(recipe, "out", **options) == values.RunOptions(**options)  # type: ignore[arg-type]
     assert told["storage"] == {"s3": {"region": "here"}}

@@ -173,7 +173,7 @@ def test_a_merge_in_s3_is_verified_and_replayed_from_s3(s3: S3, large_family: Pa
     with refused(VerifyError, f"{name}: bytes {plan.parts[1].start_bytes} to .* changed since they were written"):
         verify(out.url)
     out.delete("config.json")
-    with refused(RunError, r"config\.json is gone; remove the folder and merge again"):
+    with refused(RunError, r"config\.json is gone; merge again with --overwrite"):
         run_here(plan, out.url)
 
 
