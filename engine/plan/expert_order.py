@@ -44,10 +44,8 @@ def match_experts(
 ) -> tuple[Mapping[str, Offers], list[str]]:
     """Return the offers with all models' experts in the donor's order, and a line for each model of what was found.
 
-    As they are, where the recipe does not ask for it. `PlanError` where there is nothing to match.
+    `PlanError` where there is nothing to match.
     """
-    if not recipe.match_experts:
-        return offers, []
     if recipe.models is None:
         raise PlanError(f"{where}: match_experts is for whole models; give models instead of slices or modules")
     layers = {model: find_sparse(found) for model, found in offers.items()}

@@ -22,7 +22,6 @@ from mergemill.engine.recipe import ModelEntry, ModelRef, Module, Recipe, Source
 from mergemill.engine.storage.store import Storage
 from mergemill.engine.tensors.dtypes import is_mergeable, item_bytes
 from mergemill.engine.tensors.expressions import Expression
-from mergemill.engine.tensors.goes_with import GoesWith
 
 NOT_ASKED = "importance that nothing asks for"
 
@@ -58,6 +57,7 @@ class OpenImportances:
         if not method.takes_matrices:
             return tuple(taken)
         from mergemill.engine.methods.regmean import GRAMS  # which a plain merge has no need of
+        from mergemill.engine.tensors.goes_with import GoesWith
 
         scratch_bytes = [GRAMS * item_bytes("F64") * shape[1] ** 2, *(0 for _ in taken[1:])]
         return tuple(GoesWith(gram, shape, own_bytes) for gram, own_bytes in zip(taken, scratch_bytes, strict=True))

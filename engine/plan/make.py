@@ -14,13 +14,13 @@ from mergemill.engine.methods.own import GivenMethods
 from mergemill.engine.offers.formats import open_offers
 from mergemill.engine.offers.layouts import Arrangement, join_layouts
 from mergemill.engine.offers.names import name_alike, unwrap_names, warn_of_names
+from mergemill.engine.offers.offer import Offers
 from mergemill.engine.offers.ties import find_copies, warn_of_copies
 from mergemill.engine.plan.adapters import apply_adapters, open_adapters, warn_of_bases
 from mergemill.engine.plan.code import find_code, warn_of_code
 from mergemill.engine.plan.coverage import COPY_UNUSED, Ledger
 from mergemill.engine.plan.disagreement import warn_of_disagreement
 from mergemill.engine.plan.draft import SHARD_SIZE, Draft, finish
-from mergemill.engine.plan.expert_order import match_experts
 from mergemill.engine.plan.fill import enter_unmerged, fill_slot, make_filling
 from mergemill.engine.plan.filters import divide, list_filters, warn_of_filters
 from mergemill.engine.plan.importance import open_importances, warn_of_importance
@@ -51,7 +51,7 @@ from mergemill.engine.plan.whole import check_ranges, check_whole, warn_of_confi
 from mergemill.engine.plan.words import make_words, warn_of_words
 from mergemill.engine.recipe import AnyRecipe, GivenRecipe, Parameters, Recipe, load_document, recipe_to_json
 from mergemill.engine.recipe.stages import keep_nothing, list_kept, list_models, order_stages
-from mergemill.engine.storage.store import join_options, make_storage
+from mergemill.engine.storage.store import Storage, join_options, make_storage
 
 DraftOne = Callable[[Any, PlanOptions, Stages, str], tuple[Draft, Inputs]]  # with what messages begin with
 
@@ -142,7 +142,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
     check_inputs(recipe, checkpoints, offers, family, where=where)
     later = find_later(recipe, checkpoints, offers, family)
     offers = later.leave_out(offers)
-    offers, matched = match_experts(recipe, offers, chosen, reached, where=where)
+    offers, matched = _match_experts(recipe, offers, chosen, reached, where)
     renumbering = make_renumbering(recipe, checkpoints, offers, chosen, family)
     divides = functools.partial(divide, list_filters(recipe))
     offers, packs = join_layouts(offers, Arrangement(chosen, family, sees_alone(method, steps), divides))
@@ -210,6 +210,17 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
         tokens=None if renumbering is None else renumbering.describe(),
     )
     return draft, inputs
+
+
+def _match_experts(
+    recipe: Recipe, offers: Mapping[str, Offers], donor: str, storage: Storage, where: str
+) -> tuple[Mapping[str, Offers], list[str]]:
+    """Return the offers with all models' experts in the donor's order, where that is asked for, and what is told."""
+    if not recipe.match_experts:
+        return offers, []
+    from mergemill.engine.plan.expert_order import match_experts  # which few merges need
+
+    return match_experts(recipe, offers, donor, storage, where=where)
 
 
 def _quantize(
