@@ -1,16 +1,14 @@
 """What judging takes of memory, of a model that is eight times larger than that."""
 
-import json
 import os
-import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 from evaluation.families import TEXT
 from models import make_config, write_json, write_tokenizer
+from runs.large import write_repeated
 
 HIDDEN, WIDE, LAYERS = 768, 3072, 65
 PROMISED = 144 << 20
@@ -30,8 +28,7 @@ print(peak_bytes(os.getpid()) - before, found.bytes_read, found.nll)
 
 
 def write_deep(folder: Path, layers: int) -> int:
-    """Write a Llama of random values that repeat every 32 MiB, with a tokenizer; return the bytes of its tensors."""
-    folder.mkdir()
+    """Write a Llama of random values that repeat every 64 MiB, with a tokenizer; return the bytes of its tensors."""
     square, wide = (HIDDEN, HIDDEN), (WIDE, HIDDEN)
     shapes = {
         "model.embed_tokens.weight": (256, HIDDEN),
@@ -43,24 +40,12 @@ def write_deep(folder: Path, layers: int) -> int:
         shapes |= {f"{layer}.mlp.{name}_proj.weight": wide for name in ("gate", "up")}
         shapes |= {f"{layer}.mlp.down_proj.weight": wide[::-1]}
         shapes |= {f"{layer}.{name}_layernorm.weight": (HIDDEN,) for name in ("input", "post_attention")}
-    header, offset = {}, 0
-    for name, shape in shapes.items():
-        size = 2 * torch.Size(shape).numel()
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    block = (0.02 * torch.randn(1 << 24, generator=torch.Generator().manual_seed(0))).bfloat16()
-    data = memoryview(block.view(torch.uint8).numpy())
-    with open(folder / "model.safetensors", "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for start in range(0, offset, len(data)):
-            file.write(data[: offset - start])
+    stored_bytes = write_repeated(folder, shapes, 0)
     sizes = {"layers": layers, "hidden": HIDDEN, "heads": 8, "kv_heads": 8, "intermediate": WIDE, "vocab": 256}
     given = make_config(**sizes, tied=False, dtype="bfloat16")
     write_json(folder / "config.json", given)
     write_tokenizer(folder, size=256)
-    return offset
+    return stored_bytes
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import json
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,10 +16,26 @@ HIDDEN, WIDE = 4096, 3840  # matrices of 30 MiB
 
 def write_large(folder: Path, seed: int, *, vocab: int, layers: int) -> None:
     """Write a model whose values repeat every 64 MiB: random enough for masks and ranks, and quickly made."""
-    folder.mkdir(parents=True)
     shapes = {"model.embed_tokens.weight": (vocab, HIDDEN)}
     shapes |= {f"model.layers.{i}.mlp.up_proj.weight": (WIDE, HIDDEN) for i in range(layers)}
     shapes |= {f"model.layers.{i}.input_layernorm.weight": (HIDDEN,) for i in range(layers)}
+    write_repeated(folder, shapes, seed)
+    config = make_config(
+        layers=layers,
+        hidden=HIDDEN,
+        heads=32,
+        kv_heads=32,
+        intermediate=WIDE,
+        vocab=vocab,
+        tied=True,
+        dtype="bfloat16",
+    )
+    write_json(folder / "config.json", config)
+
+
+def write_repeated(folder: Path, shapes: Mapping[str, tuple[int, ...]], seed: int) -> int:
+    """Write tensors of bfloat16 in a new folder, whose values repeat every 64 MiB; return their bytes."""
+    folder.mkdir(parents=True)
     header, offset = {}, 0
     for name, shape in shapes.items():
         size = 2 * torch.Size(shape).numel()
@@ -33,17 +49,7 @@ def write_large(folder: Path, seed: int, *, vocab: int, layers: int) -> None:
         file.write(struct.pack("<Q", len(text)) + text)
         for start in range(0, offset, len(block)):
             file.write(memoryview(block)[: offset - start])
-    config = make_config(
-        layers=layers,
-        hidden=HIDDEN,
-        heads=32,
-        kv_heads=32,
-        intermediate=WIDE,
-        vocab=vocab,
-        tied=True,
-        dtype="bfloat16",
-    )
-    write_json(folder / "config.json", config)
+    return offset
 
 
 @contextmanager

@@ -260,3 +260,5 @@ def test_a_page_without_a_place_is_an_error_before_anything_is_read(
 ) -> None:
     assert execute(["diff", str(mixtures / "a"), str(mixtures / "b"), "--html", str(tmp_path / "no" / "p.html")]) == 2
     assert "its folder is not there" in capsys.readouterr().err
+    assert execute(["diff", str(mixtures / "a"), str(mixtures / "b"), "--html", str(tmp_path)]) == 2
+    assert f"is a folder; name a file, such as {tmp_path}/report.html" in capsys.readouterr().err

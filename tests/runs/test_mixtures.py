@@ -304,6 +304,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no experts": ({"experts": []}, "'experts' is an empty list"),
     "too many a token": ({"experts_per_token": 3}, "'experts_per_token' is 3, and there are 2 experts"),
     "none a token": ({"experts_per_token": 0}, "must be from 1 to"),
+    "experts without end": ({"experts": [{"source_model": "b", "count": 100_000_000}]}, "must be from 1 to 4096"),
     "unknown key": ({"noise_std": 0.1}, "unknown key 'noise_std'"),
     "unknown mode": ({"gate_mode": "hiden"}, "did you mean 'hidden'"),
     "unknown architecture": ({"architecture": "mixtal"}, "did you mean 'mixtral'"),
