@@ -114,6 +114,14 @@ def test_a_worker_of_ours_that_is_killed_while_it_starts_is_one_error() -> None:
     assert not [each for each in psutil.Process(os.getpid()).children() if "spawn_main" in " ".join(each.cmdline())]
 
 
+def test_a_worker_of_ours_that_is_killed_once_while_it_starts_is_replaced(tmp_path: Path) -> None:
+    first = tmp_path / "died"
+    dying = f"import os; os.path.exists({str(first)!r}) or (open({str(first)!r}, 'x').close(), os.kill(os.getpid(), 9))"
+    with dask.config.set({"distributed.worker.preload": [dying]}), open_cluster(Workers(1, 1, 1 << 28)) as crew:
+        assert first.exists()
+        assert crew.client.submit(sum, [1, 2]).result() == 3
+
+
 def test_a_worker_of_ours_that_is_killed_while_it_is_set_up_is_replaced(
     family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

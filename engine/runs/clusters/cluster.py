@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 
 import dask
@@ -19,6 +19,7 @@ from mergemill.engine.runs.clusters.watch import DONE_IS_KEPT, explaining_loss, 
 from mergemill.engine.runs.worker.workers import Workers
 
 FROZEN_S = 25.0  # without a sign of life of a worker; Dask looks as often, and then takes 4 s to kill it
+STARTS = 3  # of a cluster whose workers die as they start
 VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}  # which devices a process sees
 
 # Dask's limits are a backstop only: tasks return a receipt each, and the gate bounds what they hold meanwhile.
@@ -56,16 +57,24 @@ def open_cluster(workers: Workers, token: str = "") -> Iterator[Cluster]:
 
 
 def _start_processes(workers: Workers) -> LocalCluster:
+    """Start a cluster on this machine; again, where a worker dies as it starts: one that dies later is replaced too."""
+    for _ in range(STARTS - 1):
+        with suppress(RuntimeError):  # of Dask's own; it has stopped what was started
+            return _start_once(workers)
     try:
-        return LocalCluster(
-            n_workers=workers.processes if workers.device == "cpu" else 0,
-            threads_per_worker=workers.threads,
-            memory_limit=make_limit(workers.memory_bytes, workers.device),
-            silence_logs=50,
-            **make_private(),
-        )
-    except RuntimeError as error:  # of Dask's own; it says no more
+        return _start_once(workers)
+    except RuntimeError as error:
         raise ClusterError(f"a worker ended, or was killed, while it started ({error}); {DONE_IS_KEPT}") from error
+
+
+def _start_once(workers: Workers) -> LocalCluster:
+    return LocalCluster(
+        n_workers=workers.processes if workers.device == "cpu" else 0,
+        threads_per_worker=workers.threads,
+        memory_limit=make_limit(workers.memory_bytes, workers.device),
+        silence_logs=50,
+        **make_private(),
+    )
 
 
 def give_each_a_device(cluster: LocalCluster, kind: str, count: int) -> None:
