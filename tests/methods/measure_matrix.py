@@ -63,7 +63,7 @@ def main(folder: Path, shape: tuple[int, int], dtype: torch.dtype, models: int) 
     keep_freed_pages()  # as a worker does
     mill = Mill(folder)
     found = {}
-    for name in ("wudi", "iso_c", "svc", "cart", "star", "tsv", "iso_cts", "dc_merge"):
+    for name in ("wudi", "iso_c", "svc", "cart", "star", "tsv", "iso_cts", "dc_merge", "orthomerge"):
         measure(express(mill, name, (60, 90), dtype, models))
         found[name] = measure(express(mill, name, shape, dtype, models))
     sys.stdout.write(json.dumps(found))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from methods.harness import Mill, Task, bits_of, fill_settings, make_values
-from methods.made_matrices import SHAPES, apply_svc, check_close, make_deltas, make_orthogonal, merge_deltas
+from methods.made_matrices import PLACE, SHAPES, apply_svc, check_close, make_deltas, make_orthogonal, merge_deltas
 from oracles import matrices
 from torch import Tensor
 
@@ -36,6 +37,7 @@ def test_the_parameters_of_the_specification() -> None:
         "dc_merge": {"density": 0.001, "lambda": 1.0},
         "iso_c": {"lambda": 1.0},
         "iso_cts": {"common": 0.8, "lambda": 1.0},
+        "orthomerge": {"lambda": 0.2},
         "star": {"eta": 0.4, "lambda": 1.0},
         "tsv": {"lambda": 1.0},
         "wudi": {"ridge": 1e-6, "lambda": 1.0},
@@ -98,6 +100,50 @@ def test_iso_c_leaves_zero_what_has_no_singular_vectors(dtype: torch.dtype) -> N
     mean = torch.linalg.svdvals(delta.double()).sum() / 40
     check_close(spectrum[:10], mean.expand(10), 1e-6)
     assert (spectrum[10:] < 1e-6).all()
+
+
+# -------------------------------------------------------------------------------------------------- OrthoMerge
+def turn(matrix: Tensor, angle: float, plane: tuple[int, int] = (0, 1)) -> Tensor:
+    """Return the matrix with the columns of a plane turned by an angle."""
+    rotation, (i, j) = torch.eye(matrix.shape[1], dtype=matrix.dtype), plane
+    rotation[i, i] = rotation[j, j] = math.cos(angle)
+    rotation[i, j], rotation[j, i] = -math.sin(angle), math.sin(angle)
+    return matrix @ rotation
+
+
+def ortho_merge(base: Tensor, *models: Tensor, lambda_: float = 1.0) -> Tensor:
+    """Return what OrthoMerge makes of models and their base."""
+    place = dataclasses.replace(PLACE, shape=tuple(base.shape))
+    flat = [(model - base).reshape(-1) for model in models]
+    return get_method("orthomerge").combine(flat, base.clone().view(-1), None, place, {"lambda": lambda_}).view_as(base)
+
+
+@pytest.mark.parametrize("shape", [(50, 20), (20, 20)], ids=str)
+def test_orthomerge_of_rotations_in_one_plane_has_the_mean_of_their_half_tangents(shape: tuple[int, int]) -> None:
+    (base,) = make_deltas(shape, 1)
+    mean = 2 * math.atan((math.tan(0.3) - math.tan(0.1) + math.tan(0.7)) / 3)
+    models = [turn(base, angle) for angle in (0.6, -0.2, 1.4)]
+    length = 2 * math.atan((math.tan(0.3) + math.tan(0.1) + math.tan(0.7)) / 3)
+    check_close(ortho_merge(base, *models), turn(base, length), 1e-11)
+    assert mean < length  # the strength of the rotations is kept where they oppose each other
+    check_close(ortho_merge(base, turn(base, 0.4), turn(base, -0.4)), base, 1e-11)
+
+
+def test_orthomerge_of_one_model_is_that_model_and_of_wide_matrices_turns_their_rows_alone() -> None:
+    base, change = make_deltas((4, 30), 2)
+    check_close(ortho_merge(base, base + 0.1 * change), base + 0.1 * change, 1e-11)
+    merged = ortho_merge(base, base + 0.1 * change, lambda_=0.0)
+    check_close(merged @ merged.T, base @ base.T, 1e-11)
+    rows = torch.linalg.qr(torch.cat([base, change]).T)[0]
+    check_close(merged @ rows @ rows.T, merged, 1e-11)
+
+
+def test_what_has_no_cayley_transform_is_added_whole() -> None:
+    (base,) = make_deltas((9, 6), 1)
+    mirrored = base.clone()
+    mirrored[:, 0].neg_()
+    for model in (mirrored, -base):
+        check_close(ortho_merge(base, model, lambda_=0.25), base + 0.25 * (model - base), 1e-12)
 
 
 # ------------------------------------------------------------------------------------------------------- WUDI

@@ -155,3 +155,31 @@ def dc_merge(
     owner = np.repeat(np.arange(len(deltas)), [len(s) for _, s, _ in triples])
     joined = np.sum(agreeing, axis=0) / np.maximum(np.sum(agreeing != 0, axis=0), 1)
     return np.asarray(base + lambda_ * left @ np.where(owner[:, None] == owner, joined, 0) @ right.T)
+
+
+def orthomerge(base: Array, deltas: Sequence[Array], *, lambda_: float = 0.2) -> Array:
+    """Rotate the base by the joined Cayley transforms of the nearest rotations, and add the rest of the deltas."""
+    if base.ndim != 2:
+        return add_sum(base, deltas, lambda_)
+    one, rotations, skews = np.eye(base.shape[1]), [], []
+    for delta in deltas:
+        rotation = find_rotation(base, base + delta)
+        turns = np.linalg.eigvals(rotation)
+        if np.min(np.abs(turns + 1)) < 1e-7:
+            rotation = one
+        rotations.append(rotation)
+        skews.append((rotation - one) @ np.linalg.inv(rotation + one))
+    total, lengths = np.sum(skews, axis=0), [float(np.linalg.norm(skew)) for skew in skews]
+    rest = np.sum([base + delta - base @ turn for delta, turn in zip(deltas, rotations, strict=True)], axis=0)
+    norm = float(np.linalg.norm(total))
+    skew = total * np.mean(lengths) / norm if norm > 1e-8 * np.sum(lengths) else 0 * total
+    return np.asarray(base @ (one + skew) @ np.linalg.inv(one - skew) + lambda_ * rest)
+
+
+def find_rotation(base: Array, model: Array) -> Array:
+    """Return the orthogonal matrix of least ``‖model - base R‖`` that is nearest to the identity, by full SVDs."""
+    left, values, right = np.linalg.svd(base.T @ model)
+    clear = values > len(values) * np.finfo(float).eps * values[0]
+    free, kept = (left[:, ~clear], right[~clear].T), left[:, clear] @ right[clear]
+    u, _, v = np.linalg.svd(free[0].T @ free[1])
+    return np.asarray(kept + free[0] @ u @ v @ free[1].T)

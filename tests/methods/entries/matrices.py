@@ -46,6 +46,10 @@ def expect_dc_merge(task: Task) -> Expected:
     return certain(matrices.dc_merge(as_arrays(task)[0], make_deltas(task), eps=find_eps(task), **arguments))
 
 
+def expect_orthomerge(task: Task) -> Expected:
+    return certain(matrices.orthomerge(as_arrays(task)[0], make_deltas(task), **take_arguments(task.settings)))
+
+
 ENTRIES: dict[str, Entry] = {
     "tsv": Entry(
         models=3,
@@ -99,6 +103,14 @@ ENTRIES: dict[str, Entry] = {
         oracle=expect_dc_merge,
         symmetric=True,
         rounding=1e-5,  # as that of Iso-CTS
+        everywhere=False,
+    ),
+    "orthomerge": Entry(
+        models=3,
+        variants=({}, {"lambda": 1.0}, {"lambda": -0.5}),
+        oracle=expect_orthomerge,
+        symmetric=True,
+        rounding=1e-3,  # random models are turned by nearly half a turn, of which the Cayley transform is large
         everywhere=False,
     ),
 }
