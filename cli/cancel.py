@@ -24,6 +24,8 @@ def cancel(
     found = cancel_merge(out, wait_s=wait, storage_options=read_storage(storage_as, cluster))
     if json:
         console.say_json(asdict(found))
+    elif found.state == "finished" and found.old:
+        console.say(f"{found.out}: cancelled; the finished merge there, which it was to replace, is whole")
     elif found.state == "finished":
         console.say(f"{found.out}: was finished before it could be cancelled")
     elif found.state == "unfinished":

@@ -45,6 +45,8 @@ def say_progress(found: "values.Status") -> str:
 
 def list_facts(found: "values.Status", reach: str) -> Iterator[tuple[str, str]]:
     """Yield what is known, and what can be done; `reach` are the options by which commands reach storage."""
+    if found.old:
+        yield "there", f"a finished merge, {found.old}, which this one replaces"
     if found.driver is not None:
         yield from _driver_facts(found, found.driver)
     out = f"{shlex.quote(found.out)}{reach}"
@@ -52,7 +54,8 @@ def list_facts(found: "values.Status", reach: str) -> Iterator[tuple[str, str]]:
         yield "check", f"mergemill verify {out}"
     elif found.state == "unfinished":
         yield "resume", say_resume(found)
-        yield "give up", f"mergemill abort {out}"
+        kept = "  # the finished merge stays" if found.old == "whole" else ""
+        yield "give up", f"mergemill abort {out}{kept}"
     else:
         yield "watch", f"mergemill attach {out}"
         yield "stop", f"mergemill cancel {out}"
@@ -87,6 +90,8 @@ def say_resume(found: "values.Status") -> str:
         words += ["--shard-size", found.shard_size]
     if found.chosen_memory_bytes is not None:
         words += ["--memory", str(found.chosen_memory_bytes)]
+    if found.old:
+        words.append("--overwrite")
     return run_in(found.driver.folder if found.driver else "", shlex.join(words))
 
 

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from mergemill.engine.runs import events as events
     from mergemill.engine.runs import jobs as jobs
     from mergemill.engine.runs import values as values
+    from mergemill.engine.runs.abort import abort as abort
     from mergemill.engine.runs.access import load_storage as load_storage
     from mergemill.engine.runs.attach import attach as attach
     from mergemill.engine.runs.cancel import cancel as cancel
@@ -61,7 +62,6 @@ if TYPE_CHECKING:
     from mergemill.engine.runs.in_memory import merge_tensors as merge_tensors
     from mergemill.engine.runs.inspect import inspect as inspect
     from mergemill.engine.runs.merge import merge as merge
-    from mergemill.engine.runs.outputs.output import abort as abort
     from mergemill.engine.runs.pace import format_time as format_time
     from mergemill.engine.runs.places import check_places as check_places
     from mergemill.engine.runs.progress import find_terminal as find_terminal
@@ -76,7 +76,7 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "PerModel": "methods.contract",
-    "abort": "runs.outputs.output",
+    "abort": "runs.abort",
     "attach": "runs.attach",
     "cancel": "runs.cancel",
     "check_output": "runs.describe",

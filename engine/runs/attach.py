@@ -10,6 +10,7 @@ from mergemill.engine.runs.driver import Driver, read_driver
 from mergemill.engine.runs.events import Committed, OnEvent, PartFinished, Started, ignore
 from mergemill.engine.runs.outputs.lease import RENEW_S
 from mergemill.engine.runs.outputs.output import Output, find_output
+from mergemill.engine.runs.replacing import find_old, say_old
 from mergemill.engine.runs.status import count_bytes, explain_none, find_live_driver
 from mergemill.engine.runs.tasks.guard import Report, TensorChange
 from mergemill.engine.storage.store import Options, make_storage
@@ -30,7 +31,8 @@ def attach(
     output = find_output(out, make_storage(storage_options))
     end_s = time.monotonic() + wait_s
     while True:
-        if output.journal.is_committed():
+        driver = read_driver(output.notes)
+        if output.journal.is_committed() and not _find_old(output, driver):
             return _finish(output, _Onlooker(output, on_event), None)
         if driver := find_live_driver(output):
             return _follow(output, driver, on_event)
@@ -62,7 +64,7 @@ class _Onlooker:
 def _follow(output: Output, driver: Driver, on_event: OnEvent) -> Committed:
     """Tell of what a driver does until it ends; what comes after it is another's."""
     onlooker, started = _Onlooker(output, on_event), False
-    alive_s = time.monotonic()
+    alive_s, old = time.monotonic(), _find_old(output, driver)
     while True:
         now = read_driver(output.notes)
         current = now is not None and now.token == driver.token
@@ -72,14 +74,15 @@ def _follow(output: Output, driver: Driver, on_event: OnEvent) -> Committed:
             onlooker.look(kept=True)
         if started:
             onlooker.look()
-        if output.journal.is_committed():
+        old = _find_old(output, now) if current else old
+        if not old and output.journal.is_committed():
             return _finish(output, onlooker, driver)
         if now is None or not current or now.ended is not None:
-            raise _explain_end(output, now if current else None)
+            raise _explain_end(output, now if current else None, old)
         if time.monotonic() - alive_s > RENEW_S:
             alive_s = time.monotonic()
             if find_live_driver(output) is None:
-                raise _explain_end(output, read_driver(output.notes))
+                raise _explain_end(output, read_driver(output.notes), old)
         time.sleep(LOOK_S)
 
 
@@ -108,6 +111,11 @@ def _read_committed(output: Output, driver: Driver | None) -> Committed:
     return Committed(str(output), record.digest, len(record.parts), 0, write_bytes, 0, 0.0, Report((), ()))
 
 
+def _find_old(output: Output, driver: Driver | None) -> str:
+    """Return what is there of a finished merge that a driver replaces; nothing is read where it replaces none."""
+    return find_old(output, driver, output.read_record()) if driver and driver.replaces and not driver.started else ""
+
+
 def _parse_started(value: Mapping[str, Any], output: Output) -> Started:
     return Started(**{**value, "out": value["out"] or str(output), "warnings": tuple(value["warnings"])})
 
@@ -123,15 +131,17 @@ def _explain_idle(output: Output) -> OutputError | RunError:
     driver = read_driver(output.notes)
     if driver is None and output.read_record() is None:
         return explain_none(output)
-    return _explain_end(output, driver)
+    return _explain_end(output, driver, _find_old(output, driver))
 
 
-def _explain_end(output: Output, driver: Driver | None) -> RunError:
-    """Return the error of who watched a merge that has ended without being finished."""
+def _explain_end(output: Output, driver: Driver | None, old: str) -> RunError:
+    """Return the error of who watched a merge that has ended without being finished; old: what it was to replace."""
+    way = f"{say_old(old)}; run it again, with --overwrite, to go on" if old else "run the merge again to resume"
     if driver is None:
-        return RunError(f"{output}: nobody drives this merge; run it again to resume")
+        told = "it ended" if old else "nobody drives this merge"
+        return RunError(f"{output}: {told}; {way}")
     where = driver.say_process()
     if driver.ended is None:
-        return RunError(f"{output}: {where} is gone without a word, as if killed; run the merge again to resume")
+        return RunError(f"{output}: {where} is gone without a word, as if killed; {way}")
     why = f": {driver.error}" if driver.error else ""
-    return RunError(f"{output}: {where} ended, {driver.how}{why}; run the merge again to resume")
+    return RunError(f"{output}: {where} ended, {driver.how}{why}; {way}")

@@ -4,11 +4,13 @@ import getpass
 import os
 import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from mergemill.engine.errors import OutputError, RunError
 from mergemill.engine.runs.driver import CANCEL_NAME, Driver, read_driver, request_cancel
 from mergemill.engine.runs.outputs.output import Output, find_output
+from mergemill.engine.runs.replacing import WHOLE
 from mergemill.engine.runs.status import CANCELLING, FINISHED, RUNNING, Status, find_live_driver, find_status
 from mergemill.engine.storage.store import Options, make_storage
 
@@ -19,7 +21,8 @@ _LOOK_S = 0.5
 def cancel(out: str | Path, *, wait_s: float = WAIT_S, storage_options: Options | None = None) -> Status:
     """Ask the driver of the merge in `out` to end; returns what has become of the merge after at most `wait_s`.
 
-    Its tasks end at their next slab, and their receipts are kept: the same merge resumes. `OutputError` where there is
+    Its tasks end at their next slab, and their receipts are kept: the same merge resumes. One that was to replace a
+    finished merge and had not begun to leaves that as it was: finished, with `old` whole. `OutputError` where there is
     no merge, or none that somebody drives; `RunError` where it has not ended in that time, but may still.
     `storage_options` are those of `abort`.
     """
@@ -31,7 +34,9 @@ def cancel(out: str | Path, *, wait_s: float = WAIT_S, storage_options: Options 
     request_cancel(output.notes, before.driver, _say_who())
     if wait_s > 0:
         _wait(output, before.driver, wait_s)
-    return find_status(find_output(out, storage))
+    after = find_status(find_output(out, storage))
+    ended = before.old == WHOLE and after.state == FINISHED and after.driver is None
+    return replace(after, old=WHOLE) if ended else after
 
 
 def _wait(output: Output, driver: Driver, wait_s: float) -> None:

@@ -53,6 +53,7 @@ class Driver:
     started: Mapping[str, Any] | None = None  # `Started`, once the workers are there
     resumed_bytes: int = 0  # of the parts that earlier runs had finished by then
     ended: float | None = None  # seconds since 1970; None while it runs, or where it was killed
+    replaces: str = ""  # the digest of the finished merge that gives way to this one; see `replacing`
     how: str = ""  # finished, cancelled, interrupted or failed
     error: str = ""  # why, in a line
     committed: Mapping[str, Any] | None = None  # `Committed`, where it finished
@@ -110,9 +111,9 @@ def find_request(notes: Notes, token: str) -> str:
 class Driving:
     """This process while it drives a merge."""
 
-    def __init__(self, notes: Notes, resume: str) -> None:
+    def __init__(self, notes: Notes, resume: str, replaces: str) -> None:
         self._notes = notes
-        self._driver = replace(_describe_here(), resume=resume)
+        self._driver = replace(_describe_here(), resume=resume, replaces=replaces)
         self._earlier = ""  # the token of the driver before
         self._reason: MergemillError | None = None  # why it is asked to end
         self._stop: Callable[[], None] | None = None
@@ -193,12 +194,13 @@ class Driving:
 
 
 @contextmanager
-def drive(notes: Notes, resume: str = "") -> Iterator[Driving]:
+def drive(notes: Notes, resume: str = "", replaces: str = "") -> Iterator[Driving]:
     """Say beside the output that this process drives the merge, and heed requests to end it: `Cancelled`.
 
-    resume: the command that runs the merge again, from any directory.
+    resume: the command that runs the merge again, from any directory. replaces: the digest of the finished merge that
+    gives way to this one.
     """
-    driving, ended = Driving(notes, resume), threading.Event()
+    driving, ended = Driving(notes, resume, replaces), threading.Event()
     looker = threading.Thread(target=driving.look, args=(ended,), name="mergemill-driver", daemon=True)
     driving.begin()
     looker.start()

@@ -2,8 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -15,7 +14,7 @@ from mergemill.engine.runs.caching import choose_cache
 from mergemill.engine.runs.clusters.preflight import Needs
 from mergemill.engine.runs.clusters.reach import choose_samples
 from mergemill.engine.runs.crew import Crew, check_crew, open_crew
-from mergemill.engine.runs.driver import DRIVER_NAME, Driving, drive
+from mergemill.engine.runs.driver import Driving, drive
 from mergemill.engine.runs.environment import describe_slowness
 from mergemill.engine.runs.events import Committed, OnEvent, PartFinished, Started, Waiting
 from mergemill.engine.runs.graph import make_checks, make_tasks, needs_gates
@@ -33,6 +32,7 @@ from mergemill.engine.runs.outputs.output import (
 from mergemill.engine.runs.outputs.receipts import Receipt, keep_planned
 from mergemill.engine.runs.outputs.record import list_ranges
 from mergemill.engine.runs.progress import show_progress
+from mergemill.engine.runs.replacing import leaving_whole
 from mergemill.engine.runs.tasks.failures import WorkersDied, explain_deaths
 from mergemill.engine.runs.tasks.guard import Report, check_report, make_report
 from mergemill.engine.runs.worker.workers import Workers, choose_workers
@@ -74,7 +74,10 @@ def run_as(plan: Plan, out: str | Path, asked: RunOptions) -> Committed:
             check_same(output, plan)  # again: another driver may just have been here
             if output.journal.is_committed():
                 return _finish_again(output, plan, on_event)
-        with _leaving_whole(output, replaced=replaced), drive(output.notes, asked.resume) as driving:
+        with (
+            leaving_whole(output, replaced=replaced) as old,
+            drive(output.notes, asked.resume, replaces=old) as driving,
+        ):
             for pin in plan.pins:
                 check_pin(pin, chosen.storage)
             with show_progress(on_event, wanted=asked.progress) as tell:
@@ -102,17 +105,6 @@ def run_as(plan: Plan, out: str | Path, asked: RunOptions) -> Committed:
             output.mark_committed()
     on_event(committed)
     return committed
-
-
-@contextmanager
-def _leaving_whole(output: Output, *, replaced: bool) -> Iterator[None]:
-    """Where a merge ends before it has replaced what is there, leave that as it was: nobody drives it."""
-    try:
-        yield
-    except BaseException:
-        if replaced and output.journal.is_committed():
-            output.notes.remove(DRIVER_NAME)
-        raise
 
 
 def _add_gates(plan: Plan, output: Output) -> tuple[Plan, dict[str, Any], Sequence[str]]:

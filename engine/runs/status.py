@@ -10,6 +10,7 @@ from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.runs.driver import DRIVER_NAME, LOCK_NAME, Driver, find_request, is_alive, read_driver
 from mergemill.engine.runs.outputs.output import Output, find_output
 from mergemill.engine.runs.outputs.receipts import Receipt, keep_planned
+from mergemill.engine.runs.replacing import find_old
 from mergemill.engine.runs.worker.workers import MEMORY
 from mergemill.engine.storage.store import Options, make_storage
 
@@ -35,6 +36,7 @@ class Status:
     left_s: float | None  # at that rate
     seen_s: float | None  # since the driver gave a sign of life; None where it ended, or nobody can say
     driver: Driver | None  # who drives it, or did last
+    old: str = ""  # whole, or removed in part: the finished merge there that this one is to replace, and has not yet
 
     @property
     def chosen_memory_bytes(self) -> int | None:
@@ -57,9 +59,12 @@ def find_status(output: Output) -> Status:
     record, driver = output.read_record(), read_driver(output.notes)
     if record is None and driver is None:
         raise explain_none(output)
-    done = keep_planned(output.journal.read(), record.parts if record else ()).values()
+    old = find_old(output, driver, record)
+    if old:  # of the new merge nothing is noted yet
+        record = None
+    done = keep_planned(output.journal.read() if record else (), record.parts if record else ()).values()
     seen_s = output.notes.get_age(LOCK_NAME) if driver and driver.ended is None else None
-    state = _find_state(output, driver, seen_s)
+    state = _find_state(output, driver, seen_s, old)
     parts = record.parts if record else ()
     write_bytes = sum(stop - start for _, start, stop in parts)
     done_bytes = write_bytes if state == FINISHED else count_bytes(done)
@@ -80,6 +85,7 @@ def find_status(output: Output) -> Status:
         left_s=(write_bytes - done_bytes) / rate if rate else None,
         seen_s=seen_s if seen_s is not None and math.isfinite(seen_s) else None,
         driver=driver,
+        old=old,
     )
 
 
@@ -101,8 +107,8 @@ def count_bytes(receipts: Iterable[Receipt]) -> int:
     return sum(receipt.stop_bytes - receipt.start_bytes for receipt in receipts)
 
 
-def _find_state(output: Output, driver: Driver | None, seen_s: float | None) -> str:
-    if output.journal.is_committed():
+def _find_state(output: Output, driver: Driver | None, seen_s: float | None, old: str) -> str:
+    if not old and output.journal.is_committed():
         return FINISHED
     if driver is None or not is_alive(driver, seen_s):
         return UNFINISHED

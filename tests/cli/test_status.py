@@ -146,3 +146,48 @@ def wait_for(what: Callable[[], bool]) -> None:
     while not what():
         assert time.monotonic() < end_s
         time.sleep(0.1)
+
+
+def test_a_replacement_that_was_killed_is_told_as_such_and_goes_on(
+    mergemill: Run, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(models)
+    out = tmp_path / "out"
+    assert mergemill("merge", "ties.yml", out, "-q")[0] == 0
+    for step, left in enumerate(("whole", "removed in part")):
+        arguments = ["merge", "ties.yml", str(out), "--seed", "7", "--overwrite", "--memory", "600MiB"]
+        killed = subprocess.run([sys.executable, "-c", _KILL, str(step), *arguments], capture_output=True, check=False)
+        assert killed.returncode == -signal.SIGKILL
+        code, said, _ = mergemill("status", out)
+        assert re.match(f"{out}: unfinished\nthere +a finished merge, {left}, which this one replaces\n", said)
+        code, _, err = mergemill("attach", out)
+        assert code == 1
+        assert f"as if killed; the finished merge there, which it replaces, is {left}; run it again" in err
+    (resume,) = re.findall(r"^resume +(.*)$", said, re.MULTILINE)
+    assert "--overwrite" in resume
+    code, said, _ = mergemill("abort", out)
+    assert said.startswith(f"{out}: the unfinished merge is removed, ")
+    assert not out.exists()
+
+
+_KILL = """
+import os, sys
+from mergemill.cli.main import main
+from mergemill.engine.runs.outputs.folder import FolderOutput
+from mergemill.engine.storage.beneath import Beneath
+
+left, clear, remove = [int(sys.argv.pop(1))], FolderOutput.clear, Beneath.remove
+
+def remove_or_die(self, name):
+    if not left[0]:
+        os.kill(os.getpid(), 9)
+    left[0] -= 1
+    remove(self, name)
+
+def clear_and_die(self, plan):
+    Beneath.remove = remove_or_die
+    clear(self, plan)
+
+FolderOutput.clear = clear_and_die
+main()
+"""

@@ -1,8 +1,12 @@
 """``--overwrite``: a finished merge of ours gives way to another, and nothing else ever does."""
 
+import json
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +15,16 @@ import pytest
 from models import write_llama
 from runs.merging import Killed, hash_output, is_loadable, list_files, plan_merge, run_until
 
-from mergemill.engine import abort, make_plan, run, status, verify
-from mergemill.engine.errors import OutputError, RunError, StorageError
+from mergemill.engine import abort, attach, cancel, make_plan, run, status, verify
+from mergemill.engine.errors import Cancelled, OutputError, RunError, StorageError
 from mergemill.engine.plan.small_files import RECIPE_NAME
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.runs import running
+from mergemill.engine.runs.driver import LOOK_S
 from mergemill.engine.runs.outputs.folder import FolderOutput
 from mergemill.engine.runs.outputs.output import find_output, is_replaced
 from mergemill.engine.runs.outputs.replaced import check_sources
+from mergemill.engine.runs.outputs.whole import WholeOutput
 from mergemill.engine.storage import positioned
 from mergemill.engine.storage.beneath import Beneath
 
@@ -238,6 +244,74 @@ def test_whenever_it_is_killed_the_same_command_goes_on_and_no_half_model_loads(
     assert left[0] == 0, "the last step was not the last"
 
 
+def test_at_each_step_of_a_kill_status_attach_and_abort_say_what_is_true(
+    plans: Sequence[Plan], finished: Sequence[Path], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, left = Beneath.remove, []
+
+    def leave(self: Beneath, name: str) -> None:
+        if name != ".mergemill/cancel" and len(left) < steps:
+            left.append(shutil.copytree(out, out.parent / f"left-{len(left)}"))
+        remove(self, name)
+
+    steps = len(FolderOutput(finished[0]).list_replaced(plans[1])) + 2  # of the notes, the journal and the record
+    with monkeypatch.context() as patch:
+        patch.setattr(Beneath, "remove", leave)
+        overwrite(plans[1], out)
+    before = list_files(finished[0])
+    for step, place in enumerate(left):
+        assert status(place).state == "running", "its driver is this process"
+        kill_driver(place)
+        found = status(place)
+        assert (found.state, found.parts, found.old) == ("unfinished", 0, "removed in part" if step else "whole")
+        assert hash_output(place) == hash_output(finished[0]) if step == 0 else not is_loadable(place)
+        with pytest.raises(RunError, match=f"as if killed; the finished merge there, .* is {found.old}; run it again"):
+            attach(place)
+        freed_bytes = abort(place)
+        if step == 0:
+            kept = {name: data for name, data in before.items() if name != ".mergemill/driver.json"}
+            assert (freed_bytes, list_files(place)) == (0, kept)
+            assert status(place).state == "finished"
+        else:
+            assert not place.exists()
+    assert len(left) == steps
+
+
+def kill_driver(out: Path) -> None:
+    """Let the driver's note be of a process that has ended without a word."""
+    note = out / ".mergemill" / "driver.json"
+    note.write_text(json.dumps({**json.loads(note.read_text()), "began": "1"}))
+
+
+def test_a_replacement_that_is_cancelled_before_it_begins_is_watched_and_told_as_such(
+    plans: Sequence[Plan], finished: Sequence[Path], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_crew, asked = running.open_crew, threading.Event()
+
+    def open_late(*given: Any) -> Any:
+        asked.wait(20)
+        time.sleep(LOOK_S + 0.5)
+        return open_crew(*given)
+
+    monkeypatch.setattr(running, "open_crew", open_late)
+    with ThreadPoolExecutor() as pool:
+        driver = pool.submit(overwrite, plans[1], out)
+        while status(out).state != "running":
+            time.sleep(0.05)
+        assert status(out).old == "whole"
+        with pytest.raises(OutputError, match="another mergemill is writing here"):
+            abort(out)
+        watcher = pool.submit(attach, out)
+        while not watcher.running():
+            time.sleep(0.05)
+        threading.Timer(0.5, asked.set).start()
+        found = cancel(out)
+        assert (found.state, found.old) == ("finished", "whole")
+        assert isinstance(driver.exception(), Cancelled)
+        assert "is whole; run it again, with --overwrite, to go on" in str(watcher.exception())
+    assert hash_output(out) == hash_output(finished[0])
+
+
 def test_killed_after_that_it_is_an_unfinished_merge_like_any_other(
     plans: Sequence[Plan], finished: Sequence[Path], out: Path
 ) -> None:
@@ -270,7 +344,16 @@ def test_a_finished_merge_is_known_as_such_however_its_folder_is_named(
         assert verify(place).shards == len(plans[1].shards)
 
 
-def test_objects_give_way_too(plans: Sequence[Plan], tmp_path: Path) -> None:
+def clear_and_die(files: fsspec.AbstractFileSystem, place: str, note: str | None) -> None:
+    """End as if killed when the index was removed, or later, when one of the notes was as well."""
+    if note is None:
+        files.rm(f"{place}/{INDEX}")
+    else:
+        files.rm(f"{place}/.mergemill/{note}")
+    raise Killed
+
+
+def test_objects_give_way_too(plans: Sequence[Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = f"memory://overwrite-{tmp_path.name}/out"
     files = fsspec.filesystem("memory")
     run(plans[0], place, workers=0)
@@ -278,6 +361,17 @@ def test_objects_give_way_too(plans: Sequence[Plan], tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"'mine.txt' is no file of the merge"):
         overwrite(plans[1], place)
     files.rm(f"{place}/mine.txt")
+    for left, way in ((None, "choose another folder, or replace it"), ("committed", "which was being replaced")):
+        with monkeypatch.context() as patch:
+            patch.setattr(WholeOutput, "clear", lambda *given, left=left: clear_and_die(files, place, left))
+            with pytest.raises(Killed):
+                overwrite(plans[1], place)
+        assert (status(place).state, status(place).old) == ("unfinished", "removed in part")
+        with pytest.raises(OutputError, match=way):
+            run(plans[1], place, workers=0)
+    assert abort(place) > 0
+    assert not files.exists(place) or files.find(place) == []
+    run(plans[0], place, workers=0)
     overwrite(plans[1], place)
     assert verify(place).shards == len(plans[1].shards)
     files.rm(place, recursive=True)

@@ -76,15 +76,15 @@ class BucketOutput(RemoteOutput):
                 self._complete(shard, [part.number for part in plan.parts if part.shard == number])
         self._commit_files(plan)
 
-    def abort(self) -> int:
+    def abort(self, *, replaced: bool = False) -> int:
         """End the uploads and remove what an unfinished merge left; returns the bytes freed.
 
         Where no plan names the shards their uploads are known by their names, as shards in a state folder are, and not
         by ``uploads.json``, which may be damaged as well, or name what is another's (decided 2026-11-29).
         """
-        self._list_for_abort()
+        self._list_for_abort(replaced)
         with self.locked():
-            found = self._list_for_abort()  # again: a driver may just have finished it
+            found = self._list_for_abort(replaced)  # again: a driver may just have finished it
             record = self._read_sound_record()
             begun = list(self._s3.list_uploads(self._url))
             ours = [each for each in begun if is_shard(each[0].removeprefix(self._place("")), record)]

@@ -267,11 +267,11 @@ class FolderOutput:
             found += [(Path(place) / name).relative_to(self.folder).as_posix() for name in (*files, *links)]
         return found
 
-    def abort(self) -> int:
+    def abort(self, *, replaced: bool = False) -> int:
         """Remove what an unfinished merge left; returns the bytes freed. Nothing else is touched."""
-        self._check_unfinished()
+        self._check_unfinished(replaced)
         with self.locked():
-            self._check_unfinished()  # again: a driver may just have finished it
+            self._check_unfinished(replaced)  # again: a driver may just have finished it
             record = self._read_sound_record()
             left = self._list_committed(record) if record else []
             state = [f"{STATE_NAME}/{name}" for name in self.list_state()]
@@ -284,12 +284,12 @@ class FolderOutput:
             self.discard()
         return freed_bytes
 
-    def _check_unfinished(self) -> None:
-        """Raise `OutputError` unless there is an unfinished merge."""
+    def _check_unfinished(self, replaced: bool) -> None:
+        """Raise `OutputError` unless there is an unfinished merge, or a finished one that is `replaced` in part."""
         if not self._files.find_folder(STATE_NAME):
             raise OutputError(f"{self}: holds no unfinished merge; there is nothing to abort")
         check_own(self._files.list_names(STATE_NAME), self._read_sound_record(), str(self))
-        if self.journal.is_committed():
+        if self.journal.is_committed() and not replaced:
             raise OutputError(f"{self}: is a finished merge; remove the folder yourself if you do not want it")
 
     def _read_sound_record(self) -> Record | None:

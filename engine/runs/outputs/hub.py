@@ -168,7 +168,7 @@ class HubOutput:
         """Refuse, see above."""
         self.list_replaced(plan)
 
-    def abort(self) -> int:
+    def abort(self, *, replaced: bool = False) -> int:
         """Remove what an unfinished merge left on this machine; returns the bytes freed. The repository stays."""
         if not self._local.has_record():
             raise OutputError(

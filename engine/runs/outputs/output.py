@@ -15,7 +15,7 @@ from mergemill.engine.runs.outputs.replaced import check_sources
 from mergemill.engine.runs.outputs.target import Target
 from mergemill.engine.runs.worker.workers import Workers
 from mergemill.engine.storage.ranges import Pin, is_remote
-from mergemill.engine.storage.store import ENVIRONMENT, Options, Storage, make_storage
+from mergemill.engine.storage.store import ENVIRONMENT, Storage
 from mergemill.engine.storage.urls import parse_place
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hub"}  # scheme -> what installs the client of that storage
@@ -104,8 +104,11 @@ class Output(Protocol):
     def clear(self, plan: Plan) -> None:
         """Remove a finished merge that gives way to `plan`, held by this process; its record goes last."""
 
-    def abort(self) -> int:
-        """Remove what an unfinished merge left; returns the bytes freed. Nothing else is touched."""
+    def abort(self, *, replaced: bool = False) -> int:
+        """Remove what an unfinished merge left; returns the bytes freed. Nothing else is touched.
+
+        replaced: it is what was not removed yet of a finished merge that was to be replaced.
+        """
 
 
 def find_output(out: str | Path, storage: Storage = ENVIRONMENT, *, public: bool = False) -> Output:
@@ -186,6 +189,11 @@ def check_same(output: Output, plan: Plan) -> None:
         ways = f"choose another folder, or remove the unfinished one with: mergemill abort {output}"
         if output.journal.is_committed():
             ways = "that one is finished; choose another folder, or replace it with --overwrite"
+        elif held.finished:
+            ways = (
+                "of that one, which was being replaced, a part is left; replace that with --overwrite, or remove it "
+                f"with: mergemill abort {output}"
+            )
         raise OutputError(f"{output}: holds another merge, which differs in {held.describe_difference(wanted)}; {ways}")
 
 
@@ -197,11 +205,3 @@ def start_output(output: Output, plan: Plan) -> Mapping[int, Receipt]:
 def commit_output(output: Output, plan: Plan) -> None:
     """Turn finished parts into a checkpoint; the index is written last."""
     output.commit(plan)
-
-
-def abort(out: str | Path, *, storage_options: Options | None = None) -> int:
-    """Remove what an unfinished merge left at `out`; returns the bytes freed. Nothing else is touched.
-
-    storage_options: how `out` is reached, as a recipe says it, beside what the environment says.
-    """
-    return find_output(out, make_storage(storage_options)).abort()

@@ -184,13 +184,16 @@ class RemoteOutput:
         self._objects.delete([self._place(name) for name in [*ours, *notes]])
         self.journal = ObjectJournal(self._objects, self._place(STATE_NAME))
 
-    def _list_for_abort(self) -> Mapping[str, int]:
-        """Return the sizes of all objects by name; `OutputError` unless an unfinished merge is among them."""
+    def _list_for_abort(self, replaced: bool) -> Mapping[str, int]:
+        """Return the sizes of all objects by name; `OutputError` unless an unfinished merge is among them.
+
+        replaced: a finished one is, which is removed in part.
+        """
         found = self._objects.list_objects(self._url, error=OutputError)
         if not any(name.startswith(f"{STATE_NAME}/") for name in found):
             raise OutputError(f"{self}: holds no unfinished merge; there is nothing to abort")
         self._check_own(found, self._read_sound_record())
-        if self.journal.is_committed():
+        if self.journal.is_committed() and not replaced:
             raise OutputError(f"{self}: is a finished merge; remove the objects yourself if you do not want them")
         return found
 

@@ -95,11 +95,11 @@ class WholeOutput(RemoteOutput):
         self._drop_unfinished(there, keep=set(places.values()))
         self._commit_files(plan)
 
-    def abort(self) -> int:
+    def abort(self, *, replaced: bool = False) -> int:
         """Remove what an unfinished merge left; returns the bytes freed."""
-        self._list_for_abort()
+        self._list_for_abort(replaced)
         with self.locked():
-            found = self._list_for_abort()  # again: a driver may just have finished it
+            found = self._list_for_abort(replaced)  # again: a driver may just have finished it
             left = [name for name in self._list_state(found, self._read_sound_record()) if UNFINISHED in name]
             freed_bytes = self._remove(found) + sum(found[name] for name in left)
         for folder in ("journal", ""):
