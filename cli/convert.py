@@ -6,13 +6,14 @@ from typing import Annotated
 import typer
 
 from mergemill.cli.crew import make_crew
-from mergemill.cli.merge import JsonLines, Overwrite, Public, Quiet, errors_as_events, run_plan
+from mergemill.cli.merge import JsonLines, Public, Quiet, errors_as_events, run_plan
 from mergemill.cli.options import (
     SHARD_SIZE,
     Cache,
     CacheFolder,
     Cluster,
     Memory,
+    Overwrite,
     Reader,
     Scheduler,
     ShardSize,

@@ -11,12 +11,6 @@ if TYPE_CHECKING:
     from mergemill.engine import values
 
 
-def plan_document(given: str, *, raw: bool, union: bool, intersection: bool, **options: Any) -> "values.Plan":
-    """Return the plan of a file, or of a recipe that comes in by stdin; the options are those of `make_plan`."""
-    *_, (_, plan) = plan_with_stages(given, None, raw=raw, union=union, intersection=intersection, **options)
-    return plan
-
-
 def plan_with_stages(
     given: str, keep_stages: str | None, *, raw: bool, union: bool, intersection: bool, **options: Any
 ) -> "list[tuple[str | None, values.Plan]]":

@@ -6,12 +6,13 @@ from typing import Annotated
 import typer
 
 from mergemill.cli.crew import make_crew
-from mergemill.cli.merge import JsonLines, NewOut, Overwrite, Public, Quiet, errors_as_events, run_plan
+from mergemill.cli.merge import JsonLines, NewOut, Public, Quiet, errors_as_events, run_plan
 from mergemill.cli.options import (
     Cache,
     CacheFolder,
     Cluster,
     Memory,
+    Overwrite,
     Reader,
     Scheduler,
     StorageOf,

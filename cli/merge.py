@@ -25,6 +25,7 @@ from mergemill.cli.options import (
     KeepStages,
     Memory,
     Methods,
+    Overwrite,
     Raw,
     Reader,
     Recipe,
@@ -56,9 +57,6 @@ NewOut = Annotated[
 ]
 Public = Annotated[
     bool, typer.Option("--public", help="Let everybody see a repository made on the Hub.", rich_help_panel=STORAGE)
-]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace a finished merge that is there; never anything else.")
 ]
 Report = Annotated[
     str | None,

@@ -69,6 +69,9 @@ ShardSize = Annotated[str, typer.Option(metavar="SIZE", help="Most bytes of an o
 KeepStages = Annotated[
     str | None, typer.Option(metavar="DIR", help="Write all stages too, below their names, each as a merge of its own.")
 ]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a finished merge that is there; never anything else.")
+]
 RoundStages = Annotated[
     bool, typer.Option("--round-stages", help="Round each stage as a file of it would be, for the bytes of one by one.")
 ]

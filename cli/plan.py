@@ -8,7 +8,7 @@ import typer
 
 from mergemill.cli import console
 from mergemill.cli.console import count
-from mergemill.cli.documents import plan_document
+from mergemill.cli.documents import plan_with_stages
 from mergemill.cli.options import (
     DEVICE_MEMORY,
     SHARD_SIZE,
@@ -17,8 +17,10 @@ from mergemill.cli.options import (
     DeviceMemory,
     Intersection,
     Json,
+    KeepStages,
     Memory,
     Methods,
+    Overwrite,
     Raw,
     Recipe,
     RoundStages,
@@ -54,6 +56,8 @@ def plan(
     union: Union = False,
     intersection: Intersection = False,
     round_stages: RoundStages = False,
+    keep_stages: KeepStages = None,
+    overwrite: Overwrite = False,
     tokens: Tokens = False,
     json: Json = False,
 ) -> None:
@@ -61,11 +65,12 @@ def plan(
 
     Example: mergemill plan recipe.yml --memory 2GiB
     """
-    from mergemill.engine import check_output, describe_plan, load_cluster
+    from mergemill.engine import check_output, check_places, describe_plan, load_cluster
 
     file = load_cluster(cluster) if cluster else None
-    found = plan_document(
+    *kept, (_, found) = plan_with_stages(
         recipe,
+        keep_stages,
         raw=raw,
         union=union,
         intersection=intersection,
@@ -84,8 +89,10 @@ def plan(
         "device_memory": device_memory,
     }
     numbers = describe_plan(found, out=out, **crew)
-    if out is not None:
-        check_output(found, out, **crew)
+    placed = [(str(place), stage) for place, stage in kept] + ([] if out is None else [(out, found)])
+    check_places(placed, overwrite=overwrite, **crew)
+    for place, each in placed:
+        check_output(each, place, overwrite=overwrite, **crew)
     told = asdict(found.tokens) if tokens and found.tokens is not None else None
     if json:
         console.say_json({**numbers, "tokens": told} if tokens else numbers)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mergemill.cli.crew import make_crew
-from mergemill.cli.merge import JsonLines, NewOut, Overwrite, Public, Quiet, errors_as_events, run_plan
-from mergemill.cli.options import Memory, StorageOf, Workers
+from mergemill.cli.merge import JsonLines, NewOut, Public, Quiet, errors_as_events, run_plan
+from mergemill.cli.options import Memory, Overwrite, StorageOf, Workers
 
 if TYPE_CHECKING:
     pass

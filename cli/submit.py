@@ -9,7 +9,6 @@ import typer
 
 from mergemill.cli import console
 from mergemill.cli.completion import complete_cluster
-from mergemill.cli.merge import Overwrite
 from mergemill.cli.options import (
     DEVICE_MEMORY,
     SHARD_SIZE,
@@ -22,6 +21,7 @@ from mergemill.cli.options import (
     Memory,
     Methods,
     Out,
+    Overwrite,
     Raw,
     Reader,
     Recipe,

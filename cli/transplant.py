@@ -7,13 +7,14 @@ import typer
 
 from mergemill.cli import console
 from mergemill.cli.crew import make_crew
-from mergemill.cli.merge import JsonLines, NewOut, Overwrite, Public, Quiet, errors_as_events, run_plan
+from mergemill.cli.merge import JsonLines, NewOut, Public, Quiet, errors_as_events, run_plan
 from mergemill.cli.options import (
     SHARD_SIZE,
     Cache,
     CacheFolder,
     Cluster,
     Memory,
+    Overwrite,
     Reader,
     Scheduler,
     ShardSize,

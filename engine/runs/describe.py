@@ -8,8 +8,9 @@ from mergemill.engine.plan.memory import check_memory, count_device_tensors, dev
 from mergemill.engine.plan.summary import find_dtypes
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.runs.environment import describe_slowness
-from mergemill.engine.runs.outputs.output import check_output as look_at_output
-from mergemill.engine.runs.outputs.output import find_output
+from mergemill.engine.runs.options import RunKeywords, RunOptions
+from mergemill.engine.runs.outputs.output import check_held, find_output, is_replaced
+from mergemill.engine.runs.outputs.record import check_names
 from mergemill.engine.runs.traffic import find_traffic
 from mergemill.engine.runs.worker.options import WorkerKeywords, WorkerOptions
 from mergemill.engine.runs.worker.workers import choose_workers
@@ -17,14 +18,20 @@ from mergemill.engine.runs.worker.workplace import Workplace
 from mergemill.engine.storage.urls import parse_place
 
 
-def check_output(plan: Plan, out: str, **options: Unpack[WorkerKeywords]) -> None:
+def check_output(plan: Plan, out: str, **options: Unpack[RunKeywords]) -> None:
     """Raise what `run` would before anything is written where `out` cannot become the output of `plan`.
 
     For an output that holds something else, workers that cannot write there, and a disk without room. Storage is asked.
     """
-    chosen = choose_workers(plan, WorkerOptions(**options))
-    find_output(parse_place(out, OutputError), chosen.storage).check_workers(chosen, plan)
-    look_at_output(out, plan, chosen.storage)
+    asked = RunOptions(**options)
+    chosen = choose_workers(plan, asked)
+    check_names([shard.name for shard in plan.shards] + [file.name for file in plan.files], out)
+    output = find_output(parse_place(out, OutputError), chosen.storage, public=asked.public)
+    output.check_workers(chosen, plan)
+    output.check(plan)
+    check_held(output, plan, [plan], overwrite=asked.overwrite)
+    if not (asked.overwrite and is_replaced(output, plan)):  # else room was looked for with what is freed
+        output.check_room(plan)
 
 
 def describe_plan(plan: Plan, *, out: str | None = None, **options: Unpack[WorkerKeywords]) -> dict[str, Any]:

@@ -8,8 +8,7 @@ from typing import Unpack
 from mergemill.engine.errors import OutputError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.runs.options import RunKeywords, RunOptions
-from mergemill.engine.runs.outputs.output import check_same, find_output, is_replaced
-from mergemill.engine.runs.outputs.replaced import check_sources
+from mergemill.engine.runs.outputs.output import check_held, find_output
 from mergemill.engine.runs.worker.workers import choose_workers
 from mergemill.engine.storage.same import holds_place
 from mergemill.engine.storage.urls import parse_place
@@ -28,12 +27,7 @@ def check_places(plans: Sequence[tuple[str | Path, Plan]], **options: Unpack[Run
     for place, plan in placed if placed[1:] else ():
         output = find_output(place, choose_workers(plan, asked).storage, public=asked.public)
         output.check(plan)
-        if asked.overwrite and is_replaced(output, plan):
-            for _, each in placed:
-                check_sources(each, place)
-            output.list_replaced(plan)
-        else:
-            check_same(output, plan)
+        check_held(output, plan, [each for _, each in placed], overwrite=asked.overwrite)
 
 
 def _check_apart(one: str, other: str) -> None:

@@ -175,8 +175,13 @@ def test_a_plan_with_its_output_makes_the_checks_of_a_merge(
     code, _, err = mergemill("plan", "ties.yml", "base")
     assert code == 2
     assert "base: holds 'README.md'" in err
+    for command in ("plan", "merge"):
+        code, _, err = mergemill(command, "ties.yml", "base/config.json/deep/out")
+        assert code == 2
+        assert err.endswith("base/config.json, which is a file; choose another folder\n")
     assert mergemill("merge", "ties.yml", out, "--quiet")[0] == 0
     assert mergemill("plan", "ties.yml", out)[0] == 0
+    assert mergemill("plan", "ties.yml", out, "--seed", "9", "--overwrite")[0] == 0
     code, _, err = mergemill("plan", "ties.yml", out, "--seed", "9")
     assert code == 2
     assert "holds another merge, which differs in the seed" in err

@@ -283,9 +283,10 @@ def test_no_kept_stage_is_written_over_the_result_or_over_what_any_of_them_reads
     def refuse(keep: str, out: str, *more: str, why: str, reads: str = "B") -> None:
         stages = [average("B", "A", name="s", **({"keep": keep} if keep else {})), average("s", reads)]
         (tmp_path / "recipe.yml").write_text(write(stages))
-        command = ["merge", str(tmp_path / "recipe.yml"), f"{tmp_path}/{out}", "--workers", "0", "-q", *more, *flags]
-        assert execute(command) == 2
-        assert why in capsys.readouterr().err
+        given = [str(tmp_path / "recipe.yml"), f"{tmp_path}/{out}", "--workers", "0", *more, *flags]
+        for command in (["merge", "-q"], ["plan"]):
+            assert execute([*command, *given]) == 2
+            assert why in capsys.readouterr().err
         (tmp_path / "recipe.yml").unlink()
         assert list_times(tmp_path) == before
 

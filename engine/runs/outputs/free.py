@@ -26,13 +26,18 @@ def check_free(folder: Path) -> None:
 def check_place(folder: Path, names: Iterable[str]) -> None:
     """Raise `OutputError` where files of these names, in or below a folder, could never be made, whoever tried.
 
-    For a path, or a name in it, that is too long, and a link to nothing on the way to the folder.
+    For a path, or a name in it, that is too long, and a file, a link to nothing, or a folder that may not be written on
+    the way to the folder.
     """
     above = find_lowest(folder.absolute())
     if not above.exists():
         raise OutputError(
             f"{above}: is a link to {str(above.readlink())!r}, where nothing is; make that folder, or remove the link"
         )
+    if above != folder.absolute() and not above.is_dir():
+        raise OutputError(f"{folder}: would lie below {above}, which is a file; choose another folder")
+    if not os.access(above, os.W_OK | os.X_OK) and above.is_dir():
+        raise OutputError(f"{above}: cannot be written: permission denied; choose a folder that you can write")
     most_name, most_path = os.pathconf(above, "PC_NAME_MAX"), os.pathconf(above, "PC_PATH_MAX") - 1  # less its end
     paths = [folder.absolute() / name for name in names]
     for path in paths:

@@ -154,12 +154,21 @@ def open_output(
     check_names([shard.name for shard in plan.shards] + [file.name for file in plan.files], str(out))
     output = find_output(out, storage, public=public)
     output.open(plan)
-    if overwrite and is_replaced(output, plan):
-        check_sources(plan, str(output))
-        output.list_replaced(plan)
-    else:
-        check_same(output, plan)
+    check_held(output, plan, [plan], overwrite=overwrite)
     return output
+
+
+def check_held(output: Output, plan: Plan, readers: Sequence[Plan], *, overwrite: bool) -> None:
+    """Raise `OutputError` where the output holds what `plan` neither goes on with nor may replace.
+
+    readers: the merges whose sources would be gone if it were replaced.
+    """
+    if not (overwrite and is_replaced(output, plan)):
+        check_same(output, plan)
+        return
+    for reader in readers:
+        check_sources(reader, str(output))
+    output.list_replaced(plan)
 
 
 def is_replaced(output: Output, plan: Plan) -> bool:
@@ -170,16 +179,6 @@ def is_replaced(output: Output, plan: Plan) -> bool:
     if held.digest != make_record(plan, output.storage).digest:
         return True
     return any(output.find(name) is None for name in (*held.shards, *held.files))
-
-
-def check_output(out: str | Path, plan: Plan, storage: Storage = ENVIRONMENT) -> Output:
-    """Return the output at `out` where it could become that of `plan`, else raise `OutputError`; nothing is written."""
-    check_names([shard.name for shard in plan.shards] + [file.name for file in plan.files], str(out))
-    output = find_output(out, storage)
-    output.check(plan)
-    check_same(output, plan)
-    output.check_room(plan)
-    return output
 
 
 def check_same(output: Output, plan: Plan) -> None:
