@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from mergemill.engine.recipe import recipe_schema as recipe_schema
     from mergemill.engine.recipe import writers as writers
     from mergemill.engine.recipe.adapters import names_adapters as names_adapters
+    from mergemill.engine.recipe.adapters import parse_adapters as parse_adapters
     from mergemill.engine.recipe.stages import list_kept as list_kept
     from mergemill.engine.runs import events as events
     from mergemill.engine.runs import jobs as jobs
@@ -117,6 +118,7 @@ _PLACES = {
     "names_adapters": "recipe.adapters",
     "open_lines": "runs.progress",
     "open_terminal": "runs.progress",
+    "parse_adapters": "recipe.adapters",
     "push": "runs.push",
     "read_recipe": "recipe",
     "recipe_schema": "recipe",

@@ -133,6 +133,7 @@ FACE = [
     "names_adapters",
     "open_lines",
     "open_terminal",
+    "parse_adapters",
     "push",
     "read_recipe",
     "recipe_schema",

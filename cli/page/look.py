@@ -14,12 +14,15 @@ from mergemill.cli.page.roots import check_recipe, confine, find_files, say_file
 from mergemill.cli.page.settings import Chosen, Setup
 from mergemill.cli.plan import token_lines
 from mergemill.engine import (
+    check_output,
     describe_plan,
     errors,
     format_size,
     load_cluster,
+    make_adapter_plan,
     make_plan,
     make_recipe,
+    parse_adapters,
     read_recipe,
     values,
 )
@@ -29,8 +32,8 @@ _LINE = re.compile(r"(?:the )?recipe:(\d+): ")
 _PLANNING = threading.Lock()  # one plan at a time, however many browsers look
 
 
-def look(text: str, out: str, chosen: Chosen, setup: Setup) -> dict[str, Any]:
-    """Return the form, and the plan or what is in its way, as JSON values."""
+def look(text: str, out: str, chosen: Chosen, setup: Setup, *, free: bool = False) -> dict[str, Any]:
+    """Return the form, and the plan or what is in its way, as JSON values; free: no merge is known to be at `out`."""
     found: dict[str, Any] = {"form": None, "why_no_form": "", "plan": None, "error": None, "empty": not text.strip()}
     try:
         with _PLANNING:
@@ -40,7 +43,10 @@ def look(text: str, out: str, chosen: Chosen, setup: Setup) -> dict[str, Any]:
             except NoForm as error:
                 found["why_no_form"] = str(error)
             if documents:
-                found["plan"] = _describe(_plan(text, documents, chosen, setup), out, chosen, setup)
+                plan = _plan(text, documents, chosen, setup)
+                found["plan"] = _describe(plan, out, chosen, setup)
+                if free:
+                    found["option_error"] = _find_occupied(plan, out, chosen, setup)
     except (errors.MergemillError, OSError) as error:
         found["error"] = describe_error(error, text)
         found["why_no_form"] = found["why_no_form"] or ("" if found["form"] else "the YAML cannot be read")
@@ -62,17 +68,17 @@ def check_text(text: str, setup: Setup) -> None:
     take_recipe(text, read_text(text), setup)
 
 
-def take_recipe(text: str, documents: list[Any], setup: Setup) -> "values.AnyRecipe":
+def take_recipe(text: str, documents: list[Any], setup: Setup) -> "values.AnyRecipe | values.AdapterRecipe":
     """Return the recipe that documents say; `InputError` for one with files or models out of the page's reach.
 
     Files are looked for in the data, whatever the text looks like, before anything that it names is read or run.
     """
     for document in documents:
-        if isinstance(document.data, dict) and "adapters" in document.data:
-            raise errors.RecipeError("this page joins no adapters; mergemill merge FILE OUT does")
         for path in find_files(document.data):
             raise errors.RecipeError(f"recipe:{document.lines[path]}: {say_files(str(path[-1]))}")
-    recipe = make_recipe(documents, text)
+    first = documents[0].data if documents else None
+    joins = isinstance(first, dict) and "adapters" in first
+    recipe = parse_adapters(text, name="recipe") if joins else make_recipe(documents, text)
     check_recipe(setup.root, recipe)
     return recipe
 
@@ -86,11 +92,34 @@ def _plan(text: str, documents: list[Any], chosen: Chosen, setup: Setup) -> "val
     recipe = take_recipe(text, documents, setup)
     storage = load_cluster(setup.cluster).storage if setup.cluster else None
     shard_size = chosen.shard_size or SHARD_SIZE
-    plan = make_plan(recipe, seed=chosen.seed, shard_size=shard_size, methods=setup.methods, storage=storage)
+    if isinstance(recipe, values.AdapterRecipe):
+        plan = make_adapter_plan(recipe, seed=chosen.seed, storage=storage)
+    else:
+        plan = make_plan(recipe, seed=chosen.seed, shard_size=shard_size, methods=setup.methods, storage=storage)
     for pin in plan.pins:
         if "://" not in pin.url:
             confine(setup.root, pin.url)
     return plan
+
+
+def make_crew(chosen: Chosen, setup: Setup) -> "values.WorkerKeywords":
+    """Return the options of the workers of a run."""
+    return {
+        "memory": chosen.memory or None,
+        "workers": chosen.workers,
+        "threads": chosen.threads,
+        "scheduler": setup.scheduler or None,
+        "cluster": load_cluster(setup.cluster) if setup.cluster else None,
+    }
+
+
+def _find_occupied(plan: "values.Plan", out: str, chosen: Chosen, setup: Setup) -> str:
+    """Say why a folder cannot become an output; empty where it can."""
+    try:
+        check_output(plan, out, **make_crew(chosen, setup))
+    except errors.MergemillError as error:
+        return str(error)
+    return ""
 
 
 def describe_error(error: BaseException, text: str = "") -> dict[str, Any]:
@@ -120,15 +149,7 @@ def _find_places(message: str, text: str) -> Iterator[dict[str, Any]]:
 
 
 def _describe(plan: "values.Plan", out: str, chosen: Chosen, setup: Setup) -> dict[str, Any]:
-    numbers = describe_plan(
-        plan,
-        out=out or None,
-        memory=chosen.memory or None,
-        workers=chosen.workers,
-        threads=chosen.threads,
-        scheduler=setup.scheduler or None,
-        cluster=load_cluster(setup.cluster) if setup.cluster else None,
-    )
+    numbers = describe_plan(plan, out=out or None, **make_crew(chosen, setup))
     return {
         "facts": list(_list_facts(numbers, plan)),
         "sources": [_describe_source(source) for source in numbers["sources"]],

@@ -34,6 +34,12 @@ def list_uses(place: str) -> list[dict[str, str]]:
     if "://" in place and not place.startswith("hf://"):
         return [check, {"title": "Publish it", "text": f"mergemill push {shlex.quote(place)} org/name"}]
     name = place.removeprefix("hf://")
+    if "://" not in place and Path(place, "adapter_config.json").is_file():
+        code = (
+            "from peft import AutoPeftModelForCausalLM\n\n"
+            f'model = AutoPeftModelForCausalLM.from_pretrained({json.dumps(name)}, dtype="auto", device_map="auto")'
+        )
+        return [{"title": "Load it in Python", "text": code}, check, _make_look(place)]
     code = (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f"name = {json.dumps(name)}\n"
@@ -44,8 +50,12 @@ def list_uses(place: str) -> list[dict[str, str]]:
         {"title": "Load it in Python", "text": code},
         {"title": "Serve it with vLLM", "text": f"vllm serve {shlex.quote(name)}"},
         check,
-        {"title": "See what it is", "text": f"mergemill inspect {shlex.quote(place)}"},
+        _make_look(place),
     ]
+
+
+def _make_look(place: str) -> dict[str, str]:
+    return {"title": "See what it is", "text": f"mergemill inspect {shlex.quote(place)}"}
 
 
 def find_report(root: Path, job: Errand) -> Path | None:

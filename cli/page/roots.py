@@ -71,7 +71,7 @@ def check_out(root: Path, given: str) -> str:
     return str(inner)
 
 
-def check_recipe(root: Path, recipe: "values.AnyRecipe") -> None:
+def check_recipe(root: Path, recipe: "values.AnyRecipe | values.AdapterRecipe") -> None:
     """Raise `RecipeError` for a recipe with a model that the page may not reach, or that names files of `FILES`.
 
     The second is said of its text before, by `find_files`; this is what a recipe is, whatever was overlooked there.

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mergemill.engine.recipe import AnyRecipe as AnyRecipe
     from mergemill.engine.recipe import ClusterFile as ClusterFile
     from mergemill.engine.recipe import Recipe as Recipe
+    from mergemill.engine.recipe.adapters import AdapterRecipe as AdapterRecipe
     from mergemill.engine.runs.diff import Diff as Diff
     from mergemill.engine.runs.diff import OnPart as OnPart
     from mergemill.engine.runs.diff import TensorDiff as TensorDiff
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from mergemill.engine.runs.worker.options import WorkerOptions as WorkerOptions
 
 _PLACES = {
+    "AdapterRecipe": "recipe.adapters",
     "Advance": "runs.progress",
     "DEVICES": "runs.worker.accelerator",
     "AnyRecipe": "recipe",

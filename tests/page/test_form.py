@@ -1,12 +1,18 @@
 """The form and the YAML are views of one value; faults are at their lines."""
 
+import json
+import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import read_tensors
 from page.conftest import Ask
+from safetensors.torch import save_file
 
 from mergemill.cli.page.form import ModelLine, NoForm, RecipeForm, parse_form, read_form, write_form
 from mergemill.engine import read_recipe
@@ -143,3 +149,53 @@ def test_help_has_formula_and_ranges(ask: Ask) -> None:
     assert methods["task_arithmetic"]["formula"] == "Return base + lambda · sum(weight[i] · deltas[i])."
     density = next(each for each in methods["ties"]["parameters"] if each["name"] == "density")
     assert (density["default"], density["range"], density["per_model"]) == ("1.0", "from 0 to 1", True)
+
+
+STAGES = "name: s\nmerge_method: passthrough\nmodels: [{model: models/a}]\n---\nmerge_method: passthrough\nmodels: [{model: s}]"
+MIXED = "base_model: models/base\ngate_mode: random\nexperts: [{source_model: models/a}, {source_model: models/b}]"
+BEYOND = {
+    "slices: [{sources: [{model: models/a, layer_range: [0, 2]}]}]\nmerge_method: passthrough": "it stacks layers",
+    STAGES: "it has stages, which are several documents",
+    MIXED: "it is a mixture of experts",
+    "adapters: [{adapter: models/lora, parameters: {weight: 0.5}}]\nmerge_method: linear": "it joins adapters",
+}
+
+
+@pytest.mark.parametrize("text", BEYOND)
+def test_what_the_form_does_not_show_is_planned_and_run_from_the_yaml(ask: Ask, root: Path, text: str) -> None:
+    write_lora(root / "models" / "lora")
+    told = ask("POST", "/api/look", json={"text": text, "memory": "512MiB"}).json()
+    assert told["error"] is None
+    assert BEYOND[text] in told["why_no_form"]
+    assert told["plan"]["sources"]
+    if text.startswith("adapters"):
+        name = ask("POST", "/api/merge", json={"text": text, "out": "joined"}).json()["id"]
+        while (run := ask("GET", "/api/run", params={"id": name}).json())["live"]:
+            time.sleep(0.1)
+        assert run["state"] == "finished", run["log"]
+        assert "import AutoPeftModel" in ask("GET", "/api/result", params={"id": name}).json()["uses"][0]["text"]
+
+
+def write_lora(folder: Path) -> None:
+    """Write an adapter of one module, of rank 2, as peft does."""
+    folder.mkdir(exist_ok=True)
+    start = "base_model.model.model.layers.0.mlp.up_proj"
+    rows, columns = read_tensors(folder.parent / "a")["model.layers.0.mlp.up_proj.weight"].shape
+    factors = {f"{start}.lora_A.weight": torch.ones(2, columns), f"{start}.lora_B.weight": torch.ones(rows, 2)}
+    save_file(factors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["up_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "models/base"}))
+
+
+def test_a_folder_of_others_is_refused_when_it_is_named_and_at_the_start(ask: Ask, root: Path) -> None:
+    (root / "mine").mkdir(exist_ok=True)
+    (root / "mine" / "thesis.tex").write_text("mine")
+    for out, why in (("mine", "holds 'thesis.tex'"), ("mine/thesis.tex/out", "is a file")):
+        given = {"text": TEXT, "out": out, "memory": "512MiB"}
+        told = ask("POST", "/api/look", json=given).json()
+        assert told["plan"]
+        assert why in told["option_error"]
+        answer = ask("POST", "/api/merge", json=given)
+        assert answer.status_code == 400
+        assert why in answer.json()["message"]
+    assert not any("mine" in run["out"] for run in ask("GET", "/api/runs").json())

@@ -183,8 +183,11 @@ def is_replaced(output: Output, plan: Plan) -> bool:
 
 def check_same(output: Output, plan: Plan) -> None:
     """Raise `OutputError` where the output belongs to another merge."""
-    held, wanted = output.read_record(), make_record(plan, output.storage)
-    if held is not None and held.digest != wanted.digest:
+    held = output.read_record()
+    if held is None:
+        return
+    wanted = make_record(plan, output.storage)
+    if held.digest != wanted.digest:
         ways = f"choose another folder, or remove the unfinished one with: mergemill abort {output}"
         if output.journal.is_committed():
             ways = "that one is finished; choose another folder, or replace it with --overwrite"
