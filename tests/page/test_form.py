@@ -151,7 +151,7 @@ def test_help_has_formula_and_ranges(ask: Ask) -> None:
     assert (density["default"], density["range"], density["per_model"]) == ("1.0", "from 0 to 1", True)
 
 
-STAGES = "name: s\nmerge_method: passthrough\nmodels: [{model: models/a}]\n---\nmerge_method: passthrough\nmodels: [{model: s}]"
+STAGES = "name: s\n{0}: [{{model: models/a}}]\n---\n{0}: [{{model: s}}]".format("merge_method: passthrough\nmodels")
 MIXED = "base_model: models/base\ngate_mode: random\nexperts: [{source_model: models/a}, {source_model: models/b}]"
 BEYOND = {
     "slices: [{sources: [{model: models/a, layer_range: [0, 2]}]}]\nmerge_method: passthrough": "it stacks layers",
