@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergemill.engine.errors import PlanError
-from mergemill.engine.evaluation.making import MadeTensors
+from mergemill.engine.evaluation.making import LayerRoom, MadeTensors
 from mergemill.engine.evaluation.shell import Shell
 from mergemill.engine.forward.skeleton import empty
 from mergemill.engine.runs.worker.process import return_freed_pages
@@ -69,10 +69,10 @@ def run_layers(
     ids: of all texts, [texts, length]. rows: texts that go through a layer at a time. kept: keeps what of the
     embedding was read.
     """
-    base = shell.model.base_model
+    base, room = shell.model.base_model, LayerRoom()
     with ExitStack() as stack, torch.no_grad():
         for path, names in layout.modules.items():
-            stack.enter_context(_filled(shell, path, names, models, rows))
+            stack.enter_context(_filled(shell, path, names, models, rows, room))
         stack.enter_context(_embedded(shell, layout, models, ids, kept))
         try:
             found = base(input_ids=ids.repeat(len(models), 1), use_cache=False)
@@ -84,11 +84,14 @@ def run_layers(
 
 
 @contextmanager
-def _filled(shell: Shell, path: str, names: Sequence[str], models: Sequence[MadeTensors], rows: int) -> Iterator[None]:
+def _filled(
+    shell: Shell, path: str, names: Sequence[str], models: Sequence[MadeTensors], rows: int, room: LayerRoom
+) -> Iterator[None]:
     """In the block, a module is filled with a model's tensors whenever that model's texts come to it."""
     module = shell.model.get_submodule(path)
     forward: Forward = module.forward
-    rows = rows if shell.is_layer(path) else 1 << 30
+    is_layer = shell.is_layer(path)
+    rows = rows if is_layer else 1 << 30
 
     def run(*args: Any, **kwargs: Any) -> Any:
         batch = _find_batch(args, kwargs)
@@ -96,7 +99,7 @@ def _filled(shell: Shell, path: str, names: Sequence[str], models: Sequence[Made
         first, *others = models
         with first.share(others, names) as work:
             for number, made in enumerate(models):
-                shell.put(made.make(names, work))
+                shell.put(made.make_layer(names, room if is_layer else LayerRoom(), work))
                 shell.check_filled(module, path)
                 for start, stop in _iter_rows(batch, number, len(models), rows):
                     given = _take(args, kwargs, batch, start, stop)
