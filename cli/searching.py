@@ -92,8 +92,8 @@ def say_value(value: object) -> str:
     return searches.say_number(value)
 
 
-def show_found(found: "searches.Found", folder: str, *, json: bool) -> None:
-    """Write what came of a search."""
+def show_found(found: "searches.Found", folder: str, *, written: bool, json: bool) -> None:
+    """Write what came of a search; written: whether the best was merged."""
     from mergemill.engine import searches
 
     if json:
@@ -108,7 +108,10 @@ def show_found(found: "searches.Found", folder: str, *, json: bool) -> None:
     if found.front:
         console.say(f"front: {', '.join(map(_describe_point, found.front))}")
     judged = console.count(len(found.trials), "candidate")
-    console.say(f"{judged}, ended by {found.stopped}; merge the best with: mergemill merge {folder}/best.yml OUT")
+    then = (
+        f"the best is in {folder}/model" if written else f"merge the best with: mergemill merge {folder}/best.yml OUT"
+    )
+    console.say(f"{judged}, ended by {found.stopped}; {then}")
 
 
 def _describe_point(trial: "searches.Trial") -> str:

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mergemill.engine.recipe.templates import Values
 from mergemill.engine.search.state import BEST_NAME, write_file
@@ -24,9 +25,12 @@ def make_table(trials: Sequence[Trial]) -> str:
     names = list(spread_values(trials[0].values)) if trials else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["number", "generation", "state", "score", "stderr", "holdout", *names, "seconds", "bytes_read"])
+    raced = any(trial.raced for trial in trials)
+    heads = ["number", "generation", "state", "score", "stderr", *(["estimated"] if raced else ()), "holdout"]
+    writer.writerow([*heads, *names, "seconds", "bytes_read"])
     for trial in trials:
-        known = [trial.number, trial.generation, trial.state, trial.score, trial.stderr, trial.holdout]
+        known: list[Any] = [trial.number, trial.generation, trial.state, trial.score, trial.stderr]
+        known += [*([int(trial.raced)] if raced else ()), trial.holdout]
         values = spread_values(trial.values)
         writer.writerow([*known, *(values.get(name) for name in names), trial.seconds, trial.bytes_read])
     return text.getvalue()
@@ -55,10 +59,15 @@ def sort_trials(trials: Sequence[Trial], sign: int) -> list[Trial]:
 
 
 def say_score(trial: Trial) -> str:
-    """Return a score with its error."""
+    """Return a score with its error, and whether it is that of half of the windows and the best's on the rest.
+
+    >>> say_score(Trial(0, 0, {}, "", "scored", 7.25, 0.1)), say_score(Trial(0, 0, {}, "", "scored", 9.5, raced=True))
+    ('7.25 ± 0.1', '9.5, estimated')
+    """
     if trial.score is None:
         return "failed"
-    return say_number(trial.score) + (f" ± {trial.stderr:.2g}" if trial.stderr is not None else "")
+    error = f" ± {trial.stderr:.2g}" if trial.stderr is not None else ""
+    return f"{say_number(trial.score)}{error}{', estimated' if trial.raced else ''}"
 
 
 def say_number(value: object) -> str:

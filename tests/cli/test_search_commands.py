@@ -31,6 +31,7 @@ def test_evolve_tells_each_candidate_and_the_best(mergemill: Run, there: Path, t
     assert err.count("\n") == 5
     assert "the best so far" in err
     assert out.startswith("best: number ")
+    assert out.rstrip().endswith(f"merge it with: mergemill merge {tmp_path}/s/best.yml OUT")
     code, out, err = mergemill("evolve", path, tmp_path / "s", "--json", "--quiet")
     found = json.loads(out)
     assert (code, err) == (0, "")
@@ -40,6 +41,9 @@ def test_evolve_tells_each_candidate_and_the_best(mergemill: Run, there: Path, t
     scores = [json.loads(line)["score"] for line in out.splitlines()]
     assert scores == sorted(scores)
     assert scores[0] == found["best"]["score"]
+    _, out, _ = mergemill("evolve", path, tmp_path / "s", "--write", "--quiet")
+    assert out.rstrip().endswith(f"ended by evaluations; the best is in {tmp_path}/s/model")
+    assert (tmp_path / "s" / "model" / "config.json").exists()
     _, out, _ = mergemill("results", tmp_path / "s")
     assert out.split()[:5] == ["number", "score", "hold-out", "x", "y"]
 

@@ -1,5 +1,6 @@
 """Searches judged by texts: nothing is written, a generation is judged together, and commands say it by options."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -92,6 +93,11 @@ def test_a_race_ends_with_the_best_that_there_is_without_and_goes_on_after_a_kil
     assert 0 < sum(trial.raced for trial in raced.trials) < 5
     for one, other in zip(raced.trials, whole.trials, strict=True):
         assert one.score == pytest.approx(other.score, rel=0.1 if one.raced else 1e-9)
+    with (tmp_path / "raced" / "table.csv").open() as table:
+        assert [int(row["estimated"]) for row in csv.DictReader(table)] == [trial.raced for trial in raced.trials]
+    for page in ("README.md", "plot.html"):
+        assert ", estimated" in (tmp_path / "raced" / page).read_text()
+        assert ", estimated" not in (tmp_path / "whole" / page).read_text()
     (tmp_path / "again").mkdir()
     lines = (tmp_path / "raced" / "trials.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "again" / "trials.jsonl").write_bytes(b"".join(lines[:3]))
