@@ -31,7 +31,7 @@ def test_evolve_tells_each_candidate_and_the_best(mergemill: Run, there: Path, t
     assert err.count("\n") == 5
     assert "the best so far" in err
     assert out.startswith("best: number ")
-    assert out.rstrip().endswith(f"merge it with: mergemill merge {tmp_path}/s/best.yml OUT")
+    assert out.rstrip().endswith(f"merge the best with: mergemill merge {tmp_path}/s/best.yml OUT")
     code, out, err = mergemill("evolve", path, tmp_path / "s", "--json", "--quiet")
     found = json.loads(out)
     assert (code, err) == (0, "")
