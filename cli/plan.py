@@ -164,8 +164,9 @@ def token_lines(told: Mapping[str, Any] | None) -> Iterator[str]:
         given = f"the mean of {given}" if len(row["rows"]) > 1 else given
         lacking = ", ".join(row["lacking"])
         whom = "all" if row["forced"] else f"{lacking}, which lack{'s' if len(row['lacking']) == 1 else ''} it"
+        made = f"by {row['approximated']}, after " if row["approximated"] else ""
         kind = "forced " if row["forced"] else "missing"
-        yield f"  {kind} {row['number']:>7}  {row['token']!r} in {row['tensor']}: {given} for {whom}"
+        yield f"  {kind} {row['number']:>7}  {row['token']!r} in {row['tensor']}: {made}{given} for {whom}"
 
 
 def _remote_lines(traffic: Mapping[str, Any]) -> Iterator[str]:

@@ -127,6 +127,11 @@ def is_vocabulary(name: str, family: Family) -> bool:
     return _matches(name, family.vocabulary)
 
 
+def may_be_tied(name: str, family: Family) -> bool:
+    """Whether a tensor of a vocabulary is a head: what a family ties to its embedding."""
+    return any(fnmatchcase(name, tied) for tied, source in family.ties if not fnmatchcase(name, source))
+
+
 def is_head(name: str, family: Family) -> bool:
     """Say whether a tensor is an output head, which may be tied to the embedding."""
     ends = name.endswith(".weight") and split_layer(name) is None and find_side(name, family) == "after"

@@ -74,7 +74,8 @@ def _find_span(base: Tensor, *changes: Tensor) -> Tensor | None:
     rows, columns = base.shape
     if columns <= rows * (len(changes) + 1):
         return None
-    return torch.linalg.qr(torch.cat([base, *changes]).T)[0]
+    found: Tensor = torch.linalg.qr(torch.cat([base, *changes]).T)[0]
+    return found
 
 
 def _find_turn(base: Tensor, model: Tensor, span: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -94,10 +95,11 @@ def _find_rotation(base: Tensor, model: Tensor) -> Tensor:
     first, second = (each / (find_norm(each) or 1.0) for each in (base, model))
     left, values, right = torch.linalg.svd(first.T @ second)
     rank = int((values > len(values) * torch.finfo(values.dtype).eps * values[:1]).sum())
-    if rank == len(values):
-        return left @ right
-    nearest = torch.linalg.svd(left[:, rank:].T @ right[rank:].T)
-    return left[:, :rank] @ right[:rank] + left[:, rank:] @ nearest[0] @ nearest[2] @ right[rank:]
+    found: Tensor = left[:, :rank] @ right[:rank]
+    if rank < len(values):
+        nearest = torch.linalg.svd(left[:, rank:].T @ right[rank:].T)
+        found.add_(left[:, rank:] @ nearest[0] @ nearest[2] @ right[rank:])
+    return found
 
 
 def _add_to_diagonal(matrix: Tensor, value: float) -> Tensor:

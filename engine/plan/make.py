@@ -143,7 +143,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
     later = find_later(recipe, checkpoints, offers, family)
     offers = later.leave_out(offers)
     offers, matched = _match_experts(recipe, offers, chosen, reached, where)
-    renumbering = make_renumbering(recipe, checkpoints, offers, chosen, family)
+    renumbering = make_renumbering(recipe, checkpoints, offers, chosen, family, asked.seed)
     divides = functools.partial(divide, list_filters(recipe))
     offers, packs = join_layouts(offers, Arrangement(chosen, family, sees_alone(method, steps), divides))
     policies = make_policies(recipe, chosen, list(checkpoints), where=where)

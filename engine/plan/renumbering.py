@@ -7,6 +7,7 @@ each is offered as, with adapters put on and dequantised.
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from mergemill.engine.tokens.placing import (
     NOBODY,
     NONE,
     PADDING,
+    TAKEN,
+    ZERO,
     Fixed,
     Holders,
     Ints,
@@ -34,6 +37,9 @@ from mergemill.engine.tokens.placing import (
     narrow,
     place_rows,
 )
+
+if TYPE_CHECKING:
+    from mergemill.engine.plan.missing_rows import MissingRows
 
 MOST_TOKENS = 5  # that a warning names
 
@@ -51,6 +57,7 @@ class Renumbering:
     rows: int  # of it
     where: str
     beyond: tuple[str, ...] = ()  # tokens of the source that have no row
+    seed: int = 0  # of rows that are drawn
     told: list[TokenRow] = field(default_factory=list)  # filled as slots are: what becomes of tokens, for people
 
     @property
@@ -102,6 +109,7 @@ class Renumbering:
         from mergemill.engine.tensors.rows import map_rows  # which only joined vocabularies need
 
         models, holders = known
+        made = self._start_making(tensor, known, found)
         tokens = np.array(sorted(self.joined.ids.values()), np.int64)
         fixed = {
             self.joined.ids[text]: self._fix(text, token, tensor, models, holders)
@@ -109,18 +117,35 @@ class Renumbering:
             if token.source is not None
         }
         placed = place_rows(holders, tokens, fixed, padded=bool(self.settings.pad_to_multiple_of))
-        self.told.extend(self._tell(tensor, models, holders, placed))
+        self.told.extend(self._tell(tensor, models, holders, placed, made))
         changed = dict(offers)
         for which in holders.inputs:
-            used, rows, several = narrow(holders, placed, find_input_rows(holders, placed, which), which)
+            wanted = find_input_rows(holders, placed, which)
+            parts = () if made is None else made.find_parts(placed, which)
+            for part in parts:
+                wanted[part.numbers] = ZERO
+            used, rows, several = narrow(holders, placed, wanted, which)
             model, offer = models[which], found[models[which]]
             expressions = [found[models[each]].expression for each in used]
             expression = map_rows(expressions, make_row_map(rows, several), offer.dtype)
+            if made is not None:
+                expression = made.make(expression, parts, which)
+            used = (*used, *(part.donor for part in parts))
             changed[model] = {**offers[model], names[model]: replace(offer, expression=expression)}
             for other in (models[each] for each in used if each not in holders.inputs):
                 for use in found[other].uses:
                     ledger.use(other, use, "copied")
         return changed
+
+    def _start_making(
+        self, tensor: str, known: tuple[list[str], Holders], found: Mapping[str, Offer]
+    ) -> "MissingRows | None":
+        """Return how rows of tokens that inputs lack are made; None where they are taken from other models."""
+        if self.settings.missing is None or len(found[known[0][0]].shape) != 2:
+            return None
+        from mergemill.engine.plan.missing_rows import start_making  # with the approximations, which few merges need
+
+        return start_making(self, tensor, *known, found)
 
     def _fix(self, text: str, token: Token, tensor: str, models: Sequence[str], holders: Holders) -> Fixed:
         """Return the row that the recipe gives a token; `PlanError` where nobody has it."""
@@ -150,7 +175,9 @@ class Renumbering:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise PlanError(f"{where}: {model} has no token {token!r} with a row{hint}")
 
-    def _tell(self, tensor: str, models: Sequence[str], holders: Holders, placed: Placed) -> Iterator[TokenRow]:
+    def _tell(
+        self, tensor: str, models: Sequence[str], holders: Holders, placed: Placed, made: "MissingRows | None"
+    ) -> Iterator[TokenRow]:
         """Yield the tokens that some input lacks, and those whose row the recipe gives."""
         lacking = np.zeros(len(placed.common), np.bool_)
         for which in holders.inputs:
@@ -167,7 +194,8 @@ class Renumbering:
                 holder = int(np.searchsorted(starts, member, "right") - 1)
                 who += ((models[holder], member - int(starts[holder])),)
             without = tuple(models[i] for i in holders.inputs if holders.held[i][number] == NONE)
-            yield TokenRow(tensor, texts[number], number, why == FORCED, why == NOBODY, who, without)
+            how = "" if made is None or why not in TAKEN else made.method
+            yield TokenRow(tensor, texts[number], number, why == FORCED, why == NOBODY, who, without, how)
 
     def expect(self, donor: str, offers: Mapping[str, Offers], tensors: Sequence[OutputTensor]) -> Mapping[str, Offers]:
         """Return the offers with those of the donor as the config that is written makes loaders expect them."""

@@ -45,24 +45,24 @@ class TransplantOptions:
     rows: NumberOfRows = "donor"  # as many as the donor has, or as its tokens need
 
 
-def parse_options(given: Mapping[str, Any]) -> TransplantOptions:
+def parse_options(given: Mapping[str, Any], *, where: str = "transplant") -> TransplantOptions:
     """Return the options; `PlanError` says which is none, or out of range, and what would be right."""
     known = [field.name for field in fields(TransplantOptions)]
     for name, value in given.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            raise PlanError(f"transplant: unknown option {name!r}; {_suggest(near) or f'known are {known}'}")
+            raise PlanError(f"{where}: unknown option {name!r}; {_suggest(near) or f'known are {known}'}")
         if name in _CHOICES and value not in _CHOICES[name]:
             near = difflib.get_close_matches(str(value), _CHOICES[name], n=1)
             raise PlanError(
-                f"transplant: {name} is {value!r}; {_suggest(near) or 'it'} must be one of {', '.join(_CHOICES[name])}"
+                f"{where}: {name} is {value!r}; {_suggest(near) or 'it'} must be one of {', '.join(_CHOICES[name])}"
             )
     options = TransplantOptions(**given)
     for name in ("k", "pad_to_multiple_of"):
         if type(getattr(options, name)) is not int or getattr(options, name) < 1:
-            raise PlanError(f"transplant: {name} is {getattr(options, name)!r}; it must be a whole number from 1 on")
+            raise PlanError(f"{where}: {name} is {getattr(options, name)!r}; it must be a whole number from 1 on")
     if not (math.isfinite(options.noise) and options.noise >= 0 and math.isfinite(options.scale)):
-        raise PlanError(f"transplant: noise {options.noise}, scale {options.scale}: must be finite, noise not under 0")
+        raise PlanError(f"{where}: noise {options.noise}, scale {options.scale}: must be finite, noise not under 0")
     return options
 
 

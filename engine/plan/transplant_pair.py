@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from mergemill.engine.checkpoint.config import says_tied
-from mergemill.engine.checkpoint.family import Family, choose_family, is_vocabulary, split_layer
+from mergemill.engine.checkpoint.family import Family, choose_family, is_vocabulary, may_be_tied, split_layer
 from mergemill.engine.errors import PlanError
 from mergemill.engine.offers.formats import open_offers
 from mergemill.engine.offers.offer import Offer, Offers
@@ -100,7 +99,7 @@ def _read_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
 def _find_places(checkpoint: Checkpoint, offers: Offers) -> _Places:
     family = choose_family(checkpoint.config)
     found = {name: offer for name, offer in offers.items() if _is_of_vocabulary(name, family)}
-    heads = {name: each for name, each in found.items() if len(each.shape) == 2 and _is_head(name, family)}
+    heads = {name: each for name, each in found.items() if len(each.shape) == 2 and may_be_tied(name, family)}
     embeddings = {name: each for name, each in found.items() if len(each.shape) == 2 and name not in heads}
     if says_tied(checkpoint.config):
         heads = {}  # a copy that loaders do not look at
@@ -118,10 +117,6 @@ def _find_places(checkpoint: Checkpoint, offers: Offers) -> _Places:
 
 def _is_of_vocabulary(name: str, family: Family) -> bool:
     return is_vocabulary(name, family) and split_layer(name) is None
-
-
-def _is_head(name: str, family: Family) -> bool:
-    return any(fnmatchcase(name, tied) for tied, source in family.ties if not fnmatchcase(name, source))
 
 
 def _make_sites(model: _Places, donor: _Places, checkpoints: list[Checkpoint]) -> list[VocabularyTensor]:

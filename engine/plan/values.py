@@ -121,6 +121,7 @@ class TokenRow:
     nobody: bool  # whether no model has one, so that it is zeros
     rows: tuple[tuple[str, int], ...]  # the model and the row there, or those of which it is the mean; none: zeros
     lacking: tuple[str, ...]  # the inputs that have none of their own
+    approximated: str = ""  # how their rows are made of their own ones, after the other model's
 
 
 @dataclass(frozen=True, slots=True)

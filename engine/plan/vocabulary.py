@@ -19,7 +19,12 @@ _SAVE = "AutoTokenizer.from_pretrained(…).save_pretrained(…) of transformers
 
 
 def make_renumbering(
-    recipe: Recipe, checkpoints: Mapping[str, Checkpoint], offers: Mapping[str, Offers], donor: str, family: Family
+    recipe: Recipe,
+    checkpoints: Mapping[str, Checkpoint],
+    offers: Mapping[str, Offers],
+    donor: str,
+    family: Family,
+    seed: int = 0,
 ) -> Renumbering | None:
     """Return how the vocabulary is made; None where nothing asks for one, or nothing is known and all agree."""
     settings, where = recipe.tokenizer, recipe.file or "recipe"
@@ -47,7 +52,7 @@ def make_renumbering(
         raise PlanError(f"{where}: no token can be added to the vocabulary of {source}, which {fault}; {_SAVE}")
     ids = {model: list_ids(joined, known.get(model, known[source])) for model in checkpoints}
     beyond = tuple(token for token in own.ids if token not in known[source].ids)
-    return Renumbering(joined, known, ids, settings, family, embeddings[source], rows[source], where, beyond)
+    return Renumbering(joined, known, ids, settings, family, embeddings[source], rows[source], where, beyond, seed)
 
 
 def find_embedding(offers: Offers, family: Family) -> str:

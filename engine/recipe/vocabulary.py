@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator
 
 from mergemill.engine.recipe.faults import describe, make_faults, make_predicate, shorten, suggest
-from mergemill.engine.recipe.leaves import Flag, OptionalCount, OptionalText, OptionalTokenId
+from mergemill.engine.recipe.leaves import Flag, OptionalCount, OptionalText, OptionalTokenId, Text
 from mergemill.engine.recipe.references import ModelRef
 from mergemill.engine.recipe.shapes import FrozenMap, Value
 
@@ -85,6 +85,23 @@ class Tokens(FrozenMap[Token]):
     holds: ClassVar[Any] = Token
 
 
+class Missing(Value):
+    """How rows of tokens that a model lacks are made of its own rows; the words are those of a transplant."""
+
+    called: ClassVar[str] = "missing"
+
+    method: Text = "omp"
+    """Of `mergemill transplant --method`; not mp_rope."""
+    k: OptionalCount = None
+    """Rows that a new one is made of, 64 at most by default."""
+    metric: OptionalText = None
+    """Of common_interpolation: `euclidean` or `cosine`."""
+    weights: OptionalText = None
+    """Of common_interpolation: `distance_proportional`, `barycentric` or `least_squares`."""
+    subword: OptionalText = None
+    """Of subword: `mean`, `sum`, `weighted_mean` or `first_last`."""
+
+
 class Tokenizer(Value):
     """How the output's vocabulary is made; `tokenizer_source: x` is read as ``{source: x}``."""
 
@@ -99,6 +116,8 @@ class Tokenizer(Value):
     """Single tokens whose rows are configured."""
     pad_to_multiple_of: OptionalCount = None
     """Pad the vocabulary with rows until its size is a multiple of this."""
+    missing: Missing | None = None
+    """Make rows of tokens that a model lacks of its own rows, instead of taking those of another model."""
 
 
 def list_sources(tokenizer: Tokenizer) -> list[ModelRef]:

@@ -19,6 +19,7 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 NONE, ZERO, MEAN, SEVERAL = -1, -1, -2, -3  # of `tensors/row_maps.py`; here NONE as well: that a model has no such row
 OWN, FORCED, CONFIGURED, ONE, BASE, AVERAGE, ELSEWHERE, NOBODY, PADDING = range(9)  # why a row is what it is
+TAKEN = (ONE, BASE, AVERAGE, ELSEWHERE)  # from another model, by a rule
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,12 +23,15 @@ class Changes:
     tokens: Ints  # the model's rows that belong to a token, ascending
     starts: Ints  # where the model's tokens that spell each new one begin, and where the last end: [new + 1]
     spelling: Ints  # these tokens
+    targets: Ints  # the donor's rows of the new tokens, in the order of `new`
     digest: str = field(init=False)
 
     def __post_init__(self) -> None:
         digest = hashlib.sha256()
         for each in (self.new, self.means, self.donors, self.models, self.tokens, self.starts, self.spelling):
             digest.update(b"%d;" % len(each) + np.ascontiguousarray(each, "<i4").tobytes())
+        if not np.array_equal(self.targets, self.new):  # as in a merge, whose ids are not the donor's
+            digest.update(b"targets;" + np.ascontiguousarray(self.targets, "<i4").tobytes())
         object.__setattr__(self, "digest", digest.hexdigest())
 
     def find_new(self, first: int, last: int) -> Ints:
@@ -55,8 +58,11 @@ def make_changes(
     shared: Sequence[tuple[int, int]] = (),
     tokens: Sequence[int] = (),
     spellings: Sequence[Sequence[int]] = (),
+    targets: Sequence[int] | None = None,
 ) -> Changes:
     """Return the changes; shared: pairs of rows, of the donor and of the model; spellings: of each of `new`.
+
+    targets: the donor's rows of the new tokens; without them its ids are the new ones.
 
     >>> make_changes(new=[7, 9], spellings=[[1, 2], [3]]).find_spelling(1).tolist()
     [3]
@@ -71,6 +77,7 @@ def make_changes(
         _ints(tokens),
         _ints(starts),
         _ints([token for each in spellings for token in each]),
+        _ints(new if targets is None else targets),
     )
 
 

@@ -19,11 +19,11 @@ from mergemill.engine.tensors.columns import read_columns
 from mergemill.engine.tensors.dtypes import item_bytes
 from mergemill.engine.tensors.expressions import Expression, Read
 from mergemill.engine.tensors.kernels import Partial, add_partials
-from mergemill.engine.tensors.rounds import ExpressionRounds, Ready, Round
+from mergemill.engine.tensors.rounds import ExpressionRounds, Ready, Round, join_rounds
 from mergemill.engine.tensors.slabs import Span, row_block
 from mergemill.engine.tensors.workspace import Workspace
 from mergemill.engine.transplants.affine import Affine, Doubles
-from mergemill.engine.transplants.matrices import Matrices, get_ready
+from mergemill.engine.transplants.matrices import Matrices
 from mergemill.engine.transplants.methods import METHODS, Approximation, Batch, Manner, Sizes
 from mergemill.engine.transplants.transplanting import Transplanting
 
@@ -118,9 +118,10 @@ class Transplanted(Expression):
         return self.method.solve is not None
 
     def count_rounds(self) -> tuple[int, int]:
-        """One for sums, and one in which one task solves what follows from them."""
+        """Those of what is copied, one for sums, and one in which one task solves what follows from them."""
+        usual, most = self.copied.count_rounds()
         count = self.gathers + self.solves
-        return count, count
+        return usual + count, most + count
 
     def reads(self, span: Span) -> Iterator[Read]:
         """Yield what is copied, and where there are rounds both matrices: they go over all of them."""
@@ -157,6 +158,7 @@ class Transplanted(Expression):
 
     def rounds(self) -> ExpressionRounds:
         """Yield a round of sums, and one that solves what follows from them, as the method needs them."""
+        (copied,) = yield from join_rounds([self.copied.rounds()])
         mean, solved = None, None
         if self.gathers:
             columns, products = (yield Round(self._gather, _ROUND_SLABS)) or ((), ())
@@ -164,7 +166,7 @@ class Transplanted(Expression):
             if self.solves:
                 found = yield Round(functools.partial(self._solve, mean, products), _ROUND_SLABS)
                 solved = Affine(*found)
-        return self._make_ready(get_ready(self.copied), mean, solved)
+        return self._make_ready(copied, mean, solved)
 
     def get_ready(self, inputs: tuple[Ready, ...]) -> Ready:
         """It needs no round."""
@@ -204,7 +206,9 @@ class Transplanted(Expression):
         low, high = first * count // rows, last * count // rows
         found = self.matrices.sum_tokens(low, high, work, products=self.method.sums == "rows")
         if self.method.sums == "pairs":
-            found = add_partials(found, ((), self.matrices.sum_shared(first, last, work)))
+            wide = 0 if self.matrices.donor is None else self.matrices.donor.shape[0]
+            shared = self.matrices.sum_shared(first * wide // rows, last * wide // rows, work)
+            found = add_partials(found, ((), shared))
         return add_partials(total, found)
 
     def _solve(self, mean: Any, products: Partial, span: Span, work: Workspace, total: Partial) -> Partial:

@@ -8,6 +8,7 @@ import numpy as np
 from mergemill.engine.tensors.drift import Watch
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.rounds import Plain, Ready
+from mergemill.engine.tensors.row_maps import Ints
 from mergemill.engine.tensors.slabs import BLOCK, Span
 from mergemill.engine.tensors.workspace import Arena, Workspace
 from mergemill.engine.transplants.affine import Affine, Doubles
@@ -70,13 +71,16 @@ class Transplanting(Plain):
         method, targets = METHODS[asked.method], None
         if method.takes_targets:
             with work.scratch():
-                targets = read_rows(self.matrices.rows_of_donor(batch.rows), work, compute).clone()
+                targets = read_rows(self.matrices.rows_of_donor(self._find_targets(batch)), work, compute).clone()
         sources = self.matrices.open_sources(work, compute)
         found = method.make(Making(targets, batch, sources, asked, self.matrices.changes, self.mean, self.solved))
         if asked.noise:
             normals = make_normals(asked.seed, f"{asked.tensor}, noise", batch.rows.tolist(), self.width)
             found = found.double() + asked.noise * torch.from_numpy(normals)
         return [found if asked.scale == 1.0 else found * asked.scale]
+
+    def _find_targets(self, batch: Batch) -> Ints:
+        return self.matrices.changes.targets[batch.first : batch.first + len(batch.rows)]
 
     def _find_rows(self, span: Span) -> tuple[int, int]:
         return span.start // self.width, -(-span.stop // self.width)

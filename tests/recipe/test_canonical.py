@@ -11,6 +11,7 @@ from mergemill.engine.recipe import (
     Condition,
     GivenStep,
     Guard,
+    Missing,
     ModelEntry,
     ModelRef,
     ModelRow,
@@ -56,6 +57,7 @@ tokenizers = st.builds(
     source=st.sampled_from(["union", "base"]) | refs.filter(lambda ref: str(ref) not in ("union", "base")),
     tokens=tokens,
     pad_to_multiple_of=st.none() | st.integers(1, 512),
+    missing=st.none() | st.builds(Missing, method=names, k=st.none() | st.integers(1, 99)),
 )
 steps = st.builds(
     lambda method, given: GivenStep.model_validate({**given, "method": method}),

@@ -163,7 +163,8 @@ THE_REST = {
     ),
     "parameters: {}\ntokenizer_source: 3": f"4: {WRITTEN}, not the number 3",
     "tokenizer: union": (
-        "3: a tokenizer must be a mapping with the keys source, tokens, pad_to_multiple_of, not the text 'union'"
+        "3: a tokenizer must be a mapping with the keys source, tokens, pad_to_multiple_of, missing, "
+        "not the text 'union'"
     ),
     "tokenizer: {sorce: union}": "3: unknown key 'sorce'; did you mean 'source'?",
     "tokenizer: {pad_to_multiple_of: 0}": ("3: 'pad_to_multiple_of' must be from 1 to 2147483647, not the number 0"),
