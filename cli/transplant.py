@@ -55,8 +55,20 @@ Noise = Annotated[float, typer.Option(metavar="SIGMA", help="Added to new rows: 
 ScaleOf = Annotated[float, typer.Option("--scale", metavar="S", help="New rows times this.")]
 Multiple = Annotated[int, typer.Option("--pad-to-multiple-of", metavar="P", help="Rows of the output, rounded up.")]
 RowsOf = Annotated[str, typer.Option("--rows", metavar="NAME", help="As many as the donor has, or as its tokens need.")]
+SkipUnderTrained = Annotated[
+    bool,
+    typer.Option("--skip-under-trained", help="Nothing is made of tokens that were hardly trained; they are new rows."),
+]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Of noise and random rows.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan alone, with how many tokens are what.")]
+ReportOn = Annotated[
+    str | None,
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        help="Say the perplexity per byte of a text before and after, for each --method, as omp,mean; do nothing else.",
+    ),
+]
 Tokens = Annotated[bool, typer.Option("--tokens", help="List what becomes of each token, and do nothing else.")]
 
 
@@ -77,6 +89,7 @@ def transplant(
     scale: ScaleOf = 1.0,
     pad_to_multiple_of: Multiple = 1,
     rows: RowsOf = "donor",
+    skip_under_trained: SkipUnderTrained = False,
     seed: Seed = 0,
     workers: Workers = None,
     threads: Threads = None,
@@ -92,6 +105,7 @@ def transplant(
     shard_size: ShardSize = SHARD_SIZE,
     dry_run: DryRun = False,
     tokens: Tokens = False,
+    report: ReportOn = None,
     quiet: Quiet = False,
     json: JsonLines = False,
 ) -> None:
@@ -129,9 +143,13 @@ def transplant(
             "scale": scale,
             "pad_to_multiple_of": pad_to_multiple_of,
             "rows": rows,
+            "skip_under_trained": skip_under_trained,
         }
         if tokens:
             _list_tokens(model, donor, storage, options, json=json)
+            return
+        if report is not None:
+            _report(model, donor, report, {**options, "seed": seed}, memory, storage, json=json)
             return
         plan = make_transplant_plan(model, donor, seed=seed, shard_size=shard_size, storage=storage, **options)
         if dry_run:
@@ -160,3 +178,19 @@ def _list_tokens(model: str, donor: str, storage: Any, options: dict[str, Any], 
             console.say_json({"id": number, "token": token, "kind": fate.kind, "row": fate.row, "of": own}, indent=None)
         else:
             console.say(f"{number:>7}  {fate.kind:<12}  {token!r}" + (f" = {fate.row} {own!r}" if own else ""))
+
+
+def _report(
+    model: str, donor: str, text: str, options: dict[str, Any], memory: str | None, storage: Any, *, json: bool
+) -> None:
+    """Print what a byte of a text costs before and after, for each method that is asked for."""
+    from mergemill.engine import judge_transplants, searches
+
+    methods = [each.strip() for each in options.pop("method").split(",")]
+    found = judge_transplants(
+        model, donor, searches.TextSource(text), methods, memory=memory, storage=storage, **options
+    )
+    if json:
+        console.say_json(found)
+        return
+    console.say_facts([(name, f"{value:.4f} perplexity per byte") for name, value in found.items()])

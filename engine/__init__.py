@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mergemill.engine import methods as methods
     from mergemill.engine import reports as reports
     from mergemill.engine.evaluation.evaluating import evaluate as evaluate
+    from mergemill.engine.evaluation.transplants import judge_transplants as judge_transplants
     from mergemill.engine.methods.contract import PerModel as PerModel
     from mergemill.engine.methods.contract import merge_method as merge_method
     from mergemill.engine.plan.combine import make_adapter_plan as make_adapter_plan
@@ -95,6 +96,7 @@ _PLACES = {
     "format_time": "runs.pace",
     "inspect": "runs.inspect",
     "jobs": "runs",
+    "judge_transplants": "evaluation.transplants",
     "list_clusters": "recipe",
     "list_code": "runs.verify",
     "list_kept": "recipe.stages",

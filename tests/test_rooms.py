@@ -110,6 +110,7 @@ FACE = [
     "format_time",
     "inspect",
     "jobs",
+    "judge_transplants",
     "list_clusters",
     "list_code",
     "list_kept",

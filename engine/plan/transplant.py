@@ -38,6 +38,8 @@ def make_transplant_plan(
 ) -> Plan:
     """Plan `model` with the tokenizer of `donor`; options: those of `TransplantOptions`. Raises `InputError`."""
     value = {"model": model, "donor": donor, **asdict(parse_options(options))}
+    if not value["skip_under_trained"]:
+        del value["skip_under_trained"]  # as before it was there
     text = json.dumps({KIND: value}, indent=2, ensure_ascii=False) + "\n"
     return plan_transplant(Origin(KIND, "", value, text, seed=seed), shard_size, storage)
 
@@ -45,8 +47,10 @@ def make_transplant_plan(
 def plan_transplant(origin: Origin, shard_size: str | int, storage: Storage = None) -> Plan:
     """Return the plan of an origin, whose text says what was asked for."""
     value: dict[str, Any] = json.loads(origin.text)[KIND] if origin.text else dict(origin.value)
-    pair = open_pair(value["model"], value["donor"], storage or {})
     options = parse_options({key: each for key, each in value.items() if key not in ("model", "donor")})
+    pair = open_pair(value["model"], value["donor"], storage or {})
+    if options.skip_under_trained:
+        pair = find_bad_of(pair)
     title = f"{METHODS[options.method].title} for another tokenizer"
     return finish(_draft(pair, options, replace(origin, value=value, title=title)), shard_size)
 
@@ -56,10 +60,23 @@ def list_transplanted(
 ) -> Iterator[tuple[int, str, Fate, str]]:
     """Yield what becomes of each token of the donor in the embedding: its id, itself, its fate, the model's token."""
     pair, asked = open_pair(model, donor, storage or {}), parse_options(options)
+    if asked.skip_under_trained:
+        pair = find_bad_of(pair)
     _, sides, fates = _match(pair, pair.sites[0], asked)
     names = {number: token for token, number in sides.donor.ids.items()}
     own = {number: token for token, number in sides.model.ids.items()}
     yield from ((number, names[number], fate, own.get(fate.row, "")) for number, fate in fates.items())
+
+
+def find_bad_of(pair: Pair) -> Pair:
+    """Return the pair with the rows that were hardly trained, of both."""
+    from mergemill.engine.plan.under_trained_tokens import find_bad  # which reads weights
+
+    return replace(
+        pair,
+        model_bad=find_bad(pair.model, pair.model_vocabulary, pair.model_places.embedding, pair.model_places.head),
+        donor_bad=find_bad(pair.donor, pair.donor_vocabulary, pair.donor_places.embedding, pair.donor_places.head),
+    )
 
 
 def _draft(pair: Pair, options: TransplantOptions, origin: Origin) -> Draft:
@@ -116,7 +133,7 @@ def _match(pair: Pair, site: VocabularyTensor, options: TransplantOptions) -> tu
     model, donor = pair.model_vocabulary.within(model_rows), pair.donor_vocabulary
     rows = donor_rows if options.rows == "donor" else donor.size
     each = options.pad_to_multiple_of
-    sides = Sides(model, donor, model_rows, donor_rows, -(-rows // each) * each)
+    sides = Sides(model, donor, model_rows, donor_rows, -(-rows // each) * each, pair.model_bad, pair.donor_bad)
     matches = match_tokens(donor, model, options.match)
     taken = "lm_head" if site.is_head else "embed"
     fates = find_fates(
@@ -171,6 +188,11 @@ def _warn(
     zeros = [number for number, fate in fates.items() if fate.kind == "zero"]
     if zeros:
         yield f"{where}: {len(zeros):,} tokens of {pair.donor.ref} have no row; they get zeros, from id {zeros[0]}"
+    if options.skip_under_trained:
+        yield (
+            f"{where}: of {pair.model.ref} {len(sides.model_bad):,} rows, and of {pair.donor.ref} "
+            f"{len(sides.donor_bad):,} are under-trained or of no token; nothing is made of them"
+        )
     if options.rows == "donor" and sides.donor.size > sides.rows:
         lost = sides.donor.size - sides.rows
         yield f"{where}: {lost:,} tokens of {pair.donor.ref} have ids past its rows, and no row here; --rows tokens"

@@ -43,6 +43,7 @@ class TransplantOptions:
     scale: float = 1.0  # of new rows
     pad_to_multiple_of: int = 1  # rows
     rows: NumberOfRows = "donor"  # as many as the donor has, or as its tokens need
+    skip_under_trained: bool = False  # tokens that were hardly trained are not what new rows are made of
 
 
 def parse_options(given: Mapping[str, Any], *, where: str = "transplant") -> TransplantOptions:

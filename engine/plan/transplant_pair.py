@@ -31,6 +31,17 @@ class VocabularyTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class VocabularyPlaces:
+    """A model's vocabulary tensors by what they are."""
+
+    embedding: Offer
+    embedding_name: str
+    head: Offer | None
+    head_name: str
+    biases: Mapping[str, Offer]
+
+
+@dataclass(frozen=True, slots=True)
 class Pair:
     """The model, and the donor of the tokenizer."""
 
@@ -40,6 +51,10 @@ class Pair:
     sites: tuple[VocabularyTensor, ...]  # the embedding first
     model_vocabulary: Vocabulary
     donor_vocabulary: Vocabulary
+    model_places: VocabularyPlaces
+    donor_places: VocabularyPlaces
+    model_bad: frozenset[int] = frozenset()  # rows that were hardly trained, where these are asked for
+    donor_bad: frozenset[int] = frozenset()
 
 
 def open_pair(model: str, donor: str, storage: Mapping[str, Mapping[str, Any]]) -> Pair:
@@ -50,7 +65,9 @@ def open_pair(model: str, donor: str, storage: Mapping[str, Mapping[str, Any]]) 
     vocabularies = [_read_vocabulary(each) for each in checkpoints]
     places = [_find_places(*each) for each in zip(checkpoints, offers, strict=True)]
     sites = tuple(_make_sites(places[0], places[1], checkpoints))
-    return Pair(checkpoints[0], checkpoints[1], offers[0], sites, vocabularies[0], vocabularies[1])
+    return Pair(
+        checkpoints[0], checkpoints[1], offers[0], sites, vocabularies[0], vocabularies[1], places[0], places[1]
+    )
 
 
 def find_rotary(pair: Pair) -> tuple[Rotary, Rotary]:
@@ -61,17 +78,6 @@ def find_rotary(pair: Pair) -> tuple[Rotary, Rotary]:
         _read_rotary(pair.donor, sites.donor.shape[1]),
         _read_rotary(pair.model, sites.model.shape[1]),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Places:
-    """A model's vocabulary tensors by what they are."""
-
-    embedding: Offer
-    embedding_name: str
-    head: Offer | None
-    head_name: str
-    biases: Mapping[str, Offer]
 
 
 def _open(ref: str, storage: Any) -> Checkpoint:
@@ -96,7 +102,7 @@ def _read_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
     return found
 
 
-def _find_places(checkpoint: Checkpoint, offers: Offers) -> _Places:
+def _find_places(checkpoint: Checkpoint, offers: Offers) -> VocabularyPlaces:
     family = choose_family(checkpoint.config)
     found = {name: offer for name, offer in offers.items() if _is_of_vocabulary(name, family)}
     heads = {name: each for name, each in found.items() if len(each.shape) == 2 and may_be_tied(name, family)}
@@ -112,14 +118,16 @@ def _find_places(checkpoint: Checkpoint, offers: Offers) -> _Places:
             raise PlanError(f"{checkpoint.ref}: {each} is {offer.dtype}; a transplant needs {', '.join(_FLOATS)}")
     biases = {each: offer for each, offer in found.items() if len(offer.shape) == 1}
     head = next(iter(heads.items()), ("", None))
-    return _Places(embedding, name, head[1], head[0], biases)
+    return VocabularyPlaces(embedding, name, head[1], head[0], biases)
 
 
 def _is_of_vocabulary(name: str, family: Family) -> bool:
     return is_vocabulary(name, family) and split_layer(name) is None
 
 
-def _make_sites(model: _Places, donor: _Places, checkpoints: list[Checkpoint]) -> list[VocabularyTensor]:
+def _make_sites(
+    model: VocabularyPlaces, donor: VocabularyPlaces, checkpoints: list[Checkpoint]
+) -> list[VocabularyTensor]:
     rows, own_rows = donor.embedding.shape[0], model.embedding.shape[0]
     sites = [
         VocabularyTensor(model.embedding_name, model.embedding, donor.embedding, rows, is_head=False, is_bias=False)

@@ -32,6 +32,8 @@ class Sides:
     model_rows: int
     donor_rows: int
     rows: int  # of the output
+    model_bad: frozenset[int] = frozenset()  # rows that were hardly trained
+    donor_bad: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,8 @@ def find_fates(sides: Sides, matches: Matches, *, byte: bool, prefix: bool) -> M
 def _find(number: int, looked: list[tuple[str, Mapping[int, int]]], sides: Sides) -> Fate:
     for kind, table in looked:
         if number in table:
-            return Fate(kind, table[number])
+            bad = (number in sides.donor_bad) + (table[number] in sides.model_bad)
+            return Fate(kind, table[number]) if not bad else Fate("approximated" if bad == 1 else "zero")
     return Fate("approximated" if number < sides.donor_rows else "zero")
 
 
@@ -75,7 +78,11 @@ def make_rows(sides: Sides, matches: Matches, fates: Mapping[int, Fate], *, spel
     changes = make_changes(
         new=new,
         means=sorted({*range(sides.rows)} - fates.keys()),
-        shared=[(donor, model) for donor, model in matches.shared.items() if donor < sides.donor_rows],
+        shared=[
+            (donor, model)
+            for donor, model in matches.shared.items()
+            if donor < sides.donor_rows and donor not in sides.donor_bad and model not in sides.model_bad
+        ],
         tokens=sorted({*sides.model.ids.values()}),
         spellings=kept,
     )

@@ -11,7 +11,6 @@ from mergemill.engine.recipe import (
     Condition,
     GivenStep,
     Guard,
-    Missing,
     ModelEntry,
     ModelRef,
     ModelRow,
@@ -27,6 +26,7 @@ from mergemill.engine.recipe import (
     parse_recipe,
     recipe_to_json,
 )
+from mergemill.engine.recipe.vocabulary import Missing
 
 names = st.text(alphabet="abz_.@+/:é😀 -\\\"'{}<|>", min_size=1, max_size=8).filter(str.strip)
 numbers = st.integers(-(1 << 62), 1 << 62) | st.floats(allow_nan=False, allow_infinity=False)
