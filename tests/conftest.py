@@ -1,6 +1,8 @@
 """Fixtures that several rooms share."""
 
 import one_blas_thread  # noqa: F401  # isort: skip
+import fcntl
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,16 +37,32 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct as a bfloat16 checkpoint; takes a quarter of a minute. Not to be changed."""
     from smollm2 import make_smollm2
 
-    return make_smollm2(tmp_path_factory.mktemp("smollm2") / "instruct")
+    return make_once(tmp_path_factory, "smollm2/instruct", make_smollm2)
 
 
 @pytest.fixture(scope="session")
-def smollm2_variants(smollm2: Path) -> tuple[Path, Path]:
+def smollm2_variants(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two fine-tunes of `smollm2`; takes half a minute. Not to be changed."""
     from smollm2 import GARDEN, HARBOUR, make_variant
 
-    harbour = make_variant(smollm2, smollm2.with_name("harbour"), HARBOUR)
-    return harbour, make_variant(smollm2, smollm2.with_name("garden"), GARDEN, seed=1)
+    return (
+        make_once(tmp_path_factory, "smollm2/harbour", lambda folder: make_variant(smollm2, folder, HARBOUR)),
+        make_once(tmp_path_factory, "smollm2/garden", lambda folder: make_variant(smollm2, folder, GARDEN, seed=1)),
+    )
+
+
+def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return the folder of all the processes of a run of tests that the first of them to need it has made."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared" / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_name(f"{folder.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            making = folder.with_name(f"{folder.name}.making")
+            make(making)
+            making.rename(folder)
+    return folder
 
 
 @pytest.fixture
