@@ -25,7 +25,8 @@ from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.numbers import Floats, Numbers, decode, find_table
 from mergemill.engine.tensors.rounds import Plain
 from mergemill.engine.tensors.slabs import Span
-from mergemill.engine.tensors.structures import NativeCodes
+from mergemill.engine.tensors.stored import CODED, call_checked
+from mergemill.engine.tensors.structures import NativeCoded, NativeCodes
 from mergemill.engine.tensors.workspace import Arena, Workspace, aligned, tensor_of
 
 _PLACES_BYTES = 128  # that NumPy takes for an element where there is no native loop
@@ -82,10 +83,18 @@ class _Quantized(Leaf):
 
     def slab(self, span: Span, work: Workspace, dtype: str, watch: Watch | None = None) -> Tensor:
         """Return the span dequantised, and cast to `dtype`."""
+        raw = self._make(span, work)
+        return tensor_of(raw).view(torch.float32) if dtype == "F32" else work.decode(tensor_of(raw), "F32", dtype)
+
+    def lower(self, span: Span, work: Workspace) -> tuple[Arena, str]:
+        """Return the span dequantised, as float32."""
+        return self._make(span, work), "F32"
+
+    def _make(self, span: Span, work: Workspace) -> Arena:
         raw = work.take_bytes(4 * span.size)
         if span.size:
             self._fill(span, work, raw.view(np.float32))
-        return tensor_of(raw).view(torch.float32) if dtype == "F32" else work.decode(tensor_of(raw), "F32", dtype)
+        return raw
 
     def _fill(self, span: Span, work: Workspace, out: Floats) -> None:
         raise NotImplementedError
@@ -123,6 +132,21 @@ class Dequantized(_Quantized):
         yield from self.scales.holds(places)
         if self.zeros is not None:
             yield from self.zeros.holds(places)
+
+    @property
+    def is_lowered(self) -> bool:
+        """Native loops decode codes where they take them."""
+        return native.load() is not None
+
+    def lower(self, span: Span, work: Workspace) -> tuple[Arena, str]:
+        """Return the codes and all that decodes them, where there are native loops."""
+        if not self.is_lowered or not span.size:
+            return _Quantized.lower(self, span, work)
+        return np.frombuffer(memoryview(self._lower(span, work)), np.uint8), CODED
+
+    def lowered_bytes(self, elements: int) -> int:
+        """Codes, and scales as they are picked."""
+        return self.slab_bytes(elements, "F32") - aligned(4 * elements)
 
     def slab_bytes(self, elements: int, dtype: str) -> int:
         """Codes, float32, the cast, and scales as they are picked."""
@@ -177,7 +201,8 @@ class Dequantized(_Quantized):
         first, last = ends
         return slice(first * across, (last + 1) * across)
 
-    def _fill(self, span: Span, work: Workspace, out: Floats) -> None:
+    def _take(self, span: Span, work: Workspace) -> tuple["_Given", int, int]:
+        """Return what the span is made of, and the number of its first code and of its first row of blocks."""
         places, (first, _) = self._find_blocks(span), self._find_codes(span)
         (wanted,) = self.reads(span)
         codes = work.read_array(wanted.pin, wanted.offset_bytes, wanted.size_bytes)
@@ -185,17 +210,27 @@ class Dequantized(_Quantized):
         zeros = None if self.zeros is None else self.zeros.pick(places, work)
         skipped = first - (wanted.offset_bytes - self.codes.stored.offset_bytes) * 8 // self.codes.bits
         given = _Given(codes, self.codes, self.codes.take_table(work), scales, zeros, self.factor, skipped)
+        return given, first, places.start // self._grid[1]
+
+    def _lower(self, span: Span, work: Workspace) -> NativeCoded:
+        given, _, first_block = self._take(span, work)
+        codes, alive = given.lower()
+        lies = (self.rows, self.columns, self.row_codes, self.block_rows, self.block_columns, first_block)
+        counts = (len(given.raw) * 8 // self.codes.bits - given.skipped, given.scales.size)
+        lowered = NativeCoded(codes, span.start, *lies, *counts)
+        lowered.alive = alive
+        return lowered
+
+    def _fill(self, span: Span, work: Workspace, out: Floats) -> None:
         if native.load() is not None:
-            down, across = self._grid
-            lies = (self.rows, self.columns, self.row_codes, self.block_rows, self.block_columns)
-            first_block = places.start // across
-            given.call("dequantize_rows", span.start, span.size, *lies, first_block, out.ctypes.data)
-        else:
-            at = np.arange(span.start, span.stop)
-            row, column = at // self.columns, at % self.columns
-            down, across = self._grid
-            block = (row // self.rows * down + row % self.rows // self.block_rows) * across
-            given.fill(row * self.row_codes + column - first, block + column // self.block_columns - places.start, out)
+            call_checked("dequantize_rows", ctypes.byref(self._lower(span, work)), span.size, out.ctypes.data)
+            return
+        given, first, first_block = self._take(span, work)
+        at = np.arange(span.start, span.stop)
+        row, column = at // self.columns, at % self.columns
+        down, across = self._grid
+        block = (row // self.rows * down + row % self.rows // self.block_rows - first_block) * across
+        given.fill(row * self.row_codes + column - first, block + column // self.block_columns, out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +332,10 @@ class Transposed(_Quantized):
             pointers = [np.ascontiguousarray(each) for each in tables]
             inside = span.start - first * self.columns
             arrays = [each.ctypes.data for each in pointers]
-            given.call("dequantize_columns", inside, span.size, self.columns, *arrays, out.ctypes.data)
+            codes_given, alive = given.lower()
+            found = (inside, span.size, self.columns, *arrays, out.ctypes.data)
+            call_checked("dequantize_columns", ctypes.byref(codes_given), *found)
+            del alive  # until here the structure points into it
         else:
             at = np.arange(span.start, span.stop)
             row, column = at // self.columns - first, at % self.columns
@@ -343,22 +381,19 @@ class _Given:
     factor: float
     skipped: int  # codes before the first, in its byte
 
-    def call(self, name: str, *arguments: int) -> None:
-        """Have a native loop fill in the slab."""
-        table, scales = np.ascontiguousarray(self.table), np.ascontiguousarray(self.scales)
+    def lower(self) -> tuple[NativeCodes, Any]:
+        """Return it as native loops take it, and what it points into."""
+        arrays = [np.ascontiguousarray(each) for each in (self.table, self.scales)]
         zeros = None if self.zeros is None else np.ascontiguousarray(self.zeros)
-        given = NativeCodes(
+        return NativeCodes(
             self.raw.ctypes.data,
             self.skipped,
             self.codes.bits,
             self.codes.high_first,
-            table.ctypes.data,
-            scales.ctypes.data,
+            *(each.ctypes.data for each in arrays),
             None if zeros is None else zeros.ctypes.data,
             self.factor,
-        )
-        if native.call(name, ctypes.byref(given), *arguments):
-            raise ValueError(f"{name}: what it was given makes no sense (a fault of mergemill)")
+        ), (self.raw, arrays, zeros)
 
     def fill(self, at: Any, scale_at: Any, out: Floats) -> None:
         """Fill in what has its codes and scales at these places."""

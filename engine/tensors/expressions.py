@@ -100,6 +100,16 @@ class Expression:
         return False
 
     @property
+    def is_lowered(self) -> bool:
+        """Whether native loops take its bytes, whatever these are, and nothing is decoded for them to memory."""
+        return self.is_plain
+
+    def lowered_bytes(self, elements: int) -> int:
+        """What native loops are given for a slab takes."""
+        plain = self.is_plain
+        return aligned(elements * item_bytes(self.dtype)) if plain else self.slab_bytes(elements, "F32")
+
+    @property
     def takes_matrices(self) -> bool:
         """Whether whole matrices are decomposed or multiplied for it."""
         return any(each.takes_matrices for each in self.inputs)

@@ -18,7 +18,7 @@ from mergemill.engine.tensors.expressions import Expression, Leaf, Read
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.rounds import Plain, Ready
 from mergemill.engine.tensors.slabs import Span
-from mergemill.engine.tensors.stored import STORED_DTYPES
+from mergemill.engine.tensors.stored import LOWERED, STORED_DTYPES
 from mergemill.engine.tensors.workspace import Arena, Workspace, aligned, tensor_of
 
 WIDE = 512  # columns of the right factor that native loops decode at once
@@ -58,7 +58,8 @@ class Factor:
 
     def lower(self, work: Workspace) -> structures.NativeFactor:
         """Return it as native loops take it, of the first batch; the memory is the workspace's."""
-        data, dtype = self.stored.lower(Span(0, self.stored.size), work)
+        whole = Span(0, self.stored.size)
+        data, dtype = self.stored.lower(whole, work) if self.stored.is_plain else Plain.lower(self.stored, whole, work)
         places = (self.stored.size, self.start, self.along_side, self.along_rank)
         return structures.NativeFactor(data.ctypes.data, STORED_DTYPES[dtype], *places)
 
@@ -151,7 +152,7 @@ class AddedProduct(Plain):
             return Plain.lower(self, span, work)
         made, (data, dtype) = self.made, self.weight.lower(span, work)
         out = work.take_bytes(4 * span.size)
-        native.call("decode", data.ctypes.data, STORED_DTYPES[dtype], span.size, out.ctypes.data)
+        native.call("decode", data.ctypes.data, LOWERED[dtype], span.size, out.ctypes.data)
         left, right = made.left.lower(work), made.right.lower(work)
         room = work.take_bytes(4 * _count_room(min(made.rows, span.size // made.columns + 2), made.rank))
         for batch, part in self._split(span):

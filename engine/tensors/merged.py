@@ -233,7 +233,7 @@ class Merged(Expression):
     @property
     def steps(self) -> int:
         """How many slabs native loops take at once; one, where inputs are decoded for them into the core's cache."""
-        return STORED_SLABS if self._is_stored else 1
+        return STORED_SLABS if all(each.is_lowered for each in self.inputs) else 1
 
     def _start(self) -> Rounds | None:
         """Begin the method's statistics; of no elements nothing can be known, nor need be."""
@@ -263,10 +263,7 @@ class Merged(Expression):
 
     def _native_bytes(self, elements: int, dtype: str) -> int:
         """The inputs as native loops take them, a mask for each, the output, and what statistics hold."""
-        stored = sum(
-            aligned(elements * item_bytes(each.dtype)) if each.is_plain else each.slab_bytes(elements, "F32")
-            for each in self.inputs
-        )
+        stored = sum(each.lowered_bytes(elements) for each in self.inputs)
         masks = (len(self.inputs) + 1) * aligned(elements)
         return stored + masks + aligned(elements * item_bytes(dtype)) + self.kernel.extra_bytes * len(self.inputs)
 

@@ -12,6 +12,7 @@
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
 #define WIDTHS __attribute__((target_clones("default", "avx2", "avx512f")))
 #define HAS_GATHER /* where the processor does, too */
+#define HAS_SHUFFLE /* of eight floats by indices; without AVX2 it is a loop */
 #else
 #define WIDTHS
 #endif
@@ -23,7 +24,7 @@
 #define LAST 32
 #define SAMPLE 1024
 
-#define VERSION 7 /* of structures and signatures, as structures.py has it */
+#define VERSION 8 /* of structures and signatures, as structures.py has it */
 
 _Static_assert(CHUNK == SAMPLE && SAMPLE == LANES, "a chunk is a sample, and a row of lanes");
 _Static_assert(BLOCK % CHUNK == 0 && LANES % LAST == 0, "a block is whole chunks, and lanes are whole rows of the last");

@@ -57,7 +57,7 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "stored_changes": ([_POINTER, _FLOAT, _POINTER], _FLAG),
     "stored_extremes": ([_POINTER, _POINTER], _FLAG),
     "stored_divergences": ([_POINTER, _SIZE, _POINTER], _FLAG),
-    "dequantize_rows": ([_POINTER, *[_SIZE] * 8, _POINTER], _FLAG),
+    "dequantize_rows": ([_POINTER, _SIZE, _POINTER], _FLAG),
     "dequantize_columns": ([_POINTER, *[_SIZE] * 3, *[_POINTER] * 5], _FLAG),
     "stored_marks": ([_POINTER, _SIZE, _POINTER, _POINTER, _POINTER], _FLAG),
     "add_product": ([_POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER, _SIZE, _FLOAT, _POINTER, _SIZE], _FLAG),

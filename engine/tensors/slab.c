@@ -40,6 +40,8 @@ void decode(const void *data, int32_t dtype, int64_t start, int64_t size, float 
         decode_bf16s((const uint16_t *)data + start, size, out);
     else if (dtype == F16)
         decode_f16s((const uint16_t *)data + start, size, out);
+    else if (dtype == CODED)
+        decode_coded(data, start, size, out);
     else
         memcpy(out, (const float *)data + start, (size_t)size * sizeof(float));
 }
@@ -171,6 +173,9 @@ int64_t mergemill_layout(int64_t *out, int64_t room) {
         OF(Window, low_counts), OF(Window, high_counts), OF(Window, counts), OF(Window, keys), OF(Window, room),
         sizeof(Codes), OF(Codes, codes), OF(Codes, skipped), OF(Codes, bits), OF(Codes, high_first), OF(Codes, table),
         OF(Codes, scales), OF(Codes, zeros), OF(Codes, factor),
+        sizeof(Coded), OF(Coded, codes), OF(Coded, start), OF(Coded, rows), OF(Coded, columns), OF(Coded, row_codes),
+        OF(Coded, block_rows), OF(Coded, block_columns), OF(Coded, first_block), OF(Coded, code_count),
+        OF(Coded, scale_count),
         sizeof(Factor), OF(Factor, data), OF(Factor, dtype), OF(Factor, size), OF(Factor, start),
         OF(Factor, along_side), OF(Factor, along_rank),
     };
@@ -191,7 +196,11 @@ int is_sound(const Slab *slab) {
     if (slab->start < 0 || slab->start % slab->block || slab->size > INT64_MAX / 8 - slab->start) return 0;
     for (int64_t i = 0; i < slab->count + slab->has_base; i++) {
         const uintptr_t at = (uintptr_t)slab->data[i];
-        if (slab->dtypes[i] < F32 || slab->dtypes[i] > F16 || (slab->size && !at)) return 0;
+        if (slab->dtypes[i] < F32 || slab->dtypes[i] > CODED || (slab->size && !at)) return 0;
+        if (slab->dtypes[i] == CODED) {
+            if (at % sizeof(int64_t) || (slab->size && !is_coded(slab->data[i], slab->size))) return 0;
+            continue;
+        }
         if (at % (slab->dtypes[i] == F32 ? sizeof(float) : sizeof(uint16_t))) return 0;
     }
     return !slab->derived || is_derived(slab, slab->derived);

@@ -12,7 +12,7 @@
 
 #define INFINITE 0x7F800000u /* the bits of infinity: what has more is no number */
 
-enum { F32, BF16, F16 };
+enum { F32, BF16, F16, CODED }; /* the last is no dtype: a tensor's data is then a Coded */
 enum { KEEP_ALL, KEEP_NOTHING, KEEP_CUT, KEEP_RANDOM, KEEP_MASK };
 enum { JOIN_SUM, JOIN_ADD, JOIN_AGREE, JOIN_SHARE, JOIN_CHANGED, JOIN_BALANCE, JOIN_EXCEED, JOIN_FARTHEST, JOIN_CONSENT };
 enum { DERIVE_SCORES, DERIVE_IMPORTANCE };
@@ -75,6 +75,15 @@ typedef struct {
     float factor;
 } Codes;
 
+/* A slab of matrices whose codes lie in the order of their elements, the first of them at `skipped`. */
+typedef struct {
+    Codes codes;
+    int64_t start; /* of the slab, in all matrices */
+    int64_t rows, columns, row_codes, block_rows, block_columns;
+    int64_t first_block;              /* the row of blocks that scales begin with */
+    int64_t code_count, scale_count; /* that there are, from the first on */
+} Coded;
+
 /* What is seen of the magnitudes' bits from `low` to `high`. */
 typedef struct {
     int64_t which;
@@ -130,6 +139,10 @@ INSIDE int is_tensor(const Slab *slab, int64_t which);
 INSIDE int is_kept(const Slab *slab, const Keep *keep);
 INSIDE int is_joined(const Slab *slab, const Join *join, const Keep *keeps);
 
+/* Whether a slab of so many elements finds its codes and scales among those that there are. */
+INSIDE int is_coded(const Coded *coded, int64_t size);
+/* Elements from `start` of the slab on. */
+INSIDE void decode_coded(const Coded *coded, int64_t start, int64_t size, float *out);
 INSIDE void decode(const void *data, int32_t dtype, int64_t start, int64_t size, float *out);
 INSIDE void load_base(const Slab *slab, int64_t start, int64_t size, float *base);
 /* The tensor i as it is, or less the base. */

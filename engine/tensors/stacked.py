@@ -104,7 +104,8 @@ class Stacking(Plain):
 
     def lower(self, span: Span, work: Workspace) -> tuple[Arena, str]:
         """Return the span as it is, where native loops know the dtype, else as float32."""
-        if self.dtype not in STORED_DTYPES:
+        plain = all(each.is_plain for each in self.stacked.kinds)  # what is made of others is not rounded to a dtype
+        if not plain or self.dtype not in STORED_DTYPES:
             return Plain.lower(self, span, work)
         return self._join(span, work, self.dtype), self.dtype
 

@@ -20,6 +20,8 @@ from mergemill.engine.tensors.random import Keys, find_keys
 from mergemill.engine.tensors.workspace import Arena, Workspace
 
 STORED_DTYPES = {"F32": 0, "BF16": 1, "F16": 2}
+CODED = "codes"  # no dtype: a slab's bytes are then a `structures.NativeCoded`, of which loops decode what they need
+LOWERED = {**STORED_DTYPES, CODED: 3}
 _KINDS = {"all": 0, "nothing": 1, "cut": 2, "random": 3, "mask": 4}
 _JOINS = {
     "sum": 0,
@@ -78,7 +80,7 @@ class StoredSlab:
         out = self.work.take_bytes(self.size * (4 if dtype == "F32" else 2))
         keeps, alive = self._lower_keeps(fusion)
         join, floats = _lower_join(fusion.join)
-        broken = _checked(
+        broken = call_checked(
             "merge_stored",
             self._lowered,
             keeps,
@@ -95,7 +97,7 @@ class StoredSlab:
         """Return the inner product of each tensor i with each j <= i, in this order."""
         pairs, cuts = self.count * (self.count + 1) // 2, self._cuts
         sums = np.empty((pairs, cuts, native.LANES))
-        _checked("stored_products", self._lowered, sums.ctypes.data, cuts)
+        call_checked("stored_products", self._lowered, sums.ctypes.data, cuts)
         return tuple(sum_lanes(of_pair) for of_pair in sums)
 
     def sum_absolute(self, which: int, keep: Keep) -> tuple[ExactSum, ExactSum]:
@@ -106,7 +108,7 @@ class StoredSlab:
         else:
             lowered, alive = self._lower_keep(which, keep)
             pointers = (sums[0].ctypes.data, sums[1].ctypes.data)
-            _checked("stored_norms", self._lowered, which, ctypes.byref(lowered), *pointers)
+            call_checked("stored_norms", self._lowered, which, ctypes.byref(lowered), *pointers)
             del alive
         return sum_lanes(sums[0]), sum_lanes(sums[1])
 
@@ -114,36 +116,38 @@ class StoredSlab:
         """Return the sum of squares of each tensor over the marked elements of the spread; None marks all."""
         sums = np.empty((self.count, self._cuts, native.LANES))
         if marked is None:
-            _checked("stored_marked_squares", self._lowered, None, None, None, sums.ctypes.data, self._cuts)
+            call_checked("stored_marked_squares", self._lowered, None, None, None, sums.ctypes.data, self._cuts)
         else:
             mask, bits = self.work.take_bytes(self.size), self._make_bits()
             pointers = (mask.ctypes.data, bits.ctypes.data, sums.ctypes.data)
-            _checked("stored_marked_squares", self._lowered, ctypes.byref(_lower_cut(marked)), *pointers, self._cuts)
+            call_checked(
+                "stored_marked_squares", self._lowered, ctypes.byref(_lower_cut(marked)), *pointers, self._cuts
+            )
             self.work.note(self._note_key(marked), bits)
         return tuple(sum_lanes(of_one) for of_one in sums)
 
     def count_changes(self, epsilon: float) -> tuple[tuple[int, int], ...]:
         """Return for each tensor how many changed elements it shares with others, and how many it has alone."""
         counts = np.zeros((self.count, 2), np.int64)
-        _checked("stored_changes", self._lowered, epsilon, counts.ctypes.data)
+        call_checked("stored_changes", self._lowered, epsilon, counts.ctypes.data)
         return tuple((shared, alone) for shared, alone in counts.tolist())
 
     def find_extremes(self) -> tuple[Extremes, ...]:
         """Return the least and the largest magnitude of each tensor."""
         extremes = np.empty((self.count, 2))
-        _checked("stored_extremes", self._lowered, extremes.ctypes.data)
+        call_checked("stored_extremes", self._lowered, extremes.ctypes.data)
         return tuple(Extremes(least, most) for least, most in extremes.tolist())
 
     def find_divergences(self, columns: int) -> Divergences:
         """Return the divergence of the second tensor's rows from the first's."""
         divergences = np.empty(self.size // columns)
-        _checked("stored_divergences", self._lowered, columns, divergences.ctypes.data)
+        call_checked("stored_divergences", self._lowered, columns, divergences.ctypes.data)
         return divergences
 
     def sample(self, which: int, first: int, stride: int, run: int) -> np.ndarray[Any, np.dtype[np.uint32]]:
         """Return the magnitudes' bits of `run` elements from `first` on, and every `stride` after: ``[n, run]``."""
         out = np.empty((max(0, (self.size - first - run) // stride + 1), run), np.uint32)
-        _checked("stored_sample", self._lowered, which, first, stride, run, out.ctypes.data)
+        call_checked("stored_sample", self._lowered, which, first, stride, run, out.ctypes.data)
         return out
 
     def count_windows(
@@ -163,7 +167,7 @@ class StoredSlab:
             each.which, each.low, each.high = window
             each.low_counts, each.high_counts = (side[first:].ctypes.data for side in end)
             each.counts, each.keys, each.room = count.ctypes.data, near.ctypes.data, room
-        _checked("stored_windows", self._lowered, lowered, len(windows))
+        call_checked("stored_windows", self._lowered, lowered, len(windows))
         near_keys = [
             NearKeys(first, count, near[: each.inside].copy()) if each.inside <= room else None
             for each, count, near in zip(lowered, counts, keys, strict=True)
@@ -174,16 +178,16 @@ class StoredSlab:
         """Add to each of `counts` the upper 15 bits of the magnitudes of one tensor, or of the spread."""
         numbers = (ctypes.c_int64 * len(which))(*which)
         pointers = (ctypes.c_void_p * len(which))(*(of_one.ctypes.data for of_one in counts))
-        _checked("stored_upper", self._lowered, numbers, pointers, len(which))
+        call_checked("stored_upper", self._lowered, numbers, pointers, len(which))
 
     def count_lower(self, which: int, prefix: int, counts: Counts) -> None:
         """Add to `counts` the lower 16 bits of those whose upper 15 are `prefix`."""
-        _checked("stored_lower", self._lowered, which, prefix, counts.ctypes.data)
+        call_checked("stored_lower", self._lowered, which, prefix, counts.ctypes.data)
 
     def count_equal(self, which: int, value: float, counts: Counts) -> None:
         """Add to `counts`, one for each block of the whole tensor, what equals `value`."""
         here = counts[self.place.start // self.place.block :]
-        _checked("stored_equal", self._lowered, which, value, here.ctypes.data)
+        call_checked("stored_equal", self._lowered, which, value, here.ctypes.data)
 
     def mark(self, cut: Cut) -> Arena:
         """Return a bit for each element: 1 where the spread belongs to the cut; as the pass before noted, or anew."""
@@ -192,7 +196,7 @@ class StoredSlab:
             return note
         mask, bits = self.work.take_bytes(self.size), self._make_bits()
         lowered = ctypes.byref(_lower_cut(cut))
-        _checked("stored_marks", self._lowered, SPREAD, lowered, mask.ctypes.data, bits.ctypes.data)
+        call_checked("stored_marks", self._lowered, SPREAD, lowered, mask.ctypes.data, bits.ctypes.data)
         return bits
 
     def _note_key(self, cut: Cut) -> tuple[int, ...]:
@@ -257,7 +261,7 @@ class StoredSlab:
         mask, bits, keys = self.work.take_bytes(self.size), self._make_bits(), self._find_keys(which)
         pointers = (limits.ctypes.data, keys.ctypes.data, mask.ctypes.data, bits.ctypes.data)
         norms = (None, None) if sums is None else (sums[0].ctypes.data, sums[1].ctypes.data)
-        _checked("stored_rows", self._lowered, which, len(limits), *pointers, *norms)
+        call_checked("stored_rows", self._lowered, which, len(limits), *pointers, *norms)
         self.work.note(key, bits)
         return bits
 
@@ -271,7 +275,7 @@ class StoredSlab:
 def subtract_stored(left: tuple[Arena, str], right: tuple[Arena, str], out: Arena) -> Arena:
     """Return one slab less another, each its bytes and dtype, as float32 in `out`."""
     (data, dtype), (less, less_dtype) = left, right
-    kinds = STORED_DTYPES[dtype], STORED_DTYPES[less_dtype]
+    kinds = LOWERED[dtype], LOWERED[less_dtype]
     native.call(
         "subtract_stored", data.ctypes.data, kinds[0], less.ctypes.data, kinds[1], len(out) // 4, out.ctypes.data
     )
@@ -284,7 +288,7 @@ def _lower_cut(cut: Cut) -> structures.NativeCut:
 
 @functools.lru_cache(64)
 def _lower_dtypes(dtypes: tuple[str, ...]) -> Any:
-    return (ctypes.c_int32 * len(dtypes))(*(STORED_DTYPES[dtype] for dtype in dtypes))
+    return (ctypes.c_int32 * len(dtypes))(*(LOWERED[dtype] for dtype in dtypes))
 
 
 def _lower_floats(values: tuple[float, ...]) -> Any:  # not cached: 0.0 and -0.0 would share an entry
@@ -318,7 +322,8 @@ def _lower_join(join: Join) -> tuple[structures.NativeJoin, Any]:
     ), (weight, masks)
 
 
-def _checked(name: str, *arguments: Any) -> int:
+def call_checked(name: str, *arguments: Any) -> int:
+    """Call a native loop; returns what it does, unless it refuses what it was given."""
     result = int(native.call(name, *arguments))
     if result == _NO_MEMORY:
         raise MemoryError("a native loop could not be given its scratch memory")

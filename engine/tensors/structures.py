@@ -9,7 +9,7 @@ import ctypes
 import itertools
 from collections.abc import Iterator
 
-VERSION = 7  # as native.h has it
+VERSION = 8  # as native.h has it
 
 
 class NativeDerived(ctypes.Structure):
@@ -96,6 +96,21 @@ class NativeCodes(ctypes.Structure):
     ]
 
 
+class NativeCoded(ctypes.Structure):
+    _fields_ = [
+        ("codes", NativeCodes),
+        ("start", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("row_codes", ctypes.c_int64),
+        ("block_rows", ctypes.c_int64),
+        ("block_columns", ctypes.c_int64),
+        ("first_block", ctypes.c_int64),
+        ("code_count", ctypes.c_int64),
+        ("scale_count", ctypes.c_int64),
+    ]
+
+
 class NativeFactor(ctypes.Structure):
     _fields_ = [
         ("data", ctypes.c_void_p),
@@ -107,7 +122,17 @@ class NativeFactor(ctypes.Structure):
     ]
 
 
-STRUCTURES = (NativeSlab, NativeDerived, NativeCut, NativeKeep, NativeJoin, NativeWindow, NativeCodes, NativeFactor)
+STRUCTURES = (
+    NativeSlab,
+    NativeDerived,
+    NativeCut,
+    NativeKeep,
+    NativeJoin,
+    NativeWindow,
+    NativeCodes,
+    NativeCoded,
+    NativeFactor,
+)
 
 
 def find_layout() -> tuple[int, ...]:

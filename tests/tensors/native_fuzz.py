@@ -14,6 +14,7 @@ import numpy as np
 
 from mergemill.engine.tensors import native
 from mergemill.engine.tensors.structures import (
+    NativeCoded,
     NativeCodes,
     NativeCut,
     NativeDerived,
@@ -88,8 +89,8 @@ class Fuzz:
         """Return a slab of random tensors as they are stored."""
         size, block, has_base = self.size(), self.block(), self.integer(0, 1)
         count = self.integer(1, many)
-        dtypes = self.random.integers(0, 3, count + has_base).astype(np.int32)
-        data = [self.bits(size) if dtype == 0 else self.bits(size).astype(np.uint16) for dtype in dtypes]
+        dtypes = self.random.integers(0, 4, count + has_base).astype(np.int32)
+        data = [self.stored(size, dtype) for dtype in dtypes]
         scales = self.choose(np.ones(count, np.float32), self.floats(count))
         vectors = self.random.integers(0, 2, count).astype(np.int32)
         self.alive += [dtypes, vectors, scales, pointers := self.pointers(data)]
@@ -101,6 +102,13 @@ class Fuzz:
             self.alive.append(derived := self.derived(slab))
             slab.derived = ctypes.addressof(derived)
         return slab
+
+    def stored(self, size: int, dtype: int) -> Array:
+        """Return elements as they are stored: floats of 4 or 2 bytes, or codes and what decodes them."""
+        if dtype == 3:
+            self.alive.append(coded := self.coded(size))
+            return np.frombuffer(coded, np.uint8)
+        return self.bits(size) if dtype == 0 else self.bits(size).astype(np.uint16)
 
     def derived(self, slab: NativeSlab) -> NativeDerived:
         """Return what scores hang on, or importances; now and then for fewer rows than there are."""
@@ -358,20 +366,24 @@ class Fuzz:
         given = map(pointer, tables[:2])
         return NativeCodes(pointer(stored), skipped, bits, self.integer(0, 1), *given, zeros, self.number())
 
-    def dequantize_rows(self) -> None:
-        size = min(self.size(), 20_000)
+    def coded(self, size: int) -> NativeCoded:
+        """Return a slab of codes that has just what its elements need."""
         rows, columns, block_rows, block_columns = (self.choose(1, 2, 7, 32, 500) for _ in range(4))
         row_codes, start = columns + self.choose(0, 0, 3), self.integer(0, 5000)
         down, across = -(-rows // block_rows), -(-columns // block_columns)
-        first, last = (at // columns * row_codes + at % columns for at in (start, max(start, start + size - 1)))
-        ends = [
-            at // columns // rows * down + at // columns % rows // block_rows
-            for at in (start, max(start, start + size - 1))
-        ]
-        given = self.codes(last - first + 1, (ends[1] - ends[0] + 1) * across)
-        lies = (rows, columns, row_codes, block_rows, block_columns)
-        done = self.call("dequantize_rows", ref(given), start, size, *lies, ends[0], np.zeros(size, np.float32))
-        assert done == (0 if given.bits in (4, 8) else REFUSED)
+        ends = (start, max(start, start + size - 1))
+        first, last = (at // columns * row_codes + at % columns for at in ends)
+        from_block, to_block = (at // columns // rows * down + at // columns % rows // block_rows for at in ends)
+        codes, scales = last - first + 1, (to_block - from_block + 1) * across
+        lies = (rows, columns, row_codes, block_rows, block_columns, from_block)
+        return NativeCoded(self.codes(codes, scales), start, *lies, codes, scales)
+
+    def dequantize_rows(self) -> None:
+        size = min(self.size(), 20_000)
+        coded = self.coded(size)
+        asked = size + self.choose(0, 0, 0, 500, 1 << 40)  # of which there are no codes
+        done = self.call("dequantize_rows", ref(coded), asked, np.zeros(size, np.float32))
+        assert done == (0 if coded.codes.bits in (4, 8) and asked == size else REFUSED)
 
     def dequantize_columns(self) -> None:
         columns, size = self.choose(1, 7, 16, 17, 200), min(self.size(), 5000)
@@ -381,7 +393,9 @@ class Fuzz:
             self.random.integers(0, most, count)
             for most, count in ((500, rows), (20, rows), (500, columns), (20, columns))
         ]
-        given = self.codes(1000, 40)
+        if self.integer(0, 1):
+            at[0] = at[0][:1] + np.arange(rows)
+        given = self.codes(int(at[0].max(initial=0) + at[2].max()) + 1, 40)
         done = self.call("dequantize_columns", ref(given), start, size, columns, *at, np.zeros(size, np.float32))
         assert done == (0 if given.bits in (4, 8) else REFUSED)
 
