@@ -1,6 +1,7 @@
 """The commands, put together."""
 
 import importlib
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -8,7 +9,7 @@ from typer.main import get_command
 
 from mergemill.cli import console
 from mergemill.cli.groups import GroupedCommand
-from mergemill.cli.variables import name_variables
+from mergemill.cli.variables import OTHERS, PREFIX, find_misspelt, list_variables, name_variables
 
 COMMANDS = (
     "merge",
@@ -90,6 +91,12 @@ def make_command(first: str = "") -> Any:
     command = get_command(app)
     name_variables(command)
     return command
+
+
+def warn_of_variables(environment: Mapping[str, str], command: Any) -> list[str]:
+    """Return warnings of variables that are almost those of an option; all are asked where `command` has none such."""
+    ours = {name for name in environment if name.startswith(f"{PREFIX}_")} - {*list_variables(command), *OTHERS}
+    return list(find_misspelt(ours, list_variables(make_command()))) if ours else []
 
 
 def _import(name: str) -> Any:

@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
+import typer
 from typer.core import TyperCommand
+
+from mergemill.cli.variables import find_given, name_source
 
 WORKERS, STORAGE, SHOWN = "Workers", "Storage", "What is shown"
 """The headings; options of the command itself stand above them, below ``Options``."""
@@ -14,6 +17,25 @@ FROM_ENVIRONMENT = "--some-option may also be $MERGEMILL_SOME_OPTION in the envi
 
 class GroupedCommand(TyperCommand):
     """A command whose help has its options in groups."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words; what is wrong in a variable of the environment is told by its name."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            names = {option.name: variable for option, variable in find_given(ctx)}
+            if error.param is not None and error.param.name in names:
+                error.param_hint = names[error.param.name]
+            raise
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; what is found wrong in a variable later is told by its name too."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if isinstance(getattr(error, "exit_code", None), int) and error.args and isinstance(error.args[0], str):
+                error.args = (name_source(ctx, error.args[0]), *error.args[1:])
+            raise
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments, and options below their headings."""

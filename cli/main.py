@@ -26,10 +26,13 @@ def execute(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; whatever goes wrong is one line on stderr."""
     try:
         from mergemill import engine  # noqa: F401 - first, since it refuses systems that it does not run on
-        from mergemill.cli.app import make_command
+        from mergemill.cli.app import make_command, warn_of_variables
 
         _check_text(arguments)
         command = make_command(next(iter(arguments), ""))
+        if not {"-q", "--quiet"} & set(arguments):
+            for warning in warn_of_variables(os.environ, command):
+                console.note(f"warning: {warning}")
         code = command(list(arguments), prog_name="mergemill", standalone_mode=False, obj=list(arguments))
         console.flush()
     except signals.Interrupted as stop:

@@ -15,7 +15,7 @@ import pytest
 from mergemill.cli.app import make_command
 from mergemill.cli.completion import complete_around, complete_cluster, complete_device, complete_recipe
 from mergemill.cli.man import list_lines
-from mergemill.cli.variables import list_options, list_words
+from mergemill.cli.variables import find_misspelt, list_options, list_variables, list_words
 from mergemill.engine import jobs
 
 Run = Callable[..., tuple[int, str, str]]
@@ -65,6 +65,30 @@ def test_a_variable_is_an_option_and_what_is_nearer_is_stronger(monkeypatch: pyt
     assert open_context("merge", "r.yml", "out", "--memory", "5GiB").params["memory"] == "5GiB"
 
 
+def test_a_variable_that_is_almost_one_is_told_and_a_faulty_value_by_its_name(
+    mergemill: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = [name for command in COMMANDS.values() for name in list_variables(command)]
+    assert list(find_misspelt([f"MERGEMILL_{name}" for name in (*RESERVED, "SHA", "BENCH_CLOCKS")], known)) == []
+    assert list(find_misspelt(known, known)) == []
+    for name, near in (("MEMROY", "MEMORY"), ("WORKER", "WORKERS"), ("MEGRE_SEED", "MERGE_SEED")):
+        monkeypatch.setenv(f"MERGEMILL_{name}", "1")
+        assert (
+            f"warning: MERGEMILL_{name} is no variable of mergemill; did you mean 'MERGEMILL_{near}'?\n"
+            in (mergemill("plan", "ties.yml")[2])
+        )
+    assert mergemill("merge", "ties.yml", "base", "-q")[2].count("\n") == 1
+    for name, value in (("WORKERS", "x"), ("PLAN_MEMORY", "much"), ("CLUSTER", "nowhere"), ("SHARD_SIZE", "0")):
+        with monkeypatch.context() as patch:
+            patch.setenv(f"MERGEMILL_{name}", value)
+            code, _, err = mergemill("plan", "ties.yml")
+        assert (code, f"MERGEMILL_{name}" in err, "--" in err.partition("; see: ")[0].rpartition("\n")[2]) == (
+            2,
+            True,
+            False,
+        )
+
+
 def test_a_command_to_repeat_elsewhere_has_what_the_environment_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MERGEMILL_SEED", "7")
     monkeypatch.setenv("MERGEMILL_RAW", "1")
@@ -82,7 +106,7 @@ def test_a_wrong_value_of_a_variable_is_one_line(mergemill: Run, here: Path, mon
     monkeypatch.setenv("MERGEMILL_WORKERS", "many")
     code, out, err = mergemill("plan", "ties.yml")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "--workers" in err
+    assert "MERGEMILL_WORKERS" in err
     assert "integer" in err
 
 
