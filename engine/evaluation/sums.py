@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 
 from mergemill.engine.evaluation.texts import ScoredTokens
+from mergemill.engine.plan.show import Facts, show_html, show_text
+from mergemill.engine.plan.sizes import format_size
 from mergemill.engine.tensors.lazy import Tensor
 
 
@@ -33,6 +35,23 @@ class Evaluation:
     seconds: float = 0.0
     losses: tuple[float, ...] = ()
     """Of each window or example: the mean loss of its tokens."""
+
+    def __repr__(self) -> str:
+        return show_text(*self._show())
+
+    def _repr_html_(self) -> str:
+        return show_html(*self._show())
+
+    def _show(self) -> tuple[str, Facts]:
+        half = ", by half of the text" if self.raced else ""
+        return f"Evaluation: perplexity {self.perplexity:.6g}{half}", (
+            ("loss", f"{self.nll:.6g} nats a token"),
+            ("stderr", "unknown" if self.stderr is None else f"{self.stderr:.2g}"),
+            ("bits per byte", f"{self.bits_per_byte:.6g}"),
+            ("entropy", f"{self.entropy:.6g} nats a token"),
+            ("scored", f"{self.tokens:,} tokens of {format_size(self.bytes)}"),
+            ("read", f"{format_size(self.bytes_read)} in {self.seconds:.1f} s"),
+        )
 
 
 @dataclass(frozen=True, slots=True)

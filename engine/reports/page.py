@@ -16,7 +16,7 @@ from mergemill.engine.reports.sums import (
     list_stacks,
     sum_up,
 )
-from mergemill.engine.runs.diff import Diff
+from mergemill.engine.runs.differences import Diff
 from mergemill.engine.tensors.compared import LEAST_EXPONENT
 
 MOST_TENSORS = 20  # that are listed of those that changed

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from mergemill.engine.checkpoint.tensor_kinds import KINDS
-from mergemill.engine.runs.diff import Diff, TensorDiff
+from mergemill.engine.runs.differences import Diff, TensorDiff
 
 
 @dataclass(frozen=True, slots=True)

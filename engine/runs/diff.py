@@ -18,6 +18,7 @@ from mergemill.engine.plan.values import OutputTensor, Part, Plan
 from mergemill.engine.runs.clusters.preflight import Needs
 from mergemill.engine.runs.clusters.reach import choose_samples
 from mergemill.engine.runs.crew import Crew, check_crew, find_workplace, open_crew
+from mergemill.engine.runs.differences import Delta, Diff, TensorDiff
 from mergemill.engine.runs.tasks.failures import WorkersDied, explain_deaths, run_named
 from mergemill.engine.runs.tasks.measure import measure_part
 from mergemill.engine.runs.worker.options import WorkerKeywords, WorkerOptions
@@ -28,52 +29,6 @@ from mergemill.engine.tensors.kernels import Partial, add_partials
 from mergemill.engine.tensors.rounds import find_round
 
 OnPart = Callable[[int, int, int, int], None]  # given bytes done and to do, parts done and all parts
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """What a tensor of one model is more than that of another."""
-
-    model: str
-    less: str  # the other model
-    norm: float  # of the difference
-    own: float  # the norm of the other's
-    relative: float | None  # of both; None where the other's is 0
-    unchanged: float  # the share of elements that are equal: how sparse the difference is
-    identical: bool  # byte by byte, with one dtype
-    largest: float  # magnitude of the difference
-    rank: float | None  # effective, (Σσ²)² / Σσ⁴, from a sketch; None where it is no matrix, or nothing changed
-    histogram: tuple[int, ...]  # sampled elements of the difference, by powers of 2 from 2^-48 on
-    experts: tuple[float | None, ...]  # of a router, each expert's relative change
-
-
-@dataclass(frozen=True, slots=True)
-class TensorDiff:
-    """How one tensor differs."""
-
-    name: str
-    kind: str
-    stack: str  # of its layer; empty outside the layers
-    layer: int | None
-    shape: tuple[int, ...]
-    dtypes: tuple[str, ...]  # in the order of the models
-    deltas: tuple[Delta, ...]  # second less first; with a base each of both less it; none where it holds no numbers
-    identical: bool  # first and second, byte by byte
-    cosine: float | None  # of first and second; with a base of their differences to it
-    signs: float | None  # the share of elements of one sign in both, of those that are 0 in neither
-
-
-@dataclass(frozen=True, slots=True)
-class Diff:
-    """How two models differ."""
-
-    models: tuple[str, ...]  # first, second, and the base where there is one
-    tensors: tuple[TensorDiff, ...]  # that all have, with one shape
-    only: Mapping[str, tuple[str, ...]]  # tensors that another lacks, by model
-    shapes: Mapping[str, tuple[tuple[int, ...], ...]]  # those that differ, by tensor
-    why_not: tuple[str, ...]  # the models cannot be merged as they are, or that would mean little
-    read_bytes: int
-    seconds: float
 
 
 def diff(

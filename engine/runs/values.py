@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from mergemill.engine.recipe import ClusterFile as ClusterFile
     from mergemill.engine.recipe import Recipe as Recipe
     from mergemill.engine.recipe.adapters import AdapterRecipe as AdapterRecipe
-    from mergemill.engine.runs.diff import Diff as Diff
     from mergemill.engine.runs.diff import OnPart as OnPart
-    from mergemill.engine.runs.diff import TensorDiff as TensorDiff
+    from mergemill.engine.runs.differences import Diff as Diff
+    from mergemill.engine.runs.differences import TensorDiff as TensorDiff
     from mergemill.engine.runs.driver import Driver as Driver
     from mergemill.engine.runs.inspect import Inspection as Inspection
     from mergemill.engine.runs.options import RunKeywords as RunKeywords
@@ -34,7 +34,7 @@ _PLACES = {
     "AnyRecipe": "recipe",
     "ClusterFile": "recipe",
     "Cost": "plan.cost",
-    "Diff": "runs.diff",
+    "Diff": "runs.differences",
     "Driver": "runs.driver",
     "Inspection": "runs.inspect",
     "OnPart": "runs.diff",
@@ -43,7 +43,7 @@ _PLACES = {
     "RunKeywords": "runs.options",
     "RunOptions": "runs.options",
     "Status": "runs.status",
-    "TensorDiff": "runs.diff",
+    "TensorDiff": "runs.differences",
     "Verified": "runs.verify",
     "WorkerKeywords": "runs.worker.options",
     "WorkerOptions": "runs.worker.options",

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from models import write_llama
 
-from mergemill.engine import make_plan, run
+from mergemill.engine import diff, make_plan, run
+from mergemill.engine.evaluation.sums import Evaluation
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.runs.events import Committed
 from mergemill.engine.runs.tasks.guard import Report, TensorChange
@@ -76,6 +77,20 @@ def test_html_holds_tables_alone_and_the_names_as_text(plan: Plan) -> None:
         assert read.open == []
         assert set(read.attributes) == {("scope", "row")}
         assert any("<script src=//evil></script>" in text for text in read.texts)
+
+
+def test_a_comparison_and_an_evaluation_show_themselves_too(plan: Plan) -> None:
+    found = diff(*(source.path for source in plan.sources[:2]), workers=0)
+    lines = repr(found).splitlines()
+    assert lines[0] == f"Diff: {found.models[0]}, beside {found.models[1]}"
+    assert [line[2:14].strip() for line in lines[1:]] == ["tensors", "lone", "changed", "in the way", "read"]
+    most = max(found.tensors, key=lambda each: each.deltas[0].relative or 0)
+    assert lines[3].startswith(f"  changed     {most.name} {most.deltas[0].relative:.3%}, ")
+    hostile = replace(found, models=(HOSTILE, HOSTILE), why_not=(HOSTILE,))
+    judged = Evaluation(12.5, 2.5, 1.25, 1000, 4096, 0.25, 2.0)
+    for page in (hostile._repr_html_(), judged._repr_html_()):
+        assert set(Reader(page).tags) == {"table", "caption", "tr", "th", "td"}
+    assert repr(judged).startswith("Evaluation: perplexity 12.5\n  loss           2.5 nats a token\n")
 
 
 def test_what_a_merge_returns_says_what_it_did(plan: Plan, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from mergemill.cli.main import execute
 from mergemill.engine import diff, errors
-from mergemill.engine.runs.diff import Diff, TensorDiff
+from mergemill.engine.runs.differences import Diff, TensorDiff
 from mergemill.engine.tensors.compared import SAMPLED
 
 EXPERTS = 4
