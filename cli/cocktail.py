@@ -71,6 +71,7 @@ def cocktail(
         )
     if json:
         console.say_json({"losses": made.losses, "weights": made.weights})
+    if json or quiet:
         return
     heads, rows = ["model", "loss", "weight"], list(_list_rows(models, made))
     heads += [f"at {each:g}" for each in searches.TEMPERATURES]

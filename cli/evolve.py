@@ -48,4 +48,4 @@ def evolve(
             on_trial=show_trial(quiet=quiet),
             **crew,
         )
-    show_found(found, folder, written=write, json=json)
+    show_found(found, folder, written=write, quiet=quiet, json=json)

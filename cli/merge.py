@@ -297,7 +297,7 @@ def start_lines(event: "events.Started") -> Iterator[str]:
     yield f"{workers} of {threads} and {format_size(event.memory_bytes)}{dashboard}"
     yield from (f"warning: {warning}" for warning in event.warnings)
     if event.resumed_parts:
-        yield f"resuming: {event.resumed_parts} of {event.parts} parts are done and are only checked"
+        yield f"resuming: {event.resumed_parts:,} of {console.count(event.parts, 'part')} are done and are only checked"
 
 
 def guard_lines(event: "events.Committed") -> Iterator[str]:
@@ -365,7 +365,8 @@ def _say_how_to_resume(watch: Screen, command: str) -> Iterator[None]:
         yield
     except (Interrupted, Cancelled) as stop:
         number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
-        progress = f" after {watch.done} of {watch.parts} parts" if watch.parts else " before the first part"
+        parts = console.count(watch.parts, "part")
+        progress = f" after {watch.done:,} of {parts}" if watch.parts else " before the first part"
         raise Interrupted(number, f"{stop}{progress}; go on with: {command}") from None
 
 

@@ -26,13 +26,14 @@ def results(
     if recipe is not None:
         console.say_whole(searches.make_candidate(folder, recipe).rstrip("\n"))
         return
-    trials = searches.read_results(folder)[:top]
+    trials, front = searches.read_results(folder)[:top], searches.read_front(folder)
     if json:
         for trial in trials:
-            console.say_json(trial.to_json(), indent=None)
+            of_sum = {"front": trial.number in front} if front else {}
+            console.say_json({**trial.to_json(), **of_sum}, indent=None)
         return
     names = list(trials[0].values) if trials else []
-    front = searches.read_front(folder)
+    failed = any(trial.error for trial in trials)
     rows = [
         [
             str(trial.number),
@@ -40,8 +41,9 @@ def results(
             *(["front" if trial.number in front else ""] if front else ()),
             searches.say_number(trial.holdout),
             *(say_value(trial.values[name]) for name in names),
+            *([trial.error] if failed else ()),
         ]
         for trial in trials
     ]
-    heads = ["number", "score", *(["of the"] if front else ()), "hold-out", *names]
+    heads = ["number", "score", *(["of the"] if front else ()), "hold-out", *names, *(["why"] if failed else ())]
     console.say_table(rows, heads=heads, right=[0])

@@ -92,12 +92,13 @@ def say_value(value: object) -> str:
     return searches.say_number(value)
 
 
-def show_found(found: "searches.Found", folder: str, *, written: bool, json: bool) -> None:
-    """Write what came of a search; written: whether the best was merged."""
+def show_found(found: "searches.Found", folder: str, *, written: bool, quiet: bool, json: bool) -> None:
+    """Write what came of a search, quietly only as JSON; written: whether the best was merged."""
     from mergemill.engine import searches
 
     if json:
         console.say_json(to_json(found))
+    if json or quiet:
         return
     best = found.best
     assert best is not None, "a search without a score ends with an error"

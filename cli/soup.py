@@ -58,5 +58,6 @@ def soup(
         )
     if json:
         console.say_json({"order": made.order, "kept": made.kept, "scores": made.scores})
+    if json or quiet:
         return
     console.say(f"{out}: {len(made.kept)} of {console.count(len(made.order), 'model')}: {', '.join(made.kept)}")

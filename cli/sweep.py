@@ -55,4 +55,4 @@ def sweep(
     crew = make_crew(workers=workers, threads=threads, memory=memory, scheduler=scheduler, cluster=cluster)
     with stopping(context):
         found = searches.run_search(file, folder, write=write, on_trial=show_trial(quiet=quiet), **crew)
-    show_found(found, folder, written=write, json=json)
+    show_found(found, folder, written=write, quiet=quiet, json=json)

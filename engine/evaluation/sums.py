@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mergemill.engine.evaluation.texts import ScoredTokens
 from mergemill.engine.plan.show import Facts, show_html, show_text
-from mergemill.engine.plan.sizes import format_size
+from mergemill.engine.plan.sizes import format_size, say_count
 from mergemill.engine.tensors.lazy import Tensor
 
 
@@ -49,7 +49,7 @@ class Evaluation:
             ("stderr", "unknown" if self.stderr is None else f"{self.stderr:.2g}"),
             ("bits per byte", f"{self.bits_per_byte:.6g}"),
             ("entropy", f"{self.entropy:.6g} nats a token"),
-            ("scored", f"{self.tokens:,} tokens of {format_size(self.bytes)}"),
+            ("scored", f"{say_count(self.tokens, 'token')} of {format_size(self.bytes)}"),
             ("read", f"{format_size(self.bytes_read)} in {self.seconds:.1f} s"),
         )
 

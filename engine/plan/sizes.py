@@ -71,6 +71,15 @@ def say_enough(size_bytes: int) -> str:
     return f"{tenths // 10}.{tenths % 10}{unit}".replace(f".0{unit}", unit) if size_bytes >= 1024 else f"1{unit}"
 
 
+def say_count(number: int, noun: str) -> str:
+    """Return a number of things.
+
+    >>> say_count(1, "part"), say_count(2000, "part")
+    ('1 part', '2,000 parts')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def format_size(size_bytes: float) -> str:
     """Return a size for people, with binary units.
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from mergemill.engine.checkpoint.layout import TensorInfo
 from mergemill.engine.methods.own import MethodsFile
 from mergemill.engine.plan.show import Facts, list_names, show_html, show_text
-from mergemill.engine.plan.sizes import format_size
+from mergemill.engine.plan.sizes import format_size, say_count
 from mergemill.engine.plan.steps import Scaling
 from mergemill.engine.recipe import Guard
 from mergemill.engine.storage.ranges import Pin
@@ -206,11 +206,12 @@ class Plan:
     def _show(self) -> tuple[str, Facts]:
         warnings = f"{len(self.warnings)}: {self.warnings[0]}" if self.warnings else "none"
         shards = f"{len(self.shards):,} of at most {self.shard_size}"
+        tensors, parts = say_count(self.tensors, "tensor"), say_count(len(self.parts), "part")
         models = [source.model for source in self.sources if not source.is_stage]
         return f"Plan: {self.origin.title}", (
             ("models", f"{len(models)}: {list_names(models)}"),
             ("read", format_size(self.read_bytes)),
-            ("write", f"{format_size(self.write_bytes)}: {self.tensors:,} tensors in {len(self.parts):,} parts"),
+            ("write", f"{format_size(self.write_bytes)}: {tensors} in {parts}"),
             ("shards", shards),
             ("seed", str(self.origin.seed)),
             ("warnings", warnings),

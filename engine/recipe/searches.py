@@ -139,7 +139,7 @@ class Strategy(Value):
     """Whether candidates that are behind on half of a text's windows are judged no further."""
 
     @model_validator(mode="after")
-    def _check_keys(self) -> "Strategy":
+    def _check_own_keys(self) -> "Strategy":
         default = Strategy.model_fields
         for key in ("seed", "population", "sigma", "steps", "racing"):
             if getattr(self, key) != default[key].default and key not in TAKES[self.name]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergemill.engine.plan.show import Facts, list_names, show_html, show_text
-from mergemill.engine.plan.sizes import format_size
+from mergemill.engine.plan.sizes import format_size, say_count
 from mergemill.engine.runs.outputs.receipts import Receipt
 from mergemill.engine.runs.tasks.guard import Report
 
@@ -75,8 +75,9 @@ class Committed:
             f"{found.tensor} {'not finite' if found.change is None else f'{found.change:.3%}'}"
             for found in self.guard.most_changed
         ]
+        parts = say_count(self.parts, "part")
         return f"Committed: {self.out}", (
-            ("wrote", f"{format_size(self.write_bytes)} in {self.parts:,} parts, {self.redone_parts:,} in this run"),
+            ("wrote", f"{format_size(self.write_bytes)} in {parts}, {self.redone_parts:,} in this run"),
             ("read", format_size(self.read_bytes)),
             ("took", f"{self.seconds:.1f} s"),
             ("guard", f"{len(faults)}: {list_names(faults)}" if faults else "nothing found"),

@@ -22,6 +22,7 @@ from mergemill.engine.checkpoint.quantized import find_quantization
 from mergemill.engine.checkpoint.terms import CARD_NAME, read_card
 from mergemill.engine.checkpoint.weights import StoredTensor
 from mergemill.engine.errors import CheckpointError, OutputError
+from mergemill.engine.plan.sizes import say_count
 from mergemill.engine.runs.outputs.output import Output, find_output
 from mergemill.engine.runs.outputs.receipts import keep_planned
 from mergemill.engine.runs.outputs.record import Record
@@ -111,7 +112,7 @@ def _inspect(path: str | Path, storage: Storage) -> Inspection:
     if output.journal.is_committed():
         return _inspect_checkpoint(str(path), storage, record)
     done = len(keep_planned(output.journal.read(), record.parts))
-    state = f"unfinished: {done} of {len(record.parts)} parts"
+    state = f"unfinished: {done:,} of {say_count(len(record.parts), 'part')}"
     return Inspection(str(path), "merge", state, record.digest, "", (), {}, {}, len(record.shards))
 
 

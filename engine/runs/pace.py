@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mergemill.engine.plan.sizes import format_size
+from mergemill.engine.plan.sizes import format_size, say_count
 
 MINUTE_S, HOUR_S = 60, 3600
 
@@ -36,7 +36,7 @@ class Pace:
     @property
     def counts(self) -> str:
         """How many parts of how many."""
-        return f"{self.done:,} of {self.parts:,} parts"
+        return f"{self.done:,} of {say_count(self.parts, 'part')}"
 
     @property
     def elapsed(self) -> str:

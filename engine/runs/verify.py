@@ -7,6 +7,7 @@ from pathlib import Path
 from mergemill.engine.errors import CheckpointError, OutputError, VerifyError
 from mergemill.engine.methods.own import MethodsFile
 from mergemill.engine.plan.planners import OF_RECIPES, open_recipe, replan
+from mergemill.engine.plan.sizes import say_count
 from mergemill.engine.plan.small_files import GATES_NAME, RECIPE_NAME
 from mergemill.engine.plan.values import Origin, Part, Plan
 from mergemill.engine.recipe.stages import list_methods
@@ -122,10 +123,8 @@ def _open_record(output: Output) -> Record:
     if record is None:
         raise OutputError(f"{output}: holds no merge that mergemill wrote; there is no .mergemill/plan.json")
     if not output.journal.is_committed():
-        done = len(keep_planned(output.journal.read(), record.parts))
-        raise VerifyError(
-            f"{output}: is unfinished: {done} of {len(record.parts)} parts; run the same merge again to resume"
-        )
+        done, parts = len(keep_planned(output.journal.read(), record.parts)), say_count(len(record.parts), "part")
+        raise VerifyError(f"{output}: is unfinished: {done:,} of {parts}; run the same merge again to resume")
     return record
 
 

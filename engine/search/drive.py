@@ -141,7 +141,7 @@ def _follow(hunt: Hunt, asking: Asking, log: "_Log") -> str:
 def _report(log: "_Log") -> None:
     """Write what is known so far, for people."""
     hunt = log.hunt
-    write_reports(log.folder, log.trials, hunt.sign, hunt.title)
+    write_reports(log.folder, log.trials, hunt.sign, hunt.title, hunt.items)
     page = make_plot(log.trials, hunt.sign, hunt.title, items=hunt.items, parents=hunt.parents)
     write_file(log.folder / PLOT_NAME, page.encode())
 

@@ -36,6 +36,7 @@ def test_evolve_tells_each_candidate_and_the_best(mergemill: Run, there: Path, t
     found = json.loads(out)
     assert (code, err) == (0, "")
     assert (found["evaluations"], found["failed"], found["stopped"]) == (9, 0, "evaluations")
+    assert mergemill("evolve", path, tmp_path / "s", "-q") == (0, "", "")
     assert found["best"].keys() == {"number", "values", "score", "holdout"}
     code, out, _ = mergemill("results", tmp_path / "s", "--json", "--top", 3)
     scores = [json.loads(line)["score"] for line in out.splitlines()]
@@ -58,6 +59,16 @@ def test_a_candidates_recipe_is_printed_whole(mergemill: Run, there: Path, tmp_p
     assert mergemill("plan", tmp_path / "recipe.yml")[0] == 0
     assert "weight: 0.25" in out
     assert mergemill("results", tmp_path / "s", "--recipe", 7)[0] == 2
+
+
+def test_a_search_that_failed_says_why_also_for_programs(mergemill: Run, there: Path, tmp_path: Path) -> None:
+    arguments = ["recipe.yml", tmp_path / "s", "--vary", "x=0:1:0.5", "--vary", "y=0.25", "--command", "false {model}"]
+    code, out, err = mergemill("sweep", *arguments, "-q")
+    assert (code, out) == (1, "")
+    assert "false: ended with status 1" in err
+    lines = [json.loads(line) for line in mergemill("results", tmp_path / "s", "--json")[1].splitlines()]
+    assert [(line["state"], line["error"]) for line in lines] == [("failed", "false: ended with status 1")] * 3
+    assert mergemill("results", tmp_path / "s")[1].count("false: ended with status 1") == 3
 
 
 def test_soup_and_cocktail_print_json_in_the_given_order(mergemill: Run, there: Path, tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_a_notebook_gets_one_bar_that_moves(
     recipe = {"merge_method": "passthrough", "models": [{"model": models / "a"}]}
     done = merge(recipe, models / "out", workers=0, progress=True)
     assert notebook[0].startswith('<div><progress value="0" max="')
-    assert f", {done.parts} of {done.parts} parts, since " in notebook[-1]
+    assert f", {done.parts} of {done.parts} part, since " in notebook[-1]
     assert capsys.readouterr().err == ""
 
 

@@ -78,6 +78,14 @@ def test_a_search_of_two_texts_shows_its_front(here: Path, tmp_path: Path, capsy
     assert capsys.readouterr().out.count("front") == len(front)
     assert execute(["evolve", str(tmp_path / "s.yml"), str(tmp_path / "s")]) == 0
     assert f"front: number {front[0]} (" in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "s" / "table.csv").read_text().splitlines()))
+    assert [int(row["number"]) for row in rows if row["front"] == "1"] == sorted(front)
+    assert {int(row["number"]): float(row["perplexity of other.txt"]) for row in rows} == {
+        number: own[1] for number, own in parts.items()
+    }
+    page = (tmp_path / "s" / "README.md").read_text()
+    assert f"by perplexity of held.txt: {', '.join(f'number {number}' for number in front)}.\n" in page
+    assert page.count("| yes |") == len(front)
     assert "perplexity of other.txt against perplexity of held.txt: the front" in (tmp_path / "s/plot.html").read_text()
 
 
