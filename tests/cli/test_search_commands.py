@@ -42,7 +42,7 @@ def test_evolve_tells_each_candidate_and_the_best(mergemill: Run, there: Path, t
     scores = [json.loads(line)["score"] for line in out.splitlines()]
     assert scores == sorted(scores)
     assert scores[0] == found["best"]["score"]
-    _, out, _ = mergemill("evolve", path, tmp_path / "s", "--write", "--quiet")
+    _, out, _ = mergemill("evolve", path, tmp_path / "s", "--write")
     assert out.rstrip().endswith(f"ended by evaluations; the best is in {tmp_path}/s/model")
     assert (tmp_path / "s" / "model" / "config.json").exists()
     _, out, _ = mergemill("results", tmp_path / "s")
