@@ -50,7 +50,7 @@ from mergemill.engine.plan.vocabulary import make_renumbering
 from mergemill.engine.plan.whole import check_ranges, check_whole, warn_of_config, warn_of_numbers
 from mergemill.engine.plan.words import make_words, warn_of_words
 from mergemill.engine.recipe import AnyRecipe, GivenRecipe, Parameters, Recipe, load_document, recipe_to_json
-from mergemill.engine.recipe.stages import keep_nothing, list_kept, list_models, order_stages
+from mergemill.engine.recipe.stages import count_uses, keep_nothing, list_kept, list_models, order_stages
 from mergemill.engine.storage.store import Storage, join_options, make_storage
 
 DraftOne = Callable[[Any, PlanOptions, Stages, str], tuple[Draft, Inputs]]  # with what messages begin with
@@ -105,7 +105,14 @@ def _draft_all(recipe: AnyRecipe, asked: PlanOptions, draft_one: DraftOne) -> tu
         if stage.quantize is not None:
             raise PlanError(f"{named}: quantize: a stage is written nowhere; say it of the result alone")
         draft, inputs = draft_one(stage.model_copy(update={"file": recipe.file}), asked, stages, named)
-        stages[str(stage.name)] = make_stage(stage, draft, inputs, rounded=bool(recipe.round_stages), where=named)
+        stages[str(stage.name)] = make_stage(
+            stage,
+            draft,
+            inputs,
+            rounded=bool(recipe.round_stages),
+            where=named,
+            shared=count_uses(str(stage.name), [*order, recipe]) > 1,
+        )
     draft, inputs = draft_one(recipe, asked, stages, where)
     draft = replace(draft, warnings=(*draft.warnings, *warn_of_terms(inputs.terms, where=where)))
     return add_stages(draft, stages, unused, where=where), inputs

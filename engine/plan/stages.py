@@ -4,7 +4,8 @@ A stage is a checkpoint in all respects but its bytes: its tensors are the expre
 the one that its output would have, and its other files are its donor's.
 """
 
-from collections.abc import Mapping, Sequence
+import collections
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -19,9 +20,10 @@ from mergemill.engine.offers.formats import express
 from mergemill.engine.offers.offer import Offer, Offers
 from mergemill.engine.plan.draft import Draft
 from mergemill.engine.plan.small_files import Inputs
-from mergemill.engine.plan.values import OutputTensor
+from mergemill.engine.plan.values import OutputTensor, SourceUse
 from mergemill.engine.recipe import AnyRecipe
 from mergemill.engine.storage.ranges import Pin
+from mergemill.engine.tensors.slabs import Span
 from mergemill.engine.tensors.unwritten import Unwritten
 
 
@@ -35,8 +37,13 @@ class StageModel:
     draft: Draft
 
 
-def make_stage(stage: AnyRecipe, draft: Draft, inputs: Inputs, *, rounded: bool, where: str) -> StageModel:
-    """Return a stage as a model; rounded: its tensors are cast to the dtypes that it would have been written in."""
+def make_stage(
+    stage: AnyRecipe, draft: Draft, inputs: Inputs, *, rounded: bool, where: str, shared: bool = False
+) -> StageModel:
+    """Return a stage as a model.
+
+    rounded: its tensors are cast to the dtypes that it would have been written in. shared: several merges take it.
+    """
     if draft.scaling is not None:
         raise PlanError(
             f"{where}: {draft.scaling.method.name} needs the norms of all task vectors first, which a stage cannot "
@@ -63,7 +70,7 @@ def make_stage(stage: AnyRecipe, draft: Draft, inputs: Inputs, *, rounded: bool,
         left_out=(),
         changes=(),
     )
-    offers = {tensor.name: _offer(tensor, rounded=rounded) for tensor in draft.tensors}
+    offers = {tensor.name: _offer(tensor, rounded=rounded, shared=shared) for tensor in draft.tensors}
     return StageModel(checkpoint, offers, inputs.stored, draft)
 
 
@@ -139,10 +146,14 @@ def add_stages(draft: Draft, stages: Mapping[str, StageModel], unused: Sequence[
     return replace(
         draft,
         origin=replace(draft.origin, code=tuple(dict.fromkeys([*draft.origin.code, *code]))),
-        sources=[
-            replace(each, read_bytes=0, is_stage=True) if each.path in names else each
-            for each in (*read, *draft.sources)
-        ],
+        sources=_count_once(
+            [
+                replace(each, read_bytes=0, is_stage=True) if each.path in names else each
+                for each in (*read, *draft.sources)
+            ],
+            draft.tensors,
+            stages.values(),
+        ),
         warnings=(
             *(warning for each in drafts.values() for warning in each.warnings),
             *(f"{where}: nothing needs the stage {name}, which is not merged" for name in unused),
@@ -156,9 +167,31 @@ def add_stages(draft: Draft, stages: Mapping[str, StageModel], unused: Sequence[
     )
 
 
-def _offer(tensor: OutputTensor, *, rounded: bool) -> Offer:
-    uses = tuple(info.name for info in tensor.infos)
-    return Offer(Unwritten(tensor.expression, tensor.dtype, rounded), uses, tensor.stored_as)
+def _count_once(
+    sources: Sequence[SourceUse], tensors: Sequence[OutputTensor], stages: Iterable[StageModel]
+) -> list[SourceUse]:
+    """Return the sources so that what several stages take of one model for a tensor is read by the first of them."""
+    models = {each.path: each for stage in stages for each in stage.stored.values()}
+    urls = {(each.read_from or each.file).url: path for path in models for each in models[path].tensors.values()}
+    ranges = {
+        (urls[read.pin.url], tensor.name, read.offset_bytes, read.size_bytes)
+        for tensor in tensors
+        for read in tensor.expression.reads(Span(0, tensor.expression.size))
+        if read.pin.url in urls
+    }
+    left, found = collections.Counter[str](), list[SourceUse]()
+    for path, _, _, size_bytes in ranges:
+        left[path] += size_bytes
+    for source in sources:
+        read_bytes = min(source.read_bytes, left[source.path]) if source.path in left else source.read_bytes
+        left[source.path] -= read_bytes if source.path in left else 0
+        found.append(replace(source, read_bytes=read_bytes))
+    return found
+
+
+def _offer(tensor: OutputTensor, *, rounded: bool, shared: bool) -> Offer:
+    uses, made = tuple(info.name for info in tensor.infos), tensor.expression
+    return Offer(Unwritten(made, tensor.dtype, rounded, shared and made.is_merged), uses, tensor.stored_as)
 
 
 def _place_nowhere(info: TensorInfo, stage: str) -> StoredTensor:

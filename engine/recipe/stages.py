@@ -121,6 +121,11 @@ def names_stage(ref: ModelRef, stages: Mapping[str, object], *, where: str) -> b
     return True
 
 
+def count_uses(name: str, recipes: Sequence[AnyRecipe]) -> int:
+    """Return how often a stage is named by recipes as a model."""
+    return sum(ref.path == name for recipe in recipes for ref in list_models(recipe).values())
+
+
 def list_models(recipe: AnyRecipe) -> Mapping[str, ModelRef]:
     """Return the recipe's models by their references as text, in its order; an unlisted base model follows them."""
     return {str(ref): ref for ref in recipe.refs}

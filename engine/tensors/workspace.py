@@ -2,11 +2,11 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from mergemill.engine.storage.store import ENVIRONMENT, Storage
 from mergemill.engine.tensors.device import Lanes
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES
 from mergemill.engine.tensors.lazy import Tensor, torch
+
+T = TypeVar("T")
 
 Arena = np.ndarray[tuple[int], np.dtype[np.uint8]]  # flat memory that is lent
 
@@ -114,6 +116,7 @@ class Workspace:
         self._held: dict[str, list[_Held]] = {}
         self._notes: dict[tuple[int, ...], Arena] = {}
         self._notes_bytes = 0
+        self._shared: dict[Hashable, tuple[int, Any]] = {}  # made of this slab: from where on in the arena, and what
         self._coming: dict[int, list[_Coming]] = {}  # by slot
         self._low = 0  # slabs grow up from here
         self._high = len(arena) // _ALIGN * _ALIGN  # kept reads grow down from here
@@ -194,6 +197,7 @@ class Workspace:
     def next_slab(self) -> None:
         """Give back what the last slab took."""
         self._low = 0 if self.lanes is None else self.lanes.turn() * self.lanes.staging.host_lane_bytes
+        self._shared.clear()
         if not self._keep:
             self._found.clear()
 
@@ -202,7 +206,7 @@ class Workspace:
         """Give back at the end of the block what was taken and read in it."""
         low, found = self._low, dict(self._found)
         yield
-        self._low = low
+        self._give_back(low)
         if not self._keep:
             self._found = found
 
@@ -244,9 +248,23 @@ class Workspace:
         """Give back at the end of the block what is taken in it, but for what is kept."""
         low = self._low
         yield
-        self._low = low
+        self._give_back(low)
         if not self._keep:
             self._found = {key: place for key, place in self._found.items() if place[0] < low}
+
+    def _give_back(self, low: int) -> None:
+        """Give back what was taken since the arena was full up to `low`, and forget what was made there."""
+        self._low = low
+        self._shared = {key: place for key, place in self._shared.items() if place[0] < low}
+
+    def find_shared(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what `make` gives, called once a slab: what several expressions take of the same one."""
+        if key not in self._shared:
+            low = self._low
+            made = make()
+            self._shared[key] = low, made
+        found: T = self._shared[key][1]
+        return found
 
     def note(self, key: tuple[int, ...], value: Arena) -> None:
         """Keep something small that a later pass would find again; nothing is kept beyond `NOTES_BYTES`."""

@@ -1,7 +1,8 @@
 """Stages: merges over the results of merges, which are written nowhere, against running them one after the other."""
 
+import collections
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from runs.merging import SMALL_PART, hash_output, parts_of, run_until, same_tens
 from mergemill.cli.main import execute
 from mergemill.engine import errors, make_plan, merge, run, verify
 from mergemill.engine.plan.values import Plan
+from mergemill.engine.tensors.merged import Merged, Merging
+from mergemill.engine.tensors.slabs import Span
 
 Document = dict[str, Any]
 KINDS = {
@@ -119,6 +122,38 @@ def test_five_stages_with_slices_and_a_stage_over_two_have_the_bytes_of_one_afte
     assert json.loads((tmp_path / "out" / "config.json").read_text())["num_hidden_layers"] == 3
     with parts_of(SMALL_PART):
         verify(tmp_path / "out", replay=len(plan.parts))
+
+
+@pytest.mark.parametrize("kind", ["element", "rank", "matrix"])
+def test_the_common_stage_of_a_diamond_is_read_and_computed_once(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def over(common: str, name: str, model: str) -> Document:
+        return merging("element", common, model, name=name)
+
+    common, result = merging(kind, "A", "B", name="common"), merging("element", "left", "right")
+    apart = [common, {**common, "name": "again"}, over("common", "left", "A"), over("again", "right", "B"), result]
+    run(plan_stages(apart), tmp_path / "apart", workers=0)
+    made: list[tuple[Merged, Span]] = []  # which hold what was made, so that no two have one id
+    for name in ("slab", "lower"):
+        monkeypatch.setattr(Merging, name, _count(getattr(Merging, name), made))
+    plan = plan_stages([common, over("common", "left", "A"), over("common", "right", "B"), result])
+    found = run(plan, tmp_path / "out", workers=0)
+    assert same_tensors(tmp_path / "out", tmp_path / "apart")
+    assert found.read_bytes == plan.read_bytes
+    assert 2.9 * plan.write_bytes < plan.read_bytes < 3 * plan.write_bytes  # of three models, each once
+    counts = collections.Counter((id(merged), span) for merged, span in made)
+    assert set(counts.values()) == {1}
+
+
+def _count(method: Callable[..., Any], made: list[tuple[Merged, Span]]) -> Callable[..., Any]:
+    """Return a method of what is ready that notes of which tensor it makes a slab, and which."""
+
+    def counting(self: Merging, span: Span, work: Any, *given: Any) -> Any:
+        made.append((self.merged, span))
+        return method(self, span, work, *given)
+
+    return counting
 
 
 def test_without_rounding_a_result_is_nearer_to_the_formula(family: Path, tmp_path: Path) -> None:
