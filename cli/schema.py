@@ -15,6 +15,6 @@ def schema(of: Of = "recipe") -> None:
     Example: mergemill schema > recipe.schema.json
     """
     from mergemill.engine import recipe_schema
-    from mergemill.engine.methods import find_methods
+    from mergemill.engine.methods import find_coefficients, find_methods, find_steps
 
-    console.say_json(recipe_schema([*find_methods()], of))
+    console.say_json(recipe_schema([*find_methods()], of, post=[*find_steps()], coefficients=[*find_coefficients()]))

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from textwrap import dedent
@@ -20,25 +21,28 @@ SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _MODELS: dict[str, type[Value]] = {"mixture": Mixture, "adapters": AdapterRecipe}
 
 
-def recipe_schema(methods: Sequence[str] = (), of: str = "recipe") -> dict[str, Any]:
+def recipe_schema(
+    methods: Sequence[str] = (), of: str = "recipe", *, post: Sequence[str] = (), coefficients: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return the JSON schema of the recipe language, for editors that check and complete from it.
 
-    methods: names that editors offer where a method is named; a name of one's own is valid too. of: which document it
-    describes: ``recipe``, ``mixture`` or ``adapters``.
+    methods: names that editors offer where a method is named; a name of one's own is valid too. post, coefficients: all
+    names of steps after a method, and of coefficients before one; there are no others. of: which document it describes:
+    ``recipe``, ``mixture`` or ``adapters``.
     """
     if of not in ("recipe", *_MODELS):
         raise RecipeError(f"there is no schema of {of!r}; there are those of recipe, {', '.join(_MODELS)}")
     if of != "recipe":
         model = _MODELS[of]
         rivals = {"oneOf": [{"required": [name]} for name in model.one_of]} if model.one_of else {}
-        return {"$schema": SCHEMA_DIALECT, **_make_schema(model), **rivals}
+        schema = _make_schema(model)
+        _offer_methods(schema["properties"], methods)
+        return {"$schema": SCHEMA_DIALECT, **schema, **rivals}
     schema = _make_schema(Recipe)
-    if methods:
-        named = schema["properties"]["merge_method"]
-        schema["properties"]["merge_method"] = {
-            **{key: value for key, value in named.items() if key not in ("type", "minLength")},
-            "anyOf": [{"enum": [*methods]}, {"type": "string", "minLength": 1}],
-        }
+    _offer_methods(schema["properties"], methods)
+    for name, known in (("post", post), ("coefficients", coefficients)):
+        if known:
+            _name_steps(schema, name, known)
     source = schema["$defs"]["Tokenizer"]["properties"]["source"]
     short = {
         **source,
@@ -47,6 +51,24 @@ def recipe_schema(methods: Sequence[str] = (), of: str = "recipe") -> dict[str, 
     short.pop("default", None)
     schema["properties"]["tokenizer_source"] = short
     return {"$schema": SCHEMA_DIALECT, **schema, "oneOf": [{"required": [name]} for name in Recipe.one_of]}
+
+
+def _offer_methods(properties: dict[str, Any], methods: Sequence[str]) -> None:
+    """Offer the names of methods where one is given, in place; any other text stays valid."""
+    named = properties.get("merge_method")
+    if named and methods:
+        kept = {key: value for key, value in named.items() if key not in ("type", "minLength", "anyOf")}
+        others = named.get("anyOf", [{"type": "string", "minLength": 1}])
+        properties["merge_method"] = {**kept, "anyOf": [{"enum": [*methods]}, *others]}
+
+
+def _name_steps(schema: dict[str, Any], name: str, known: Sequence[str]) -> None:
+    """Give what stands below a key a shape of its own, in place, in which the steps are those that are known."""
+    shape = schema["$defs"]["GivenStep"]
+    method = {key: value for key, value in shape["properties"]["method"].items() if key not in ("type", "minLength")}
+    schema["$defs"][f"GivenStep-{name}"] = {**shape, "properties": {"method": {**method, "enum": [*known]}}}
+    text = json.dumps(schema["properties"][name])
+    schema["properties"][name] = json.loads(text.replace('"#/$defs/GivenStep"', f'"#/$defs/GivenStep-{name}"'))
 
 
 def _make_schema(model: type[Value]) -> dict[str, Any]:

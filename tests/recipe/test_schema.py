@@ -60,3 +60,15 @@ def test_the_schema_of_a_mixture_checks_what_mergekit_moe_takes():
 def test_a_schema_that_is_not_there_is_refused_with_those_that_are():
     with pytest.raises(RecipeError, match="no schema of 'stage'; there are those of recipe, mixture, adapters"):
         recipe_schema(of="stage")
+
+
+def test_editors_are_offered_methods_and_those_of_the_steps_before_and_after():
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = recipe_schema(["ties"], post=["svc"], coefficients=["lines"])
+    assert recipe_schema(["ties"], of="adapters")["properties"]["merge_method"]["anyOf"][0] == {"enum": ["ties"]}
+    recipe = {"merge_method": "mine", "models": [{"model": "a"}]}
+    jsonschema.validate({**recipe, "post": [{"method": "svc", "alpha": 1.0}]}, schema)
+    jsonschema.validate({**recipe, "coefficients": {"method": "lines"}, "post": None}, schema)
+    for wrong in ({"post": [{"method": "lines"}]}, {"coefficients": {"method": "svc"}}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**recipe, **wrong}, schema)
