@@ -23,6 +23,7 @@ def test_the_schema_refuses_unknown_keys_everywhere():
         "Condition",
         "Guard",
         "ImportanceOf",
+        "Missing",
         "ModelEntry",
         "ModelRow",
         "Module",
