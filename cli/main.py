@@ -16,6 +16,7 @@ def main() -> NoReturn:
     """Run the command line of this process."""
     gc.set_threshold(200_000)  # objects of imports and plans stay: looking for garbage among them is a tenth of a start
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's, of which nothing is asked; they spin when they start
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # else each start reads what all packages offer it
     console.open_streams()
     signals.leave_on_signals()
     console.silence_libraries()
