@@ -170,11 +170,11 @@ class _Take:
             sides = [(pair[0], base[0]), (pair[1], base[0])]
         else:
             pair, sides = (first, second), [(second - first, first)]
-        found = tuple(self._gather(*side, each, span, block) for side, each in zip(sides, unlike, strict=True))
-        products = tuple(sum_products(x, y, block) for x, y in ((pair[0], pair[0]), (pair[1], pair[1]), pair))
-        signs = torch.sign(pair[0]) * torch.sign(pair[1])
-        counts = int((signs > 0).sum()), int((signs != 0).sum()), apart
-        return add_partials(total, (found, products, counts))
+        own = sum_products(sides[0][1], sides[0][1], block)  # both sides are taken from the same
+        found = tuple(self._gather(*side, own, each, span) for side, each in zip(sides, unlike, strict=True))
+        squares = found[0][0] if base else own, found[1][0] if base else sum_products(pair[1], pair[1], block)
+        products = *squares, sum_products(*pair, block)
+        return add_partials(total, (found, products, (*_count_signs(*pair), apart)))
 
     def _count_unlike(self, one: int, other: int, span: Span, work: Workspace) -> int:
         """Count the elements that are not stored as the same bytes; all where they are of two dtypes."""
@@ -184,21 +184,21 @@ class _Take:
         a, b = (self.inputs[each].encode(span, work, left) for each in (one, other))
         if np.array_equal(a, b):
             return 0
-        item = item_bytes(left)
-        return int((a.reshape(-1, item) != b.reshape(-1, item)).any(1).sum())
+        word = f"u{item_bytes(left)}"
+        return int(np.count_nonzero(a.view(word) != b.view(word)))
 
-    def _gather(self, delta: Tensor, own: Tensor, unlike: int, span: Span, block: int) -> Partial:
+    def _gather(self, delta: Tensor, less: Tensor, own: Any, unlike: int, span: Span) -> Partial:
         compared, columns = self.compared, self.compared.columns
         sketch, rows = np.zeros((0, 0)), np.zeros((2, 0))
         if compared.is_sketched:
             matrix = delta.view(-1, columns)
             sketch = (_make_signs(span.start // columns, len(matrix)) @ matrix).numpy().astype(np.float64)
         if compared.by_row:
-            rows = np.stack([(each.view(-1, columns).double() ** 2).sum(1).numpy() for each in (delta, own)])
+            rows = np.stack([(each.view(-1, columns).double() ** 2).sum(1).numpy() for each in (delta, less)])
         return (
-            sum_products(delta, delta, block),
-            sum_products(own, own, block),
-            int((delta == 0).sum()),
+            sum_products(delta, delta, compared.block),
+            own,
+            int(np.count_nonzero(delta.numpy() == 0)),
             unlike,
             find_extremes(delta),
             _count_exponents(delta[-span.start % SAMPLED :: SAMPLED]),
@@ -221,11 +221,24 @@ def _no_side(unlike: int, size: int) -> Partial:
     )
 
 
+def _count_signs(one: Tensor, other: Tensor) -> tuple[int, int]:
+    """Return how many elements have one sign in both tensors, of how many that are numbers other than 0 in both."""
+    x, y = one.numpy(), other.numpy()
+    signed = np.abs(x) > 0
+    signed &= np.abs(y) > 0
+    opposite = (x.view(np.int32) ^ y.view(np.int32)) < 0
+    opposite &= signed
+    count = int(np.count_nonzero(signed))
+    return count - int(np.count_nonzero(opposite)), count
+
+
 def _count_exponents(values: Tensor) -> Counts:
     """Return how many magnitudes there are of each power of 2, without zeros and what is not finite."""
-    values = values[(values != 0) & values.isfinite()]
-    exponents = torch.frexp(values).exponent - 1 - LEAST_EXPONENT
-    found: Counts = torch.bincount(exponents.clamp_(0, BINS - 1), minlength=BINS).numpy()
+    bits = values.numpy().view(np.int32) & 0x7FFFFFFF
+    fields = np.bincount(bits >> 23, minlength=256)  # of the exponent: 0 of denormals too, 255 of what is not finite
+    fields[0] -= len(bits) - np.count_nonzero(bits)
+    found: Counts = np.zeros(BINS, np.int64)
+    np.add.at(found, np.clip(np.arange(255) - 127 - LEAST_EXPONENT, 0, BINS - 1), fields[:255])
     return found
 
 
