@@ -23,7 +23,7 @@ from mergemill.engine.plan.inputs import check_input
 from mergemill.engine.plan.opening import check_kinds, open_models
 from mergemill.engine.plan.spellings import read_paths
 from mergemill.engine.plan.values import Origin, OutputTensor, Plan, SourceUse
-from mergemill.engine.recipe import Recipe
+from mergemill.engine.recipe import Recipe, parse_reference
 from mergemill.engine.recipe.stages import list_models
 from mergemill.engine.storage.store import make_storage
 from mergemill.engine.tensors.compared import Compared
@@ -90,7 +90,7 @@ def make_comparison(
 
 
 def _open(names: list[str], storage: Mapping[str, Mapping[str, Any]] | None) -> Mapping[str, Checkpoint]:
-    entries = [{"model": name} for name in names]
+    entries = [{"model": parse_reference(name)} for name in names]
     recipe = Recipe.model_validate({"merge_method": "linear", "models": entries})
     recipe = read_paths(recipe, list_models(recipe), where=WHERE)
     refs, reached = list_models(recipe), make_storage(storage)

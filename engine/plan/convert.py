@@ -28,7 +28,7 @@ from mergemill.engine.plan.quantize import SCHEMES, quantize
 from mergemill.engine.plan.small_files import find_main_dtype
 from mergemill.engine.plan.spellings import read_paths
 from mergemill.engine.plan.values import Origin, OutputTensor, Plan, SmallFile
-from mergemill.engine.recipe import Recipe
+from mergemill.engine.recipe import Recipe, parse_reference
 from mergemill.engine.recipe.stages import list_models
 from mergemill.engine.storage.store import make_storage
 from mergemill.engine.tensors.dtypes import RECIPE_DTYPES, TORCH_DTYPES, is_mergeable
@@ -95,7 +95,7 @@ def _check_gguf(dtype: str | None, scheme: str | None, gguf: str) -> None:
 
 def open_model(model: str, storage: Mapping[str, Mapping[str, Any]] | None, where: str = "convert") -> ModelInput:
     """Open a model, with its adapter where it is given one, and find what it offers."""
-    recipe = Recipe.model_validate({"merge_method": "passthrough", "models": [{"model": model}]})
+    recipe = Recipe.model_validate({"merge_method": "passthrough", "models": [{"model": parse_reference(model)}]})
     recipe = read_paths(recipe, list_models(recipe), where=where)
     refs, reached = list_models(recipe), make_storage(storage)
     checkpoints = apply_adapters(refs, open_models(refs, reached, {}, where), open_adapters(refs, reached))

@@ -20,7 +20,7 @@ from mergemill.engine.plan.opening import PlanOptions, check_kinds, open_models
 from mergemill.engine.plan.share import share_reads
 from mergemill.engine.plan.stages import StageModel, find_offers
 from mergemill.engine.plan.values import SourceUse
-from mergemill.engine.recipe import ModelRef, Recipe
+from mergemill.engine.recipe import ModelRef, Recipe, parse_reference
 from mergemill.engine.recipe.values import ModelEntry
 from mergemill.engine.storage.store import Storage, make_storage
 from mergemill.engine.tensors.dtypes import is_mergeable
@@ -81,7 +81,7 @@ def prepare(asked: Extraction) -> ModelPair:
     check_extraction(asked)
     where = KIND
     model, stages = _read_model(asked)
-    base = ModelRef.model_validate(asked.base_model)
+    base = parse_reference(asked.base_model)
     if str(model) == str(base):
         raise PlanError(f"{where}: {model}: is the base model itself; there is nothing to extract")
     refs = {str(base): base, str(model): model}
@@ -117,7 +117,7 @@ def prepare(asked: Extraction) -> ModelPair:
 def _read_model(asked: Extraction) -> tuple[ModelRef, Mapping[str, StageModel]]:
     """Return the model and, where a recipe makes it, that as a stage."""
     if not (isinstance(asked.model, Mapping) and "recipe" in asked.model):
-        return ModelRef.model_validate(asked.model), {}
+        return parse_reference(asked.model), {}
     options = PlanOptions(0, (), asked.storage, round_stages=False)
     stage = plan_stage(Recipe.model_validate(asked.model["recipe"]), options, str(asked.model["file"]))
     ref = ModelRef(path=str(asked.model["file"]))

@@ -10,7 +10,7 @@ from mergemill.engine.checkpoint.family import Family, choose_family, is_vocabul
 from mergemill.engine.errors import PlanError
 from mergemill.engine.offers.formats import open_offers
 from mergemill.engine.offers.offer import Offer, Offers
-from mergemill.engine.recipe import ModelRef
+from mergemill.engine.recipe import parse_reference
 from mergemill.engine.storage.store import make_storage
 from mergemill.engine.tokens import Vocabulary, read_vocabulary_of
 from mergemill.engine.transplants.mp_rope import Rotary
@@ -81,7 +81,7 @@ def find_rotary(pair: Pair) -> tuple[Rotary, Rotary]:
 
 
 def _open(ref: str, storage: Any) -> Checkpoint:
-    given = ModelRef.model_validate(ref)
+    given = parse_reference(ref)
     if given.lora is not None:
         raise PlanError(f"{ref}: an adapter must be merged first, then the tokenizer transplanted")
     checkpoint = open_checkpoint(given.path, given.revision, storage)

@@ -13,7 +13,7 @@ from mergemill.engine.recipe.parsing import (
     parse_recipe,
     read_recipe,
 )
-from mergemill.engine.recipe.references import ModelRef
+from mergemill.engine.recipe.references import ModelRef, parse_reference
 from mergemill.engine.recipe.schema import recipe_schema
 from mergemill.engine.recipe.settings import Condition, Parameters, Scalar, Setting
 from mergemill.engine.recipe.steps import GivenStep, Guard
@@ -76,6 +76,7 @@ __all__ = [
     "parse_cluster",
     "parse_document",
     "parse_recipe",
+    "parse_reference",
     "read_recipe",
     "recipe_schema",
     "recipe_to_json",

@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, ValidationErr
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from mergemill.engine.errors import CheckpointError
+from mergemill.engine.errors import CheckpointError, RecipeError
 from mergemill.engine.recipe.faults import describe, make_faults, make_sentence, shorten
 from mergemill.engine.recipe.leaves import OptionalText, Text, check_items, check_number
 from mergemill.engine.recipe.shapes import Value
@@ -216,3 +216,11 @@ def _is_user_part(path: str) -> bool:
 
 def _bad(text: str, why: str) -> PydanticCustomError:
     return make_sentence(f"'{shorten(text)}' is not a model: {why}")
+
+
+def parse_reference(given: object) -> ModelRef:
+    """Return the model that a text, a mapping or a reference names outside of a recipe; `RecipeError` for none."""
+    try:
+        return ModelRef.model_validate(given)
+    except ValidationError as error:
+        raise RecipeError(error.errors(include_url=False)[0]["msg"]) from None

@@ -28,6 +28,8 @@ def make_sweep(recipe: str, vary: Sequence[str], objective: Objective) -> Search
         variables[name] = Variable(choices=tuple(dict.fromkeys(_read_values(values, words))))
     if not variables:
         raise RecipeError("a sweep needs --vary, such as --vary chat=0:1:0.25")
+    if not recipe.strip():
+        raise RecipeError("a sweep needs a recipe, and its path is empty")
     return SearchFile(
         recipe=recipe, variables=Variables(variables), objective=objective, strategy=Strategy(name="grid")
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Unpack
 
 from mergemill.engine.errors import PlanError, RunError
-from mergemill.engine.recipe import ModelRef, Recipe
+from mergemill.engine.recipe import ModelRef, Recipe, parse_reference
 from mergemill.engine.recipe.objectives import Objective
 from mergemill.engine.recipe.searches import Budget, SearchFile
 from mergemill.engine.recipe.templates import (
@@ -54,8 +54,8 @@ def run_cocktail(
         raise PlanError(f"a cocktail needs two models or more, each once; here are: {', '.join(models)}")
     if temperature <= 0 or not 0 <= alpha <= 1:
         raise PlanError(f"temperature is {temperature:g} and must be above 0; alpha is {alpha:g}, of 0 to 1")
-    asked, refs = RunOptions(**options), {model: ModelRef.model_validate(model) for model in models}
-    aim = ModelRef.model_validate(target) if target else None
+    asked, refs = RunOptions(**options), {model: parse_reference(model) for model in models}
+    aim = parse_reference(target) if target else None
     file = SearchFile.model_construct(objective=objective, budget=Budget(), holdout=None, name="cocktail")
     hunt = make_hunt(file, lambda values: read_alone(refs, values), "A cocktail: each model alone")
     shares = [1 / len(models)] * len(models)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mergemill.engine.errors import InputError
+from mergemill.engine.errors import InputError, OutputError
 from mergemill.engine.recipe import ModelRef, load_recipe
 from mergemill.engine.recipe.objectives import Objective
 from mergemill.engine.recipe.templates import (
@@ -17,18 +17,19 @@ from mergemill.engine.search.members import make_members
 from mergemill.engine.search.report import sort_trials
 from mergemill.engine.search.state import read_state
 from mergemill.engine.search.trials import Trial, read_trials
+from mergemill.engine.storage.urls import parse_path
 
 
 def read_results(folder: str | Path) -> list[Trial]:
     """Return the trials of a search, the best first; `OutputError` where the folder holds none."""
-    place = Path(folder)
+    place = parse_path(folder, OutputError, what="a search")
     sign = _find_sign(read_state(place)["search"])
     return sort_trials(list(read_trials(place).values()), sign)
 
 
 def read_front(folder: str | Path) -> list[int]:
     """Return the numbers of the trials of a sum's front, in the order of its first item; of others nothing."""
-    place = Path(folder)
+    place = parse_path(folder, OutputError, what="a search")
     said = read_state(place)["search"].get("objective") or {}
     items = list_items(Objective.model_validate(said)) if said.get("sum") else []
     return [trial.number for trial in find_front(list(read_trials(place).values()), items)]
@@ -41,7 +42,7 @@ def _find_sign(search: Mapping[str, Any]) -> int:
 
 def make_candidate(folder: str | Path, number: int) -> str:
     """Return the whole recipe of a candidate of a search, as YAML."""
-    place = Path(folder)
+    place = parse_path(folder, OutputError, what="a search")
     state, trial = read_state(place), read_trials(place).get(number)
     if trial is None:
         raise InputError(f"{place}: has no candidate {number}; mergemill results lists them")

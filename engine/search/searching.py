@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from mergemill.engine.errors import InputError, PlanError, RecipeError
+from mergemill.engine.errors import InputError, OutputError, PlanError, RecipeError
 from mergemill.engine.evaluation.judging import open_judges
 from mergemill.engine.evaluation.texts import read_text
 from mergemill.engine.plan.make import make_plan
@@ -33,6 +33,7 @@ from mergemill.engine.search.parents import judge_parents
 from mergemill.engine.search.space import Space
 from mergemill.engine.search.state import SearchRecord, held, list_sources, open_state
 from mergemill.engine.search.strategies.asking import Asking
+from mergemill.engine.storage.urls import parse_path
 
 
 def run_search(
@@ -54,7 +55,7 @@ def run_search(
     file = given if isinstance(given, SearchFile) else load_search(given)
     if evaluations is not None:
         file = file.model_copy(update={"budget": file.budget.model_copy(update={"evaluations": evaluations})})
-    asked, place = RunOptions(**options), Path(folder)
+    asked, place = RunOptions(**options), parse_path(folder, OutputError, what="a search")
     if not on_benchmarks:
         _check_benchmarks(file)
     template, space = open_space(file)

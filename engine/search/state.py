@@ -24,6 +24,7 @@ from mergemill.engine.errors import OutputError, PlanError, StorageError
 from mergemill.engine.recipe import Recipe
 from mergemill.engine.storage import system
 from mergemill.engine.storage.ranges import Pin
+from mergemill.engine.storage.urls import parse_path
 
 SEARCH_NAME, BEST_NAME, LOCK_NAME = "search.json", "best.yml", ".lock"
 CANDIDATES, MODEL = "candidates", "model"
@@ -137,7 +138,8 @@ def find_beside(out: str | Path) -> Path:
     """Return the folder beside an output that keeps what is known of its search; `PlanError` for remote ones."""
     if "://" in str(out):
         raise PlanError(f"{out}: soups and cocktails are written to this machine, beside what is known of them")
-    path = Path(out)
+    path = parse_path(out, OutputError, what="what is searched")
+    path = path if path.name else path.absolute()  # the folder here has a name only then
     return path.with_name(path.name + ".search")
 
 
