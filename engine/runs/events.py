@@ -62,6 +62,7 @@ class Committed:
     guard: Report  # which tensors came out broken, and which changed most
     warnings: tuple[str, ...] = ()  # about where it ran, and of the routers of a mixture
     routing: Mapping[str, Any] | None = None  # of a mixture whose routers are made from prompts: see `make_report`
+    losses: Mapping[str, float | None] | None = None  # of an adapter: ‖D − BA‖ / ‖D‖ of each module, the largest first
 
     def __repr__(self) -> str:
         return show_text(*self._show())

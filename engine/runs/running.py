@@ -20,6 +20,7 @@ from mergemill.engine.runs.events import Committed, OnEvent, PartFinished, Start
 from mergemill.engine.runs.graph import make_checks, make_tasks, needs_gates
 from mergemill.engine.runs.options import RunKeywords, RunOptions
 from mergemill.engine.runs.outputs.gates import add_gates, find_gates_kept, forget_gates, keep_gates
+from mergemill.engine.runs.outputs.losses import add_losses
 from mergemill.engine.runs.outputs.output import (
     Output,
     check_same,
@@ -34,7 +35,7 @@ from mergemill.engine.runs.outputs.record import list_ranges
 from mergemill.engine.runs.progress import show_progress
 from mergemill.engine.runs.replacing import leaving_whole
 from mergemill.engine.runs.tasks.failures import WorkersDied, explain_deaths
-from mergemill.engine.runs.tasks.guard import Report, check_report, make_report
+from mergemill.engine.runs.tasks.guard import check_report, find_losses, make_report
 from mergemill.engine.runs.worker.workers import Workers, choose_workers
 from mergemill.engine.storage.ranges import check_pin, is_remote
 from mergemill.engine.storage.urls import parse_place
@@ -82,9 +83,11 @@ def run_as(plan: Plan, out: str | Path, asked: RunOptions) -> Committed:
                 check_pin(pin, chosen.storage)
             with show_progress(on_event, wanted=asked.progress) as tell:
                 redone, read_bytes = _run_parts(plan, output, chosen, tell, driving, asked, replaced)
-            report = _read_report(output, plan)
+            receipts = _read_receipts(output, plan)
+            report, losses = make_report(plan, receipts), find_losses(plan, receipts)
             check_report(report, plan.guard.policy, out)
             whole, routing, told = _add_gates(plan, output) if plan.gates is not None else (plan, None, ())
+            whole = add_losses(whole, losses) if losses else whole
             commit_output(output, whole)
             seconds = time.perf_counter() - started
             committed = Committed(
@@ -98,6 +101,7 @@ def run_as(plan: Plan, out: str | Path, asked: RunOptions) -> Committed:
                 report,
                 (*(_find_warnings(chosen) if redone else ()), *told),
                 routing,
+                losses or None,
             )
             driving.commit(committed)
             if plan.gates is not None:
@@ -136,15 +140,16 @@ def _finish_again(output: Output, plan: Plan, on_event: OnEvent) -> Committed:
     for name in [shard.name for shard in plan.shards] + [file.name for file in plan.files]:
         if output.find(name) is None:
             raise RunError(f"{output}: was finished, but {name} is gone; merge again with --overwrite")
-    report = _read_report(output, plan)
-    committed = Committed(str(output), plan.digest, len(plan.parts), 0, plan.write_bytes, 0, 0.0, report)
+    receipts = _read_receipts(output, plan)
+    report, losses = make_report(plan, receipts), find_losses(plan, receipts) or None
+    committed = Committed(str(output), plan.digest, len(plan.parts), 0, plan.write_bytes, 0, 0.0, report, losses=losses)
     on_event(committed)
     return committed
 
 
-def _read_report(output: Output, plan: Plan) -> Report:
-    """Sum up what the guard saw, from the last receipt of each part."""
-    return make_report(plan, keep_planned(output.journal.read(), list_ranges(plan)).values())
+def _read_receipts(output: Output, plan: Plan) -> Sequence[Receipt]:
+    """Return the last receipt of each part."""
+    return list(keep_planned(output.journal.read(), list_ranges(plan)).values())
 
 
 def _run_parts(

@@ -133,6 +133,13 @@ def test_every_matrix_is_at_its_optimum(pair: tuple[Path, Any, Any], tmp_path: P
     for name, value in told.items():
         module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
         assert value == pytest.approx(errors[f"{module}.weight"], rel=1e-4)
+    assert done.losses is not None
+    assert {f"{module}.weight" for module in done.losses} == errors.keys()
+    card = (tmp_path / "out" / "README.md").read_text()
+    for module, value in done.losses.items():
+        assert value == pytest.approx(errors[f"{module}.weight"], rel=1e-4)
+        assert f"| `{module}` | {value:.4%} |" in card
+    assert list(done.losses.values()) == sorted(done.losses.values(), key=lambda value: -(value or 0.0))
 
 
 def test_only_what_is_in_the_file_is_named(pair: tuple[Path, Any, Any], tmp_path: Path) -> None:
@@ -349,6 +356,9 @@ def test_the_command_line_extracts_resumes_and_verifies(
     assert "vLLM serves no such adapter" in told.err
     assert execute([*command, "--workers", "0"]) == 0
     assert "is finished already" in capsys.readouterr().out
+    assert execute([*command, "--workers", "0", "--json"]) == 0
+    losses = json.loads(capsys.readouterr().out.splitlines()[-1])["losses"]
+    assert len(losses) == 14
     assert execute(["verify", str(tmp_path / "out"), "--replay", "3"]) == 0
     load_by_peft(base, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()

@@ -5,7 +5,7 @@ copied holds what its source held.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mergemill.engine.errors import RunError
@@ -16,6 +16,7 @@ from mergemill.engine.tensors.drift import Drift
 
 _NOISE = 1e-6  # of the base's norm: a change as small as this is rounding, whatever the inputs' own
 MOST_CHANGED = 10
+PREFIX, FACTOR = "base_model.model.", ".lora_"  # around the modules in the names of an adapter's factors
 
 # Of a piece: whether the base was kept, how many values are not finite, and sampled squares; None is no finite number.
 Row = Sequence[float | None]
@@ -76,6 +77,28 @@ def find_growth(drift: Drift) -> float:
 
 def make_report(plan: Plan, receipts: Iterable[Receipt]) -> Report:
     """Sum up what the receipts of all parts say of the tensors, whatever the order in which the parts ended."""
+    changes, casts = _find_changes(plan, receipts)
+    merged = [change for change in changes if change.tensor not in casts]
+    return Report(tuple(change for change in changes if change.fault), tuple(merged[:MOST_CHANGED]))
+
+
+def find_losses(plan: Plan, receipts: Iterable[Receipt]) -> Mapping[str, float | None]:
+    """Return ‖D − BA‖ / ‖D‖ of each module of an adapter that is cut from a change D, the largest first."""
+    tensors = [piece.tensor for part in plan.parts for piece in part.pieces]
+    factors = {each.name for each in tensors if FACTOR in each.name and each.expression.made_with is not None}
+    changes, casts = _find_changes(plan, receipts)
+    return {
+        change.tensor.removeprefix(PREFIX).partition(FACTOR)[0]: change.change
+        for change in changes
+        if change.tensor in factors and change.tensor not in casts
+    }
+
+
+def _find_changes(plan: Plan, receipts: Iterable[Receipt]) -> tuple[list[TensorChange], Mapping[str, str]]:
+    """Return what the receipts say of each tensor, the most changed first, and which are only cast, from what to what.
+
+    Any order of the receipts gives the same.
+    """
     rows: dict[str, list[Row]] = {}
     casts: dict[str, str] = {}  # of tensors that are only cast: what to what
     for receipt in sorted(receipts, key=lambda receipt: receipt.part):
@@ -88,9 +111,7 @@ def make_report(plan: Plan, receipts: Iterable[Receipt]) -> Report:
             if is_cast(piece.tensor):
                 casts[piece.tensor.name] = f", cast from {piece.tensor.expression.dtype} to {piece.tensor.dtype}"
     changes = [_make_change(name, found, plan.guard.growth, casts.get(name, "")) for name, found in rows.items()]
-    ranked = sorted(changes, key=lambda change: (-_rank(change), change.tensor))
-    merged = [change for change in ranked if change.tensor not in casts]
-    return Report(tuple(change for change in ranked if change.fault), tuple(merged[:MOST_CHANGED]))
+    return sorted(changes, key=lambda change: (-_rank(change), change.tensor)), casts
 
 
 def is_cast(tensor: OutputTensor) -> bool:
