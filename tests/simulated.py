@@ -37,7 +37,8 @@ INTEGERS |= {"index cumsum count_nonzero _local_scalar_dense"}
 WHOLE = {"sum sort"}
 """On integers and truths alone: see `_check`."""
 MATRICES = {"mm addmm_ linalg_eigh _linalg_eigh linalg_svd _linalg_svd linalg_cholesky_ex linalg_solve_triangular"}
-MATRICES |= {"pow pow_ sum any max where minimum flip all sign"}
+MATRICES |= {"pow pow_ sum any max where minimum flip all sign _linalg_solve_ex linalg_qr linalg_vector_norm"}
+MATRICES |= {"_linalg_check_errors"}
 """For whole matrices, whose bytes nobody promises."""
 
 

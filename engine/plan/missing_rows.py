@@ -57,9 +57,9 @@ class MissingRows:
         left = (self.holders.held[which] == NONE) & np.isin(placed.why, TAKEN)
         parts = []
         for donor in self._order():
-            numbers = np.flatnonzero(left & (self.holders.held[donor] != NONE)) if donor != which else []
+            numbers = np.flatnonzero(left & (self.holders.held[donor] != NONE))  # none of its own: those it has
             if len(numbers):
-                parts.append(MissingPart(donor, np.asarray(numbers, np.int64)))
+                parts.append(MissingPart(donor, numbers))
                 left[numbers] = False
         return tuple(parts)
 

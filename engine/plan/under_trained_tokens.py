@@ -20,9 +20,9 @@ def find_bad(model: Checkpoint, vocabulary: Vocabulary, embedding: Offer, head: 
     rows = embedding.shape[0]
     names = {number: token for token, number in vocabulary.ids.items()}
     unused = [number for number in range(rows) if number not in names or _is_unused(names[number])]
-    passes = [each and functools.partial(_iter_rows, each, model.storage) for each in (embedding, head)]
-    assert passes[0] is not None
-    return frozenset(find_under_trained(passes[0], passes[1], unused).tolist())
+    first = functools.partial(_iter_rows, embedding, model.storage)
+    second = None if head is None else functools.partial(_iter_rows, head, model.storage)
+    return frozenset(find_under_trained(first, second, unused).tolist())
 
 
 def _is_unused(token: str) -> bool:

@@ -312,6 +312,9 @@ def map_rows(inputs: Sequence[Expression], map_: RowMap, dtype: str) -> Expressi
 def _place(found: Matrix, run: Run, flat: Matrix, width: int) -> None:
     """Copy the rows of a run to their places; what follows each other in both goes at once."""
     rows, places = run.rows - run.first, run.places
+    if len(rows) == 1:  # as nearly all are where vocabularies have nothing in common
+        found[int(places[0])] = flat[:width]
+        return
     taken = flat[: (int(rows[-1]) + 1) * width].reshape(-1, width)
     cuts = np.flatnonzero((np.diff(rows) != 1) | (np.diff(places) != 1)) + 1
     bounds = [0, *cuts.tolist(), len(rows)]
