@@ -77,13 +77,17 @@ class Desk:
             out = check_out(self._setup.root, out) if out.strip() else ""
         except errors.InputError as error:
             return {**look(take_text(given, "text"), "", parse_chosen({}), self._setup), "option_error": str(error)}
-        free = out and "://" not in out and self._watch.look(out) is None  # what another merge has, its run shows
-        return look(take_text(given, "text"), out, chosen, self._setup, free=bool(free))
+        told = look(take_text(given, "text"), out, chosen, self._setup)
+        if out and "://" not in out and self._watch.look(out) is not None:
+            told["option_error"] = _say_taken(out)
+        return told
 
     def merge(self, given: Given) -> dict[str, Any]:
         """Start a merge that can be planned, into a place where none is."""
         root, text, chosen = self._setup.root, take_text(given, "text"), parse_chosen(given)
-        out = check_out(root, take_text(given, "out"))
+        if not (out := take_text(given, "out", "")):
+            raise errors.OutputError("name the output: a new folder below the root, s3://bucket/name or hf://org/name")
+        out = check_out(root, out)
         self._check_free(out)
         plan = plan_text(text, chosen, self._setup)
         check_output(plan, out, **make_crew(chosen, self._setup))
@@ -138,7 +142,7 @@ class Desk:
         self._watch.forget(out)
         job = jobs.read_job(self._setup.root, jobs.make_name(jobs.MERGE, out))
         if self._watch.look(out) is not None or (job is not None and jobs.is_alive(job)):
-            raise errors.OutputError(f"{out}: a merge is there already; see its run, or name another place")
+            raise errors.OutputError(_say_taken(out))
 
     def _start_other(self, kind: str, out: str, words: list[str]) -> str:
         with jobs.hold_starts(self._setup.root):
@@ -173,6 +177,10 @@ class Desk:
         jobs.forget(self._setup.root, job.name)
         self._watch.forget(job.out)
         return {}
+
+
+def _say_taken(out: str) -> str:
+    return f"{out}: a merge is there already; see its run, or name another place"
 
 
 def _check_word(word: str) -> None:

@@ -32,8 +32,8 @@ _LINE = re.compile(r"(?:the )?recipe:(\d+): ")
 _PLANNING = threading.Lock()  # one plan at a time, however many browsers look
 
 
-def look(text: str, out: str, chosen: Chosen, setup: Setup, *, free: bool = False) -> dict[str, Any]:
-    """Return the form, and the plan or what is in its way, as JSON values; free: no merge is known to be at `out`."""
+def look(text: str, out: str, chosen: Chosen, setup: Setup) -> dict[str, Any]:
+    """Return the form, and the plan or what is in its way, as JSON values."""
     found: dict[str, Any] = {"form": None, "why_no_form": "", "plan": None, "error": None, "empty": not text.strip()}
     try:
         with _PLANNING:
@@ -45,7 +45,7 @@ def look(text: str, out: str, chosen: Chosen, setup: Setup, *, free: bool = Fals
             if documents:
                 plan = _plan(text, documents, chosen, setup)
                 found["plan"] = _describe(plan, out, chosen, setup)
-                if free:
+                if out and "://" not in out:  # storage is asked at the start alone
                     found["option_error"] = _find_occupied(plan, out, chosen, setup)
     except (errors.MergemillError, OSError) as error:
         found["error"] = describe_error(error, text)

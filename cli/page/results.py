@@ -37,12 +37,12 @@ def list_uses(place: str) -> list[dict[str, str]]:
     if "://" not in place and Path(place, "adapter_config.json").is_file():
         code = (
             "from peft import AutoPeftModelForCausalLM\n\n"
-            f'model = AutoPeftModelForCausalLM.from_pretrained({json.dumps(name)}, dtype="auto", device_map="auto")'
+            f'model = AutoPeftModelForCausalLM.from_pretrained({_quote(name)}, dtype="auto", device_map="auto")'
         )
         return [{"title": "Load it in Python", "text": code}, check, _make_look(place)]
     code = (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"name = {json.dumps(name)}\n"
+        f"name = {_quote(name)}\n"
         'model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", device_map="auto")\n'
         "tokenizer = AutoTokenizer.from_pretrained(name)"
     )
@@ -52,6 +52,11 @@ def list_uses(place: str) -> list[dict[str, str]]:
         check,
         _make_look(place),
     ]
+
+
+def _quote(text: str) -> str:
+    """Return a text as Python has it, in letters as they are."""
+    return json.dumps(text, ensure_ascii=False) if text.isprintable() else json.dumps(text)
 
 
 def _make_look(place: str) -> dict[str, str]:

@@ -75,6 +75,7 @@ def test_from_an_empty_page_to_a_loaded_result(page: Any, place: tuple[Path, str
         page.get_by_role("button", name=f"Add models/{name}", exact=True).click()
     page.get_by_role("button", name="Take models/base as the base").click()
     page.locator("#f-base_model").and_(page.locator("[value='models/base']")).wait_for()
+    assert page.get_by_label("Method", exact=True).input_value() == "task_arithmetic", "linear has no base"
     page.get_by_label("Method", exact=True).select_option("ties")
     page.get_by_label("density (from 0 to 1)").first.fill("0.5")
     page.keyboard.press("Tab")

@@ -198,4 +198,6 @@ def test_a_folder_of_others_is_refused_when_it_is_named_and_at_the_start(ask: As
         answer = ask("POST", "/api/merge", json=given)
         assert answer.status_code == 400
         assert why in answer.json()["message"]
+    refused = ask("POST", "/api/merge", json={"text": TEXT, "out": " "})
+    assert (refused.status_code, refused.json()["message"][:16]) == (400, "name the output:")
     assert not any("mine" in run["out"] for run in ask("GET", "/api/runs").json())

@@ -84,13 +84,15 @@ async function showFacts(path) {
 }
 
 const addModel = (path) => edit(`${path} is added.`, () => {
-  form.merge_method ||= "linear";
+  form.merge_method ||= form.base_model ? "task_arithmetic" : "linear";
   const parameters = Object.fromEntries(listRequired(form.merge_method).map((name) => [name, "0.5"]));
   form.models.push({ model: path, parameters, place: null });
 });
 
+// To linear, which is where the form begins, a base is one model more, and wants a weight too.
 const setBase = (path) => edit(`${path} is the base.`, () => {
   form.base_model = path;
+  if (form.merge_method === "linear") form.merge_method = "task_arithmetic";
   form.models = form.models.filter((each) => each.model !== path);
 });
 
@@ -128,12 +130,13 @@ async function look() {
 function showLook(told) {
   form = told.form;
   find("why-no-form").hidden = Boolean(form);
-  find("why-no-form").textContent = `The form cannot show this recipe: ${told.why_no_form}. The YAML can.`;
+  find("why-no-form").textContent = `The form cannot show this recipe: ${told.why_no_form}. Write it into the YAML: plan, merge and result are the same.`;
   drawForm();
   drawFaults(told.error);
   drawPlan(told);
   ready = Boolean(told.plan) && !told.option_error;
   find("merge").disabled = !ready;
+  find("report-line").hidden = Boolean(told.plan) && !told.plan.reportable;
   find("go-error").textContent = told.option_error ?? "";
 }
 
