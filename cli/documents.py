@@ -12,11 +12,18 @@ if TYPE_CHECKING:
 
 
 def plan_with_stages(
-    given: str, keep_stages: str | None, *, raw: bool, union: bool, intersection: bool, **options: Any
+    given: str,
+    keep_stages: str | None,
+    *,
+    raw: bool,
+    union: bool,
+    intersection: bool,
+    memory: str | None = None,
+    **options: Any,
 ) -> "list[tuple[str | None, values.Plan]]":
     """Return the plans of the stages that are written too, and where, and at last that of the result.
 
-    keep_stages: a folder for all stages; where one says `keep`, that place holds.
+    keep_stages: a folder for all stages; where one says `keep`, that place holds. memory: what measuring may take.
     """
     from mergemill.engine import list_kept, names_adapters
 
@@ -29,4 +36,4 @@ def plan_with_stages(
 
     if raw:
         raise typer.BadParameter("--raw is for models, not for adapters")
-    return [(None, make_adapter_plan(given, seed=options["seed"], storage=options["storage"]))]
+    return [(None, make_adapter_plan(given, seed=options["seed"], storage=options["storage"], memory=memory))]

@@ -135,6 +135,7 @@ def merge(
             shard_size=shard_size,
             methods=methods or (),
             round_stages=round_stages,
+            memory=memory,
             storage=values.WorkerOptions(**crew).find_storage(),
         )
         if report and plan.origin.kind not in RAW_WORDS.keys() | {"merge"} and plan.gates is None:

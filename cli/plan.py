@@ -78,6 +78,7 @@ def plan(
         shard_size=shard_size,
         methods=methods or (),
         round_stages=round_stages,
+        memory=memory,
         storage=file.storage if file else None,
     )
     crew: values.WorkerKeywords = {

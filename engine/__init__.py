@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from mergemill.engine.evaluation.transplants import judge_transplants as judge_transplants
     from mergemill.engine.methods.contract import PerModel as PerModel
     from mergemill.engine.methods.contract import merge_method as merge_method
-    from mergemill.engine.plan.combine import make_adapter_plan as make_adapter_plan
     from mergemill.engine.plan.convert import make_convert_plan as make_convert_plan
     from mergemill.engine.plan.cost import estimate_cost as estimate_cost
     from mergemill.engine.plan.make import make_plan as make_plan
@@ -54,6 +53,7 @@ if TYPE_CHECKING:
     from mergemill.engine.runs.access import load_storage as load_storage
     from mergemill.engine.runs.attach import attach as attach
     from mergemill.engine.runs.cancel import cancel as cancel
+    from mergemill.engine.runs.combine import make_adapter_plan as make_adapter_plan
     from mergemill.engine.runs.describe import check_output as check_output
     from mergemill.engine.runs.describe import describe_plan as describe_plan
     from mergemill.engine.runs.diff import diff as diff
@@ -105,7 +105,7 @@ _PLACES = {
     "load_document": "recipe",
     "load_recipe": "recipe",
     "load_storage": "runs.access",
-    "make_adapter_plan": "plan.combine",
+    "make_adapter_plan": "runs.combine",
     "make_convert_plan": "plan.convert",
     "make_lora_plan": "runs.extract",
     "make_plan": "plan.make",

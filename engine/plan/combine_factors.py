@@ -35,6 +35,8 @@ def make_factors(module: CombinedModule, recipe: AdapterRecipe, seed: int, where
     kind = recipe.combination_type
     if kind is None:
         return _merge(module, recipe, seed, where)
+    if recipe.rank != "full":
+        raise PlanError(f"{where}: rank is for a merge_method; {kind} takes svd_rank, below parameters, where it cuts")
     if kind not in TYPES:
         raise PlanError(f"{where}: combination_type {kind!r} is unknown; known are {', '.join(TYPES)}")
     formula, svd_rank = _read_formula(module, recipe, seed, where)
@@ -91,7 +93,9 @@ def _merge(module: CombinedModule, recipe: AdapterRecipe, seed: int, where: str)
     """Return the factors of a method's merge of the changes."""
     pairs, method = _pair(module, [1.0] * len(module.having)), get_method(str(recipe.merge_method))
     most = min(module.into, module.out, *([] if recipe.space == "delta" else [sum(module.ranks)]))
-    rank = most if recipe.rank == "full" else min(recipe.rank, most)
+    rank = recipe.find_rank(module.path, most)
+    if rank is None:
+        raise PlanError(f"{where}: rank: says nothing of module {module.path}; name every module that an adapter has")
     if len(pairs) == 1 and method.least_inputs > 1:
         formula = Formula("svd")
         return Combined(pairs, module.into, module.out, min(rank, pairs[0].rank), formula), min(rank, pairs[0].rank)

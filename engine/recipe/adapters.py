@@ -32,15 +32,26 @@ def _check_space(value: object) -> object:
 
 
 def _check_rank(value: object) -> object:
-    if value == "full" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+    if value == "full" or _is_rank(value):
         return value
-    hint = ""
-    if isinstance(value, Mapping) and "energy" in value:
-        hint = (
-            "; ranks by energy are of extractions: mergemill extract-lora MODEL BASE OUT --energy, where MODEL is a "
-            "recipe that merges the base with each adapter"
-        )
-    raise make_predicate(f"must be a whole number from 1 on, or full, not {describe(value)}{hint}")
+    if not isinstance(value, Mapping) or not value:
+        words = "must be a whole number from 1 on, full, {energy: SHARE}, or ranks by module, not"
+        raise make_predicate(f"{words} {describe(value)}")
+    if "energy" not in value:
+        wrong = next((key for key, rank in value.items() if not isinstance(key, str) or not _is_rank(rank)), None)
+        if wrong is not None:
+            raise make_predicate(f"has {describe(value[wrong])} for {wrong}; ranks are whole numbers from 1 on")
+        return value
+    share, most = value["energy"], value.get("max_rank", 1)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        raise make_predicate(f"has an energy of {describe(share)}; it is a share, above 0 and up to 1")
+    if not _is_rank(most) or value.keys() - {"energy", "max_rank"}:
+        raise make_predicate("by energy is {energy: SHARE}, or {energy: SHARE, max_rank: R} with R from 1 on")
+    return value
+
+
+def _is_rank(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 class AdapterEntry(Value):
@@ -70,8 +81,9 @@ class AdapterRecipe(Value):
     """A method of `mergemill methods`, on the changes, over a base of zeros."""
     space: Annotated[Literal["delta", "core", "knots"], BeforeValidator(_check_space)] = "delta"
     """Where the method sees the changes: whole, in the bases of all factors, or aligned (KnOTS)."""
-    rank: Annotated[int | Literal["full"], BeforeValidator(_check_rank)] = "full"
-    """Of the result of a method."""
+    rank: Annotated[int | Literal["full"] | Mapping[str, int | float], BeforeValidator(_check_rank)] = "full"
+    """Of the result of a method: a number, `full`, `{energy: 0.9}` (the least that keeps this share of the squares of
+    the singular values; with `max_rank: 16`, no more), or one for each module."""
     parameters: Parameters = Parameters()
     """Settings that hold for all."""
     dtype: OptionalDtype = None
@@ -80,6 +92,18 @@ class AdapterRecipe(Value):
     """The file's text as it was read."""
     file: Annotated[SkipJsonSchema[str], Field(exclude=True, repr=False)] = ""
     """The name that messages give the file."""
+
+    @property
+    def energy(self) -> float | None:
+        """The share of the squares that ranks keep, where they hang on that."""
+        return self.rank.get("energy") if isinstance(self.rank, Mapping) else None
+
+    def find_rank(self, module: str, most: int) -> int | None:
+        """Return the rank of a module, of which `most` is the largest; None where the document has none for it."""
+        if self.rank == "full":
+            return most
+        found = self.rank.get(module) if isinstance(self.rank, Mapping) else self.rank
+        return None if found is None else min(int(found), most)
 
 
 GivenAdapters = AdapterRecipe | Mapping[str, Any] | str | Path

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,8 @@ def test_the_command_line_knows_a_document_by_its_key_and_resizes(
     for name, value in whole.items():
         values = torch.linalg.svdvals(value)
         assert float((value - small[name]).norm()) == pytest.approx(float(values[3:].norm()), rel=1e-4)
+    assert execute([*resize[:2], str(tmp_path / "least"), "--max-rank", "3", "--energy", "0.01", "--workers", "0"]) == 0
+    assert json.loads((tmp_path / "least" / "adapter_config.json").read_text())["r"] == 1
     assert not (tmp_path / "missing").exists()
 
 
@@ -202,7 +205,46 @@ def test_conv1d_keeps_its_orientation(tmp_path: Path) -> None:
         torch.testing.assert_close(found[name].T, value, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("space", ["delta", "core"])
+def test_ranks_by_energy_are_the_least_that_keep_it_and_stand_in_the_recipe(
+    space: str, adapters: tuple[Path, Any], tmp_path: Path
+) -> None:
+    folder, _ = adapters
+    given = document(folder, "a", "b", merge_method="task_arithmetic", space=space)
+    whole = combine(given, tmp_path / "whole")
+    plan = make_adapter_plan({**given, "rank": {"energy": 0.8}})
+    run(plan, tmp_path / "out", workers=0)
+    ranks = set()
+    for name, value in find_changes(tmp_path / "out").items():
+        left, values, right = torch.linalg.svd(whole[name], full_matrices=False)
+        kept = values.square().cumsum(0) / values.square().sum()
+        rank = int((kept < 0.8).sum()) + 1
+        ranks.add(rank)
+        torch.testing.assert_close(value, left[:, :rank] * values[:rank] @ right[:rank], rtol=1e-4, atol=1e-6)
+        assert json.loads(plan.origin.text)["rank"][name] == rank
+    assert max(ranks) <= 8
+    verify(tmp_path / "out", replay=2)
+    most = make_adapter_plan({**given, "rank": {"energy": 0.8, "max_rank": 2}})
+    assert set(json.loads(most.origin.text)["rank"].values()) <= {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("rank", "words"),
+    [
+        ({"energy": 2}, "has an energy of the number 2; it is a share"),
+        ({"energy": 0.5, "most": 3}, "by energy is {energy: SHARE}, or {energy: SHARE, max_rank: R}"),
+        ({"q_proj": 0}, "has the number 0 for q_proj; ranks are whole numbers from 1 on"),
+        ("half", "must be a whole number from 1 on, full, {energy: SHARE}, or ranks by module, not"),
+    ],
+)
+def test_a_rank_that_is_none_is_refused(rank: object, words: str, adapters: tuple[Path, Any]) -> None:
+    with pytest.raises(RecipeError, match=re.escape(words)):
+        make_adapter_plan(document(adapters[0], "a", merge_method="linear", rank=rank))
+
+
 REFUSED: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
+    "a rank": (("a",), {"combination_type": "svd", "rank": 3}, "rank is for a merge_method; svd takes svd_rank"),
+    "a module": (("a",), {"merge_method": "linear", "rank": {"q_proj": 3}}, "rank: says nothing of module"),
     "ranks": (("a", "wide"), {"combination_type": "ties"}, "have ranks 4, 7, and ties adds up factors of one; use"),
     "a type": (("a",), {"combination_type": "mean"}, "combination_type 'mean' is unknown; known are linear"),
     "a parameter": (("a",), {"combination_type": "svd", "parameters": {"rank": 3}}, "'rank' is unknown; known are"),
