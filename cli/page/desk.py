@@ -13,7 +13,7 @@ from mergemill.cli.page import jobs, results, runs, shelf
 from mergemill.cli.page.answers import Given, take_text
 from mergemill.cli.page.catalogue import make_catalogue
 from mergemill.cli.page.form import parse_form, write_form
-from mergemill.cli.page.look import check_text, look, make_crew, plan_text
+from mergemill.cli.page.look import check_text, is_reportable, look, make_crew, plan_text
 from mergemill.cli.page.roots import check_model, check_out
 from mergemill.cli.page.settings import Setup, parse_chosen
 from mergemill.engine import abort, check_output, errors
@@ -91,7 +91,7 @@ class Desk:
         self._check_free(out)
         plan = plan_text(text, chosen, self._setup)
         check_output(plan, out, **make_crew(chosen, self._setup))
-        report = bool(given.get("report")) and plan.origin.kind == "merge"
+        report = bool(given.get("report")) and is_reportable(plan)
         with jobs.hold_starts(self._setup.root):
             self._check_free(out)
             return {"id": jobs.start_merge(self._setup, text, out, chosen, report=report).name}

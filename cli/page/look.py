@@ -102,6 +102,11 @@ def _plan(text: str, documents: list[Any], chosen: Chosen, setup: Setup) -> "val
     return plan
 
 
+def is_reportable(plan: "values.Plan") -> bool:
+    """Whether a page of what the merge changed, or of what a router does, can be made."""
+    return plan.origin.kind == "merge" or plan.gates is not None
+
+
 def make_crew(chosen: Chosen, setup: Setup) -> "values.WorkerKeywords":
     """Return the options of the workers of a run."""
     return {
@@ -155,7 +160,7 @@ def _describe(plan: "values.Plan", out: str, chosen: Chosen, setup: Setup) -> di
         "sources": [_describe_source(source) for source in numbers["sources"]],
         "tokens": list(islice(token_lines(asdict(plan.tokens)), MOST_TOKENS)) if plan.tokens else [],
         "warnings": numbers["warnings"],
-        "reportable": plan.origin.kind == "merge",
+        "reportable": is_reportable(plan),
     }
 
 

@@ -12,6 +12,7 @@ from mergemill.cli.page import jobs, shelf
 from mergemill.cli.page.jobs import COMPARE, MERGE, SEARCH, Errand
 from mergemill.cli.page.results import find_report
 from mergemill.cli.page.roots import check_out
+from mergemill.cli.page.routing import make_routing_table
 from mergemill.cli.status import say_resume
 from mergemill.engine import errors, format_size, format_time, values
 from mergemill.engine import status as find_status
@@ -153,7 +154,7 @@ def _sum_up(root: Path, job: Errand, watch: OutputWatch) -> dict[str, Any]:
         "live": state in ("starting", "running", "cancelling") or jobs.is_alive(job),
         "share": 1.0 if state == "finished" else share,
         "parts": f"{found.parts_done:,} of {found.parts:,}" if found and found.parts else "",
-        "bytes": f"{format_size(found.done_bytes)} of {format_size(found.write_bytes)}" if found else "",
+        "bytes": f"{format_size(found.done_bytes)} of {format_size(found.write_bytes)}" if found and found.parts else "",
         "rate": f"{format_size(rate)}/s" if rate else "",
         "left": format_time(found.left_s) if found and found.left_s is not None else "",
         "since": since,
@@ -189,6 +190,8 @@ def _find_error(job: Errand, found: "values.Status | None", log: str) -> str:
 
 
 def _list_facts(found: "values.Status") -> Iterator[tuple[str, str]]:
+    if found.old:
+        yield "there", f"a finished merge, {found.old}, which this one replaces"
     if found.driver and found.driver.host:
         yield "driven by", found.driver.say_process() + (f", {found.driver.job}" if found.driver.job else "")
     if found.driver and found.driver.how:
@@ -199,8 +202,9 @@ def _list_facts(found: "values.Status") -> Iterator[tuple[str, str]]:
         yield "workers", f"{started['workers']} of {started['threads']} threads and {promised}"
         if started["resumed_parts"]:
             yield "resumed", f"{started['resumed_parts']:,} parts were done before"
-    yield "seed", str(found.seed)
-    yield "digest", found.digest[:12]
+    if found.digest:
+        yield "seed", str(found.seed)
+        yield "digest", found.digest[:12]
 
 
 def _describe_commit(found: "values.Status | None") -> dict[str, Any] | None:
@@ -220,7 +224,7 @@ def _describe_commit(found: "values.Status | None") -> dict[str, Any] | None:
         ],
         "faults": [f"{each['tensor']} {each['fault']}" for each in told["guard"]["faults"]],
         "warnings": list(told.get("warnings", ())),
-        "routing": told.get("routing"),
+        "routing": make_routing_table(told.get("routing")),
     }
 
 
