@@ -39,7 +39,7 @@ def list_uses(place: str) -> list[dict[str, str]]:
             "from peft import AutoPeftModelForCausalLM\n\n"
             f'model = AutoPeftModelForCausalLM.from_pretrained({_quote(name)}, dtype="auto", device_map="auto")'
         )
-        return [{"title": "Load it in Python", "text": code}, check, _make_look(place)]
+        return [{"title": "Load it in Python", "text": code}, check]
     code = (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f"name = {_quote(name)}\n"
@@ -50,17 +50,13 @@ def list_uses(place: str) -> list[dict[str, str]]:
         {"title": "Load it in Python", "text": code},
         {"title": "Serve it with vLLM", "text": f"vllm serve {shlex.quote(name)}"},
         check,
-        _make_look(place),
+        {"title": "See what it is", "text": f"mergemill inspect {shlex.quote(place)}"},
     ]
 
 
 def _quote(text: str) -> str:
     """Return a text as Python has it, in letters as they are."""
     return json.dumps(text, ensure_ascii=False) if text.isprintable() else json.dumps(text)
-
-
-def _make_look(place: str) -> dict[str, str]:
-    return {"title": "See what it is", "text": f"mergemill inspect {shlex.quote(place)}"}
 
 
 def find_report(root: Path, job: Errand) -> Path | None:

@@ -172,6 +172,8 @@ def read_text(path: Path) -> str:
     try:
         stored = read_regular(path, RECIPE_BYTES)
         return stored.decode()
+    except IsADirectoryError:
+        raise RecipeError(f"{path}: is a folder; a recipe is a file of YAML, which names models") from None
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

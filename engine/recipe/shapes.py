@@ -37,7 +37,10 @@ class Value(BaseModel):
         if isinstance(data, cls):
             return data
         if not isinstance(data, Mapping):
-            raise make_sentence(f"{cls.called} must be a mapping with {cls._name_keys()}, not {describe(data)}")
+            right = (
+                f"; write {{model: {shorten(data)}}}" if isinstance(data, str) and "model" in cls.known_keys() else ""
+            )
+            raise make_sentence(f"{cls.called} must be a mapping with {cls._name_keys()}, not {describe(data)}{right}")
         if faults := [*cls._find_unknown(data), *cls._find_missing(data), *cls._find_rivals(data)]:
             raise make_faults(faults)
         return data

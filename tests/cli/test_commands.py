@@ -97,6 +97,7 @@ def test_version(mergemill: Run, option: str) -> None:
         (["sweep", "", "x", "--vary", "a=1", "--text", "base/config.json"], "a sweep needs a recipe"),
         (["cocktail", "base", "./base", "--out", "", "--text", "base/config.json"], "an empty location"),
         (["results", ""], "an empty location"),
+        (["plan", "base"], "base: is a folder; a recipe is a file of YAML, which names models"),
         (["plan", "nowhere.yml"], "nowhere.yml: cannot be read"),
         (["plan", "typo.yml"], "typo.yml:2: unknown key 'dtpye'; did you mean 'dtype'?"),
         (["merge", "typo.yml", "out"], "typo.yml:2: unknown key 'dtpye'; did you mean 'dtype'?"),
