@@ -22,7 +22,7 @@ def parse_pieces(data: bytes) -> list[str] | None:
 def parse_scored(data: bytes) -> list[tuple[str, float, int]] | None:
     """Return each piece with its score and its kind, a number of the format; None for what is no such model."""
     try:
-        found = [_read_piece(message) for number, message in _iterate_fields(data) if number == _PIECES]
+        found = [_read_piece(message) for number, message in iterate_fields(data) if number == _PIECES]
     except (ValueError, IndexError):
         return None
     pieces = [piece for piece in found if piece is not None]
@@ -31,7 +31,7 @@ def parse_scored(data: bytes) -> list[tuple[str, float, int]] | None:
 
 def _read_piece(message: bytes) -> tuple[str, float, int] | None:
     piece, score, kind = None, 0.0, _NORMAL
-    for number, value in _iterate_fields(message):
+    for number, value in iterate_fields(message):
         if number == _PIECE and piece is None:
             piece = value.decode()
         elif number == _SCORE and len(value) == struct.calcsize("<f"):
@@ -41,7 +41,7 @@ def _read_piece(message: bytes) -> tuple[str, float, int] | None:
     return None if piece is None else (piece, score, kind)
 
 
-def _iterate_fields(data: bytes) -> Iterator[tuple[int, bytes]]:
+def iterate_fields(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield the number and the bytes of each field, numbers too as such. Raises ValueError or IndexError."""
     at = 0
     while at < len(data):

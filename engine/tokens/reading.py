@@ -1,8 +1,9 @@
 """A model's vocabulary, from the files of its tokenizer: tokens and their ids, what is added, roles.
 
 ``tokenizer.json`` is read as the `tokenizers` library writes it, which no library is needed for (decided 2026-11-29:
-what is done with vocabularies here is work on JSON; the tests prove with the library how the result encodes). Of the
-other files only ids are read (`checkpoint/vocabulary.py`), which is enough to compare them and no more.
+what is done with vocabularies here is work on JSON; the tests prove with the library how the result encodes). A
+``tokenizer.model`` of BPE and a ``tekken.json`` are made one (`pieces.py`, `tekken.py`). Of other files only ids are
+read (`checkpoint/vocabulary.py`), which is enough to compare them and no more.
 """
 
 import functools
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mergemill.engine.checkpoint.checkpoint import Checkpoint
+from mergemill.engine.checkpoint.checkpoint import Checkpoint, read_file
 from mergemill.engine.checkpoint.vocabulary import parse_tokenizer, read_object, read_vocabulary
 from mergemill.engine.errors import CheckpointError
 
@@ -80,8 +81,8 @@ def read_vocabulary_of(checkpoint: Checkpoint) -> Vocabulary | None:
 
     Raises `CheckpointError` for files that are broken.
     """
-    where = f"{checkpoint.path}/{TOKENIZER_NAME}"
-    tokenizer, config = _read_object(checkpoint, TOKENIZER_NAME), _read_object(checkpoint, TOKENIZER_CONFIG_NAME)
+    where, config = f"{checkpoint.path}/{TOKENIZER_NAME}", _read_object(checkpoint, TOKENIZER_CONFIG_NAME)
+    tokenizer = _read_object(checkpoint, TOKENIZER_NAME) or _convert(checkpoint, config)
     ids = parse_tokenizer(tokenizer, where) if tokenizer else read_vocabulary(checkpoint)
     if ids is None:
         return None
@@ -90,6 +91,24 @@ def read_vocabulary_of(checkpoint: Checkpoint) -> Vocabulary | None:
     kind = str(tokenizer["model"].get("type") or _guess_kind(tokenizer["model"])) if tokenizer else ""
     roles = {role: token for role in ROLES if (token := find_role(config, role)) in ids}
     return Vocabulary(ids, dict(_iter_added(tokenizer, config, ids, where)), kind, tokenizer, config, roles)
+
+
+def _convert(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``tokenizer.json`` would say where the tokenizer has another form that is understood."""
+    found = None
+    if "tokenizer.model" in checkpoint.files:
+        from mergemill.engine.tokens.pieces import convert_sentencepiece  # which few models need
+
+        beside = _read_object(checkpoint, "added_tokens.json").items()
+        added = {str(number): {"content": text} for text, number in beside}
+        added |= config.get("added_tokens_decoder") or {}
+        data = read_file(checkpoint, "tokenizer.model")
+        found = convert_sentencepiece(data, {**config, "added_tokens_decoder": added})
+    elif "tekken.json" in checkpoint.files:
+        from mergemill.engine.tokens.tekken import convert_tekken
+
+        found = convert_tekken(_read_object(checkpoint, "tekken.json"))
+    return found or {}
 
 
 def _read_object(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
