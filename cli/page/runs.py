@@ -141,7 +141,7 @@ def cancel(job: Errand, watch: OutputWatch) -> None:
 def _sum_up(root: Path, job: Errand, watch: OutputWatch) -> dict[str, Any]:
     found = watch.look(job.out) if job.kind == MERGE else None
     state = _find_state(root, job, found)
-    share = found.done_bytes / found.write_bytes if found and found.write_bytes else None
+    share = found.done_bytes / found.write_bytes if found and found.write_bytes else 0.0
     since = job.started or (found.driver.since if found and found.driver else 0.0)
     rate = found.bytes_per_s if found else None
     return {
@@ -152,13 +152,17 @@ def _sum_up(root: Path, job: Errand, watch: OutputWatch) -> dict[str, Any]:
         "state": state,
         "said": WORDS[state],
         "live": state in ("starting", "running", "cancelling") or jobs.is_alive(job),
-        "share": 1.0 if state == "finished" else share or 0.0,
+        "share": 1.0 if state == "finished" else share,
         "parts": f"{found.parts_done:,} of {found.parts:,}" if found and found.parts else "",
-        "bytes": f"{format_size(found.done_bytes)} of {format_size(found.write_bytes)}" if share is not None else "",
+        "bytes": _say_bytes(found) if found and found.write_bytes else "",
         "rate": f"{format_size(rate)}/s" if rate else "",
         "left": format_time(found.left_s) if found and found.left_s is not None else "",
         "since": since,
     }
+
+
+def _say_bytes(found: "values.Status") -> str:
+    return f"{format_size(found.done_bytes)} of {format_size(found.write_bytes)}"
 
 
 def _find_state(root: Path, job: Errand, found: "values.Status | None") -> str:

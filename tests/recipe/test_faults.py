@@ -74,7 +74,7 @@ WHAT_IS_MERGED = {
     "merge_method: m\nmodels: {model: a}\n": "2: 'models' must be a list, not a mapping",
     "merge_method: m\nmodels:\n- a\n": (
         "3: an item of models must be a mapping with the keys model, delta_base, importance, parameters, "
-        "not the text 'a'"
+        "not the text 'a'; write {model: a}"
     ),
     "merge_method: m\nmodels:\n- model: a\n  layer_range: [0, 4]\n": (
         "4: unknown key 'layer_range'; known here: model, delta_base, importance, parameters"
