@@ -7,15 +7,16 @@ donor's row is made of. Vectors, as a head's bias, and tokens whose row a recipe
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mergemill.engine.checkpoint.family import may_be_tied
+from mergemill.engine.checkpoint.family import Family, may_be_tied
 from mergemill.engine.errors import PlanError
 from mergemill.engine.offers.offer import Offer
 from mergemill.engine.plan.transplant_options import TransplantOptions, parse_options
+from mergemill.engine.recipe.vocabulary import Missing
 from mergemill.engine.tensors.expressions import Expression
+from mergemill.engine.tokens.joining import Joined
 from mergemill.engine.tokens.placing import NONE, TAKEN, Holders, Ints, Placed
 from mergemill.engine.tokens.reading import Vocabulary
 from mergemill.engine.tokens.spelling import spell_tokens
@@ -24,8 +25,16 @@ from mergemill.engine.transplants.matrices import Matrices
 from mergemill.engine.transplants.methods import METHODS, Manner
 from mergemill.engine.transplants.transplanted import transplant
 
-if TYPE_CHECKING:
-    from mergemill.engine.plan.renumbering import Renumbering
+
+@dataclass(frozen=True, slots=True, eq=False)
+class JoinedWords:
+    """A joined vocabulary, and those that it is joined from."""
+
+    joined: Joined
+    vocabularies: Mapping[str, Vocabulary]  # of models
+    family: Family
+    seed: int
+    where: str  # the recipe, for errors
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +49,7 @@ class MissingPart:
 class MissingRows:
     """How rows of one tensor are made for the inputs that lack them."""
 
-    renumbering: "Renumbering"
+    words: JoinedWords
     tensor: str
     models: list[str]  # the holders
     holders: Holders
@@ -78,7 +87,7 @@ class MissingRows:
         model, donor = (self.found[self.models[each]].expression for each in (which, part.donor))
         own, other = (self.holders.held[each] for each in (which, part.donor))
         shared = np.flatnonzero((own != NONE) & (other != NONE))
-        where = f"{self.renumbering.where}: tokenizer: missing: {self.models[which]}"
+        where = f"{self.words.where}: tokenizer: missing: {self.models[which]}"
         if any(each.count_rounds()[1] for each in (model, donor)):
             raise PlanError(f"{where}: rows are made of those that are stored; write the stage first, and merge that")
         if method.takes_targets and not len(shared):
@@ -101,35 +110,33 @@ class MissingRows:
             options.metric,
             options.weights,
             options.subword,
-            may_be_tied(self.tensor, self.renumbering.family),
-            seed=self.renumbering.seed,
+            may_be_tied(self.tensor, self.words.family),
+            seed=self.words.seed,
         )
         looked = method.takes_targets or method.sums == "pairs"
         return transplant(expression, Matrices(model, donor if looked else None, changes), asked)
 
     def _find_vocabulary(self, which: int) -> Vocabulary:
-        known, source = self.renumbering.vocabularies, self.renumbering.joined.source
+        known, source = self.words.vocabularies, self.words.joined.source
         return known.get(self.models[which], known[source])
 
     def _spell(self, part: MissingPart, vocabulary: Vocabulary, where: str) -> list[list[int]]:
         if self.options.method != "subword":
             return [[] for _ in part.numbers]
-        names = {number: token for token, number in self.renumbering.joined.ids.items()}
+        names = {number: token for token, number in self.words.joined.ids.items()}
         tokens = [names[number] for number in part.numbers.tolist()]
         return spell_tokens(tokens, self._find_vocabulary(part.donor), vocabulary, where=where)
 
 
 def start_making(
-    renumbering: "Renumbering", tensor: str, models: list[str], holders: Holders, found: Mapping[str, Offer]
+    words: JoinedWords, given: Missing, tensor: str, models: list[str], holders: Holders, found: Mapping[str, Offer]
 ) -> MissingRows:
     """Return how rows of a tensor are made; `PlanError` where they cannot be as the recipe asks."""
-    return MissingRows(renumbering, tensor, models, holders, found, _read_options(renumbering))
+    return MissingRows(words, tensor, models, holders, found, _read_options(given, words.where))
 
 
-def _read_options(renumbering: "Renumbering") -> TransplantOptions:
-    given = renumbering.settings.missing
-    assert given is not None
-    where = f"{renumbering.where}: tokenizer: missing"
+def _read_options(given: Missing, where: str) -> TransplantOptions:
+    where = f"{where}: tokenizer: missing"
     asked = {key: value for key, value in given.model_dump().items() if value is not None}
     options = parse_options(asked, where=where)
     if options.method == "mp_rope":

@@ -143,9 +143,11 @@ class Renumbering:
         """Return how rows of tokens that inputs lack are made; None where they are taken from other models."""
         if self.settings.missing is None or len(found[known[0][0]].shape) != 2:
             return None
-        from mergemill.engine.plan.missing_rows import start_making  # with the approximations, which few merges need
+        # with the approximations, which few merges need
+        from mergemill.engine.plan.missing_rows import JoinedWords, start_making
 
-        return start_making(self, tensor, *known, found)
+        words = JoinedWords(self.joined, self.vocabularies, self.family, self.seed, self.where)
+        return start_making(words, self.settings.missing, tensor, *known, found)
 
     def _fix(self, text: str, token: Token, tensor: str, models: Sequence[str], holders: Holders) -> Fixed:
         """Return the row that the recipe gives a token; `PlanError` where nobody has it."""
