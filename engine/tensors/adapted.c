@@ -18,16 +18,30 @@ static void decode_strided(const Factor *factor, int64_t at, int64_t stride, int
     for (int64_t j = 0; j < size; j++) decode(factor->data, factor->dtype, at + j * stride, 1, out + j);
 }
 
+/* Half a tile: as wide as registers are everywhere, for the compiler keeps wider ones in memory. */
+typedef float Half __attribute__((vector_size(2 * TILE)));
+#define HALF (TILE / 2)
+
 /* The elements of `count` rows, each `width` apart in `out`, from a tile of columns on. */
 INLINE void add_tile(float *out, int64_t width, const float *left, const float *right, int64_t rank, int64_t count,
                      float scale, int64_t size) {
-    Floats total[FEW] = {{0}};
+    Half low[FEW] = {{0}}, high[FEW] = {{0}};
     for (int64_t k = 0; k < rank; k++) {
-        const Floats along = take_tile(right + k * WIDE, TILE);
-        for (int64_t i = 0; i < count; i++) total[i] += along * left[i * rank + k];
+        Half first, second;
+        memcpy(&first, right + k * WIDE, sizeof first);
+        memcpy(&second, right + k * WIDE + HALF, sizeof second);
+        for (int64_t i = 0; i < count; i++) {
+            low[i] += first * left[i * rank + k];
+            high[i] += second * left[i * rank + k];
+        }
     }
-    for (int64_t i = 0; i < count; i++)
-        put_tile(out + i * width, take_tile(out + i * width, size) + total[i] * scale, size);
+    for (int64_t i = 0; i < count; i++) {
+        float added[TILE];
+        low[i] *= scale, high[i] *= scale;
+        memcpy(added, &low[i], sizeof low[i]);
+        memcpy(added + HALF, &high[i], sizeof high[i]);
+        for (int64_t j = 0; j < size; j++) out[i * width + j] += added[j];
+    }
 }
 
 WIDTHS static void add_rows(float *out, int64_t width, const float *left, const float *right, int64_t rank,

@@ -81,7 +81,7 @@ def make_commands(folder: Path, models: Mapping[str, Path], method: str) -> Mapp
     adapted = {name: f"{models[name]}+{folder / f'lora-{name}'}" for name in "ab"}
     commands: dict[str, Sequence[str]] = {}
     for title, named in (("without", {name: str(models[name]) for name in "ab"}), ("with adapters", adapted)):
-        recipe = write_recipe(folder / f"{method}-{title[:4]}.yml", method, models["base"], named)
+        recipe = write_recipe(folder / f"{method}-{title.replace(' ', '-')}.yml", method, models["base"], named)
         commands[title] = [find_script("mergemill"), "merge", recipe, str(folder / "out"), "--quiet"]
     if python := os.environ.get(PYTHON_VARIABLE):
         copies = {name: str(folder / f"copy-{name}") for name in "ab"}
