@@ -6,7 +6,6 @@ what is done with vocabularies here is work on JSON; the tests prove with the li
 read (`checkpoint/vocabulary.py`), which is enough to compare them and no more.
 """
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from mergemill.engine.checkpoint.checkpoint import Checkpoint, read_file
 from mergemill.engine.checkpoint.vocabulary import parse_tokenizer, read_object, read_vocabulary
 from mergemill.engine.errors import CheckpointError
+from mergemill.engine.tokens.byte_marks import byte_table
 
 TOKENIZER_NAME = "tokenizer.json"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
@@ -136,20 +136,6 @@ def spell_bytes(token: str, vocabulary: Vocabulary) -> bytes:
         inside = bool(prefix) and token.startswith(prefix) and len(token) > len(prefix)
         return (token.removeprefix(prefix) if inside else f" {token}").encode("utf-8", "surrogatepass")
     return token.replace("▁", " ").encode("utf-8", "surrogatepass")
-
-
-@functools.cache
-def byte_table() -> Mapping[str, int]:
-    """Return the byte that each character of a byte-level token stands for, as GPT-2 wrote them.
-
-    Printable bytes stand for themselves; the others have the characters from U+0100 on, in their order.
-
-    >>> byte_table()["Ġ"], byte_table()["a"], len(byte_table())
-    (32, 97, 256)
-    """
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in set(plain)]
-    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def _iter_added(

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mergemill.engine.errors import CheckpointError
-from mergemill.engine.tokens.reading import Vocabulary, byte_table, spell_bytes
+from mergemill.engine.tokens.byte_marks import byte_table
+from mergemill.engine.tokens.reading import Vocabulary, spell_bytes
 
 
 def spell_tokens(tokens: Iterable[str], first: Vocabulary, second: Vocabulary, *, where: str) -> list[list[int]]:

@@ -9,7 +9,7 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
-from mergemill.engine.tokens.reading import byte_table
+from mergemill.engine.tokens.byte_marks import byte_table
 
 
 def convert_tekken(file: Mapping[str, Any]) -> dict[str, Any] | None:
