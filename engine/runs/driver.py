@@ -111,7 +111,7 @@ def find_request(notes: Notes, token: str) -> str:
 class Driving:
     """This process while it drives a merge."""
 
-    def __init__(self, notes: Notes, resume: str, replaces: str) -> None:
+    def __init__(self, notes: Notes, resume: str, replaces: str = "") -> None:
         self._notes = notes
         self._driver = replace(_describe_here(), resume=resume, replaces=replaces)
         self._earlier = ""  # the token of the driver before
