@@ -31,6 +31,9 @@ CONFIG_DTYPES: Mapping[str, str] = {
 # Keys that count layers which are stored after the others, and predict later tokens; a stack of slices has none.
 LATER_LAYERS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_layers")
 
+# Its config's default says that head and embedding are tied; transformers stores a head of its own, and reads that.
+_NEVER_TIED = {"BigBirdPegasusForCausalLM"}
+
 # A list as long as a stack of fewer layers may well be something else (token ids, sections of a rope).
 _FEWEST_TELLING_LAYERS = 8
 # And some lists are never one entry a layer, however long: token ids, architectures, sections and factors of one layer.
@@ -209,8 +212,15 @@ def dtype_changes(config: Mapping[str, Any], dtype: str) -> Changes:
 
 def says_tied(config: Mapping[str, Any]) -> bool | None:
     """Return whether the config says that the output head is the input embedding; None where it says nothing."""
+    if _NEVER_TIED.intersection(_list_architectures(config)):
+        return False
     found = next((_get_key(config, path) for path in _places(config, "tie_word_embeddings")), None)
     return found if isinstance(found, bool) else None
+
+
+def _list_architectures(config: Mapping[str, Any]) -> list[str]:
+    named = config.get("architectures")
+    return [str(each) for each in named] if isinstance(named, list) else []
 
 
 def tie_changes(config: Mapping[str, Any], *, tied: bool) -> Changes:

@@ -2,7 +2,7 @@
 
 Two models of the shape of 1.1B parameters (with `--layers` of its layers), each with a LoRA of rank 16 on all its
 projections: merged with them, without them, and by peft's `merge_and_unload`, saved, and then mergekit (where
-MERGEMILL_MERGEKIT_PYTHON names it). Then four adapters on an embedding of a billion elements (`--large`), under the
+MERGEMILL_MERGEKIT_PYTHON names it). Then four adapters on an embedding of a billion elements (not with `--no-large`), under the
 promise `--memory`. Prints medians of CPU seconds (user and system, with the programs' start), of wall seconds, the
 most resident memory and the bytes that were written.
 """
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--memory", default="512MiB")
     parser.add_argument("--methods", default="linear,ties")
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--large", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--no-large", action="store_true", help="leave the tensor of a billion elements out")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         folder = options.folder or Path(made)
@@ -55,7 +55,7 @@ def main() -> None:
             write_adapter(folder / f"lora-{name}", models[name], list_shapes(llama), PROJECTIONS, number)
         for method in options.methods.split(","):
             compare(method, make_commands(folder, models, method), options.runs, folder)
-        if options.large:
+        if not options.no_large:
             compare("large", {"four adapters": make_large(folder, options.memory)}, 1, folder)
 
 

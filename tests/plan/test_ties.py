@@ -49,6 +49,13 @@ def test_the_head_does_not_depend_on_the_order_of_the_models(models: tuple[str, 
     assert written_config(plan)["tie_word_embeddings"] is False
 
 
+def test_a_head_is_kept_of_a_class_that_ties_none_whatever_its_config_says() -> None:
+    for model in ("a", "b"):
+        said = config(tied=True) | {"architectures": ["BigBirdPegasusForCausalLM"]}
+        write_sketch(Path(model), llama(tied=False), config=said)
+    assert sorted(name_inputs(plan_of(linear("a", "b")))[HEAD]) == [f"a:{HEAD}", f"b:{HEAD}"]
+
+
 def test_a_model_that_does_not_say_whether_it_is_tied_keeps_the_head_that_it_stores() -> None:
     silent = config(tied=False)
     del silent["tie_word_embeddings"]
