@@ -2,9 +2,9 @@
 
 Two models of the shape of 1.1B parameters (with `--layers` of its layers), each with a LoRA of rank 16 on all its
 projections: merged with them, without them, and by peft's `merge_and_unload`, saved, and then mergekit (where
-MERGEMILL_MERGEKIT_PYTHON names it). Then four adapters on an embedding of a billion elements (not with `--no-large`), under the
-promise `--memory`. Prints medians of CPU seconds (user and system, with the programs' start), of wall seconds, the
-most resident memory and the bytes that were written.
+MERGEMILL_MERGEKIT_PYTHON names it). Then four adapters on an embedding of a billion elements (not with `--no-large`),
+under the promise `--memory`. Prints medians of CPU seconds (user and system, with the programs' start), of wall
+seconds, the most resident memory and the bytes that were written.
 """
 
 import argparse
