@@ -85,7 +85,7 @@ def make_report(plan: Plan, receipts: Iterable[Receipt]) -> Report:
 def find_losses(plan: Plan, receipts: Iterable[Receipt]) -> Mapping[str, float | None]:
     """Return ‖D − BA‖ / ‖D‖ of each module of an adapter that is cut from a change D, the largest first."""
     tensors = [piece.tensor for part in plan.parts for piece in part.pieces]
-    factors = {each.name for each in tensors if FACTOR in each.name and each.expression.made_with is not None}
+    factors = {each.name for each in tensors if getattr(each.expression.made_with, "tells_loss", False)}
     changes, casts = _find_changes(plan, receipts)
     return {
         change.tensor.removeprefix(PREFIX).partition(FACTOR)[0]: change.change
