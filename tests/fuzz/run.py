@@ -1,4 +1,4 @@
-"""One target, fuzzed for some time: ``python tests/fuzz/run.py header --seconds 600``, with the extra ``fuzz``.
+"""Targets, fuzzed for some time each: ``python tests/fuzz/run.py header --seconds 600``, with the extra ``fuzz``.
 
 It begins with the corpus that is kept; what reaches new code goes to the folder ``--found``. A finding ends it with
 another code than 0, and lies in the working directory as ``crash-…``, ``timeout-…`` or ``oom-…``.
@@ -25,20 +25,23 @@ OPTIONS = ("-timeout=20", "-rss_limit_mb=3000", f"-max_len={MOST_BYTES}", "-len_
 
 
 def main() -> int:
-    """Fuzz what the command line says, in a process of its own: libFuzzer ends the one that it runs in."""
+    """Fuzz what the command line says, each in a process of its own: libFuzzer ends the one that it runs in."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=TARGETS)
-    parser.add_argument("--seconds", type=int, default=600)
+    parser.add_argument("names", nargs="+", choices=TARGETS)
+    parser.add_argument("--seconds", type=int, default=600, help="of each")
     parser.add_argument("--found", type=Path)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as spare:
-        found = asked.found or Path(spare, "found")
-        found.mkdir(parents=True, exist_ok=True)
-        child = os.fork()
-        if not child:
-            tempfile.tempdir = spare
-            fuzz(asked.name, asked.seconds, found)
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        for name in asked.names:
+            found = asked.found or Path(spare, f"found-{name}")
+            found.mkdir(parents=True, exist_ok=True)
+            child = os.fork()
+            if not child:
+                tempfile.tempdir = spare
+                fuzz(name, asked.seconds, found)
+            if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+                return code
+    return 0
 
 
 def fuzz(name: str, seconds: int, found: Path) -> None:
