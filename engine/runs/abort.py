@@ -3,7 +3,7 @@
 from contextlib import suppress
 from pathlib import Path
 
-from mergemill.engine.errors import OutputError
+from mergemill.engine.errors import MergemillError, OutputError
 from mergemill.engine.runs.driver import DRIVER_NAME, read_driver
 from mergemill.engine.runs.outputs.output import find_output
 from mergemill.engine.runs.replacing import IN_PART, WHOLE, find_old
@@ -17,7 +17,9 @@ def abort(out: str | Path, *, storage_options: Options | None = None) -> int:
     reached, as a recipe says it, beside what the environment says.
     """
     output = find_output(out, make_storage(storage_options))
-    driver = read_driver(output.notes)
+    driver = None
+    with suppress(MergemillError):  # of what cannot be reached, `output.abort` says so
+        driver = read_driver(output.notes)
     if driver is None or not driver.replaces:
         return output.abort()
     with output.locked():  # so that nobody drives it

@@ -8,12 +8,15 @@ from mergemill.engine.errors import RecipeError
 from mergemill.engine.recipe.adapters import load_adapters
 
 FAULTS: tuple[tuple[dict[str, Any], str], ...] = (
-    ({"rank": 0}, "'rank' must be a whole number from 1 on, or full, not the number 0"),
-    ({"rank": True}, "'rank' must be a whole number from 1 on, or full, not the boolean true"),
     (
-        {"rank": {"energy": 0.95}},
-        "not a mapping; ranks by energy are of extractions: mergemill extract-lora MODEL BASE",
+        {"rank": 0},
+        "'rank' must be a whole number from 1 on, full, {energy: SHARE}, or ranks by module, not the number 0",
     ),
+    (
+        {"rank": True},
+        "'rank' must be a whole number from 1 on, full, {energy: SHARE}, or ranks by module, not the boolean true",
+    ),
+    ({"rank": {"energy": 95}}, "has an energy of the number 95; it is a share, above 0 and up to 1"),
     ({"space": "cor"}, "'space' is the text 'cor', an unknown space; did you mean 'core'?"),
     ({"space": 3}, "'space' is the number 3, an unknown space; known here: delta, core, knots"),
 )

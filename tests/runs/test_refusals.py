@@ -142,7 +142,7 @@ def test_a_resume_asks_only_for_the_space_that_is_missing(
 def test_a_read_only_disk_is_refused(plan: Plan, tmp_path: Path) -> None:
     with (
         mounted(tmp_path / "disk", "ro") as disk,
-        refused(OutputError, r"cannot be created: Read-only file system; choose a folder that you can write", 2),
+        refused(OutputError, "disk: cannot be written: the disk is read-only; choose a folder that you can write", 2),
     ):
         run(plan, disk / "out", workers=0)
 
@@ -161,7 +161,7 @@ def test_a_folder_that_may_not_be_changed_is_refused(plan: Plan, tmp_path: Path)
     if shutil.which("chattr") is None or subprocess.run(["chattr", "+i", str(out)], capture_output=True).returncode:
         pytest.skip("only root may make a folder immutable, and not everywhere")
     try:
-        with refused(OutputError, "out/.mergemill: cannot be created: Operation not permitted", 2):
+        with refused(OutputError, "out: cannot be written: permission denied; choose a folder", 2):
             run(plan, out, workers=0)
     finally:
         subprocess.run(["chattr", "-i", str(out)], check=True)
@@ -170,7 +170,7 @@ def test_a_folder_that_may_not_be_changed_is_refused(plan: Plan, tmp_path: Path)
 
 def test_an_output_below_a_file_is_refused(plan: Plan, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"mine")
-    with refused(OutputError, "cannot be created: Not a directory", 2):
+    with refused(OutputError, "out: would lie below .*/file, which is a file; choose another folder", 2):
         run(plan, tmp_path / "file" / "out", workers=0)
     assert (tmp_path / "file").read_bytes() == b"mine"
 
