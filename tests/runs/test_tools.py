@@ -11,7 +11,7 @@ from mergemill.engine import make_plan, run, verify
 from mergemill.engine.errors import OutputError, VerifyError
 from mergemill.engine.plan import planners
 from mergemill.engine.plan.values import Origin, Plan
-from mergemill.engine.runs.outputs.output import abort
+from mergemill.engine.runs.abort import abort
 from mergemill.engine.runs.status import status
 
 

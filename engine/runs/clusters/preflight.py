@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ ANSWER_S = 60.0  # for a worker to answer
 MOST_ROWS = 20  # of the table in an error
 _MOST_TTL_S = 300  # Dask's own; without a sign of life of a worker
 _LEAST_FAILURES = 3  # of a worker, before Dask gives up a task that was on it
+_AS_SOURCE = threading.RLock()  # what is pickled by value is the process's, and not a merge's
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,11 +165,12 @@ def _format_table(rows: list[tuple[str, str, str]]) -> str:
 
 @contextmanager
 def as_source() -> Iterator[None]:
-    """Have the probe's functions pickled whole, not by name."""
+    """Have the probe's functions pickled whole, not by name; one merge of this process after the other."""
     import cloudpickle
 
-    cloudpickle.register_pickle_by_value(probe)
-    try:
-        yield
-    finally:
-        cloudpickle.unregister_pickle_by_value(probe)
+    with _AS_SOURCE:
+        cloudpickle.register_pickle_by_value(probe)
+        try:
+            yield
+        finally:
+            cloudpickle.unregister_pickle_by_value(probe)
