@@ -31,8 +31,8 @@ CONFIG_DTYPES: Mapping[str, str] = {
 # Keys that count layers which are stored after the others, and predict later tokens; a stack of slices has none.
 LATER_LAYERS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_layers")
 
-# Its config's default says that head and embedding are tied; transformers stores a head of its own, and reads that.
-_NEVER_TIED = {"BigBirdPegasusForCausalLM"}
+# Their configs say that head and embedding are tied; transformers stores a head of its own, and reads that.
+_NEVER_TIED = {"BigBirdPegasusForCausalLM", "Pop2PianoForConditionalGeneration"}
 
 # A list as long as a stack of fewer layers may well be something else (token ids, sections of a rope).
 _FEWEST_TELLING_LAYERS = 8

@@ -81,6 +81,8 @@ def join_layouts(offers: Mapping[str, Offers], wanted: Arrangement) -> tuple[Map
     stored_as: dict[tuple[Kind, Shape], tuple[tuple[str, Shape], ...]] = {}
     for kind, by_model in kinds.items():
         holders = packed_by.get(kind, {})
+        if _is_mixed_alike(by_model, holders, offers):
+            continue
         form = _choose(kind, by_model, holders, offers, wanted)
         if form == "whole":
             for model, found in by_model.items():
@@ -117,6 +119,19 @@ def _choose(
         isinstance(offers[model][name].expression, Stored) for model, names in holders.items() for name in names
     )
     return "parts" if plain and not together else "whole"
+
+
+def _is_mixed_alike(
+    by_model: Mapping[str, Mapping[str, Apart]], holders: Mapping[str, Sequence[str]], offers: Mapping[str, Offers]
+) -> bool:
+    """Whether all models store the whole in the same layers and parts in the same others, whose kinds differ.
+
+    So minimax does: its layers of linear attention have one projection, and its other layers three (2026-11-30).
+    """
+    if any(parts.joined for found in by_model.values() for parts in found.values()):
+        return False
+    stored = {(frozenset(by_model.get(model, ())), frozenset(holders.get(model, ()))) for model in offers}
+    return len(stored) == 1 and bool(holders)
 
 
 def _is_numbered(own: Mapping[str, Apart]) -> bool:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from mergemill.engine import make_plan, merge
 from mergemill.engine.checkpoint import layer_stacks, open_checkpoint
-from mergemill.engine.errors import PlanError
+from mergemill.engine.errors import InputError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import parse_recipe
 
@@ -48,7 +48,7 @@ def stack_recipe(a: Path) -> dict[str, Any]:
     slices = [{"sources": [{"model": str(a), "layer_range": list(each)}]} for each in RANGES]
     try:
         plan_of({"merge_method": "passthrough", "slices": slices})
-    except PlanError as error:
+    except InputError as error:
         if "'slices' needs models with one stack" not in str(error):
             return {"merge_method": "passthrough", "slices": slices}
     else:

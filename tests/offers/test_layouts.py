@@ -233,3 +233,18 @@ def test_a_merge_does_not_depend_on_which_projections_are_fused(method: str, fus
         made.append(fuse(read_tensors(out)))
     for other in made[1:]:
         assert all(torch.equal(tensor, other[name]) for name, tensor in made[0].items())
+
+
+def test_layers_that_store_one_projection_beside_layers_that_store_three_stay_so(fused: Path, tmp_path: Path) -> None:
+    """As minimax, whose layers are of two kinds."""
+    for name in ("base", "a", "b"):
+        split, whole = (read_tensors(fused / f"{name}-{each}") for each in LAYOUTS)
+        layers = {key: value for key, value in split.items() if ".layers.1." not in key}
+        shutil.copytree(fused / f"{name}-False", tmp_path / f"{name}-mixed")
+        write_tensors(tmp_path / f"{name}-mixed", layers | {k: v for k, v in whole.items() if ".layers.1." in k})
+    expected = read_tensors(merge(fused, tmp_path / "expected", "linear", ["base-False", "a-False", "b-False"]))
+    found = read_tensors(merge(tmp_path, tmp_path / "out", "linear", ["base-mixed", "a-mixed", "b-mixed"]))
+    assert found.keys() == read_tensors(tmp_path / "a-mixed").keys()
+    alike, wanted = fuse(found), fuse(expected)
+    assert alike.keys() == wanted.keys()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in alike.items())
