@@ -101,8 +101,14 @@ def make_folder(folder: Path) -> None:
         raise OutputError(
             f"{folder}: cannot be created: {error.strerror}; choose a folder that you can write"
         ) from error
+    check_writable(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `OutputError` where nothing can be made in a folder that is there."""
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"{folder}: cannot be written: permission denied; choose a folder that you can write")
+        why = "the disk is read-only" if os.statvfs(folder).f_flag & os.ST_RDONLY else "permission denied"
+        raise OutputError(f"{folder}: cannot be written: {why}; choose a folder that you can write")
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:

@@ -11,8 +11,6 @@ import argparse
 import json
 import os
 import shlex
-import shutil
-import statistics
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,8 +19,8 @@ from pathlib import Path
 
 import torch
 from checkpoints import LLAMAS, Llama, list_shapes, make_config, open_models, write_model
-from measure import Usage, measure
-from programs import PYTHON_VARIABLE, find_script, make_environ
+from programs import PYTHON_VARIABLE, find_script
+from rounds import find_medians, measure_anew
 from safetensors.torch import save_file
 
 RANK = 16
@@ -61,18 +59,14 @@ def main() -> None:
 
 def compare(title: str, commands: Mapping[str, Sequence[str]], runs: int, folder: Path) -> None:
     """Run the commands in turn; print a row for each, and the ratios within runs of the rest to the first."""
-    rounds = [{name: run_once(command, folder) for name, command in commands.items()} for _ in range(runs)]
+    outs = [folder / name for name in ("out", "copy-a", "copy-b")]
+    rounds = [{name: measure_anew(command, outs) for name, command in commands.items()} for _ in range(runs)]
     first = next(iter(commands))
     for name in commands:
-        found = [each[name] for each in rounds]
-        cpu_s, wall_s = (statistics.median(each) for each in zip(*((u.cpu_s, u.wall_s) for u in found), strict=True))
-        ratios = [(each[name].cpu_s / each[first].cpu_s, each[name].wall_s / each[first].wall_s) for each in rounds]
-        cpu, wall = (statistics.median(each) for each in zip(*ratios, strict=True))
-        peak, written = (
-            max(each) >> 20 for each in zip(*((u.peak_bytes, u.written_bytes) for u in found), strict=True)
-        )
-        row = f"| {title}: {name} | {cpu_s:.1f} | {wall_s:.1f} | {cpu:.2f}, {wall:.2f} | {peak} | {written} |\n"
-        sys.stdout.write(row)
+        of = find_medians(rounds, name, first)
+        ratios = f"{of.cpu_ratio:.2f}, {of.wall_ratio:.2f}"
+        row = f"{of.cpu_s:.1f} | {of.wall_s:.1f} | {ratios} | {of.peak_mib} | {of.written_mib}"
+        sys.stdout.write(f"| {title}: {name} | {row} |\n")
         sys.stdout.flush()
 
 
@@ -136,13 +130,6 @@ def write_adapter(
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": 2 * RANK}
     config |= {"target_modules": targets, "base_model_name_or_path": str(base), "bias": "none"}
     (folder / "adapter_config.json").write_text(json.dumps(config))
-
-
-def run_once(command: Sequence[str], folder: Path) -> Usage:
-    """Run a command whose output there is not yet."""
-    for name in ("out", "copy-a", "copy-b"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    return measure(command, make_environ())
 
 
 if __name__ == "__main__":

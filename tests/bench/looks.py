@@ -6,7 +6,6 @@ with their start: medians of wall and CPU seconds.
 """
 
 import argparse
-import statistics
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from checkpoints import LLAMAS, list_shapes, open_models
 from measure import measure
 from plan.sketches import config, write_sketch
 from programs import find_script, list_weights, make_environ
+from rounds import find_medians
 from servers.folder import start_folder
 from servers.proxy import start_proxy_process
 
@@ -68,12 +68,9 @@ def compare(commands: Mapping[str, Sequence[str]], runs: int, environ: Mapping[s
     rounds = [{name: measure(command, environ) for name, command in commands.items()} for _ in range(runs)]
     first = next(iter(commands))
     for name in commands:
-        found = [each[name] for each in rounds]
-        wall, cpu = (statistics.median(each) for each in zip(*((u.wall_s, u.cpu_s) for u in found), strict=True))
-        ratios = [(each[name].wall_s / each[first].wall_s, each[name].cpu_s / each[first].cpu_s) for each in rounds]
-        by_wall, by_cpu = (statistics.median(each) for each in zip(*ratios, strict=True))
-        peak = max(each.peak_bytes for each in found) >> 20
-        sys.stdout.write(f"| {name} | {wall:.1f} | {cpu:.1f} | {by_wall:.2f}, {by_cpu:.2f} | {peak} |\n")
+        of = find_medians(rounds, name, first)
+        ratios = f"{of.wall_ratio:.2f}, {of.cpu_ratio:.2f}"
+        sys.stdout.write(f"| {name} | {of.wall_s:.1f} | {of.cpu_s:.1f} | {ratios} | {of.peak_mib} |\n")
         sys.stdout.flush()
 
 

@@ -11,8 +11,6 @@ promise `--memory`.
 import argparse
 import json
 import math
-import shutil
-import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,8 +19,8 @@ from pathlib import Path
 
 import torch
 from checkpoints import LLAMAS, Llama, list_shapes, make_config
-from measure import Usage, measure
-from programs import find_script, list_weights, make_environ
+from programs import find_script, list_weights
+from rounds import find_medians, measure_anew
 from safetensors.torch import save_file
 
 KINDS = ("fp8", "mxfp4", "gpt-oss")
@@ -65,17 +63,10 @@ def compare(title: str, pair: Sequence[Path], elements: int, folder: Path, memor
     floor = [sys.executable, "-S", "-E", str(Path(__file__).with_name("floor.py")), "after", str(out)]
     merge = [find_script("mergemill"), "merge", str(recipe), str(out), "--quiet", "--memory", memory, *more]
     commands = {"floor": [*floor, str(2 * elements), *sources], "mergemill": merge}
-    rounds = [{name: _run(command, out) for name, command in commands.items()} for _ in range(runs)]
-    ratios = [(a["mergemill"].wall_s / a["floor"].wall_s, a["mergemill"].cpu_s / a["floor"].cpu_s) for a in rounds]
-    wall, cpu = (statistics.median(each) for each in zip(*ratios, strict=True))
-    taken = [
-        statistics.median(each)
-        for name in commands
-        for each in zip(*((found[name].cpu_s, found[name].wall_s) for found in rounds), strict=True)
-    ]
-    peak = max(each["mergemill"].peak_bytes for each in rounds) >> 20
-    numbers = " | ".join(f"{each:.1f}" for each in taken)
-    sys.stdout.write(f"| {title} | {numbers} | {wall:.2f}, {cpu:.2f} | {peak} |\n")
+    rounds = [{name: measure_anew(command, [out]) for name, command in commands.items()} for _ in range(runs)]
+    first, of = (find_medians(rounds, name, "floor") for name in commands)
+    numbers = " | ".join(f"{each:.1f}" for each in (first.cpu_s, first.wall_s, of.cpu_s, of.wall_s))
+    sys.stdout.write(f"| {title} | {numbers} | {of.wall_ratio:.2f}, {of.cpu_ratio:.2f} | {of.peak_mib} |\n")
     sys.stdout.flush()
 
 
@@ -140,13 +131,6 @@ def _save(folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str
     folder.mkdir(parents=True, exist_ok=True)
     save_file(dict(tensors), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config))
-
-
-def _run(command: Sequence[str], out: Path) -> Usage:
-    if out.is_dir():
-        shutil.rmtree(out)
-    out.unlink(missing_ok=True)
-    return measure(command, make_environ())
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ import argparse
 import json
 import os
 import shlex
-import shutil
-import statistics
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from checkpoints import LLAMAS, count_bytes, list_shapes, open_models
-from measure import Usage, measure
-from programs import PYTHON_VARIABLE, find_script, list_weights, make_environ
+from programs import PYTHON_VARIABLE, find_script, list_weights
+from rounds import find_medians, measure_anew
 
 RANK = 32
 EXPERTS = ("a", "b", "c", "base")
@@ -42,14 +40,13 @@ def main() -> None:
         _write_tokenizers(models)
         made_of = make_commands(folder, models, count_bytes(list_shapes(llama)))
         commands = {name: command for name, command in made_of.items() if name.startswith(options.only)}
+        outs = [folder / "out"]
         rounds = [
-            {name: _run(command, folder / "out") for name, command in commands.items()} for _ in range(options.runs)
+            {name: measure_anew(command, outs) for name, command in commands.items()} for _ in range(options.runs)
         ]
     for name in commands:
-        found = [each[name] for each in rounds]
-        cpu_s, wall_s = (statistics.median(each) for each in zip(*((u.cpu_s, u.wall_s) for u in found), strict=True))
-        peak = max(each.peak_bytes for each in found) >> 20
-        sys.stdout.write(f"| {name} | {cpu_s:.1f} | {wall_s:.1f} | {peak} |\n")
+        of = find_medians(rounds, name, name)
+        sys.stdout.write(f"| {name} | {of.cpu_s:.1f} | {of.wall_s:.1f} | {of.peak_mib} |\n")
 
 
 def make_commands(folder: Path, models: Mapping[str, Path], model_bytes: int) -> Mapping[str, Sequence[str]]:
@@ -109,13 +106,6 @@ def _write_tokenizers(models: Mapping[str, Path]) -> None:
     for folder in models.values():
         (folder / "tokenizer.json").write_text(json.dumps(written))
         (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
-
-
-def _run(command: Sequence[str], out: Path) -> Usage:
-    if out.is_dir():
-        shutil.rmtree(out)
-    out.unlink(missing_ok=True)
-    return measure(command, make_environ())
 
 
 if __name__ == "__main__":

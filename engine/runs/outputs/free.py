@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mergemill.engine.checkpoint.unfinished import STATE_NAME
 from mergemill.engine.errors import OutputError
+from mergemill.engine.storage.positioned import check_writable
 
 _MOST_SHOWN = 64  # characters of what is too long
 
@@ -36,9 +37,8 @@ def check_place(folder: Path, names: Iterable[str]) -> None:
         )
     if above != folder.absolute() and not above.is_dir():
         raise OutputError(f"{folder}: would lie below {above}, which is a file; choose another folder")
-    if not os.access(above, os.W_OK | os.X_OK) and above.is_dir():
-        why = "the disk is read-only" if os.statvfs(above).f_flag & os.ST_RDONLY else "permission denied"
-        raise OutputError(f"{above}: cannot be written: {why}; choose a folder that you can write")
+    if above.is_dir():
+        check_writable(above)
     most_name, most_path = os.pathconf(above, "PC_NAME_MAX"), os.pathconf(above, "PC_PATH_MAX") - 1  # less its end
     paths = [folder.absolute() / name for name in names]
     for path in paths:
