@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 from types import ModuleType
@@ -151,8 +152,13 @@ NAMESPACES = ["errors", "events", "jobs", "methods", "reports", "searches", "val
 """Names of the face that are modules, of what belongs together."""
 
 
-def list_imports(path: Path) -> Iterator[str]:
-    """Yield the full names of the modules that a file imports anywhere in it."""
+@cache
+def list_imports(path: Path) -> tuple[str, ...]:
+    """Return the full names of the modules that a file imports anywhere in it; read once for all tests."""
+    return tuple(find_imports(path))
+
+
+def find_imports(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
@@ -188,11 +194,13 @@ def name_module(path: Path) -> str:
     return ".".join(["mergemill", "engine", *path.relative_to(ENGINE).with_suffix("").parts]).removesuffix(".__init__")
 
 
+MODULES = {name_module(path) for path in FILES}
+
+
 def list_modules(path: Path) -> Iterator[str]:
     """Yield the modules of the engine that a file imports anywhere in it: themselves, or a name from them."""
-    modules = {name_module(each) for each in FILES}
     for name in list_imports(path):
-        if found := {name, name.rpartition(".")[0]} & modules:
+        if found := {name, name.rpartition(".")[0]} & MODULES:
             yield max(found, key=len)
 
 
