@@ -59,7 +59,7 @@ class InputError(MergemillError):
 
 
 class UnfitSystem(MergemillError, ImportError):
-    """The operating system lacks what the engine stands on."""
+    """The system lacks what the engine stands on, or holds a native library that was built from other sources."""
 
     exit_code = 2
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mergemill.engine.errors import UnfitSystem
 from mergemill.engine.tensors.lazy import Dtype, Tensor, torch
 from mergemill.engine.tensors.structures import find_layout
 
@@ -85,15 +86,15 @@ def find_absence() -> str:
 
 
 def declare(library: ctypes.CDLL, path: str | Path) -> ctypes.CDLL:
-    """Return the library once it agrees with what is handed to it; else raise ImportError."""
+    """Return the library once it agrees with what is handed to it; else raise UnfitSystem."""
     expected = find_layout()
     found = (ctypes.c_int64 * len(expected))()
     if not hasattr(library, "mergemill_layout") or not _lays_out(library, found) or tuple(found) != expected:
-        raise ImportError(f"{path}: was built from other sources (its structures differ); install mergemill again")
+        raise UnfitSystem(f"{path}: was built from other sources (its structures differ); install mergemill again")
     for name, (arguments, result) in SIGNATURES.items():
         function = getattr(library, f"mergemill_{name}", None)
         if function is None:
-            raise ImportError(f"{path}: was built from other sources (it has no {name}); install mergemill again")
+            raise UnfitSystem(f"{path}: was built from other sources (it has no {name}); install mergemill again")
         function.argtypes, function.restype = arguments, result
     library.mergemill_fill_counters()
     return library

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mergemill.engine.errors import UnfitSystem
 from mergemill.engine.tensors import native, structures
 
 HERE = Path(__file__).parent
@@ -99,5 +100,5 @@ def test_a_library_of_other_structures_is_refused(monkeypatch: pytest.MonkeyPatc
     assert native.declare(library, path) is library
     for layout in ((0, *structures.find_layout()[1:]), structures.find_layout()[:-1], (*structures.find_layout(), 8)):
         monkeypatch.setattr(native, "find_layout", lambda layout=layout: layout)
-        with pytest.raises(ImportError, match=r"was built from other sources .*; install mergemill again"):
+        with pytest.raises(UnfitSystem, match=r"was built from other sources .*; install mergemill again"):
             native.declare(library, path)
