@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from mergemill.engine.checkpoint.adapter import Adapter
-from mergemill.engine.checkpoint.changes import Change, Product, Replacement, Shift
+from mergemill.engine.checkpoint.adapter_config import PLAIN_LORA
+from mergemill.engine.checkpoint.changes import Change, Product, Replacement, Residual, Shift
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
+from mergemill.engine.checkpoint.config import says_tied
 from mergemill.engine.checkpoint.copied_files import TEMPLATE_FILES, TOKENIZER_FILES, matches
 from mergemill.engine.checkpoint.family import Family, choose_family, find_tie, is_vocabulary, spell
 from mergemill.engine.checkpoint.packed_experts import PackedFactors, count_experts, find_parameter, make_packed
@@ -148,14 +150,16 @@ def _make_changes(adding: _Adding, module: str, parts: Mapping[str, StoredTensor
         if half is not None and None in both:
             raise adding.fail(half, "is half of a pair; the other factor is not there")
         if half is not None:
-            yield _make_product(adding, module, parts, kind)
+            product = _make_product(adding, module, parts, kind)
+            yield from _take_out(adding, product, half, embedding=bool(kind))
+            yield product
     if "bias" in parts:
         yield _make_shift(adding, module, parts)
     if "tokens" in parts:
         yield _make_replacement(adding, module, parts["tokens"])
 
 
-def _make_product(adding: _Adding, module: str, parts: Mapping[str, StoredTensor], kind: str) -> Change:
+def _make_product(adding: _Adding, module: str, parts: Mapping[str, StoredTensor], kind: str) -> Product:
     config, name = adding.adapter.config, f"{adding.rename(module)}.weight"
     a, b, magnitude = parts[f"{kind}A"], parts[f"{kind}B"], parts.get("magnitude")
     weight, rank = adding.find(name, a), config.find_rank(module)
@@ -191,9 +195,33 @@ def _make_product(adding: _Adding, module: str, parts: Mapping[str, StoredTensor
     )
 
 
+def _take_out(adding: _Adding, product: Product, half: StoredTensor, *, embedding: bool) -> Iterator[Residual]:
+    """Yield what peft takes out of a weight before it adds the product; it does so for linear layers alone."""
+    beginning, name = adding.adapter.config.beginning, product.tensor
+    if beginning is None:
+        return
+    shape, stored = adding.find(name, half).shape, any(adding.rename(each) == name for each in adding.adapter.whole)
+    why = ""
+    if embedding or len(shape) != 2:
+        why = "of an embedding or a kernel, of which peft loads none"
+    elif stored:  # as peft stores what a head's factors were taken out of: what was left
+        return
+    elif beginning == "olora" and product.transposed:
+        why = f"of {name}, which is stored transposed: peft takes its factors from the wrong side"
+    elif product.rank > min(shape):
+        why = f"of rank {product.rank}, and {name} {list(shape)} has no more than {min(shape)}"
+    elif says_tied(adding.model.config) and find_tie(name, adding.model.tensors, adding.family) is not None:
+        why = f"of {name}, which is tied: peft would take it out of the embedding too"
+    if why:
+        raise adding.fail(half, f"init_lora_weights is {beginning!r}, and it is {why}; {PLAIN_LORA}")
+    yield Residual(name, beginning, product.rank, 1.0 if beginning == "pissa" else product.scale)
+
+
 def _make_packed(adding: _Adding, module: str, parameter: str, parts: Mapping[str, StoredTensor]) -> Iterator[Change]:
     a, b = parts.get("A"), parts.get("B")
     half = a or b or next(iter(parts.values()))
+    if adding.adapter.config.beginning is not None:
+        raise adding.fail(half, f"init_lora_weights is no way to begin with packed experts; {PLAIN_LORA}")
     if a is None or b is None or len(parts) > 2:
         raise adding.fail(half, f"is of the parameter {parameter}, which needs a pair of factors and nothing else")
     rank = adding.adapter.config.find_rank(parameter)
@@ -255,6 +283,11 @@ def _is_transposed(name: str, adding: _Adding) -> bool:
 def _check_plain(adding: _Adding) -> None:
     """Refuse what cannot be taken so many times, or beside another: nothing but plain products adds up."""
     adapter = adding.adapter
+    if beginning := adapter.config.beginning:
+        raise CheckpointError(
+            f"{adapter.ref}: init_lora_weights is {beginning!r}, and such does not add up: of several adapters, or one "
+            f"with a weight, each must be plain LoRA; {PLAIN_LORA}"
+        )
     other = next(iter(adapter.whole.values()), None)
     parts = [stored for of_one in adapter.parts.values() for part, stored in of_one.items() if part in _NOT_PLAIN]
     if found := [*parts, *([other] if other is not None else [])]:

@@ -9,12 +9,15 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from mergemill.engine.checkpoint.config import parse_config
 from mergemill.engine.errors import CheckpointError
 
 CONFIG_NAME = "adapter_config.json"
+PLAIN_LORA = (  # the way out for an adapter that belongs to a base which peft changes on loading
+    "save it with peft's save_pretrained(…, path_initial_model_for_weight_conversion=…), which makes it plain LoRA"
+)
 
 T = TypeVar("T")
 
@@ -29,9 +32,9 @@ _OTHER_METHODS = {
     "use_qalora": "QA-LoRA",
     "velora_config": "VeLoRA",
 }
-# Ways to begin that change the base's weight, each time in another way.
 _REPEATED_GROUP, _REPEAT, _MOST_REPEATS = re.compile(r"\)[*+{]"), re.compile(r"(?<!\\)[*+{]"), 4
-_CHANGES_BASE = re.compile(r"pissa_niter_\d+|pissa|olora|corda|lora_ga|loftq")
+# Ways to begin that change the base's weight, at random or by what is in no file.
+_CHANGES_BASE = re.compile(r"pissa_.*|corda.*|lora_ga|loftq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class AdapterConfig:
     base: str  # the model that it was trained on, as its trainer called it
     parameters: tuple[str, ...]  # target_parameters
     ties: bool  # ensure_weight_tying: what is tied to an embedding is stored as well
+    beginning: Literal["pissa", "olora"] | None  # what loading it takes out of the base's weights
 
     def find_rank(self, module: str) -> int:
         """Return the rank of the module of this name."""
@@ -86,6 +90,7 @@ def parse_adapter_config(text: bytes, *, where: str) -> AdapterConfig:
         base=fields.take_text("base_model_name_or_path"),
         parameters=fields.take_texts("target_parameters"),
         ties=fields.take_flag("ensure_weight_tying"),
+        beginning=_find_beginning(found.get("init_lora_weights")),
     )
 
 
@@ -101,9 +106,16 @@ def _check_method(found: Mapping[str, Any], where: str) -> None:
     begun = found.get("init_lora_weights")
     if isinstance(begun, str) and _CHANGES_BASE.fullmatch(begun):
         raise CheckpointError(
-            f"{where}: init_lora_weights is {begun!r}: it belongs to a base that peft changes on loading; save "
-            f"it with peft's save_pretrained(…, path_initial_model_for_weight_conversion=…), which makes it plain LoRA"
+            f"{where}: init_lora_weights is {begun!r}: it belongs to a base that peft changes on loading, which is not "
+            f"the same twice or needs what is in no file; {PLAIN_LORA}"
         )
+
+
+def _find_beginning(said: Any) -> Literal["pissa", "olora"] | None:
+    """Return what peft makes anew of the base on loading; it knows OLoRA in any case of its letters."""
+    if said == "pissa":
+        return "pissa"
+    return "olora" if isinstance(said, str) and said.lower() == "olora" else None
 
 
 @dataclass(frozen=True, slots=True)

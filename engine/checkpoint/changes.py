@@ -1,7 +1,7 @@
 """What an adapter changes in a model, as values: each names a tensor of the model, and those that change it."""
 
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 
 class FactorPlace(NamedTuple):
@@ -30,6 +30,16 @@ class Product:
 
 
 @dataclass(frozen=True, slots=True)
+class Residual:
+    """What factors were begun as, taken out of the weight before their product is added (`tensors/residual.py`)."""
+
+    tensor: str
+    beginning: Literal["pissa", "olora"]
+    rank: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
 class Shift:
     """A bias, added to the module's own."""
 
@@ -47,11 +57,13 @@ class Replacement:
     tokens: tuple[int, ...]
 
 
-Change: TypeAlias = Product | Shift | Replacement
+Change: TypeAlias = Product | Residual | Shift | Replacement
 
 
 def find_parts(change: Change) -> tuple[str, ...]:
     """Return the names of the tensors that a change is made of."""
+    if isinstance(change, Residual):
+        return ()
     if isinstance(change, Product):
         return (change.left, change.right, *([change.magnitude] if change.magnitude is not None else []))
     return (change.added,) if isinstance(change, Shift) else (change.rows,)

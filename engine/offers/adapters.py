@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import cast
 
-from mergemill.engine.checkpoint.changes import Change, Product, Replacement, Shift, find_parts
+from mergemill.engine.checkpoint.changes import Change, Product, Replacement, Residual, Shift, find_parts
 from mergemill.engine.offers.offer import Asked, Offer, Offers
 from mergemill.engine.tensors.adapted import ColumnMagnitudes, RowMagnitudes, Shifted, TokenRows
 from mergemill.engine.tensors.expressions import Expression, Leaf
@@ -29,6 +29,10 @@ def offer_adapted(offers: Offers, asked: Asked) -> Offers:
 
 
 def _change(change: Change, weight: Expression, find: Callable[[str], Leaf]) -> Expression:
+    if isinstance(change, Residual):
+        from mergemill.engine.tensors.residual import ResidualWeight  # which few adapters need
+
+        return ResidualWeight(weight, change.beginning, change.rank, change.scale)
     if isinstance(change, Shift):
         return Shifted(weight, find(change.added), change.scale)
     if isinstance(change, Replacement):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import prod
 
 from mergemill.engine.checkpoint.adapter import Adapter, open_adapter
+from mergemill.engine.checkpoint.adapter_config import PLAIN_LORA
 from mergemill.engine.checkpoint.weights import StoredTensor
 from mergemill.engine.errors import PlanError
 from mergemill.engine.recipe.adapters import AdapterRecipe
@@ -41,6 +42,11 @@ def open_combined(recipe: AdapterRecipe, storage: Storage, where: str) -> list[A
     with ThreadPoolExecutor(min(len(refs), 8)) as pool:
         adapters = list(pool.map(lambda ref: open_adapter(ref.path, ref.revision, storage), refs))
     for adapter in adapters:
+        if adapter.config.beginning is not None:
+            raise PlanError(
+                f"{where}: {adapter.ref}: init_lora_weights is {adapter.config.beginning!r}: it belongs to a base that "
+                f"peft changes on loading, and none is read here; {PLAIN_LORA}"
+            )
         if adapter.config.has_magnitudes:
             raise PlanError(f"{where}: {adapter.ref}: is DoRA, whose magnitudes do not add up; merge it into its model")
         if adapter.config.parameters:
