@@ -5,9 +5,10 @@
 
 makes the models, runs every program N times in turn, so that a drift of the machine hits all alike, and prints a
 Markdown table: the median of each cost with its least and most, and ratios of medians with the least and most of the
-ratios within a round. Peak memory is resident memory summed over all processes, sampled every 20 ms; the private part
-leaves out pages of mapped files. mergekit does not sync what it writes, so each program's output is synced once more
-after it has ended, and the time is given with that too. The small merges that come first also warm up the programs.
+ratios within a round. Methods that read the same models share the runs of the floors, six at a time. Peak memory is
+resident memory summed over all processes, sampled every 20 ms; the private part leaves out pages of mapped files.
+mergekit does not sync what it writes, so each program's output is synced once more after it has ended, and the time is
+given with that too. The small merges that come first also warm up the programs.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -49,6 +50,7 @@ from targets import judge, judge_small
 from timings import Run, find_median, wall_s
 
 SMALL, SMALL_METHOD = "1MB", "ties"
+SHARING = 6  # methods for one run of a floor, so that it is taken within a minute of each
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,10 @@ def main() -> None:
         models = open_models(folder, choose_models(options.methods), options.llama, options.data)
         runs: dict[str, list[Run]] = {}
         likeness: dict[str, Likeness] = {}
-        for method in options.methods:
-            runs[method], found = run_method(make_job(method, models, folder), options)
-            likeness |= {method: found} if found else {}
+        for jobs in group_jobs([make_job(method, models, folder) for method in options.methods]):
+            taken, found = run_methods(jobs, options)
+            runs, likeness = runs | taken, likeness | found
+        runs = {method: runs[method] for method in options.methods}
         machine = describe_machine(folder)
     verdicts = [verdict for method in runs for verdict in judge(method, runs[method], options.cold)]
     small_s = find_median(small, MERGEMILL, wall_s) if MERGEMILL in options.programs else None
@@ -207,26 +210,40 @@ def measure_help(options: Options) -> list[float]:
     return [measure(command, make_environ()).wall_s for _ in range(options.runs)]
 
 
-def run_method(job: Job, options: Options) -> tuple[list[Run], Likeness | None]:
-    """Run all programs in turn; returns the runs, and how far the outputs agree where both merged."""
+def group_jobs(jobs: Sequence[Job]) -> list[Sequence[Job]]:
+    """Return jobs that read the same files and write as much together, as many as share a run of a floor."""
+    alike: dict[tuple[object, ...], list[Job]] = {}
+    for job in jobs:
+        alike.setdefault((job.sources, job.size_bytes), []).append(job)
+    return [found[i : i + SHARING] for found in alike.values() for i in range(0, len(found), SHARING)]
+
+
+def run_methods(jobs: Sequence[Job], options: Options) -> tuple[dict[str, list[Run]], dict[str, Likeness]]:
+    """Run all programs in turn; returns the runs by method, and how far the outputs agree where two programs merged."""
     if not options.cold:
-        run_once(FLOOR, job, 0, options)  # the inputs go into the page cache
-    runs: list[Run] = []
-    contents: dict[str, Contents] = {}
+        run_once(FLOOR, jobs[0], 0, options)  # the inputs go into the page cache
+    runs: dict[str, list[Run]] = {job.method: [] for job in jobs}
+    contents: dict[str, dict[str, Contents]] = {job.method: {} for job in jobs}
     for number in range(options.runs):
-        for program in options.programs:
-            if not knows(program, job.method) or (program == MERGEKIT and number >= options.mergekit_runs):
-                continue
-            runs.append(run_once(program, job, number, options))
-            if number == 0 and program not in FLOORS:
-                contents[program] = read_contents(job.out)
-    remove(job.out)
-    if len(contents) < 2:
-        return runs, None
+        floors = [run_once(each, jobs[0], number, options) for each in options.programs if each in FLOORS]
+        for job in jobs:
+            runs[job.method] += [replace(run, method=job.method) for run in floors]
+            for program in (each for each in options.programs if each not in FLOORS):
+                if not knows(program, job.method) or (program == MERGEKIT and number >= options.mergekit_runs):
+                    continue
+                runs[job.method].append(run_once(program, job, number, options))
+                if number == 0:
+                    contents[job.method][program] = read_contents(job.out)
+    remove(jobs[0].out)
+    return runs, {method: compare_outputs(method, found) for method, found in contents.items() if len(found) > 1}
+
+
+def compare_outputs(method: str, contents: Mapping[str, Contents]) -> Likeness:
+    """Return how far mergemill's and mergekit's outputs agree; ends where they hold other tensors."""
     try:
-        return runs, compare_contents(contents[MERGEMILL], contents[MERGEKIT])
+        return compare_contents(contents[MERGEMILL], contents[MERGEKIT])
     except DifferentWorkError as error:
-        raise SystemExit(f"{job.method}: mergemill and mergekit did not do the same work: {error}") from error
+        raise SystemExit(f"{method}: mergemill and mergekit did not do the same work: {error}") from error
 
 
 def run_once(program: str, job: Job, number: int, options: Options) -> Run:

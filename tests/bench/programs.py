@@ -37,6 +37,20 @@ RECIPES = {
     "consensus_ta": _BASE + _WEIGHED,
     "consensus_ties": _BASE + _WEIGHED + "parameters: {{density: 0.5}}\n",
     "pcb": _BASE + _PLAIN,
+    "passthrough": "models: [{{model: {a}}}]\n",
+    "nearswap": "base_model: {base}\nmodels: [{{model: {a}}}]\nparameters: {{t: 0.001}}\n",
+    "nuslerp": _WEIGHED,
+    "multislerp": _WEIGHED,
+    "karcher": _PLAIN,
+    "dare_linear": _BASE + _WEIGHED + "parameters: {{density: 0.5}}\n",
+    "breadcrumbs_ties": _BASE + _WEIGHED + "parameters: {{density: 0.5, gamma: 0.01}}\n",
+    "expo": _BASE + "models: [{{model: {a}, parameters: {{weight: 1.3}}}}]\n",
+    "magmax": _BASE + _PLAIN,
+    "emr": _BASE + _PLAIN,
+    "negmerge": _BASE + _PLAIN,
+    "cabs": _BASE + _WEIGHED,
+    "localize_stitch": _BASE + _PLAIN,
+    "widen": _BASE + _PLAIN,
     # What other paths take, beside the same method above: a name before the dash, and what is different.
     "linear-float64": _WEIGHED.replace("{a}", "{a64}").replace("{b}", "{b64}"),
     "linear-mixed": _WEIGHED.replace("{a}", "{a16}").replace("{b}", "{b32}"),
@@ -48,8 +62,9 @@ RECIPES = {
     + _WEIGHED.replace("{{model: {a},", "{{model: {a}, delta_base: {c},")
     + "parameters: {{density: 0.5}}\n",
 }
-RANDOM = ("dare_ties", "della", "della_linear")  # of which two programs cannot give the same values
-OWN = ("geometric_median", "consensus_ta", "consensus_ties", "pcb")  # which mergekit has not, nor what cases differ in
+RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")  # of which two programs cannot give the same values
+OWN = ("geometric_median", "consensus_ta", "consensus_ties", "pcb", "expo", "magmax", "emr", "negmerge", "cabs")
+OWN += ("localize_stitch", "widen")  # which mergekit has not, nor what cases differ in
 
 
 @dataclass(frozen=True)
