@@ -17,7 +17,7 @@ from mergemill.engine.reports.sums import (
     sum_up,
 )
 from mergemill.engine.runs.differences import Diff
-from mergemill.engine.tensors.compared import LEAST_EXPONENT
+from mergemill.engine.tensors.comparing import LEAST_EXPONENT
 
 MOST_TENSORS = 20  # that are listed of those that changed
 MOST_STACKS = 3  # that are drawn

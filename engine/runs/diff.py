@@ -24,9 +24,10 @@ from mergemill.engine.runs.tasks.measure import measure_part
 from mergemill.engine.runs.worker.options import WorkerKeywords, WorkerOptions
 from mergemill.engine.runs.worker.workers import choose_workers
 from mergemill.engine.storage.ranges import is_remote
-from mergemill.engine.tensors.compared import Gathered, SideTotals, find_effective_rank, read_total
+from mergemill.engine.tensors.comparing import Gathered, SideTotals, read_total
 from mergemill.engine.tensors.kernels import Partial, add_partials
 from mergemill.engine.tensors.rounds import find_round
+from mergemill.engine.tensors.sketch import find_effective_rank
 
 OnPart = Callable[[int, int, int, int], None]  # given bytes done and to do, parts done and all parts
 
@@ -127,7 +128,11 @@ def _finish_round(tensor: OutputTensor, tally: _Measuring) -> None:
     totals = tally.totals.setdefault(tensor.name, [])
     totals.append(tally.going.pop(tensor.name))
     if find_round(tensor.expression.rounds(), totals) is None:
-        tally.done[tensor.name] = read_total(tally.totals.pop(tensor.name)[-1])
+        tally.done[tensor.name] = _read(tensor.expression, tally.totals.pop(tensor.name)[-1])
+
+
+def _read(compared: Any, total: Partial) -> Gathered:
+    return read_total(total, based=len(compared.inputs) == 3, is_number=compared.is_number)
 
 
 def _run_measure(spec: bytes) -> list[tuple[str, Partial]]:
@@ -144,7 +149,7 @@ def _describe(tensor: OutputTensor, comparison: Comparison, found: Gathered | No
     expression, models = tensor.expression, comparison.models
     if found is None and expression.size:
         raise RunError(f"{tensor.name}: was not measured (a fault of mergemill)")
-    sides = found.sides if found is not None and found.squares else ()
+    sides = found.sides if found is not None else ()
     pairs = [(models[0], models[2]), (models[1], models[2])] if len(models) == 3 else [(models[1], models[0])]
     same = found is None or found.apart == 0
     return TensorDiff(
@@ -163,8 +168,8 @@ def _describe(tensor: OutputTensor, comparison: Comparison, found: Gathered | No
 
 def _describe_side(side: SideTotals, model: str, less: str, size: int) -> Delta:
     norm, own = _root(side.squares), _root(side.own)
-    rank = find_effective_rank(side.sketch.values) if side.sketch.values.size else 0.0
-    moved, stood = side.rows.values
+    rank = find_effective_rank(side.sketch, side.squares, side.fourths) if side.sketch.size else 0.0
+    moved, stood = side.rows
     return Delta(
         model,
         less,
@@ -173,7 +178,7 @@ def _describe_side(side: SideTotals, model: str, less: str, size: int) -> Delta:
         norm / own if own else None,
         side.zeros / size,
         side.unlike == 0,
-        max(abs(side.extremes.least), abs(side.extremes.most)),
+        side.largest,
         rank or None,
         tuple(side.histogram.tolist()),
         tuple(math.sqrt(new / old) if old else None for new, old in zip(moved.tolist(), stood.tolist(), strict=True)),
@@ -181,13 +186,12 @@ def _describe_side(side: SideTotals, model: str, less: str, size: int) -> Delta:
 
 
 def _find_cosine(found: Gathered | None) -> float | None:
-    if found is None or not found.squares:
+    if found is None or not found.sides:
         return None
-    first, second, product = (float(each) for each in found.squares)
+    first, second, product = found.squares
     both = math.sqrt(first) * math.sqrt(second) if first >= 0 and second >= 0 else math.nan
     return max(-1.0, min(1.0, product / both)) if both else None
 
 
-def _root(squares: Any) -> float:
-    value = float(squares)
-    return math.sqrt(value) if value >= 0 else math.nan
+def _root(squares: float) -> float:
+    return math.sqrt(squares) if squares >= 0 else math.nan

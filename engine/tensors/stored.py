@@ -144,6 +144,23 @@ class StoredSlab:
         call_checked("stored_divergences", self._lowered, columns, divergences.ctypes.data)
         return divergences
 
+    def compare(
+        self,
+        alike: int,
+        counts: Counts,
+        columns: int,
+        fourths: native.Sums,
+        squares: native.Sums,
+        sketch: native.Floats,
+    ) -> native.Sums:
+        """Return sums ``[4, cut]`` of two tensors, and add to the rest: see `comparing.py`."""
+        cuts = self._cuts
+        sums = np.empty((4, cuts))
+        rows, sketches = (each.ctypes.data if each.size else None for each in (squares, sketch))
+        pointers = (sums.ctypes.data, counts.ctypes.data, columns, fourths.ctypes.data, rows, sketches)
+        call_checked("stored_compared", self._lowered, alike, cuts, *pointers)
+        return sums
+
     def sample(self, which: int, first: int, stride: int, run: int) -> np.ndarray[Any, np.dtype[np.uint32]]:
         """Return the magnitudes' bits of `run` elements from `first` on, and every `stride` after: ``[n, run]``."""
         out = np.empty((max(0, (self.size - first - run) // stride + 1), run), np.uint32)

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from mergemill.cli.main import execute
 from mergemill.engine import diff, errors
 from mergemill.engine.runs.differences import Diff, TensorDiff
-from mergemill.engine.tensors.compared import SAMPLED
+from mergemill.engine.tensors.comparing import SAMPLED
 
 EXPERTS = 4
 

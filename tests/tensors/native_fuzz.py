@@ -239,6 +239,27 @@ class Fuzz:
         slab = self.slab()
         self.call("stored_extremes", ref(slab), np.zeros((slab.count, 2)))
 
+    def stored_compared(self) -> None:
+        """Of two tensors mostly, whose bytes are compared where that is allowed, and now and then where it is not."""
+        slab = self.slab(many=2)
+        columns = self.choose(-1, 0, 1, 7, 50, 100, 1 << 62)
+        if 0 < columns <= 100:
+            slab.block = columns * self.choose(1, 3, 2000)
+            slab.size -= slab.size % columns
+            slab.start = slab.block * self.integer(0, 3)
+        cuts, rows = count_cuts(slab.size, slab.block), slab.size // columns if columns > 0 else 0
+        given = cuts + self.choose(0, 0, 0, 0, 1)
+        sums, counts, fourths = (
+            np.zeros((4, cuts)),
+            np.zeros(9 + 512, np.int64),
+            np.zeros((2, -(-slab.size // slab.block))),
+        )
+        squares = self.choose(None, np.zeros((3, rows)))
+        sketch = self.choose(None, np.zeros((2, 32, max(0, min(columns, 100))), np.float32))
+        alike = self.integer(0, 7)
+        self.call("stored_compared", ref(slab), alike, given, sums, counts, columns, fourths, squares, sketch)
+        assert (counts[:2] <= slab.size).all()
+
     def stored_divergences(self) -> None:
         slab = self.slab(many=2)
         columns = self.choose(-1, 0, 1, 2, 7, 600, 3000, 1 << 62)
