@@ -39,6 +39,9 @@ Skip = Annotated[bool, typer.Option("--skip-undecomposable", help="Leave out wha
 RsLora = Annotated[bool, typer.Option("--rslora", help="Scale by the root of the rank (rsLoRA).")]
 Dtype = Annotated[str | None, typer.Option(metavar="DTYPE", help="To write, such as bfloat16; else the model's.")]
 How = Annotated[str, typer.Option(metavar="WAY", help="gram, exact (an SVD), or randomized where neither fits.")]
+Layout = Annotated[
+    str | None, typer.Option(metavar="LAYOUT", help="separate: packed experts one by one; else as the base has them.")
+]
 
 
 def extract_lora(
@@ -60,6 +63,7 @@ def extract_lora(
     rslora: RsLora = False,
     dtype: Dtype = None,
     way: How = "gram",
+    layout: Layout = None,
     workers: Workers = None,
     threads: Threads = None,
     memory: Memory = None,
@@ -114,6 +118,7 @@ def extract_lora(
             rslora=rslora,
             dtype=dtype,
             way=way,
+            layout=layout,
             storage=values.WorkerOptions(**crew).find_storage() or {},
         )
         run_plan(context, stack, plan, out, crew, public=public, overwrite=overwrite, quiet=quiet, json=json)

@@ -6,18 +6,20 @@ headers, so what does not go together is refused here, by the adapter's own name
 """
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from mergemill.engine.checkpoint.adapter import Adapter
 from mergemill.engine.checkpoint.adapter_config import PLAIN_LORA
+from mergemill.engine.checkpoint.adapter_names import find_prefixes, find_spellings
 from mergemill.engine.checkpoint.changes import Change, Product, Replacement, Residual, Shift
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.checkpoint.config import says_tied
 from mergemill.engine.checkpoint.copied_files import TEMPLATE_FILES, TOKENIZER_FILES, matches
 from mergemill.engine.checkpoint.family import Family, choose_family, find_tie, is_vocabulary, spell
 from mergemill.engine.checkpoint.packed_experts import PackedFactors, count_experts, find_parameter, make_packed
+from mergemill.engine.checkpoint.unpacked import pack_again, unpack_experts
 from mergemill.engine.checkpoint.weights import StoredTensor
 from mergemill.engine.errors import CheckpointError
 
@@ -64,30 +66,18 @@ class _Adding:
 def add_adapters(model: Checkpoint, adapters: Sequence[tuple[Adapter, float]], ref: str) -> Checkpoint:
     """Return the model with the changes of adapters, each taken so many times, under the name `ref`."""
     family = choose_family(model.config)
-    plain = model.tensors
+    unpacked = unpack_experts(model, [adapter for adapter, _ in adapters], family)
+    model, plain = unpacked.model, unpacked.model.tensors
     for number, (given, weight) in enumerate(adapters, 1):
         adapter = _leave_out_tied(given, plain, family)
         adding = _Adding(
-            model, adapter, _find_prefixes(adapter, plain), _find_spellings(plain, family), family, weight, number
+            model, adapter, find_prefixes(adapter, plain), find_spellings(plain, family), family, weight, number
         )
         if weight != 1.0 or len(adapters) > 1:
             _check_plain(adding)
         model = _take_tokenizer(_add(adding), adapter)
+    model = pack_again(model, unpacked, ref)
     return replace(model, ref=ref, tensors=dict(sorted(model.tensors.items())))
-
-
-def _find_spellings(names: Iterable[str], family: Family) -> Mapping[str, str]:
-    """Return the modules and tensors that a model spells otherwise, by the one spelling that stands for all."""
-    found: dict[str, str] = {}
-    for name in names:
-        if spell(name, family) == name:
-            continue
-        own = ""
-        for part in name.split("."):
-            own = f"{own}.{part}" if own else part
-            if (said := spell(f"{own}.", family)[:-1]) != own:
-                found[said] = own
-    return found
 
 
 def _leave_out_tied(adapter: Adapter, names: Collection[str], family: Family) -> Adapter:
@@ -294,38 +284,3 @@ def _check_plain(adding: _Adding) -> None:
         raise adding.fail(
             found[0], "does not add up: of several adapters, or one with a weight, each must be plain LoRA"
         )
-
-
-def _find_prefixes(adapter: Adapter, names: Collection[str]) -> tuple[str, str]:
-    """Return what the adapter's names begin with where the model's begin with another: a model may be stored without
-    its head, and an adapter trained with one (``transformer.h.0`` for ``h.0``), or the reverse.
-
-    All that the adapter names must be there; where no beginning does it, none is assumed.
-    """
-    by_weight = {module: parts for module, parts in adapter.parts.items() if find_parameter(adapter, module) is None}
-    wanted = [*adapter.whole, *(_weigh(module, parts) for module, parts in by_weight.items())]
-    known = frozenset(names)
-    if not wanted or all(name in known for name in wanted):
-        return "", ""
-    roots = ["", *sorted({root for name in names for root in _roots(name)})]
-    for cut in ["", *_roots(wanted[0])]:
-        if not all(name.startswith(cut) for name in wanted):
-            continue
-        for root in roots:
-            if all(root + name.removeprefix(cut) in known for name in wanted):
-                return cut, root
-    return "", ""
-
-
-def _weigh(module: str, parts: Mapping[str, StoredTensor]) -> str:
-    return f"{module}.{'bias' if list(parts) == ['bias'] else 'weight'}"
-
-
-def _roots(name: str) -> tuple[str, ...]:
-    """Return the first one and the first two components of a name, each with its dot.
-
-    >>> _roots("model.language_model.norm.weight")
-    ('model.', 'model.language_model.')
-    """
-    parts = name.split(".")[:-2]
-    return tuple(".".join(parts[:count]) + "." for count in (1, 2) if count <= len(parts))

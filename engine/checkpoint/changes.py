@@ -57,13 +57,24 @@ class Replacement:
     tokens: tuple[int, ...]
 
 
-Change: TypeAlias = Product | Residual | Shift | Replacement
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Experts that were changed one by one, packed again as the model stores them; the last of all changes."""
+
+    tensor: str
+    parts: tuple[str, ...]  # in their order
+    shape: tuple[int, ...]
+
+
+Change: TypeAlias = Product | Residual | Shift | Replacement | Packed
 
 
 def find_parts(change: Change) -> tuple[str, ...]:
     """Return the names of the tensors that a change is made of."""
     if isinstance(change, Residual):
         return ()
+    if isinstance(change, Packed):
+        return change.parts
     if isinstance(change, Product):
         return (change.left, change.right, *([change.magnitude] if change.magnitude is not None else []))
     return (change.added,) if isinstance(change, Shift) else (change.rows,)

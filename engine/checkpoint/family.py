@@ -53,6 +53,7 @@ class Family:
     later: tuple[str, ...]  # tensors of what predicts later tokens, where they are no layers of the stack
     roles: tuple[tuple[str, tuple[str, ...]], ...]  # (module as recipes for mergekit call it, names that it has here)
     layouts: tuple[Layout, ...]  # what is stored whole or in parts
+    separate: tuple[Layout, ...]  # how packed experts are called one by one, where that is not the first of `layouts`
     prefixes: tuple[str, ...]  # what names of one tensor may or may not begin with
     spellings: tuple[tuple[str, str], ...]  # parts of names, and how others spell them
     packed_otherwise: tuple[str, ...]  # tensors that have such a name and another order of elements
@@ -206,7 +207,7 @@ def _families() -> Mapping[str, Family]:
 
 def _make_family(data: Mapping[str, Any], default: Mapping[str, Any]) -> Family:
     found = {field.name: _freeze([*data.get(field.name, ()), *default.get(field.name, ())]) for field in fields(Family)}
-    return Family(**found | {"layouts": tuple(Layout(*each) for each in found["layouts"])})
+    return Family(**found | {key: tuple(Layout(*each) for each in found[key]) for key in ("layouts", "separate")})
 
 
 def _freeze(value: Any) -> Any:

@@ -5,12 +5,12 @@ parameters of one module are wrapped one in another (``X.base_layer.lora_A``), t
 innermost; transformers' mixtures declare what goes into an expert before what comes out of it.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mergemill.engine.checkpoint.adapter import Adapter
 from mergemill.engine.checkpoint.changes import FactorPlace, Product
-from mergemill.engine.checkpoint.family import Family, is_packed_otherwise
+from mergemill.engine.checkpoint.family import Family, Layout, is_packed_otherwise
 
 _INNER = ".base_layer"
 
@@ -98,9 +98,28 @@ def _make(
     )
 
 
+def name_experts(packed: str, shape: tuple[int, ...], family: Family) -> Mapping[str, tuple[int, ...]]:
+    """Return the tensors that a packed one has its experts in, in their order, with their shapes; none: it packs none.
+
+    >>> from mergemill.engine.checkpoint.family import choose_family
+    >>> list(name_experts("h.0.mlp.experts.gate_up_proj", (1, 6, 4), choose_family({})).items())
+    [('h.0.mlp.experts.0.gate_proj.weight', (3, 4)), ('h.0.mlp.experts.0.up_proj.weight', (3, 4))]
+    """
+    layout = _find_layout(packed, family) if len(shape) == 3 else None
+    if layout is None or shape[1] % len(layout.parts):
+        return {}
+    begin, own = packed.removesuffix(layout.whole), (shape[1] // len(layout.parts), shape[2])
+    return {f"{begin}{part.replace('#', str(i))}": own for i in range(shape[0]) for part in layout.parts}
+
+
 def count_experts(a_rows: int, rank: int) -> int:
     """Return how many experts a factor of so many rows is of; 0 where it is of no whole number."""
     return 0 if a_rows % rank else a_rows // rank
+
+
+def _find_layout(name: str, family: Family) -> Layout | None:
+    layouts = (*family.separate, *family.layouts)
+    return next((each for each in layouts if each.numbered and f".{name}".endswith(f".{each.whole}")), None)
 
 
 def _is_of(parameter: str, module: str) -> bool:

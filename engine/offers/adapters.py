@@ -1,9 +1,9 @@
 """Adapters: a weight and what adapters change in it are one expression, evaluated slab by slab."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
-from mergemill.engine.checkpoint.changes import Change, Product, Replacement, Residual, Shift, find_parts
+from mergemill.engine.checkpoint.changes import Packed, Product, Replacement, Residual, Shift, find_parts
 from mergemill.engine.offers.offer import Asked, Offer, Offers
 from mergemill.engine.tensors.adapted import ColumnMagnitudes, RowMagnitudes, Shifted, TokenRows
 from mergemill.engine.tensors.expressions import Expression, Leaf
@@ -19,6 +19,11 @@ def offer_adapted(offers: Offers, asked: Asked) -> Offers:
     names = {old: new for new, old in asked.checkpoint.called.items()}  # since the adapters were put on
     for change in changes:
         name, parts = names.get(change.tensor, change.tensor), [names.get(part, part) for part in find_parts(change)]
+        if isinstance(change, Packed):
+            made[name] = _pack([made[part] for part in parts], change.shape)
+            for part in parts:
+                del made[part]
+            continue
         expression = _change(
             change, made[name].expression, lambda part: cast(Leaf, offers[names.get(part, part)].expression)
         )
@@ -28,7 +33,16 @@ def offer_adapted(offers: Offers, asked: Asked) -> Offers:
     return made
 
 
-def _change(change: Change, weight: Expression, find: Callable[[str], Leaf]) -> Expression:
+def _pack(offers: Sequence[Offer], shape: tuple[int, ...]) -> Offer:
+    from mergemill.engine.tensors.stacked import stack  # which few adapters need
+
+    uses = tuple(dict.fromkeys(use for offer in offers for use in offer.uses))
+    return Offer(stack([offer.expression for offer in offers], shape), uses)
+
+
+def _change(
+    change: Product | Residual | Shift | Replacement, weight: Expression, find: Callable[[str], Leaf]
+) -> Expression:
     if isinstance(change, Residual):
         from mergemill.engine.tensors.residual import ResidualWeight  # which few adapters need
 

@@ -32,6 +32,7 @@ class Extraction:
     rslora: bool = False
     dtype: str | None = None  # to write, by a recipe's word; None: that of the model
     way: Way = "gram"
+    layout: str | None = None  # ``separate``: packed experts one by one; None: as the base stores them
     storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
@@ -75,6 +76,10 @@ def check_extraction(asked: Extraction) -> None:
         raise PlanError(f"--dtype {asked.dtype!r} is unknown; known are {', '.join(RECIPE_DTYPES)}")
     if asked.way not in get_args(Way):
         raise PlanError(f"--way {asked.way!r} is unknown; known are {', '.join(get_args(Way))}")
+    if asked.layout not in (None, "separate"):
+        raise PlanError(
+            f"--layout {asked.layout!r} is unknown; known is separate, and without it experts are as the base has them"
+        )
 
 
 def read_extraction(value: Mapping[str, Any]) -> Extraction:

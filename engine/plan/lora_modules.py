@@ -87,7 +87,7 @@ def sort_weight(name: str, shape: tuple[int, ...], names: Collection[str], famil
             return Weight(name, module, "experts", shape, count, Shape(*shape[-2:]), turned)
         return Weight(name, module, "parameter", shape)
     parent, _, last = module.rpartition(".")
-    routes = last in _ROUTERS and any(each.startswith(f"{parent}.experts.") for each in names)
+    routes = last in _ROUTERS and _has_experts(parent, names, family)
     if len(shape) == 2 and not routes:
         if _EMBEDDING.search(last) and not _HEAD.search(module):
             return Weight(name, module, "embedding", shape, 1, Shape(*shape), turned=True)
@@ -96,6 +96,13 @@ def sort_weight(name: str, shape: tuple[int, ...], names: Collection[str], famil
     if len(shape) in (3, 4, 5) and shape[1] > 1:
         return Weight(name, module, "convolution", shape, 1, Shape(shape[0], math.prod(shape[1:])))
     return Weight(name, module, "whole", shape)
+
+
+def _has_experts(block: str, names: Collection[str], family: Family) -> bool:
+    """Whether a block has experts, in any of the family's spellings of it."""
+    blocks = {f"{block}.".replace(new, old) for old, new in ((".", "."), *family.spellings)}
+    beginnings = tuple(f"{each}experts." for each in blocks)
+    return any(each.startswith(beginnings) for each in names)
 
 
 def find_depth(weight: Weight, cut: Iterable[Weight]) -> int:

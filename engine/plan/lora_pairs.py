@@ -96,6 +96,8 @@ def prepare(asked: Extraction) -> ModelPair:
     check_inputs(both, checkpoints, offers, family, where=where)
     told = [*warn_of_bases(refs, adapters, where=where), *warn_of_dequantized(checkpoints, offers, where=where)]
     offers, _ = join_layouts(offers, Arrangement(str(base), family, True, lambda names: False))
+    if asked.layout:
+        offers = _separate(offers, str(base), family, asked)
     pairs, left = _pair(asked, offers[str(model)], offers[str(base)], checkpoints[str(model)], family)
     stage = stages.get(model.path)
     return ModelPair(
@@ -112,6 +114,15 @@ def prepare(asked: Extraction) -> ModelPair:
         storage=reached,
         warnings=(*(() if stage is None else stage.draft.warnings), *told, *_warn(asked, base)),
     )
+
+
+def _separate(offers: Mapping[str, Offers], base: str, family: Family, asked: Extraction) -> Mapping[str, Offers]:
+    from mergemill.engine.offers.separate import separate_experts  # which few extractions need
+
+    made = separate_experts(offers, family, asked.takes, where=KIND)
+    if not any(sort_weight(name, offer.shape, made[base], family).is_one_expert for name, offer in made[base].items()):
+        raise PlanError(f"{KIND}: --layout separate is of packed experts, and {base} has none; leave it out")
+    return made
 
 
 def _read_model(asked: Extraction) -> tuple[ModelRef, Mapping[str, StageModel]]:
@@ -177,7 +188,7 @@ def _is_tied(name: str, own: Offers, base: Offers, model: Checkpoint) -> bool:
     tied = (
         name in base
         and base[name].uses != (name,)
-        and any(other != name and offer.uses == base[name].uses for other, offer in base.items())
+        and any(other != name and _is_one(offer, base[name]) for other, offer in base.items())
     )
     if not tied or name in base[name].uses:
         return False
@@ -187,6 +198,10 @@ def _is_tied(name: str, own: Offers, base: Offers, model: Checkpoint) -> bool:
             f"adapter of that base can hold; leave it out with -e"
         )
     return True
+
+
+def _is_one(offer: Offer, other: Offer) -> bool:
+    return offer.uses == other.uses and offer.expression == other.expression
 
 
 def _warn(asked: Extraction, base: ModelRef) -> list[str]:

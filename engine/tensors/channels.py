@@ -1,7 +1,7 @@
 """Some rows or columns of a matrix, and matrices side by side: what cuts an MLP into fewer channels, or joins several.
 
 Rows are contiguous. Of columns whole rows are read, of which a cut keeps a part; what is kept lies in spans of its own,
-and the inputs' rounds go over theirs. Rows of a matrix that has rounds cannot be had apart: see `RowRange`.
+and the inputs' rounds go over theirs. Rows of a matrix that has rounds cannot be had apart: see `Excerpt`.
 """
 
 import math
@@ -12,12 +12,12 @@ from typing import Any
 
 from mergemill.engine.tensors.drift import Watch
 from mergemill.engine.tensors.dtypes import item_bytes, promote
-from mergemill.engine.tensors.expressions import Expression, Leaf, Read, Stored
+from mergemill.engine.tensors.excerpt import take_apart
+from mergemill.engine.tensors.expressions import Expression, Leaf, Read
 from mergemill.engine.tensors.kernels import Partial
 from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.rounds import ExpressionRounds, Plain, Ready, Round, join_rounds
 from mergemill.engine.tensors.slabs import BLOCK, Span
-from mergemill.engine.tensors.stacked import cut_stored
 from mergemill.engine.tensors.workspace import Workspace, aligned
 
 
@@ -206,81 +206,6 @@ class JoinedRows(Plain):
         return joined.view(-1)[span.start - first * columns : span.stop - first * columns]
 
 
-@dataclass(frozen=True, slots=True)
-class RowRange(Expression):
-    """The rows of a matrix from one on; it has no rounds."""
-
-    matrix: Expression
-    start: int
-    stop: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Some rows, all columns."""
-        return self.stop - self.start, self.matrix.shape[1]
-
-    @property
-    def dtype(self) -> str:
-        """The matrix's."""
-        return self.matrix.dtype
-
-    @property
-    def inputs(self) -> tuple[Expression, ...]:
-        """The matrix."""
-        return (self.matrix,)
-
-    @property
-    def block(self) -> int:
-        """Any will do: of a matrix that is cut at its own blocks alone, whole blocks are asked for."""
-        return BLOCK
-
-    def move(self, span: Span) -> Span:
-        """Return the matrix's elements for those of the span: whole blocks, unless it gives any."""
-        if not span.size:
-            return Span(0, 0)
-        at, block = self.start * self.matrix.shape[1], 1 if isinstance(self.matrix, Leaf) else self.matrix.block
-        stop = -(-(at + span.stop) // block) * block
-        return Span((at + span.start) // block * block, min(stop, self.matrix.size))
-
-    def reads(self, span: Span) -> Iterator[Read]:
-        """Yield what the matrix reads for them."""
-        return self.matrix.reads(self.move(span))
-
-    def holds(self, span: Span) -> Iterator[Read]:
-        """Yield what it holds for them."""
-        return self.matrix.holds(self.move(span))
-
-    def get_ready(self, inputs: tuple[Ready, ...]) -> Ready:
-        """Return what asks for them."""
-        return MovedSlabs(self, inputs[0])
-
-    def slab_bytes(self, elements: int, dtype: str) -> int:
-        """As much of the matrix, and what its ends take."""
-        return self.matrix.slab_bytes(elements + (0 if isinstance(self.matrix, Leaf) else 2 * self.matrix.block), dtype)
-
-    def describe(self) -> Mapping[str, Any]:
-        """The matrix, and which rows."""
-        return {"rows": self.matrix.describe(), "from": self.start, "to": self.stop}
-
-
-@dataclass(frozen=True, slots=True)
-class MovedSlabs(Plain):
-    """The slabs of some rows of a matrix."""
-
-    made: RowRange
-    matrix: Ready
-
-    @property
-    def dtype(self) -> str:
-        """The matrix's."""
-        return self.made.dtype
-
-    def slab(self, span: Span, work: Workspace, dtype: str, watch: Watch | None = None) -> Tensor:
-        """Return the span's elements as `dtype`."""
-        moved, at = self.made.move(span), self.made.start * self.made.matrix.shape[1] + span.start
-        return self.matrix.slab(moved, work, dtype)[at - moved.start : at - moved.start + span.size]
-
-
 def put_beside(matrices: Sequence[Expression]) -> Expression:
     """Return matrices of as many rows, side by side; one alone as it is."""
     return matrices[0] if len(matrices) == 1 else Beside(tuple(matrices), promote([each.dtype for each in matrices]))
@@ -291,9 +216,7 @@ def cut_rows(matrix: Expression, count: int) -> list[Expression]:
     if count == 1:
         return [matrix]
     height = matrix.shape[0] // count
-    if isinstance(matrix, Stored):
-        return list(cut_stored(matrix, [(height, matrix.shape[1])] * count))
-    return [RowRange(matrix, i * height, (i + 1) * height) for i in range(count)]
+    return take_apart(matrix, [(height, matrix.shape[1])] * count)
 
 
 def cut_columns(matrix: Expression, count: int) -> list[Expression]:

@@ -256,12 +256,56 @@ def test_experts_come_out_packed_or_one_by_one(family: str, tmp_path: Path) -> N
     if family == "turned":
         with pytest.raises(PlanError, match=r"sinks is no weight or bias .* leave it out with -e 'self_attn\$'"):
             make_lora_plan(str(tmp_path / "tuned"), str(tmp_path / "base"))
+        with pytest.raises(PlanError, match=r"packed \[in, out\], and no layout of them one by one is known; leave"):
+            make_lora_plan(str(tmp_path / "tuned"), str(tmp_path / "base"), layout="separate")
     found = extract(tmp_path, tmp_path / "out", max_rank=64, exclude=("self_attn$",))
     assert any("experts.base_layer.lora_A" in name for name in found) == (family != "apart")
     made = merge_by_peft_packed(base, tmp_path / "out")
     for name, value in tuned.state_dict().items():
         if "sinks" not in name:
             torch.testing.assert_close(made[name], value, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral"])
+def test_packed_experts_come_out_one_by_one_if_asked(kind: str, tmp_path: Path) -> None:
+    sizes = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "head_dim": 8}
+    sizes |= {"num_key_value_heads": 2, "intermediate_size": 24}
+    if kind == "mixtral":
+        base = transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, num_local_experts=4))
+        stem, names = "block_sparse_moe.experts", ("w1", "w3", "w2")
+    else:
+        config = transformers.Qwen3MoeConfig(**sizes, num_experts=4, moe_intermediate_size=20)
+        base = transformers.Qwen3MoeForCausalLM(config)
+        stem, names = "mlp.experts", ("gate_proj", "up_proj", "down_proj")
+    tuned = tune(fill(base, 0))
+    for name, module in (("base", base), ("tuned", tuned)):
+        module.save_pretrained(tmp_path / name, save_original_format=False)
+    tuned.save_pretrained(tmp_path / "apart", save_original_format=True)
+    base.save_pretrained(tmp_path / "base apart", save_original_format=True)
+    found = extract(tmp_path, tmp_path / "out", max_rank=64, layout="separate")
+    experts = {key.split(".lora_")[0] for key in found if ".experts." in key}
+    assert experts == {f"base_model.model.model.layers.0.{stem}.{i}.{name}" for i in range(4) for name in names}
+    made = merge_by_peft_packed(base, tmp_path / "out")
+    for name, value in tuned.state_dict().items():
+        torch.testing.assert_close(made[name], value, rtol=1e-6, atol=1e-6)
+    for stored, like in (("base", "tuned"), ("base apart", "apart")):
+        model = f"{tmp_path / stored}+{tmp_path / 'out'}"
+        run(make_plan({"merge_method": "passthrough", "models": [{"model": model}]}), tmp_path / like / "m", workers=0)
+        merged, wanted = read_tensors(tmp_path / like / "m"), read_tensors(tmp_path / like)
+        assert merged.keys() == wanted.keys(), "the base's layout is kept"
+        for name, value in wanted.items():
+            torch.testing.assert_close(merged[name], value, rtol=1e-6, atol=1e-6)
+
+
+def test_a_layout_that_has_no_meaning_is_refused(tmp_path: Path) -> None:
+    base = make_llama()
+    write_model(base, tmp_path / "base")
+    write_model(tune(base), tmp_path / "tuned")
+    both = str(tmp_path / "tuned"), str(tmp_path / "base")
+    with pytest.raises(PlanError, match="--layout 'packed' is unknown; known is separate"):
+        make_lora_plan(*both, layout="packed")
+    with pytest.raises(PlanError, match=r"--layout separate is of packed experts, and .*base has none; leave it out"):
+        make_lora_plan(*both, layout="separate")
 
 
 def merge_by_peft_packed(base: Any, folder: Path) -> Mapping[str, torch.Tensor]:
