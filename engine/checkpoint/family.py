@@ -56,6 +56,7 @@ class Family:
     separate: tuple[Layout, ...]  # how packed experts are called one by one, where that is not the first of `layouts`
     prefixes: tuple[str, ...]  # what names of one tensor may or may not begin with
     spellings: tuple[tuple[str, str], ...]  # parts of names, and how others spell them
+    turned: tuple[Layout, ...]  # packed experts [in, out] whose parts are stored [out, in]
     packed_otherwise: tuple[str, ...]  # tensors that have such a name and another order of elements
     transposed: tuple[str, ...]  # weights that are stored [in, out]; none: the family has none, or is not known
 
@@ -207,7 +208,9 @@ def _families() -> Mapping[str, Family]:
 
 def _make_family(data: Mapping[str, Any], default: Mapping[str, Any]) -> Family:
     found = {field.name: _freeze([*data.get(field.name, ()), *default.get(field.name, ())]) for field in fields(Family)}
-    return Family(**found | {key: tuple(Layout(*each) for each in found[key]) for key in ("layouts", "separate")})
+    return Family(
+        **found | {key: tuple(Layout(*each) for each in found[key]) for key in ("layouts", "separate", "turned")}
+    )
 
 
 def _freeze(value: Any) -> Any:

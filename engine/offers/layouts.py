@@ -71,6 +71,10 @@ class Arrangement:
 
 def join_layouts(offers: Mapping[str, Offers], wanted: Arrangement) -> tuple[Mapping[str, Offers], Packs]:
     """Return what all models offer in one layout, and how the output stores it."""
+    if wanted.family.turned:
+        from mergemill.engine.offers.turned import turn_experts  # which few families need
+
+        offers = turn_experts(offers, wanted.donor, wanted.family)
     apart = {model: _find_apart(found, wanted.family) for model, found in offers.items()}
     kinds: dict[Kind, dict[str, dict[str, Apart]]] = {}
     for model, found in apart.items():
@@ -202,7 +206,8 @@ def _list_shapes(own: Mapping[str, Apart]) -> dict[Shape, tuple[tuple[str, Shape
 
 def _find_apart(offers: Offers, family: Family) -> dict[str, Apart]:
     """Return the stacks of which all parts are offered, by the name of the whole."""
-    places = {member: (layout, at) for layout in reversed(family.layouts) for at, member in enumerate(layout.parts)}
+    layouts = (*family.turned, *family.layouts)
+    places = {member: (layout, at) for layout in reversed(layouts) for at, member in enumerate(layout.parts)}
     lengths = sorted({member.count(".") + 1 for member in places})
     parts: dict[tuple[str, Layout], dict[tuple[int, int], str]] = {}
     for name in offers:
@@ -214,7 +219,8 @@ def _find_apart(offers: Offers, family: Family) -> dict[str, Apart]:
         packed = f"{beginning}{layout.whole}"
         count = max(number for number, _ in placed) + 1
         complete = len(placed) == count * len(layout.parts)
-        if complete and packed not in offers and not is_packed_otherwise(packed, family):
+        turned = layout not in family.turned and is_packed_otherwise(packed, family)
+        if complete and packed not in offers and not turned:
             names = tuple(placed[key] for key in sorted(placed))
             if made := _make_apart(names, [offers[name].shape for name in names], layout):
                 found[packed] = made

@@ -30,6 +30,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
         "qk_nope_head_dim": 8,
         "num_experts_per_tok": 2,
     },
+    "gpt_oss": {**MIXTURE, "num_local_experts": 4, "head_dim": 8},
     "llama": {**MIXTURE},
     "phi3": {**MIXTURE, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
 }
