@@ -17,12 +17,14 @@ from mergemill.engine.methods.gram import (
     Coefficients,
     Gram,
     combine_linearly,
+    fuse_linearly,
     gram_matrix,
     is_finite,
     norm,
     split_gram,
     times,
 )
+from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.kernels import Gather
 from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
@@ -48,7 +50,11 @@ def _find_coefficients(place: Place, max_iter: int, tol: float) -> Generator[Gat
     return tuple(coefficients)
 
 
-@merge_method(reads="gram", statistics=_find_coefficients, rounds=1, extra_bytes=GRAM_BYTES)
+def _fuse(statistics: Coefficients) -> Fusion | None:
+    return fuse_linearly(statistics)
+
+
+@merge_method(reads="gram", statistics=_find_coefficients, rounds=1, extra_bytes=GRAM_BYTES, fused=_fuse)
 def karcher(
     models: list[Tensor],
     statistics: Coefficients,

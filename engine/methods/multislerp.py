@@ -18,11 +18,13 @@ from mergemill.engine.methods.gram import (
     Coefficients,
     combine_linearly,
     dot,
+    fuse_linearly,
     gram_matrix,
     is_finite,
     norm,
     split_gram,
 )
+from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.kernels import Gather
 from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
@@ -61,6 +63,10 @@ def _find_coefficients(
     return weights
 
 
+def _fuse(statistics: Coefficients) -> Fusion | None:
+    return fuse_linearly(statistics)
+
+
 @merge_method(
     reads="gram",
     base="optional",
@@ -68,6 +74,7 @@ def _find_coefficients(
     rounds=1,
     extra_bytes=GRAM_BYTES,
     check=_weights_cancel,
+    fused=_fuse,
 )
 def multislerp(
     deltas: list[Tensor],

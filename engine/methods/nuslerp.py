@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from mergemill.engine.methods.contract import Grain, PerModel, merge_method
-from mergemill.engine.methods.gram import Coefficients, combine_linearly, gram_matrix
+from mergemill.engine.methods.gram import Coefficients, combine_linearly, fuse_linearly, gram_matrix
 from mergemill.engine.methods.rows import multiply_rows, view_rows
 from mergemill.engine.tensors.device import put_beside, to_host
+from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.kernels import Gather
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
@@ -42,6 +43,10 @@ def _find_coefficients(weight: Sequence[float], nuslerp_flatten: bool) -> Genera
     return _find_arc(gram[0][1] / (norms[0] * norms[1]), _share_of_second(weight))
 
 
+def _fuse(statistics: Coefficients | None) -> Fusion | None:
+    return None if statistics is None else fuse_linearly(statistics)
+
+
 @merge_method(
     reads="gram",
     base="optional",
@@ -50,6 +55,7 @@ def _find_coefficients(weight: Sequence[float], nuslerp_flatten: bool) -> Genera
     rounds=1,
     grain=_grain,
     extra_slabs=10,
+    fused=_fuse,
 )
 def nuslerp(
     deltas: list[Tensor],

@@ -4,7 +4,7 @@ A method that can says so with a function that returns a `Fusion` (see `merge_me
 it merges what the loops do not know (float64, tensors in memory, steps), with the same bits.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -53,7 +53,7 @@ Derived = Scores | Importances
 class Join:
     """How the tensors of a slab become one.
 
-    "sum": ``sum(weight[i] · x[i])``, over `divisor` where that is not 0, without the base; "add": base + lambda · that.
+    "sum": ``sum(weight[i] · x[i])``, over `divisor` where that is not 0; "add": base + lambda · that.
     "agree": base + lambda · the sum over the weighted tensors of the elected sign, with `normalize` over their weights.
     "share": the same of the plain tensors, each with its weight as share, over the sum of those that agree.
     "changed": base + the mean of what is above the threshold; what one tensor alone has of that times its weight + 1.
@@ -83,3 +83,7 @@ class Fusion:
     keeps: tuple[Keep, ...] = ()  # of each input; none: all of all
     marked: Cut | None = None  # of all inputs: the elements where the models spread most, instead of `keeps`
     derived: Derived | None = None  # what scores and importances hang on
+
+    def with_base(self, has_base: bool) -> "Fusion":
+        """Return the fusion of a method that takes a base or none: a sum of task vectors is added to the base."""
+        return replace(self, join=replace(self.join, kind="add")) if has_base and self.join.kind == "sum" else self

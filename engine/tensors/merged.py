@@ -147,7 +147,7 @@ class Merged(Expression):
         started = self._start()
         statistics = None if started is None else (yield from self._gather(started, inputs))
         fusion = self.kernel.fuse(statistics, self.place, self.settings) if self._suits_native and self.size else None
-        return Merging(self, inputs, statistics, fusion)
+        return Merging(self, inputs, statistics, fusion and fusion.with_base(self.has_base))
 
     def slab_bytes(self, elements: int, dtype: str) -> int:
         """The inputs' slabs, and what kernels and statistics allocate beside them; decoded, or for native loops."""
