@@ -146,6 +146,7 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
     donor = add_generation(checkpoints[chosen])
     quantized = keeps_quantized(recipe, checkpoints)
     offers = open_offers(checkpoints, family, find_offers(checkpoints, stages), quantized=quantized)
+    offers = _turn_given(recipe, offers, chosen, where)
     check_inputs(recipe, checkpoints, offers, family, where=where)
     later = find_later(recipe, checkpoints, offers, family)
     offers = later.leave_out(offers)
@@ -217,6 +218,14 @@ def _draft(recipe: Recipe, asked: PlanOptions, stages: Stages, where: str) -> tu
         tokens=None if renumbering is None else renumbering.describe(),
     )
     return draft, inputs
+
+
+def _turn_given(recipe: Recipe, offers: Mapping[str, Offers], donor: str, where: str) -> Mapping[str, Offers]:
+    if not recipe.transposed:
+        return offers
+    from mergemill.engine.plan.transposed import turn_given  # which few merges need
+
+    return turn_given(recipe, offers, donor, where=where)
 
 
 def _match_experts(

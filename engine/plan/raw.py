@@ -135,7 +135,8 @@ class _Raw:
 
 
 def _check_raw(recipe: Recipe, where: str) -> None:
-    for key in ("slices", "modules", "tokenizer", "chat_template", "name_map", "match_experts", "policy", "quantize"):
+    given = ("slices", "modules", "tokenizer", "chat_template", "name_map", "transposed", "match_experts", "policy")
+    for key in (*given, "quantize"):
         if getattr(recipe, key) is not None:
             raise PlanError(f"{where}: a raw merge takes tensors as they are called, and no config; leave {key} out")
 

@@ -3,7 +3,7 @@
 from mergemill.engine.recipe.clusters import Adaptive, ClusterFile, list_clusters, load_cluster, parse_cluster
 from mergemill.engine.recipe.leaves import CHAT_TEMPLATES, DtypeName
 from mergemill.engine.recipe.mixtures import AnyRecipe, Expert, Mixture, mixture_to_json
-from mergemill.engine.recipe.names import NameMap, Policy
+from mergemill.engine.recipe.names import NameMap, Policy, TransposedWeights
 from mergemill.engine.recipe.parsing import (
     GivenRecipe,
     load_document,
@@ -66,6 +66,7 @@ __all__ = [
     "Tokenizer",
     "TokenizerSource",
     "Tokens",
+    "TransposedWeights",
     "ZeroRow",
     "list_clusters",
     "load_cluster",

@@ -74,3 +74,18 @@ class Policy(Value):
     def matches(self, tensor_name: str) -> bool:
         """Whether this holds for the output tensor of that name."""
         return matches_filter(self.filter, tensor_name)
+
+
+class TransposedWeights(Value):
+    """Matrices that one model stores [in, out], where the donor, whose layout the output has, stores [out, in]."""
+
+    called: ClassVar[str] = "a rule of transposed"
+
+    model: ModelRef
+    """One of the recipe's models, not the donor."""
+    filter: Annotated[str | None, BeforeValidator(check_filter)] = None
+    """A part of the output tensor's name, or `re:` and a regular expression; absent or `*` matches all its matrices."""
+
+    def matches(self, tensor_name: str) -> bool:
+        """Whether this is of the output tensor of that name."""
+        return matches_filter(self.filter, tensor_name)

@@ -21,7 +21,7 @@ from mergemill.engine.recipe.leaves import (
     check_items,
     check_number,
 )
-from mergemill.engine.recipe.names import NameMap, Policy
+from mergemill.engine.recipe.names import NameMap, Policy, TransposedWeights
 from mergemill.engine.recipe.references import ModelRef
 from mergemill.engine.recipe.settings import Parameters
 from mergemill.engine.recipe.shapes import FrozenMap, Value
@@ -209,6 +209,8 @@ class Recipe(Value):
     """Steps after the method, in order: `[{method: svc, alpha: 1.0}]`."""
     name_map: NameMap | None = None
     """What stands for parts of the names of tensors that the donor lacks: `{blocks.: layers.}`, `re:` for patterns."""
+    transposed: Annotated[tuple[TransposedWeights, ...] | None, BeforeValidator(check_items)] = None
+    """Matrices that a model stores the other way round than the donor: `[{model: org/name, filter: c_attn}]`."""
     match_experts: OptionalFlag = None
     """Whether experts of other mixtures are put into the order of the donor's first, by their routers' rows."""
     policy: Annotated[tuple[Policy, ...] | None, BeforeValidator(check_items)] = None

@@ -142,3 +142,44 @@ def test_a_name_map_gives_no_two_tensors_one_name(models: Path) -> None:
 def test_what_is_no_name_map_is_refused(rules: Any, told: str) -> None:
     with pytest.raises(RecipeError, match=re.escape(told)):
         make_recipe_of({"merge_method": "linear", "models": [{"model": "a"}], "name_map": rules})
+
+
+@pytest.fixture
+def gpt2(tmp_path: Path) -> Path:
+    """A GPT-2, whose weights are Conv1D, a fine-tune, and this with linear layers, as a conversion leaves it."""
+    from adapters import make_gpt2, write_model
+
+    write_model(make_gpt2(seed=1), tmp_path / "base")
+    write_model(make_gpt2(seed=2), tmp_path / "conv1d")
+    shutil.copytree(tmp_path / "conv1d", tmp_path / "linear")
+    own = read_tensors(tmp_path / "conv1d")
+    turned = {name: tensor.T.contiguous() for name, tensor in own.items() if ".c_" in name and name.endswith("weight")}
+    write_tensors(tmp_path / "linear", {**own, **turned})
+    return tmp_path
+
+
+@pytest.mark.parametrize("method", [{"merge_method": "linear"}, {"merge_method": "ties"}])
+def test_weights_that_a_model_stores_transposed_are_turned_where_the_recipe_says_so(
+    method: dict[str, Any], gpt2: Path, tmp_path: Path
+) -> None:
+    """Attention's output is square here, so that no shape tells."""
+    settings = {**method, "parameters": {"weight": 0.7, "density": 0.4}}
+    expected = merge(tmp_path / "expected", gpt2 / "base", gpt2 / "conv1d", **settings)
+    rule = {"model": str(gpt2 / "linear"), "filter": "re:\\.c_(attn|proj|fc)\\."}
+    made = merge(tmp_path / "out", gpt2 / "base", gpt2 / "linear", **settings, transposed=[rule])
+    assert_equal(made, expected)
+
+
+def test_a_rule_of_transposed_that_means_nothing_is_refused_and_a_shape_names_the_rule(gpt2: Path) -> None:
+    other = gpt2 / "linear"
+    with pytest.raises(
+        PlanError, match=r"\[32, 96\], .* \[96, 32\]; .*say so: 'transposed: \[\{model: .*linear, filter: c"
+    ):
+        merge(gpt2 / "out", gpt2 / "base", other)
+    for rule, message in (
+        ({"model": str(other), "filter": "q_proj"}, "transposed: the filter 'q_proj' matches no matrix of .*linear; "),
+        ({"model": str(gpt2 / "base"), "filter": "c_attn"}, "transposed: .*base is the donor, whose layout the output"),
+        ({"model": "elsewhere"}, "transposed: elsewhere is none of the recipe's models, which are"),
+    ):
+        with pytest.raises(PlanError, match=message):
+            merge(gpt2 / "out", gpt2 / "base", other, transposed=[rule])

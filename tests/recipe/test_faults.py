@@ -14,7 +14,7 @@ WRITTEN = "a model is written path[@revision][+lora] or as a mapping"
 RANGE = "'layer_range' must be two whole numbers [from, to], for example [0, 32]"
 TOP = (
     "merge_method, base_model, models, slices, modules, parameters, methods, coefficients, post, name_map, "
-    "match_experts, policy, guard, dtype, out_dtype, quantize, tokenizer"
+    "transposed, match_experts, policy, guard, dtype, out_dtype, quantize, tokenizer"
 )
 
 

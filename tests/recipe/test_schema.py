@@ -32,6 +32,7 @@ def test_the_schema_refuses_unknown_keys_everywhere():
         "Source",
         "Token",
         "Tokenizer",
+        "TransposedWeights",
         "ZeroRow",
     ]
     assert recipe_schema()["additionalProperties"] is False
