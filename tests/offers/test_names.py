@@ -147,14 +147,20 @@ def test_what_is_no_name_map_is_refused(rules: Any, told: str) -> None:
 @pytest.fixture
 def gpt2(tmp_path: Path) -> Path:
     """A GPT-2, whose weights are Conv1D, a fine-tune, and this with linear layers, as a conversion leaves it."""
-    from adapters import make_gpt2, write_model
-
-    write_model(make_gpt2(seed=1), tmp_path / "base")
-    write_model(make_gpt2(seed=2), tmp_path / "conv1d")
-    shutil.copytree(tmp_path / "conv1d", tmp_path / "linear")
-    own = read_tensors(tmp_path / "conv1d")
-    turned = {name: tensor.T.contiguous() for name, tensor in own.items() if ".c_" in name and name.endswith("weight")}
-    write_tensors(tmp_path / "linear", {**own, **turned})
+    shapes = {"attn.c_attn": (8, 24), "attn.c_proj": (8, 8), "mlp.c_fc": (8, 32), "mlp.c_proj": (32, 8)}
+    layer = {f"h.0.{name}.weight": shape for name, shape in shapes.items()}
+    layer |= {f"h.0.{name}.bias": shape[1:] for name, shape in shapes.items()}
+    layer |= {f"{name}.{kind}": (8,) for name in ("h.0.ln_1", "h.0.ln_2", "ln_f") for kind in ("weight", "bias")}
+    layer |= {"wte.weight": (20, 8), "wpe.weight": (16, 8)}
+    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": 1, "n_embd": 8, "n_head": 2}
+    for seed, folder in enumerate(("base", "conv1d", "linear")):
+        stream = torch.Generator().manual_seed(min(seed, 1))
+        tensors = {f"transformer.{name}": torch.randn(shape, generator=stream) for name, shape in layer.items()}
+        if folder == "linear":
+            tensors |= {n: t.T.contiguous() for n, t in tensors.items() if ".c_" in n and t.ndim == 2}
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text(json.dumps({**config, "vocab_size": 20, "n_positions": 16}))
+        write_tensors(tmp_path / folder, tensors)
     return tmp_path
 
 
@@ -172,9 +178,7 @@ def test_weights_that_a_model_stores_transposed_are_turned_where_the_recipe_says
 
 def test_a_rule_of_transposed_that_means_nothing_is_refused_and_a_shape_names_the_rule(gpt2: Path) -> None:
     other = gpt2 / "linear"
-    with pytest.raises(
-        PlanError, match=r"\[32, 96\], .* \[96, 32\]; .*say so: 'transposed: \[\{model: .*linear, filter: c"
-    ):
+    with pytest.raises(PlanError, match=r"\[24, 8\].* \[8, 24\]; .*say so: 'transposed: \[\{model: .*linear, filter"):
         merge(gpt2 / "out", gpt2 / "base", other)
     for rule, message in (
         ({"model": str(other), "filter": "q_proj"}, "transposed: the filter 'q_proj' matches no matrix of .*linear; "),
