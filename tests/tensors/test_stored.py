@@ -26,6 +26,9 @@ SETTINGS: list[tuple[str, Mapping[str, Any]]] = [
     ("linear", {"weight": (0.3, 0.9)}),
     ("linear", {"weight": (0.3, 0.9), "normalize": False}),
     ("slerp", {"t": 0.3}),
+    ("nuslerp", {"weight": (0.3, 0.9)}),
+    ("multislerp", {"weight": (0.3, 0.9)}),
+    ("karcher", {}),
     ("task_arithmetic", {"weight": (0.3, -0.7), "normalize": True, "lambda": 1.3}),
     ("expo", {"weight": (1.4, 0.2)}),
     ("ties", {"weight": (1.0, 0.5), "density": (0.5, 0.2), "rescale": True}),
@@ -67,7 +70,9 @@ def merge_both_ways(
     folder: Path, name: str, inputs: Sequence[Tensor], given: Mapping[str, Any], **how: Any
 ) -> tuple[Tensor, Tensor]:
     """Merge natively, and with torch alone."""
-    task = Task(name, tuple(inputs), fill_settings(get_method(name), given, 2))
+    method = get_method(name)
+    based = method.base == "optional"
+    task = Task(name, tuple(inputs), fill_settings(method, given, 2), optional_base=based)
     natively = Mill(folder).merge(task, **how)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "load", lambda: None)
