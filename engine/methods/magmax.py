@@ -8,10 +8,15 @@ Evidence: none beyond vision models (the source: CLIP ViTs).
 """
 
 from mergemill.engine.methods.contract import merge_method
+from mergemill.engine.tensors.fusion import Fusion, Join
 from mergemill.engine.tensors.lazy import Tensor, torch
 
 
-@merge_method(reads="element", base="required")
+def _fuse(lambda_: float) -> Fusion:
+    return Fusion(Join("largest", (), lambda_=lambda_))
+
+
+@merge_method(reads="element", base="required", fused=_fuse)
 def magmax(base: Tensor, deltas: list[Tensor], *, lambda_: float = 0.5) -> Tensor:
     """Return ``base + lambda · D`` with D, element by element, the delta of largest magnitude, of equals the later.
 

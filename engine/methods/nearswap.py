@@ -8,12 +8,17 @@ Evidence: none known.
 """
 
 from mergemill.engine.methods.contract import merge_method
+from mergemill.engine.tensors.fusion import Fusion, Join
 from mergemill.engine.tensors.lazy import Tensor
 
 _LEAST_DISTANCE = 1e-6
 
 
-@merge_method(reads="element", base="required", inputs=(1, 1))
+def _fuse(t: float) -> Fusion:
+    return Fusion(Join("near", (), threshold=t))
+
+
+@merge_method(reads="element", base="required", inputs=(1, 1), fused=_fuse)
 def nearswap(base: Tensor, deltas: list[Tensor], *, t: float) -> Tensor:
     """Return ``base + r · D`` with ``r = clip(t / max(|D|, 1e-6), 0, 1)``: no element moves by more than `t`.
 

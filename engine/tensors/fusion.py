@@ -11,7 +11,9 @@ import numpy as np
 
 from mergemill.engine.tensors.cut import Cut
 
-JoinKind = Literal["sum", "add", "agree", "share", "changed", "balance", "exceed", "farthest", "consent"]
+JoinKind = Literal[
+    "sum", "add", "agree", "share", "changed", "balance", "exceed", "farthest", "consent", "largest", "near"
+]
 Limits = np.ndarray[Any, np.dtype[np.int32]]
 Divergences = np.ndarray[Any, np.dtype[np.float64]]
 SPREAD = -1  # in place of a tensor's number: the standard deviation over all of them
@@ -61,6 +63,8 @@ class Join:
     from the cut's threshold to so much above it as the weight is; 1, where that is 0.
     "farthest": base + lambda · the largest magnitude among the tensors of the sum's sign, with that sign; of none, 0.
     "consent": base + lambda · what "sum" makes, where all tensors have one sign.
+    "largest": base + lambda · the tensor of largest magnitude, of equals the later.
+    "near": base + lambda · the one tensor times the threshold over its magnitude, from 0 to 1.
     "exceed": the first of two tensors, and the second where its importance reaches the threshold.
     With `masks`, "add" and "agree" add only what at least `votes` tensors agree on (see `methods/consensus.py`).
     """

@@ -231,7 +231,7 @@ int is_kept(const Slab *slab, const Keep *keep) {
 }
 
 int is_joined(const Slab *slab, const Join *join, const Keep *keeps) {
-    if (join->kind < JOIN_SUM || join->kind > JOIN_CONSENT) return 0;
+    if (join->kind < JOIN_SUM || join->kind > JOIN_NEAR) return 0;
     if (join->kind == JOIN_EXCEED) return is_ranked(slab, IMPORTANCE);
     if (join->kind == JOIN_BALANCE && (!keeps || !is_scored(slab, slab->count))) return 0;
     if (join->masks && join->kind != JOIN_ADD && join->kind != JOIN_AGREE) return 0;

@@ -14,7 +14,8 @@
 
 enum { F32, BF16, F16, CODED }; /* the last is no dtype: a tensor's data is then a Coded */
 enum { KEEP_ALL, KEEP_NOTHING, KEEP_CUT, KEEP_RANDOM, KEEP_MASK };
-enum { JOIN_SUM, JOIN_ADD, JOIN_AGREE, JOIN_SHARE, JOIN_CHANGED, JOIN_BALANCE, JOIN_EXCEED, JOIN_FARTHEST, JOIN_CONSENT };
+enum { JOIN_SUM, JOIN_ADD, JOIN_AGREE, JOIN_SHARE, JOIN_CHANGED, JOIN_BALANCE, JOIN_EXCEED, JOIN_FARTHEST, JOIN_CONSENT,
+       JOIN_LARGEST, JOIN_NEAR };
 enum { DERIVE_SCORES, DERIVE_IMPORTANCE };
 enum { SPREAD = -1, IMPORTANCE = -2 }; /* in place of a tensor's number; its score has that number and `count` more */
 

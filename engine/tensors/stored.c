@@ -79,6 +79,27 @@ WIDTHS static void farthest_agreeing(float *restrict total, float *const *x, int
     for (int64_t j = 0; j < size; j++) total[j] *= sign[j];
 }
 
+/* total = of each element the tensor of largest magnitude, of equals the later. */
+WIDTHS static void largest_of_all(float *restrict total, float *const *x, int64_t count, int64_t size) {
+    memcpy(total, x[0], (size_t)size * sizeof(float));
+    for (int64_t i = 1; i < count; i++) {
+        const float *restrict own = x[i];
+        for (int64_t j = 0; j < size; j++) {
+            const float later = fabsf(own[j]) >= fabsf(total[j]) ? 1.0f : 0.0f;
+            total[j] = total[j] * (1.0f - later) + own[j] * later;
+        }
+    }
+}
+
+/* total = the one tensor, of each element no more than the reach. What is no number stays so. */
+WIDTHS static void keep_near(float *restrict total, const float *restrict x, float reach, int64_t size) {
+    for (int64_t j = 0; j < size; j++) {
+        const float distance = fabsf(x[j]) < 1e-6f ? 1e-6f : fabsf(x[j]);
+        const float share = 1.0f / distance * reach;
+        total[j] = x[j] * (share < 0.0f ? 0.0f : share > 1.0f ? 1.0f : share);
+    }
+}
+
 /* Multiply by 0 what the tensors do not all change in one direction. */
 WIDTHS static void keep_consensual(float *restrict total, float *const *x, int64_t count, int64_t size) {
     float rises[CHUNK] = {0}, falls[CHUNK] = {0};
@@ -163,6 +184,10 @@ static const float *join_chunk(const Slab *slab, const Keep *keeps, const Join *
         balance(slab, keeps, join, chunk, room);
     else if (join->kind == JOIN_FARTHEST)
         farthest_agreeing(room->total, room->x, count, size);
+    else if (join->kind == JOIN_LARGEST)
+        largest_of_all(room->total, room->x, count, size);
+    else if (join->kind == JOIN_NEAR)
+        keep_near(room->total, x[0], join->threshold, size);
     else
         sum_weighted(room->total, x, join->weight, count, 0, size, join->divisor);
     if (join->kind == JOIN_SUM) return room->total;

@@ -33,6 +33,8 @@ _JOINS = {
     "exceed": 6,
     "farthest": 7,
     "consent": 8,
+    "largest": 9,
+    "near": 10,
 }
 MOST_NEAR = 1 << 18  # keys that a window of a slab has room for
 _NO_MEMORY = -1  # what loops return; less, where they refuse what they were given

@@ -60,6 +60,8 @@ SETTINGS: list[tuple[str, Mapping[str, Any]]] = [
     ("emr", {}),
     ("emr", {"lambda": -0.7}),
     ("negmerge", {"lambda": 0.7}),
+    ("magmax", {"lambda": -0.7}),
+    ("nearswap", {"t": 0.2}),
     ("localize_stitch", {}),
     ("localize_stitch", {"density": (0.6, 1.0), "lambda": 0.7}),
     ("localize_stitch", {"density": (0.0, 0.4)}),
@@ -80,7 +82,8 @@ def merge_both_ways(
 
 
 def count_inputs(name: str) -> int:
-    return 3 if get_method(name).takes_deltas else 2
+    method = get_method(name)
+    return 1 + min(2, method.most_inputs or 2) if method.takes_deltas else 2
 
 
 def test_all_methods_that_loops_know_are_tested() -> None:
