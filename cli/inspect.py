@@ -105,10 +105,21 @@ def _adapter_facts(found: "values.Inspection") -> Iterator[tuple[str, str]]:
         yield "adapter", f"{len(found.factors)} factors were left in the model, such as {found.factors[0]}"
     if (adapter := found.adapter) is None:
         return
-    yield "adapter", f"{adapter.method} of rank {adapter.rank}, alpha {adapter.alpha:g}"
+    ranks = f" (from {adapter.ranks[0]} to {adapter.ranks[-1]})" if adapter.ranks else ""
+    yield "adapter", f"{adapter.method} of rank {adapter.rank}{ranks}, alpha {adapter.alpha:g}"
+    yield "base model", adapter.base or "its config says none"
+    yield "targets", ", ".join(adapter.targets) or "its config says none"
     yield "changes", ", ".join(f"{count} {name}" for name, count in adapter.modules.items()) or "no modules"
+    if adapter.embeddings:
+        yield "tokens", ", ".join(adapter.embeddings)
     if adapter.whole:
         yield "replaces", ", ".join(adapter.whole)
+    yield (
+        "as an input",
+        f"refused: {adapter.refused}"
+        if adapter.refused
+        else "BASE+ADAPTER is taken, where its shapes are those of BASE",
+    )
 
 
 def _card_facts(found: "values.Inspection") -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mergemill.engine.checkpoint.adapter import Adapter, is_adapter, open_adapter
+from mergemill.engine.checkpoint.adapter import is_adapter
 from mergemill.engine.checkpoint.ancestors import Lineage, find_ancestors, read_lineage
 from mergemill.engine.checkpoint.checkpoint import open_checkpoint
 from mergemill.engine.checkpoint.factors import find_factors
@@ -23,6 +23,7 @@ from mergemill.engine.checkpoint.terms import CARD_NAME, read_card
 from mergemill.engine.checkpoint.weights import StoredTensor
 from mergemill.engine.errors import CheckpointError, OutputError
 from mergemill.engine.plan.sizes import say_count
+from mergemill.engine.runs.inspect_adapter import AdapterFacts, inspect_adapter
 from mergemill.engine.runs.outputs.output import Output, find_output
 from mergemill.engine.runs.outputs.receipts import keep_planned
 from mergemill.engine.runs.outputs.record import Record
@@ -44,18 +45,6 @@ class InspectedTensor:
     def elements(self) -> int:
         """The number of elements."""
         return math.prod(self.shape)
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterFacts:
-    """What an adapter changes, and by how much."""
-
-    base: str  # that it was trained on
-    rank: int
-    alpha: float
-    method: str  # "LoRA", "rsLoRA", "DoRA"
-    modules: Mapping[str, int]  # how many of each name it changes
-    whole: tuple[str, ...]  # tensors that it replaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +120,7 @@ def _inspect_checkpoint(path: str, storage: Storage, record: Record | None = Non
     except CheckpointError:
         if record is not None or not is_adapter(path, storage):
             raise
-        return _inspect_adapter(open_adapter(path, None, storage), path, storage)
+        return _inspect_adapter(path, storage)
     family = choose_family(checkpoint.config)
     seen = {name: _see(stored, checkpoint.gguf.get(name)) for name, stored in checkpoint.tensors.items()}
     checkpoint = replace(checkpoint, tensors=seen)
@@ -168,27 +157,18 @@ def _count(tensors: Collection[StoredTensor]) -> dict[str, Any]:
     }
 
 
-def _inspect_adapter(adapter: Adapter, path: str, storage: Storage) -> Inspection:
-    config = adapter.config
-    tensors = [stored for parts in adapter.parts.values() for stored in parts.values()] + list(adapter.whole.values())
-    tensors.sort(key=lambda tensor: tensor.name)
-    text = read_beginning(adapter.files[CARD_NAME], CARD_BYTES, storage) if CARD_NAME in adapter.files else b""
-    card = read_lineage(path, text.decode(errors="replace"))
+def _inspect_adapter(path: str, storage: Storage) -> Inspection:
+    found = inspect_adapter(path, storage)
+    text = read_beginning(found.files[CARD_NAME], CARD_BYTES, storage) if CARD_NAME in found.files else b""
+    card, base = read_lineage(path, text.decode(errors="replace")), found.facts.base
     return Inspection(
         path=path,
         kind="adapter",
         state="",
         digest="",
         model_type="",
-        **_count(tensors),
-        layers={stack: len(layers) for stack, layers in layer_stacks(adapter.parts).items()},
-        adapter=AdapterFacts(
-            base=config.base,
-            rank=config.rank,
-            alpha=config.alpha,
-            method="DoRA" if config.has_magnitudes else "rsLoRA" if config.by_root else "LoRA",
-            modules=dict(sorted(Counter(module.rpartition(".")[2] for module in adapter.parts).items())),
-            whole=tuple(adapter.whole),
-        ),
-        card=replace(card, bases=card.bases or ((config.base,) if config.base else ())),
+        **_count(sorted(found.tensors, key=lambda tensor: tensor.name)),
+        layers={stack: len(layers) for stack, layers in layer_stacks(found.modules).items()},
+        adapter=found.facts,
+        card=replace(card, bases=card.bases or ((base,) if base else ())),
     )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mergemill.cli.inspect import list_facts
 from mergemill.engine import errors, inspect
 
 pytest.importorskip("huggingface_hub")
@@ -77,21 +78,70 @@ def test_quantisation_is_told_with_its_evidence(tmp_path: Path) -> None:
     assert inspect(tmp_path).quantization == "block FP8; it stores a.weight_scale_inv"
 
 
+STEM = "base_model.model.model.layers"
+PAIR = {f"{STEM}.0.self_attn.q_proj.lora_A.weight": (3, 8), f"{STEM}.0.self_attn.q_proj.lora_B.weight": (8, 3)}
+
+
+def write_adapter(folder: Path, more: dict[str, tuple[int, ...]] | None = None, **config: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    tensors = {name: torch.zeros(shape) for name, shape in {**PAIR, **(more or {})}.items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    said = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": ["q_proj"], **config}
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base", **said}))
+    return folder
+
+
 def test_an_adapter_is_told_from_a_model(tmp_path: Path) -> None:
-    stem = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
-    save_file(
-        {f"{stem}A.weight": torch.zeros(3, 8), f"{stem}B.weight": torch.zeros(8, 3)},
-        tmp_path / "adapter_model.safetensors",
-    )
-    config = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "use_rslora": True, "base_model_name_or_path": "org/base"}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    found = inspect(tmp_path)
+    found = inspect(write_adapter(tmp_path, use_rslora=True))
     assert found.kind == "adapter"
     assert found.adapter is not None
     assert (found.adapter.method, found.adapter.rank, dict(found.adapter.modules)) == ("rsLoRA", 3, {"q_proj": 1})
+    assert (found.adapter.targets, found.adapter.refused) == (("q_proj",), "")
     assert found.card is not None
     assert found.card.bases == ("org/base",)
     assert (found.parameters, found.layers) == (48, {"model.layers": 1})
+
+
+KINDS: dict[str, tuple[dict[str, object], str, str]] = {
+    "PiSSA": ({"init_lora_weights": "pissa"}, "PiSSA", ""),
+    "DoRA without magnitudes": (
+        {"use_dora": True, "use_rslora": True},
+        "DoRA with rsLoRA",
+        "q_proj has no magnitude, and use_dora is true in its config",
+    ),
+    "another rank": ({"r": 4}, "LoRA", "q_proj is of rank 3, and by its config of 4"),
+    "fast SVD": ({"init_lora_weights": "pissa_niter_4"}, "PiSSA", "it belongs to a base that peft changes on loading"),
+    "another type": ({"peft_type": "LOHA", "alpha": 2}, "LOHA", "only adapters of the type LORA can be merged"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_kind_of_an_adapter_and_whether_it_is_an_input_are_told(kind: str, tmp_path: Path) -> None:
+    config, method, refused = KINDS[kind]
+    found = inspect(write_adapter(tmp_path, **config))
+    assert found.adapter is not None
+    assert found.adapter.method == method
+    assert refused in found.adapter.refused
+    assert bool(refused) == bool(found.adapter.refused)
+    assert dict(found.adapter.modules) == {"q_proj": 1}
+
+
+def test_what_an_adapter_holds_beside_factors_is_told_by_the_command(tmp_path: Path) -> None:
+    more: dict[str, tuple[int, ...]] = {
+        f"{STEM}.1.mlp.up_proj.lora_A.weight": (5, 8),
+        f"{STEM}.1.mlp.up_proj.lora_B.weight": (8, 5),
+        "base_model.model.model.embed_tokens.lora_embedding_A": (3, 20),
+        "base_model.model.model.embed_tokens.lora_embedding_B": (8, 3),
+        "base_model.model.model.norm.weight": (8,),
+    }
+    folder = write_adapter(tmp_path, more, rank_pattern={"up_proj": 5}, target_parameters=["mlp.experts.down_proj"])
+    told = dict(list_facts(inspect(folder)))
+    assert told["adapter"] == "LoRA of rank 3 (from 3 to 5), alpha 6"
+    assert told["targets"] == "q_proj, mlp.experts.down_proj"
+    assert told["changes"] == "1 embed_tokens, 1 q_proj, 1 up_proj"
+    assert (told["tokens"], told["replaces"]) == ("model.embed_tokens", "model.norm.weight")
+    assert told["base model"] == "org/base"
+    assert told["as an input"].startswith("BASE+ADAPTER is taken")
 
 
 def test_a_folder_of_neither_is_an_error(tmp_path: Path) -> None:
