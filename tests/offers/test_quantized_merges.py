@@ -1,5 +1,6 @@
 """Models that are quantised are merged as what they mean: by every method, cut, resumed, by two, beside others"""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -245,5 +246,33 @@ def test_so_is_a_merge_of_four_bits(quantize: Quantize, method: str, tmp_path: P
         with parts_of(SMALL_PART):
             outs.append(merge(tmp_path, f"out-{prefix}", body_of(method), prefix))
     found, wanted = (read_tensors(out) for out in outs)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def write_experts(folder: Path, seed: int) -> None:
+    """Write a mixture whose experts are quantised one by one, and what it means in float32 as ``plain-NAME``."""
+    stream = torch.Generator().manual_seed(seed)
+    shapes = {"gate_proj": (64, 32), "up_proj": (64, 32), "down_proj": (32, 64)}
+    weights = {"model.embed_tokens.weight": torch.randn(20, 32, generator=stream)}
+    tensors, plain = dict(weights), dict(weights)
+    for expert, (kind, shape) in itertools.product(range(3), shapes.items()):
+        name = f"model.layers.0.mlp.experts.{expert}.{kind}.weight"
+        stored, plain[name] = to_block_fp8(torch.randn(shape, generator=stream))
+        tensors |= {f"{name}{ending}": each for ending, each in stored.items()}
+    config = {"model_type": "qwen3_moe", "num_hidden_layers": 1, "dtype": "bfloat16", "tie_word_embeddings": True}
+    for each, own, more in ((folder, tensors, BLOCK_CONFIG), (folder.with_name(f"plain-{folder.name}"), plain, {})):
+        each.mkdir()
+        save_file(own, each / "model.safetensors", metadata={"format": "pt"})
+        write_json(each / "config.json", {**config, **more})
+
+
+@pytest.mark.parametrize("method", ["ties", "slerp", "dare_ties"])
+def test_a_stack_of_quantised_experts_is_not_rounded_before_the_merge(method: str, tmp_path: Path) -> None:
+    """Their codes mean more digits than the dtype has that the model would be written in."""
+    for seed, name in enumerate(("base", "a", "b")):
+        write_experts(tmp_path / name, seed)
+    body = {**body_of(method), "dtype": "float32"}
+    found, wanted = (read_tensors(merge(tmp_path, f"out-{prefix}", body, prefix)) for prefix in ("", "plain-"))
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
