@@ -8,7 +8,8 @@
 
 #define WIDE 512 /* columns that are worked on at once: the right factor's share then stays in the core's cache */
 #define FEW 4    /* rows that share what is loaded of it */
-_Static_assert(WIDE % TILE == 0, "wide is whole tiles");
+#define PAIR (2 * TILE)
+_Static_assert(WIDE % PAIR == 0, "wide is whole pairs of tiles");
 
 static void decode_strided(const Factor *factor, int64_t at, int64_t stride, int64_t size, float *out) {
     if (stride == 1) {
@@ -18,28 +19,24 @@ static void decode_strided(const Factor *factor, int64_t at, int64_t stride, int
     for (int64_t j = 0; j < size; j++) decode(factor->data, factor->dtype, at + j * stride, 1, out + j);
 }
 
-/* Half a tile: as wide as registers are everywhere, for the compiler keeps wider ones in memory. */
-typedef float Half __attribute__((vector_size(2 * TILE)));
-#define HALF (TILE / 2)
-
-/* The elements of `count` rows, each `width` apart in `out`, from a tile of columns on. */
+/* The elements of `count` rows, each `width` apart in `out`, from a pair of tiles of columns on. */
 INLINE void add_tile(float *out, int64_t width, const float *left, const float *right, int64_t rank, int64_t count,
                      float scale, int64_t size) {
-    Half low[FEW] = {{0}}, high[FEW] = {{0}};
+    Floats low[FEW] = {{0}}, high[FEW] = {{0}};
     for (int64_t k = 0; k < rank; k++) {
-        Half first, second;
+        Floats first, second;
         memcpy(&first, right + k * WIDE, sizeof first);
-        memcpy(&second, right + k * WIDE + HALF, sizeof second);
+        memcpy(&second, right + k * WIDE + TILE, sizeof second);
         for (int64_t i = 0; i < count; i++) {
             low[i] += first * left[i * rank + k];
             high[i] += second * left[i * rank + k];
         }
     }
     for (int64_t i = 0; i < count; i++) {
-        float added[TILE];
+        float added[PAIR];
         low[i] *= scale, high[i] *= scale;
         memcpy(added, &low[i], sizeof low[i]);
-        memcpy(added + HALF, &high[i], sizeof high[i]);
+        memcpy(added + TILE, &high[i], sizeof high[i]);
         for (int64_t j = 0; j < size; j++) out[i * width + j] += added[j];
     }
 }
@@ -48,8 +45,8 @@ WIDTHS static void add_rows(float *out, int64_t width, const float *left, const 
                             int64_t count, float scale, int64_t size) {
     int64_t j = 0;
     if (count == FEW)
-        for (; j + TILE <= size; j += TILE) add_tile(out + j, width, left, right + j, rank, FEW, scale, TILE);
-    for (; j + TILE <= size; j += TILE) add_tile(out + j, width, left, right + j, rank, count, scale, TILE);
+        for (; j + PAIR <= size; j += PAIR) add_tile(out + j, width, left, right + j, rank, FEW, scale, PAIR);
+    for (; j + PAIR <= size; j += PAIR) add_tile(out + j, width, left, right + j, rank, count, scale, PAIR);
     if (j < size) add_tile(out + j, width, left, right + j, rank, count, scale, size - j);
 }
 
@@ -71,7 +68,7 @@ int32_t mergemill_add_product(float *out, int64_t start, int64_t size, int64_t c
     if (start < 0 || size < 0 || columns < 1 || rank < 1 || start > INT64_MAX / 8 - size) return REFUSED;
     const int64_t first = start / columns, rows = (start + size - 1) / columns + 1 - first;
     if (!has_vectors(left, first + rows, rank) || !has_vectors(right, columns, rank)) return REFUSED;
-    if (floats < TILE || (floats - TILE) / rank < rows + WIDE) return REFUSED;
+    if (floats < PAIR || (floats - PAIR) / rank < rows + WIDE) return REFUSED;
     float *tile = room + rows * rank;
     for (int64_t i = 0; i < rows; i++)
         decode_strided(left, left->start + (first + i) * left->along_side, left->along_rank, rank, room + i * rank);

@@ -2,8 +2,12 @@
 
 #include "slab.h"
 
-#define FEW_ROWS 32   /* that are turned round at once */
-#define FEW_COLUMNS 8 /* so are these */
+#ifdef HAS_SHUFFLE
+#include <immintrin.h>
+#endif
+
+#define FEW_ROWS 32 /* that are turned round at once */
+#define TURNED 16   /* so are as many columns */
 
 INLINE int knows(const Codes *given) {
     return (given->bits == 4 || given->bits == 8) && given->skipped >= 0 && (given->high_first & ~1) == 0;
@@ -125,11 +129,11 @@ INLINE void decode_scattered(const Codes *given, int64_t start, int64_t size, in
                              const int64_t *row_scales, const int64_t *columns_at, const int64_t *column_scales,
                              float *out) {
     const int64_t rows = (start + size + columns - 1) / columns;
-    for (int64_t tile = 0; tile < columns; tile += TILE) {
+    for (int64_t tile = 0; tile < columns; tile += TURNED) {
         for (int64_t row = 0; row < rows; row++) {
             const int64_t left = row * columns;
             const int64_t low = start - left > tile ? start - left : tile;
-            const int64_t high = least(least(columns, tile + TILE), start + size - left);
+            const int64_t high = least(least(columns, tile + TURNED), start + size - left);
             for (int64_t i = low; i < high; i++) {
                 const int64_t scale = row_scales[row] + column_scales[i];
                 float x = take_code(given, rows_at[row] + columns_at[i] + given->skipped);
@@ -140,28 +144,96 @@ INLINE void decode_scattered(const Codes *given, int64_t start, int64_t size, in
     }
 }
 
+#ifdef HAS_SHUFFLE
+/* Codes of 4 bits that follow down a tile of columns, at most 32 from `at[i]` on, of which all or none are odd: `out` gets
+ * a tile for each row, each element less the zero point and times the scale of its column. Bytes are turned round before
+ * they are decoded, four times, the first half of them between those of the second. By the processor's own names, since
+ * compilers find none of these instructions by themselves: a third of the time. */
+__attribute__((target("avx2"))) static void turn_tile(const Codes *given, const int64_t *at, int64_t run,
+                                                      const float *zeros, const float *scales, float (*out)[TURNED]) {
+    const int64_t odd = at[0] & 1, bytes = (odd + run + 1) / 2;
+    uint8_t last[TURNED] = {0}; /* of a 33rd code */
+    __m128i rows[TURNED + 1], turned[TURNED];
+    for (int64_t i = 0; i < TURNED; i++) {
+        const uint8_t *codes = given->codes + at[i] / 2;
+        uint8_t few[TURNED] = {0};
+        for (int64_t k = 0; bytes < TURNED && k < bytes; k++) few[k] = codes[k];
+        rows[i] = _mm_loadu_si128((const __m128i *)(bytes < TURNED ? few : codes));
+        if (bytes > TURNED) last[i] = codes[TURNED];
+    }
+    rows[TURNED] = _mm_loadu_si128((const __m128i *)last);
+    for (int32_t stage = 0; stage < 4; stage++) {
+        for (int64_t i = 0; i < TURNED / 2; i++) {
+            turned[2 * i] = _mm_unpacklo_epi8(rows[i], rows[i + TURNED / 2]);
+            turned[2 * i + 1] = _mm_unpackhi_epi8(rows[i], rows[i + TURNED / 2]);
+        }
+        memcpy(rows, turned, sizeof turned);
+    }
+    const __m256 low = _mm256_loadu_ps(given->table), high = _mm256_loadu_ps(given->table + 8);
+    const __m256 factor = _mm256_set1_ps(given->factor);
+    for (int64_t half = 0; half < TURNED; half += 8) {
+        const __m256 scale = _mm256_loadu_ps(scales + half), zero = _mm256_loadu_ps(zeros + half);
+        for (int64_t k = 0; k < run; k++) {
+            const int64_t code = odd + k;
+            const __m128i line = half ? _mm_srli_si128(rows[code / 2], 8) : rows[code / 2];
+            const __m128i shift = _mm_cvtsi32_si128((int32_t)((code & 1) ^ given->high_first) * 4);
+            const __m256i index = _mm256_srl_epi32(_mm256_cvtepu8_epi32(line), shift); /* the lowest bits count */
+            const __m256 below = _mm256_permutevar8x32_ps(low, index), above = _mm256_permutevar8x32_ps(high, index);
+            __m256 found = _mm256_blendv_ps(below, above, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
+            if (given->zeros) found = _mm256_sub_ps(found, zero);
+            found = _mm256_mul_ps(found, scale);
+            if (given->factor != 1.0f) found = _mm256_mul_ps(found, factor);
+            _mm256_storeu_ps(out[k] + half, found);
+        }
+    }
+}
+
+static int can_turn(void) { return __builtin_cpu_supports("avx2"); }
+#else
+static int can_turn(void) { return 0; }
+
+static void turn_tile(const Codes *given, const int64_t *at, int64_t run, const float *zeros, const float *scales,
+                      float (*out)[TURNED]) {
+    (void)given, (void)at, (void)run, (void)zeros, (void)scales, (void)out;
+}
+#endif
+
 /* The same where rows lie one after the other: runs of them that share a scale are taken along a column, and turned
- * round in the first-level cache. */
+ * round in the first-level cache: codes of 4 bits as bytes of them, where bytes can be shuffled, else elements. */
 INLINE void decode_turned(const Codes *given, int64_t start, int64_t size, int64_t columns, const int64_t *rows_at,
                           const int64_t *row_scales, const int64_t *columns_at, const int64_t *column_scales,
                           float *out) {
     const int64_t rows = (start + size + columns - 1) / columns;
-    float taken[FEW_COLUMNS][FEW_ROWS];
-    for (int64_t tile = 0; tile < columns; tile += FEW_COLUMNS) {
-        const int64_t wide = least(FEW_COLUMNS, columns - tile);
+    for (int64_t tile = 0; tile < columns; tile += TURNED) {
+        const int64_t wide = least(TURNED, columns - tile);
+        int even = given->bits == 4 && wide == TURNED && can_turn(); /* all codes of a row, or none */
+        for (int64_t i = 1; i < wide; i++) even &= !((columns_at[tile + i] ^ columns_at[tile]) & 1);
         for (int64_t row = 0, run; row < rows; row += run) {
+            float taken[FEW_ROWS][TURNED];
             for (run = 1; run < least(FEW_ROWS, rows - row) && row_scales[row + run] == row_scales[row]; run++) continue;
-            for (int64_t i = 0; i < wide; i++) {
-                take_codes(given, rows_at[row] + columns_at[tile + i] + given->skipped, run, taken[i]);
-                rescale(given, row_scales[row] + column_scales[tile + i], run, taken[i]);
+            if (even) {
+                int64_t at[TURNED];
+                float scales[TURNED], zeros[TURNED] = {0};
+                for (int64_t i = 0; i < TURNED; i++) {
+                    const int64_t scale = row_scales[row] + column_scales[tile + i];
+                    at[i] = rows_at[row] + columns_at[tile + i] + given->skipped;
+                    scales[i] = given->scales[scale];
+                    if (given->zeros) zeros[i] = given->zeros[scale];
+                }
+                turn_tile(given, at, run, zeros, scales, taken);
+            }
+            for (int64_t i = 0; !even && i < wide; i++) {
+                float column[FEW_ROWS];
+                take_codes(given, rows_at[row] + columns_at[tile + i] + given->skipped, run, column);
+                rescale(given, row_scales[row] + column_scales[tile + i], run, column);
+                for (int64_t k = 0; k < run; k++) taken[k][i] = column[k];
             }
             for (int64_t k = 0; k < run; k++) {
                 const int64_t left = (row + k) * columns + tile - start;
-                if (wide == FEW_COLUMNS && left >= 0 && left + FEW_COLUMNS <= size) {
-                    for (int64_t i = 0; i < FEW_COLUMNS; i++) out[left + i] = taken[i][k];
-                    continue;
-                }
-                for (int64_t i = left < 0 ? -left : 0; i < least(wide, size - left); i++) out[left + i] = taken[i][k];
+                if (wide == TURNED && left >= 0 && left + TURNED <= size)
+                    memcpy(out + left, taken[k], sizeof taken[k]);
+                else
+                    for (int64_t i = left < 0 ? -left : 0; i < least(wide, size - left); i++) out[left + i] = taken[k][i];
             }
         }
     }

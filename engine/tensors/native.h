@@ -32,13 +32,13 @@ _Static_assert(CHUNK <= UINT16_MAX && BLOCK <= INT32_MAX, "what is counted of th
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "checkpoints are little-endian, and are not turned");
 _Static_assert(FLT_EVAL_METHOD == 0, "floats are not computed with more bits than they have");
 
-#define TILE 16 /* elements that are worked on at once where the compiler needs to be told; any machine can do it */
+/* Elements that are worked on at once where the compiler needs to be told. As many as AVX2 has floats in a register: of
+ * larger vectors gcc 12 makes single elements, in memory (signs elected took ten times as long, 2026-11-30). */
+#define TILE 8
 _Static_assert(CHUNK % TILE == 0 && TILE % 8 == 0, "a chunk is whole tiles, and a tile's marks are whole bytes");
 typedef float Floats __attribute__((vector_size(4 * TILE)));
 typedef int32_t Flags __attribute__((vector_size(4 * TILE))); /* -1 or 0 */
 typedef uint32_t Words __attribute__((vector_size(4 * TILE)));
-typedef uint16_t Halves __attribute__((vector_size(2 * TILE)));
-typedef uint8_t Bytes __attribute__((vector_size(TILE)));
 #define INLINE static inline __attribute__((always_inline))
 
 /* `size` elements, at most a tile; beyond them 0. */

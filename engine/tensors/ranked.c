@@ -155,20 +155,18 @@ typedef struct {
 
 /* Look at a whole chunk of keys: the bits of `mask`. */
 WIDTHS static Sight look_at(const void *keys, uint32_t mask, uint32_t low, uint32_t high, uint8_t *inside) {
-    Flags above = {0}, lows = {0}, highs = {0};
+    int32_t above = 0, lows = 0, highs = 0;
     const uint32_t span = high > low ? high - low - 1 : 0;
-    for (int64_t j = 0; j < CHUNK; j += TILE) {
-        Words bits;
+    for (int64_t j = 0; j < CHUNK; j++) {
+        uint32_t bits;
         memcpy(&bits, (const uint32_t *)keys + j, sizeof bits);
         bits &= mask;
         above += bits > high;
         lows += bits == low;
         highs += bits == high;
-        const Halves halves = __builtin_convertvector((Words)(bits - (low + 1) < span), Halves);
-        const Bytes bytes = __builtin_convertvector(halves, Bytes); /* at once it would be done one by one */
-        memcpy(inside + j, &bytes, sizeof bytes);
+        inside[j] = bits - (low + 1) < span;
     }
-    return (Sight){count_flags(above), count_flags(lows), count_flags(highs)};
+    return (Sight){above, lows, highs};
 }
 
 static void collect(Window *window, const void *keys, uint32_t mask, const uint8_t *inside, int64_t *count) {
