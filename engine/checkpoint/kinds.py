@@ -81,6 +81,7 @@ _RULES = (
         _every("global_attn_every_n_layers", first=0),
         ("full", "sliding"),
     ),
+    _Rule("dense_attention_every_n_layers", (), _every("dense_attention_every_n_layers")),  # phi3small's own code
     _Rule("max_window_layers", _ATTENTION_LISTS, _windowed, ("sliding", "full")),
     _Rule("attn_layer_period", _ATTENTION_LISTS, _offset("attn_layer_period", "attn_layer_offset")),
     _Rule("no_rope_layer_interval", ("no_rope_layers",), _every("no_rope_layer_interval")),
