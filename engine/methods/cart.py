@@ -17,8 +17,8 @@ from mergemill.engine.methods.matrices import (
     find_side,
     is_matrix,
     on_one_thread,
+    truncate,
     whole_matrices,
-    with_spectrum,
 )
 from mergemill.engine.methods.sums import sum_weighted
 from mergemill.engine.tensors.device import divide_
@@ -51,6 +51,6 @@ def _merge_around_mean(models: list[Tensor], kept: int, lambda_: float) -> Tenso
     merged = mean.clone()
     for model in models:
         rest = model.to(torch.float64, copy=True).sub_(mean)
-        side = find_side(rest, model.dtype)
-        merged.add_(with_spectrum(rest, side, side.values[: min(kept, side.clear)]), alpha=lambda_)
+        side = find_side(rest, model.dtype, most=kept)
+        merged.add_(truncate(rest, side, min(kept, side.clear), lambda_))
     return merged

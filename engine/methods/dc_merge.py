@@ -18,6 +18,7 @@ from mergemill.engine.methods.matrices import (
     decompose,
     join_triples,
     make_orthonormal,
+    multiply,
     whole_matrices,
 )
 from mergemill.engine.tensors.lazy import Dtype, Tensor, torch
@@ -45,7 +46,7 @@ def dc_merge(
         left, right = (make_orthonormal(each, stored) for each in (joined.left, joined.right))
         size = (share * len(found)) ** 2
         cores = [_keep_largest(_make_core(each, left, right), density, size, stored) for each in found]
-        return left @ _join_blocks(cores, [len(each.values) for each in found]) @ right.T
+        return multiply(left @ _join_blocks(cores, [len(each.values) for each in found]), right.T, stored)
 
     return add_matrix(base, deltas, place, join, lambda_=lambda_, normalize=True)
 

@@ -19,6 +19,7 @@ from mergemill.engine.methods.matrices import (
     find_side,
     join_triples,
     make_orthonormal,
+    multiply,
     take_triples,
     whole_matrices,
 )
@@ -75,7 +76,7 @@ def _join_directions(matrices: list[Tensor], common: int, own: int) -> Tensor:
         parts.insert(0, joined._replace(left=left if rest is None else rest @ left))
     values = torch.cat([part.values for part in parts])
     left, right = (torch.cat([part[at] for part in parts], 1) for at in (0, 2))
-    return (left @ make_orthonormal(right, stored).T).mul_(float(values.sum()) / rank)
+    return multiply(left, make_orthonormal(right, stored).T, stored).mul_(float(values.sum()) / rank)
 
 
 def _find_own(matrix: Tensor, common: Tensor, rest: Tensor | None, own: int) -> Triples:

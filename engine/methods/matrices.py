@@ -7,7 +7,9 @@ zero (eps of float32); float64 itself has no such room and goes through LAPACK's
 
 What only changes the spectrum needs no vectors of the larger side (2026-11-29): it is a product of the matrix with one
 of the smaller side. With that, half the Gram matrix, and Iso-CTS's own directions found beside the common ones only,
-results have other last bits than in versions before that. How far they are from float64, and what it gains, is in
+results have other last bits than in versions before that. Where only the largest singular values are asked for,
+`leading` finds their vectors in float32 and makes them exact, and products in which no direction is divided by a small
+singular value are taken in float32 (2026-11-30). How far results are from float64, and what all this gains, is in
 tests/bench/README.md.
 """
 
@@ -17,6 +19,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from mergemill.engine.errors import MergeError
+from mergemill.engine.methods import leading
 from mergemill.engine.methods.contract import Grain
 from mergemill.engine.methods.task_vectors import add_deltas
 from mergemill.engine.tensors.lazy import Dtype, Tensor, torch
@@ -37,8 +40,8 @@ class Triples(NamedTuple):
 class Side(NamedTuple):
     """Singular values, the largest first, and the vectors of the smaller side: of rows, where these are no more."""
 
-    vectors: Tensor  # [s, s], s = min(m, n), orthonormal columns, also those of what is zero; float64 as all here
-    values: Tensor  # [s]
+    vectors: Tensor  # [s, s], s = min(m, n), or fewer columns; orthonormal, also those of what is zero; float64 as all
+    values: Tensor  # one for each
     others: Tensor | None  # the other side's, [max(m, n), s], where a decomposition of the matrix itself gave them
     clear: int  # so many values are not numerically zero
 
@@ -95,8 +98,10 @@ def on_one_thread(place: Place) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def find_side(matrix: Tensor, stored: Dtype, *, unit: float = 0.0) -> Side:
+def find_side(matrix: Tensor, stored: Dtype, *, unit: float = 0.0, most: int | None = None) -> Side:
     """Return the singular values and the vectors of the smaller side of a matrix that is exact to `stored`'s rounding.
+
+    Of these the `most` largest are needed (all by default); others may be left out.
 
     Numerically zero are singular values of at most ``max(m, n) · eps`` of the largest, or of `unit` where that is
     larger (the norm of what the matrix is a difference of), with the eps of `stored`: rounding decides their vectors.
@@ -105,10 +110,21 @@ def find_side(matrix: Tensor, stored: Dtype, *, unit: float = 0.0) -> Side:
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
         vectors, others = (left, right.T) if _is_wide(matrix) else (right.T, left)
     else:
-        squares, vectors = torch.linalg.eigh(_gram(matrix))
-        values, vectors, others = squares.clamp_(min=0.0).sqrt_().flip(0), vectors.flip(1), None
+        squares, vectors = _decompose_gram(_gram(matrix), most)
+        values, others = squares.clamp_(min=0.0).sqrt_(), None
     least = max(matrix.shape) * torch.finfo(stored).eps * values[:1].clamp(min=unit)
     return Side(vectors, values, others, int((values > least).sum()))
+
+
+def _decompose_gram(gram: Tensor, most: int | None) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues and vectors, the largest first: at least the `most` largest."""
+    if most is not None and leading.has_room(len(gram), most):
+        rough = leading.find_rough(gram)
+        found = leading.refine(gram, rough, most) if rough else None
+        if found:
+            return found
+    squares, vectors = torch.linalg.eigh(gram)
+    return squares.flip(0), vectors.flip(1)
 
 
 def with_spectrum(matrix: Tensor, side: Side, values: Tensor) -> Tensor:
@@ -129,12 +145,39 @@ def with_spectrum(matrix: Tensor, side: Side, values: Tensor) -> Tensor:
     return scaled @ (vectors.T @ wide) if _is_wide(matrix) else (wide @ vectors) @ scaled.T
 
 
+def truncate(matrix: Tensor, side: Side, most: int, scale: float = 1.0) -> Tensor:
+    """Return `scale` times the matrix of the `most` largest singular values; float32 where `multiply` is.
+
+    No direction is divided by its singular value, so float32 loses what it rounds and no more.
+    """
+    if side.others is not None or not most or not is_large(matrix.shape):
+        return with_spectrum(matrix, side, side.values[:most] * scale)
+    narrow, vectors = matrix.to(torch.float32), side.vectors[:, :most].to(torch.float32)
+    scaled = vectors * scale
+    return scaled @ (vectors.T @ narrow) if _is_wide(matrix) else (narrow @ vectors) @ scaled.T
+
+
+def multiply(left: Tensor, right: Tensor, stored: Dtype) -> Tensor:
+    """Return the product of two float64 matrices, in float32 where `stored` is and the result is large.
+
+    That rounds each element by less than 1e-6 of the largest.
+    """
+    if stored == torch.float64 or not is_large((len(left), right.shape[1])):
+        return left @ right
+    return left.to(torch.float32) @ right.to(torch.float32)
+
+
+def is_large(shape: Sequence[int]) -> bool:
+    """Whether the time of a matrix is that of its products and decompositions, in float64 or in float32."""
+    return min(shape) >= leading.SMALLEST
+
+
 def decompose(matrix: Tensor, stored: Dtype, most: int | None = None, *, unit: float = 0.0) -> Triples:
     """Return the `most` largest singular triples (all by default), without what is numerically zero (`find_side`).
 
     So there may be fewer triples than asked for, of a matrix of zeros none.
     """
-    side = find_side(matrix, stored, unit=unit)
+    side = find_side(matrix, stored, unit=unit, most=most)
     return take_triples(matrix, side, side.clear if most is None else min(most, side.clear))
 
 

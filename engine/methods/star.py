@@ -9,7 +9,7 @@ Evidence: LoRAs of Flan-T5, Llama 3.2 3B and Mistral 7B (the source).
 """
 
 from mergemill.engine.methods.contract import Density, merge_method
-from mergemill.engine.methods.matrices import SVD_SLABS, add_matrix, find_side, whole_matrices, with_spectrum
+from mergemill.engine.methods.matrices import SVD_SLABS, add_matrix, find_side, truncate, whole_matrices
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 
@@ -29,7 +29,7 @@ def star(base: Tensor, deltas: list[Tensor], place: Place, *, eta: Density = 0.4
             sums = side.values[: side.clear].cumsum(0)
             if side.clear:
                 rank = min(int((sums < eta * sums[-1]).sum()) + 1, side.clear)
-                total.add_(with_spectrum(matrix, side, side.values[:rank] * (sums[-1] / sums[rank - 1])))
+                total.add_(truncate(matrix, side, rank, float(sums[-1] / sums[rank - 1])))
         return total.div_(len(matrices))
 
     return add_matrix(base, deltas, place, join, lambda_=lambda_, normalize=True)

@@ -17,6 +17,7 @@ from mergemill.engine.methods.matrices import (
     are_finite,
     decompose,
     is_matrix,
+    multiply,
     on_one_thread,
     whole_matrices,
 )
@@ -47,7 +48,7 @@ def svc(
             total.add_(_find_shares(triples, delta.view(place.shape), alpha).clamp_(min=alpha))
         factors = torch.where(total > 0, len(deltas) / total, 1.0)
         left, values, right = triples
-        change = left.mul_(values * factors.sub_(1)) @ right.T
+        change = multiply(left.mul_(values * factors.sub_(1)), right.T, merged.dtype)
         return merged.view(place.shape).add_(change).view(-1)
 
 

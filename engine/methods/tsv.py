@@ -15,6 +15,7 @@ from mergemill.engine.methods.matrices import (
     decompose,
     join_triples,
     make_orthonormal,
+    multiply,
     whole_matrices,
 )
 from mergemill.engine.tensors.lazy import Tensor
@@ -39,4 +40,4 @@ def _join_triples(deltas: list[Tensor]) -> Tensor:
     found = (decompose(delta, stored, share) for delta in deltas)
     left, values, right = join_triples(found, deltas[0], share * len(deltas))
     left = make_orthonormal(left, stored).mul_(values)
-    return left @ make_orthonormal(right, stored).T
+    return multiply(left, make_orthonormal(right, stored).T, stored)

@@ -1,12 +1,13 @@
 """A table of perplexities: SmolLM2-135M, four short fine-tunes of it, and what every method makes of these.
 
-    python tests/bench/perplexities.py FOLDER [--methods ties,tsv] [--steps 8]
+    python tests/bench/perplexities.py FOLDER [--methods ties,tsv] [--steps 32]
 
 Each fine-tune is trained on the first three quarters of one text, and everything is judged on the last quarters. The
 texts are files of Python and of this repository, and names of time zones. Run with ``OMP_NUM_THREADS=1`` where other
-work is on the cores: torch's threads wait for each other there. What was trained stays in FOLDER and is used again;
-merges are removed once they are judged. Settings are the methods' own defaults, which are their papers' wherever these
-have some; those that differ or are required stand in `SETTINGS`, and none was searched.
+work is on the cores: torch's threads wait for each other there. What was trained stays in FOLDER and is used again, as
+do rows of the same recipe: the command goes on where it stopped. Merges are removed once they are judged. Settings are
+the methods' own defaults, which are their papers' wherever these have some, but for `PAPERS` and `OURS`; none was
+searched.
 """
 
 import argparse
@@ -34,35 +35,47 @@ from mergemill.engine import merge
 from mergemill.engine.methods.catalogue import find_methods
 
 ROOT = Path(__file__).parents[2]
-WINDOW, JUDGED = 96, 2  # tokens; windows of each text that are judged
+WINDOW, JUDGED = 96, 4  # tokens; windows of each text that are judged
 CHARACTERS = 24_000  # of each text at most
-AVERAGED = {"weight": 0.25}  # for four task vectors, where the paper searches on data that is held out
 ALONE = ("arcee_fusion", "expo", "nearswap", "passthrough")  # of one fine-tune, the first
 SLOW = ("iso_c", "iso_cts", "star", "tsv", "cart", "dc_merge", "wudi", "svc", "subspace_boost", "orthomerge")  # last
 PAIRS = ("nuslerp", "slerp")  # of the first two
-SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    "breadcrumbs": {"weight": 0.3, "density": 0.15, "gamma": 0.007},
-    "breadcrumbs_ties": {"weight": 0.3, "density": 0.15, "gamma": 0.007},
-    "consensus_ta": AVERAGED,
-    "consensus_ties": {"weight": 1.0, "density": 0.2},
-    "dare_linear": AVERAGED | {"density": 0.1},
-    "dare_ties": AVERAGED | {"density": 0.1},
-    "della": AVERAGED | {"density": 0.3},
-    "della_linear": AVERAGED | {"density": 0.3},
-    "expo": {"weight": 0.5},
+# What the sources give, where the method's own default is another or none.
+PAPERS: Mapping[str, Mapping[str, Any]] = {
+    "breadcrumbs": {"weight": 0.3, "density": 0.143, "gamma": 0.007},  # between the 85th and the 99.3th percentile
+    "breadcrumbs_ties": {"density": 0.143, "gamma": 0.007},
+    "consensus_ties": {"density": 0.2},
+    "dare_linear": {"density": 0.1},
+    "dare_ties": {"density": 0.1},
+    "expo": {"weight": 1.5},  # alpha of 0.5, of the values that are tried there
     "linear": {"weight": 1.0},
+    "nearswap": {"t": 0.0001},
+    "sce": {"select_topk": 0.1},
+    "ties": {"weight": 1.0, "density": 0.2},  # without held-out data
+}
+# What they search on data that is held out, or leave open: for task vectors, their mean.
+OURS: Mapping[str, Mapping[str, Any]] = {
+    "breadcrumbs_ties": {"weight": 0.3},
+    "consensus_ta": {"weight": 0.25},
+    "consensus_ties": {"weight": 1.0},
+    "dare_linear": {"weight": 0.25},
+    "dare_ties": {"weight": 0.25},
+    "della": {"weight": 0.25, "density": 0.3},
+    "della_linear": {"weight": 0.25, "density": 0.3},
+    "lines": {"weight": 0.25},
+    "metagpt": {"weight": 1.0},
     "multislerp": {"weight": 1.0},
-    "nearswap": {"t": 0.001},
     "nuslerp": {"weight": 0.5},
     "slerp": {"t": 0.5},
-    "task_arithmetic": AVERAGED,
-    "ties": {"weight": 1.0, "density": 0.2},  # the paper's without held-out data
+    "subspace_boost": {"weight": 0.25},
+    "svc": {"weight": 1.0},
+    "task_arithmetic": {"weight": 0.25},
 }
-# Around task arithmetic, whose settings they have.
+# Around task arithmetic.
 BESIDE: Mapping[str, Mapping[str, Any]] = {
     "lines": {"coefficients": {"method": "lines", "alpha": 0.25, "beta": 0.75}},
-    "metagpt": {"coefficients": {"method": "metagpt"}, "parameters": {"weight": 1.0}},
-    "svc": {"post": [{"method": "svc"}], "parameters": {"weight": 1.0}},
+    "metagpt": {"coefficients": {"method": "metagpt"}},
+    "svc": {"post": [{"method": "svc"}]},
     "subspace_boost": {"post": [{"method": "subspace_boost"}]},
 }
 
@@ -92,6 +105,7 @@ def split(text: str) -> tuple[str, str]:
 
 def train(base: Path, folder: Path, text: str, steps: int) -> None:
     """Write a fine-tune, by AdamW on windows in the text's order, and beside it the importances of its weights."""
+    part = folder.with_suffix(".part")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(base)
     ids = tokenizer(text, return_tensors="pt")["input_ids"][0]
@@ -105,8 +119,9 @@ def train(base: Path, folder: Path, text: str, steps: int) -> None:
     del optimizer
     model.zero_grad()
     measure(model, ids, folder)
-    model.bfloat16().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    model.bfloat16().save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    part.rename(folder)
 
 
 def measure(model: Any, ids: torch.Tensor, folder: Path, windows: int = 2) -> None:
@@ -165,7 +180,7 @@ def make_recipes(folder: Path, names: tuple[str, ...]) -> Iterator[tuple[str, di
         if method.takes_importances:
             kind = "gram" if name == "regmean" else "fisher"
             models = [{**each, "importance": {"model": f"{each['model']}-{kind}"}} for each in models]
-        recipe: dict[str, Any] = {"merge_method": name, "models": models, "parameters": dict(SETTINGS.get(name, {}))}
+        recipe: dict[str, Any] = {"merge_method": name, "models": models, "parameters": find_settings(name)}
         if method.base == "first of two":
             recipe["base_model"] = base if name in ALONE else every[0]["model"]
             recipe["models"] = [{"model": recipe["base_model"]}, models[-1]]
@@ -173,15 +188,39 @@ def make_recipes(folder: Path, names: tuple[str, ...]) -> Iterator[tuple[str, di
             recipe["base_model"] = base
         yield name, recipe
     for name, said in BESIDE.items():
-        beside = {"merge_method": "task_arithmetic", "base_model": base, "models": every, "parameters": dict(AVERAGED)}
-        yield name, beside | said
+        beside = {"merge_method": "task_arithmetic", "base_model": base, "models": every}
+        yield name, beside | said | {"parameters": find_settings(name)}
 
 
-def tell(name: str, found: Mapping[str, float], seconds: float | None = None) -> None:
+def find_settings(name: str) -> dict[str, Any]:
+    """Return what a method is given beside its defaults."""
+    return {**PAPERS.get(name, {}), **OURS.get(name, {})}
+
+
+def judge_merge(recipe: Mapping[str, Any], out: Path, tokens: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Merge and judge; return what is kept of a row."""
+    shutil.rmtree(out, ignore_errors=True)
+    started = time.process_time()
+    merge(dict(recipe), out)
+    seconds = time.process_time() - started
+    found = judge(out, tokens)
+    shutil.rmtree(out)
+    return {"recipe": recipe, "found": found, "seconds": seconds}
+
+
+def say_settings(name: str) -> str:
+    """Return the settings as the table has them; a star for ours."""
+    given = [(key, value, "") for key, value in PAPERS.get(name, {}).items()]
+    given += [(key, value, "\\*") for key, value in OURS.get(name, {}).items()]
+    given += [(key, value, "\\*") for key, value in BESIDE.get(name, {}).get("coefficients", {}).items()]
+    return ", ".join(f"{key} {value}{star}" for key, value, star in given if key != "method")
+
+
+def tell(name: str, found: Mapping[str, float], settings: str = "", seconds: float | None = None) -> None:
     """Print a row of the table."""
     mean = math.exp(sum(map(math.log, found.values())) / len(found))
     took = "" if seconds is None else f"{seconds:.0f}"
-    say(f"| {name} | {' | '.join(f'{x:.2f}' for x in found.values())} | {mean:.2f} | {took} |")
+    say(f"| {name} | {settings} | {' | '.join(f'{x:.2f}' for x in found.values())} | {mean:.2f} | {took} |")
 
 
 def say(line: str) -> None:
@@ -195,7 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--methods", default="all")
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=32)
     asked = parser.parse_args()
     torch.manual_seed(0)
     texts, base = make_texts(), asked.folder / "base"
@@ -205,20 +244,19 @@ def main() -> None:
         if not (asked.folder / name / "config.json").exists():
             train(base, asked.folder / name, split(text)[0], asked.steps)
     tokens = make_tokens(base, texts)
-    say(f"| | {' | '.join(texts)} | mean | CPU s |\n|---|{'---|' * (len(texts) + 2)}")
+    say(f"| | settings | {' | '.join(texts)} | mean | CPU s |\n|---|{'---|' * (len(texts) + 3)}")
     for name in ("base", *texts):
         tell(name if name == "base" else f"fine-tune on {name}", judge(asked.folder / name, tokens))
-    recipes = dict(make_recipes(asked.folder, tuple(texts)))
+    recipes, kept = dict(make_recipes(asked.folder, tuple(texts))), asked.folder / "rows.json"
+    rows = json.loads(kept.read_text()) if kept.exists() else {}
     for name in sorted(recipes, key=lambda each: SLOW.index(each) if each in SLOW else -1):
         if asked.methods not in ("all", name) and name not in asked.methods.split(","):
             continue
-        out, started = asked.folder / "merged", time.process_time()
-        shutil.rmtree(out, ignore_errors=True)
-        merge(recipes[name], out)
-        seconds = time.process_time() - started
+        if rows.get(name, {}).get("recipe") != recipes[name]:
+            rows[name] = judge_merge(recipes[name], asked.folder / "merged", tokens)
+            kept.write_text(json.dumps(rows, indent=1))
         marked = f"`{name}` (first)" if name in ALONE else f"`{name}` (first two)" if name in PAIRS else f"`{name}`"
-        tell(marked, judge(out, tokens), seconds)
-        shutil.rmtree(out)
+        tell(marked, rows[name]["found"], say_settings(name), rows[name]["seconds"])
 
 
 if __name__ == "__main__":

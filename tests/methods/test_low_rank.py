@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from methods.made_matrices import SHAPES, check_close, make_deltas, make_orthogonal, merge_deltas
+from methods.made_matrices import SHAPES, apply_svc, check_close, make_deltas, make_orthogonal, merge_deltas
 from oracles import matrices
 from torch import Tensor
 
+from mergemill.engine.methods import leading
 from mergemill.engine.methods.catalogue import get_step
 from mergemill.engine.tensors.place import Place
 
@@ -140,3 +141,64 @@ def test_float32_is_exact_to_its_rounding(name: str) -> None:
         deltas = make_deltas(shape, 3, torch.float32)
         result, wanted = merge_deltas(name, *deltas), merge_deltas(name, *(delta.double() for delta in deltas))
         check_close(result.double(), wanted, 7e-8)
+
+
+@pytest.mark.parametrize("name", ["cart", "dc_merge", "iso_cts", "star", "tsv", "svc"])
+def test_large_matrices_are_exact_to_a_millionth_of_the_largest_value(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where decompositions begin and products are taken in float32, against what float64 alone gives."""
+    deltas = make_deltas((520, 600), 4, torch.float32)
+    join = (lambda: apply_svc(sum(deltas), *deltas)) if name == "svc" else (lambda: merge_deltas(name, *deltas))
+    result = join()
+    monkeypatch.setattr(leading, "SMALLEST", 10_000)
+    check_close(result, join(), 1e-6)
+
+
+# ---------------------------------------------------------------------------- the largest of a spectrum, and no others
+SIDE = leading.SMALLEST
+
+
+def make_gram(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a symmetric matrix of these eigenvalues, and its vectors."""
+    vectors = torch.linalg.qr(make_deltas((len(values),) * 2, 1)[0])[0]
+    return (vectors * values) @ vectors.T, vectors
+
+
+@pytest.mark.parametrize("most", [1, SIDE // 20, SIDE // 4])
+def test_the_largest_eigenvectors_are_right_though_float32_finds_them(most: int) -> None:
+    values = torch.arange(1, SIDE + 1, dtype=torch.float64).pow(-1)
+    gram, vectors = make_gram(values)
+    rough = leading.find_rough(1e60 * gram.tril())
+    assert rough is not None
+    found = leading.refine(1e60 * gram.tril(), rough, most)
+    assert found is not None
+    check_close(found[0], 1e60 * values[:most], 1e-9)
+    check_close(found[1] @ found[1].T, vectors[:, :most] @ vectors[:, :most].T, 1e-6)
+    inexact = rough.vectors[:, :most].double()
+    check_close(found[1].T @ found[1], torch.eye(most), 1e-12)
+    assert (inexact.T @ inexact - torch.eye(most)).abs().max() > 1e-8
+
+
+def test_what_float32_does_not_tell_apart_has_no_answer() -> None:
+    """Of a spectrum that falls by 20 orders of magnitude; one with a gap has an answer at the gap."""
+    steep = torch.logspace(0, -20, SIDE, dtype=torch.float64)
+    flat = torch.ones(SIDE, dtype=torch.float64)
+    flat[: SIDE // 8] = 2.0
+    for values, most, found in ((steep, SIDE // 4, False), (flat, SIDE // 8, True)):
+        gram, _ = make_gram(values)
+        rough = leading.find_rough(gram)
+        assert rough is not None
+        assert (leading.refine(gram, rough, most) is not None) == found, (float(values[-1]), most)
+    assert leading.find_rough(torch.zeros(SIDE, SIDE)) is None
+
+
+@pytest.mark.parametrize("shape", [(SIDE, SIDE + 8), (SIDE + 8, SIDE)], ids=str)
+def test_what_has_no_answer_in_float32_is_decomposed_in_float64(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, right = (torch.linalg.qr(each)[0] for each in (make_deltas((side, SIDE), 1)[0] for side in shape))
+    steep = ((left * torch.logspace(0, -6, SIDE)) @ right.T).float()
+    result = merge_deltas("cart", steep, -steep.flip(0), rank=0.25)
+    monkeypatch.setattr(leading, "SMALLEST", 10_000)
+    check_close(result, merge_deltas("cart", steep, -steep.flip(0), rank=0.25), 1e-6)
