@@ -34,7 +34,7 @@ def check_method(
     the values are only looked at for being finite. symmetric: the models' order does not matter. random: seed, tensor
     and places do. even: with these settings, a random method keeps every element with the density itself. equal:
     settings with which equal models give that model. rounding: how far from the oracle float32 may be, as a share of
-    the largest value.
+    the largest value; wide_rounding: the same of float64, or None for 5e-9 of `rounding`.
     """
     found = method if isinstance(method, Method) else getattr(method, "method", None)
     if not isinstance(found, Method):

@@ -37,6 +37,7 @@ class ClaimKeywords(TypedDict, total=False):
     even: Settings | None
     equal: Settings | None
     rounding: float
+    wide_rounding: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Subject:
     even: Settings | None = None  # with these, a random method keeps every element with the density itself
     equal: Settings | None = None  # with these, equal models give that model
     rounding: float = 2e-6  # of the largest value: how far float32 may be from the oracle
+    wide_rounding: float | None = None  # how far float64 may be; None: 5e-9 of `rounding`
 
     def make_task(
         self,

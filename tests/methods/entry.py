@@ -38,6 +38,7 @@ class Entry:
     even: Settings | None = None  # with these, a random method keeps every element with the density itself
     equal: Settings | None = None  # with these, equal models give that model
     rounding: float = 2e-6  # of the largest value: how far float32 may be from the oracle
+    wide_rounding: float | None = None  # how far float64 may be; None: 5e-9 of `rounding`
     everywhere: bool = True  # the same bits whatever the machine; not so where LAPACK is asked
 
 

@@ -77,7 +77,7 @@ ENTRIES: dict[str, Entry] = {
         variants=({}, {"common": 0.0, "lambda": 0.4}, {"common": 1.0}),
         oracle=expect_iso_cts,
         symmetric=True,
-        rounding=1e-5,  # what joins nearly dependent directions is less exact in float64
+        wide_rounding=5e-14,  # what joins nearly dependent directions is less exact in float64
         everywhere=False,
     ),
     "star": Entry(
@@ -86,7 +86,7 @@ ENTRIES: dict[str, Entry] = {
         oracle=expect_star,
         symmetric=True,
         equal={"eta": 1.0},
-        rounding=1e-5,  # a truncated spectrum is scaled up, with its rounding
+        wide_rounding=5e-14,  # a truncated spectrum is scaled up, with its rounding
         everywhere=False,
     ),
     "cart": Entry(
@@ -102,7 +102,7 @@ ENTRIES: dict[str, Entry] = {
         variants=({}, {"density": 0.2, "lambda": 0.4}, {"density": 1.0}),
         oracle=expect_dc_merge,
         symmetric=True,
-        rounding=1e-5,  # as that of Iso-CTS
+        wide_rounding=5e-14,  # as that of Iso-CTS
         everywhere=False,
     ),
     "orthomerge": Entry(
@@ -110,7 +110,7 @@ ENTRIES: dict[str, Entry] = {
         variants=({}, {"lambda": 1.0}, {"lambda": -0.5}),
         oracle=expect_orthomerge,
         symmetric=True,
-        rounding=1e-3,  # random models are turned by nearly half a turn, of which the Cayley transform is large
+        wide_rounding=1e-12,  # random models are turned by nearly half a turn: large Cayley transforms
         everywhere=False,
     ),
 }
