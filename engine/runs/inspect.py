@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergemill.engine.checkpoint.adapter import is_adapter
 from mergemill.engine.checkpoint.ancestors import Lineage, find_ancestors, read_lineage
@@ -20,16 +20,19 @@ from mergemill.engine.checkpoint.gguf.opening import GgufTensorFacts
 from mergemill.engine.checkpoint.portrait import LayerGroup, VocabularySize, count_kinds, group_layers, read_size
 from mergemill.engine.checkpoint.quantized import find_quantization
 from mergemill.engine.checkpoint.terms import CARD_NAME, read_card
+from mergemill.engine.checkpoint.unfinished import STATE_NAME
 from mergemill.engine.checkpoint.weights import StoredTensor
-from mergemill.engine.errors import CheckpointError, OutputError
+from mergemill.engine.errors import Absent, CheckpointError, OutputError
 from mergemill.engine.plan.sizes import say_count
 from mergemill.engine.runs.inspect_adapter import AdapterFacts, inspect_adapter
-from mergemill.engine.runs.outputs.output import Output, find_output
-from mergemill.engine.runs.outputs.receipts import keep_planned
-from mergemill.engine.runs.outputs.record import Record
 from mergemill.engine.storage.bounds import CARD_BYTES
-from mergemill.engine.storage.ranges import read_beginning
+from mergemill.engine.storage.ranges import is_remote, join, pin_file, read_beginning
 from mergemill.engine.storage.store import Options, Storage, make_storage
+from mergemill.engine.storage.urls import parse_place
+
+if TYPE_CHECKING:
+    from mergemill.engine.runs.outputs.output import Output
+    from mergemill.engine.runs.outputs.record import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,20 +103,42 @@ def _inspect(path: str | Path, storage: Storage) -> Inspection:
         return _inspect_checkpoint(str(path), storage)
     if output.journal.is_committed():
         return _inspect_checkpoint(str(path), storage, record)
+    from mergemill.engine.runs.outputs.receipts import keep_planned
+
     done = len(keep_planned(output.journal.read(), record.parts))
     state = f"unfinished: {done:,} of {say_count(len(record.parts), 'part')}"
     return Inspection(str(path), "merge", state, record.digest, "", (), {}, {}, len(record.shards))
 
 
-def _find_output(path: str | Path, storage: Storage) -> Output | None:
-    """Return the output that a path or URL may be; None where no merge can be written to such."""
+def _find_output(path: str | Path, storage: Storage) -> "Output | None":
+    """Return the output that a path or URL may be; None where no merge can be written to such.
+
+    Where a folder or a prefix of S3 has no record, nothing is loaded that writes outputs: half a second.
+    """
+    if not _may_have_record(path, storage):
+        return None
+    from mergemill.engine.runs.outputs.output import find_output
+
     try:
         return find_output(path, storage)
     except OutputError:
         return None
 
 
-def _inspect_checkpoint(path: str, storage: Storage, record: Record | None = None) -> Inspection:
+def _may_have_record(path: str | Path, storage: Storage) -> bool:
+    try:
+        place = parse_place(path)
+        if not place.startswith("s3://") and (is_remote(place) or not Path(place).is_dir()):
+            return True
+        pin_file(join(join(place, STATE_NAME), "plan.json"), storage)
+    except Absent:
+        return False
+    except (CheckpointError, OSError):  # which is told where it is read
+        return True
+    return True
+
+
+def _inspect_checkpoint(path: str, storage: Storage, record: "Record | None" = None) -> Inspection:
     """Look at a checkpoint; `record` where it is a finished merge."""
     try:
         checkpoint = open_checkpoint(path, storage=storage)

@@ -7,6 +7,8 @@ raises is a finding, and so is one that takes long.
 
 import functools
 import json
+import math
+import random
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -17,15 +19,18 @@ from pathlib import Path
 
 import safetensors
 from models import write_llama
+from offers.quantized import read_expression
 
 from mergemill.cli.status import list_facts, say_progress
 from mergemill.engine import cancel, inspect, load_recipe, make_plan, status
 from mergemill.engine.checkpoint.ancestors import read_lineage
 from mergemill.engine.checkpoint.card import Card, make_card
 from mergemill.engine.checkpoint.checkpoint import open_checkpoint
+from mergemill.engine.checkpoint.family import choose_family
 from mergemill.engine.checkpoint.gguf.opening import open_gguf, write_config
 from mergemill.engine.checkpoint.header import parse_header
 from mergemill.engine.checkpoint.index import check_index, check_shards, parse_index
+from mergemill.engine.checkpoint.layout import DTYPE_BITS
 from mergemill.engine.checkpoint.pickles.pickled import read_pickled
 from mergemill.engine.checkpoint.terms import parse_front_matter, read_terms
 from mergemill.engine.errors import (
@@ -33,6 +38,7 @@ from mergemill.engine.errors import (
     HeaderError,
     IndexFileError,
     InputError,
+    MergeError,
     MergemillError,
     OutputError,
     PickledError,
@@ -40,6 +46,8 @@ from mergemill.engine.errors import (
     RecipeError,
     RunError,
 )
+from mergemill.engine.offers.formats import open_offers
+from mergemill.engine.plan.inputs import check_input
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.recipe import parse_cluster, parse_recipe, recipe_to_json
 from mergemill.engine.runs.attach import attach
@@ -111,6 +119,46 @@ def use_gguf(data: bytes) -> None:
     assert all(stop <= len(data) for _, stop in places)
     assert all(one[1] <= other[0] for one, other in pairwise(places))
     assert isinstance(json.loads(write_config(model.config)), dict)
+
+
+def use_quantized(data: bytes) -> None:
+    """A line of a config, and one of dtype, shape and content by name: what is offered of such a model can be read.
+
+    Tensors without a content are random. What an expression says that it takes is all that it is given.
+    """
+    said, _, lies = data.partition(b"\n")
+    entries, at, weights = {}, 0, bytearray(random.Random(len(data)).randbytes(PAD_BYTES))
+    for name, (dtype, shape, content) in _read_entries(lies).items():
+        size_bytes = math.prod(shape) * DTYPE_BITS.get(dtype, 8) // 8
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at := at + size_bytes]}
+        if at > PAD_BYTES:
+            return
+        if content:
+            weights[at - size_bytes : at] = content[:size_bytes].ljust(size_bytes, b"\0")
+    header = json.dumps(entries).encode()
+    folder = _find_folder() / "quantized"
+    folder.mkdir(exist_ok=True)
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + weights[:at])
+    (folder / "config.json").write_bytes(said)
+    checkpoint = open_checkpoint(str(folder))
+    family = choose_family(checkpoint.config)
+    offers = open_offers({"model": checkpoint}, family, {})["model"]
+    check_input(checkpoint, offers, family, "model")
+    for offer in offers.values():
+        if 0 < offer.expression.size <= PAD_BYTES and offer.expression.count_rounds() == (0, 0):
+            read_expression(offer.expression, "F32", 1 + offer.expression.size // 2)
+
+
+def _read_entries(lies: bytes) -> dict[str, tuple[str, list[int], bytes]]:
+    """Return dtypes, shapes and contents; none where they are no such, which is a header's matter."""
+    try:
+        kept = {
+            str(name): (str(dtype), [int(size) for size in shape], "".join(content).encode("latin-1"))
+            for name, (dtype, shape, *content) in json.loads(lies).items()
+        }
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        return {}
+    return {name: each for name, each in kept.items() if all(0 <= size <= PAD_BYTES for size in each[1])}
 
 
 SHARDS = {"model-00001-of-00002.safetensors": {"a", "b"}, "model-00002-of-00002.safetensors": {"c"}}
@@ -339,6 +387,22 @@ TARGETS: Mapping[str, Target] = {
     "header": Target(use_header, (HeaderError,), ('"dtype"', '"shape"', '"data_offsets"', "__metadata__", "BF16")),
     "pickle": Target(use_pickle, (PickledError,), ("collections\nOrderedDict\n", "_rebuild_tensor_v2", "PK")),
     "gguf": Target(use_gguf, (CheckpointError,), ("GGUF", "general.architecture", "token_embd.weight")),
+    "quantized": Target(
+        use_quantized,
+        (CheckpointError, PlanError, MergeError),
+        (
+            "_scale_inv",
+            "_blocks",
+            "_scales",
+            ".qweight",
+            ".qzeros",
+            ".g_idx",
+            ".absmax",
+            ".quant_map",
+            "SCB",
+            "F8_E4M3",
+        ),
+    ),
     "index": Target(use_index, (IndexFileError,), ('"weight_map"', *SHARDS)),
     "config": Target(use_config, (CheckpointError, PlanError), ("num_hidden_layers", "layer_types", "text_config")),
     "card": Target(use_card, (), ("---\n", "license: ", "license_name: ", "<<: *a", "&a ", "!!binary ")),

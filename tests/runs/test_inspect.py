@@ -1,6 +1,8 @@
 """What is told of a model, an adapter and their ancestors, without a weight being read."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -167,3 +169,10 @@ def test_the_family_tree_follows_cards_on_the_hub(hub: Hub, use: Use, mixture: P
 def test_no_card_is_looked_for_unasked(hub: Hub, use: Use, mixture: Path) -> None:
     assert inspect(mixture).ancestors is None
     assert sum(hub.journal.count().values()) == 0
+
+
+def test_a_model_is_looked_at_without_what_writes_outputs(family: Path) -> None:
+    """Which takes as long to load as all else."""
+    asked = f"import sys; from mergemill.engine import inspect; assert inspect({str(family / 'A')!r}).tensors"
+    code = f"{asked}; assert 'mergemill.engine.runs.outputs.output' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
