@@ -23,6 +23,9 @@ from mergemill.engine.tensors.workspace import aligned
 DEVICE_FACTORS = (16, 4, 1)  # on slabs: a device wants much at once, or starting its kernels is most of the time
 
 
+TOGETHER_BYTES = 4 << 20  # of small tensors that are merged in one go, as they are stored and as they are written
+
+
 Known = dict[Hashable, Projected]  # by what makes pieces alike
 
 
@@ -61,7 +64,21 @@ def stream_bytes(part: Part) -> int:
 def task_bytes(part: Part, memory_bytes: int) -> int:
     """Return what the part's task asks the memory gate for: with its inputs kept as far as `memory_bytes` allow."""
     kept = [piece.projected.keep_bytes for piece in part.pieces if piece.whole and piece.projected.most_rounds]
-    return max([gather_bytes(part, memory_bytes), *(size for size in kept if size <= memory_bytes)])
+    alone_bytes = max([gather_bytes(part, memory_bytes), *(size for size in kept if size <= memory_bytes)])
+    return max(alone_bytes, min(_together_bytes(part), memory_bytes))
+
+
+def _together_bytes(part: Part) -> int:
+    """Return what a part's small tensors take that are merged in one go: see `runs/tasks/together.py`."""
+    small = [piece for piece in part.pieces if piece.whole and piece.span.size <= SLAB]
+    ends = min(TOGETHER_BYTES, sum(map(end_bytes, small)))
+    return max((piece.projected.slab_bytes + ends for piece in small), default=0)
+
+
+def end_bytes(piece: Piece) -> int:
+    """Return what a piece's inputs take, and its output."""
+    kept_bytes = piece.projected.keep_bytes - piece.projected.slab_bytes
+    return kept_bytes + aligned(piece.span.size * item_bytes(piece.tensor.dtype))
 
 
 def gather_bytes(part: Part, memory_bytes: int) -> int:

@@ -12,3 +12,14 @@ class Cut:
     ties: int  # how many elements that equal it are kept, the first by index
     block: int  # the block (of the tensor's) in which the last of them lies
     block_ties: int  # how many are kept in that block
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """The m-th largest of a tensor's values, by its key, and what a cut there is."""
+
+    key: int
+    above: int  # how many are larger
+    ties: int  # how many that equal it are among the m largest, the first by index
+    block: int  # the block (of the tensor's) in which the last of them lies
+    block_ties: int  # how many are kept in that block

@@ -167,34 +167,19 @@ int64_t score(const Slab *slab, int64_t which, const float *x, const double *tot
     return found;
 }
 
-INLINE Floats choose(Flags flags, Floats yes, Floats no) {
-    return (Floats)(((Flags)yes & flags) | ((Flags)no & ~flags));
-}
-
 /* Have the extremes hold those of |x|, too; from the first x on that is no number they are none. */
 WIDTHS static void widen(const float *x, int64_t size, double *extremes) {
-    Floats low = {0}, high = {0};
-    Flags odd = {0};
-    low += bits_to_float(INFINITE), high -= bits_to_float(INFINITE);
-    int64_t j = 0;
-    for (; j + TILE <= size; j += TILE) {
-        const Floats own = (Floats)((Flags)take_tile(x + j, TILE) & 0x7FFFFFFF);
-        low = choose(own < low, own, low);
-        high = choose(own > high, own, high);
-        odd |= own != own;
+    uint32_t low = INFINITE, high = 0; /* the bits of magnitudes order as these do */
+    for (int64_t j = 0; j < size; j++) {
+        const uint32_t own = float_to_bits(x[j]) & 0x7FFFFFFFu;
+        low = own < low ? own : low;
+        high = own > high ? own : high;
     }
-    int none = count_flags(odd) != 0;
-    for (int64_t lane = 0; lane < TILE; lane++) {
-        extremes[0] = (double)low[lane] < extremes[0] ? (double)low[lane] : extremes[0];
-        extremes[1] = (double)high[lane] > extremes[1] ? (double)high[lane] : extremes[1];
-    }
-    for (; j < size; j++) {
-        const double own = fabs((double)x[j]);
-        extremes[0] = own < extremes[0] ? own : extremes[0];
-        extremes[1] = own > extremes[1] ? own : extremes[1];
-        none |= own != own;
-    }
-    if (none) extremes[0] = extremes[1] = NOTHING;
+    if (!size) return;
+    const double least = (double)bits_to_float(low), most = (double)bits_to_float(high);
+    extremes[0] = least < extremes[0] ? least : extremes[0];
+    extremes[1] = most > extremes[1] ? most : extremes[1];
+    if (high > INFINITE) extremes[0] = extremes[1] = NOTHING;
 }
 
 /* Write the least and the largest magnitude of each tensor; where one is no number, neither is one. */
@@ -242,19 +227,14 @@ WIDTHS static double sum_row(double *row, int64_t columns) {
     return row[0];
 }
 
-/* The largest number of a row. */
+/* The largest number of a row: floats order as integers do, once the negative ones have their other bits turned. */
 WIDTHS static double find_most(const float *x, int64_t columns) {
-    Floats high = {0};
-    high -= bits_to_float(INFINITE);
-    int64_t j = 0;
-    for (; j + TILE <= columns; j += TILE) {
-        const Floats own = take_tile(x + j, TILE);
-        high = choose(own > high, own, high);
+    int32_t most = (int32_t)(0x80000000u | (INFINITE ^ INT32_MAX)); /* of the negative infinity */
+    for (int64_t j = 0; j < columns; j++) {
+        const int32_t bits = (int32_t)float_to_bits(x[j]), own = bits ^ (bits >> 31 & INT32_MAX);
+        most = own > most && own <= (int32_t)INFINITE ? own : most;
     }
-    float most = -bits_to_float(INFINITE);
-    for (int64_t lane = 0; lane < TILE; lane++) most = high[lane] > most ? high[lane] : most;
-    for (; j < columns; j++) most = x[j] > most ? x[j] : most;
-    return (double)most;
+    return (double)bits_to_float((uint32_t)(most ^ (most >> 31 & INT32_MAX)));
 }
 
 WIDTHS static void take_powers(const float *restrict x, int64_t columns, double most, double *restrict out,

@@ -4,6 +4,7 @@ Non-negative floats order as their bit patterns do, and so do all once the negat
 """
 
 import math
+import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -47,7 +48,9 @@ class Digits:
         bits = key - self._bias
         if bits < 0:
             bits ^= self._magnitude
-        return float(np.array(bits, self._unsigned.str.replace("u", "i")).view(self._unsigned.str.replace("u", "f")))
+        integer, real = ("<q", "<d") if self._dtype == "F64" else ("<i", "<f")
+        value: float = struct.unpack(real, struct.pack(integer, bits))[0]
+        return value
 
     def count_first(self, ordered: Tensor) -> Counts:
         """Count the most significant digit; `ordered` is overwritten."""

@@ -129,6 +129,8 @@ class Watch:
 
     def _rows(self) -> Sums:
         found = [each if isinstance(each, np.ndarray) else to_host(each) for each in self._squares]
+        if len(found) == 1:
+            return found[0]
         return np.concatenate(found, axis=1) if found else np.zeros((0, 0))
 
 

@@ -177,6 +177,10 @@ class Expression:
         """Return what is equal for expressions that take the same memory and rounds; None where nothing says so."""
         return None
 
+    def find_company(self, dtype: str) -> Hashable:
+        """Return what is equal for tensors that native loops make as `dtype` in one call; None: it is made alone."""
+        return None
+
     def find_read(self, span: Span, dtype: str) -> Read | None:
         """Return the one range where the span's bytes lie as they are written; None where they do not."""
         return None

@@ -91,3 +91,9 @@ class Fusion:
     def with_base(self, has_base: bool) -> "Fusion":
         """Return the fusion of a method that takes a base or none: a sum of task vectors is added to the base."""
         return replace(self, join=replace(self.join, kind="add")) if has_base and self.join.kind == "sum" else self
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether something is made of the slab for it: then it is not merged in one call with others."""
+        ranked = self.marked is not None or self.derived is not None
+        return ranked or any(keep.limits is not None for keep in self.keeps)

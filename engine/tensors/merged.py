@@ -3,7 +3,9 @@
 import functools
 from collections.abc import Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
+
+import numpy as np
 
 from mergemill.engine.tensors import native
 from mergemill.engine.tensors.device import NO_DOUBLE, device_aligned
@@ -17,7 +19,7 @@ from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.rounds import ExpressionRounds, Plain, Ready, Round, join_rounds
 from mergemill.engine.tensors.slabs import SLAB, STORED_SLABS, Span, slab_step
-from mergemill.engine.tensors.stored import STORED_DTYPES, StoredSlab, subtract_stored
+from mergemill.engine.tensors.stored import STORED_DTYPES, StoredSlab, merge_slabs, subtract_stored
 from mergemill.engine.tensors.workspace import Arena, Workspace, aligned, bytes_of, tensor_of
 
 DEVICE_SLABS = 4  # float64 ones that sums, ranks and results take on a device beside what a kernel says
@@ -132,6 +134,13 @@ class Merged(Expression):
             self.important,
             inputs,
         )
+
+    def find_company(self, dtype: str) -> Hashable:
+        """What the slab is of which native loops take several: size, block, dtypes, factors."""
+        if not self.size or not self._is_stored or not self.makes_natively(dtype):
+            return None
+        vectors = tuple((each.dtype, each.is_vector) for each in self.inputs)
+        return self.size, self.place.block, self.has_base, self.factors, vectors, dtype
 
     def count_rounds(self) -> tuple[int, int]:
         """The inputs' rounds, which they go through at the same time, and then the method's."""
@@ -334,12 +343,7 @@ class Merging:
         return self.fusion is not None and work.lanes is None and dtype in STORED_DTYPES
 
     def _fuse(self, span: Span, work: Workspace, dtype: str, watch: Watch | None) -> Arena:
-        assert self.fusion is not None
-        squares = None if watch is None else watch.make_squares(span.size, len(self.inputs) + 1)
-        encoded, broken = self.store(span, work).merge(self.fusion, dtype, squares)
-        if watch is not None and squares is not None:
-            watch.record(squares, broken)
-        return encoded
+        return fuse_together([self], span, work, dtype, None if watch is None else [watch])
 
     def _combine(self, span: Span, work: Workspace, dtype: str, watch: Watch | None) -> Tensor:
         merged = self.merged
@@ -373,3 +377,25 @@ class Merging:
             if factor != 1.0:
                 tensor.mul_(factor)
         return tensors
+
+
+def are_fused_together(merges: Sequence[Ready]) -> TypeGuard[Sequence[Merging]]:
+    """Whether `fuse_together` knows all of these, which are of one company (`Merged.find_company`)."""
+    return all(isinstance(each, Merging) and each.fusion is not None and not each.fusion.is_alone for each in merges)
+
+
+def fuse_together(
+    merges: Sequence[Merging], span: Span, work: Workspace, dtype: str, watches: Sequence[Watch] | None
+) -> Arena:
+    """Return the bytes of one span of several tensors, one after the other, merged by native loops in one call."""
+    fusions = [each.fusion for each in merges if each.fusion is not None]
+    slabs = [each.store(span, work) for each in merges]
+    squares = None
+    if watches is not None:
+        own = watches[0].make_squares(span.size, len(merges[0].inputs) + 1)
+        squares = own[None] if len(merges) == 1 else np.empty((len(merges), *own.shape))
+    encoded, broken = merge_slabs(slabs, fusions, dtype, squares)
+    if watches is not None and squares is not None:
+        for watch, seen, count in zip(watches, squares, broken, strict=True):
+            watch.record(seen, count)
+    return encoded

@@ -52,25 +52,27 @@ void mergemill_add_deltas(float *base, float *const *x, const float *weight, int
     }
 }
 
-INLINE void sum_agreeing_tile(float *total, const float *const *x, const float *weight, int64_t count, int64_t at,
-                              int64_t size, int normalize) {
-    Floats votes = take_tile(x[0] + at, size) * weight[0], sum = {0}, divisor = {0};
-    for (int64_t i = 1; i < count; i++) votes += take_tile(x[i] + at, size) * weight[i];
-    const Floats sign = elect(votes);
-    for (int64_t i = 0; i < count; i++) {
-        const Floats weighted = take_tile(x[i] + at, size) * weight[i], agrees = as_ones(weighted * sign > 0);
-        sum += weighted * agrees;
-        if (normalize) divisor += agrees * weight[i];
-    }
-    if (normalize) sum /= divisor + as_ones((Floats)((Flags)divisor & 0x7FFFFFFF) < 1e-8f);
-    put_tile(total, sum, size);
-}
-
 WIDTHS void sum_agreeing(float *restrict total, const float *const *x, const float *weight, int64_t count, int64_t start,
                          int64_t size, int normalize) {
-    int64_t j = 0;
-    for (; j + TILE <= size; j += TILE) sum_agreeing_tile(total + j, x, weight, count, start + j, TILE, normalize);
-    if (j < size) sum_agreeing_tile(total + j, x, weight, count, start + j, size - j, normalize);
+    float sign[CHUNK], divisor[CHUNK];
+    for (int64_t i = 0; i < count; i++) {
+        const float *restrict own = x[i] + start;
+        const float factor = weight[i];
+        for (int64_t j = 0; j < size; j++) sign[j] = i ? sign[j] + own[j] * factor : own[j] * factor;
+    }
+    elect(sign, size);
+    memset(total, 0, (size_t)size * sizeof(float));
+    memset(divisor, 0, sizeof divisor);
+    for (int64_t i = 0; i < count; i++) {
+        const float *restrict own = x[i] + start;
+        const float factor = weight[i];
+        for (int64_t j = 0; j < size; j++) {
+            const float weighted = own[j] * factor, agrees = weighted * sign[j] > 0 ? 1.0f : 0.0f;
+            total[j] += weighted * agrees;
+            divisor[j] += agrees * factor;
+        }
+    }
+    for (int64_t j = 0; normalize && j < size; j++) total[j] /= divisor[j] + (fabsf(divisor[j]) < 1e-8f ? 1.0f : 0.0f);
 }
 
 /* base += lambda * (that sum), each element over the weights that went into it with `normalize`. */

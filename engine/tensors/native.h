@@ -24,7 +24,7 @@
 #define LAST 32
 #define SAMPLE 1024
 
-#define VERSION 9 /* of structures and signatures, as structures.py has it */
+#define VERSION 10 /* of structures and signatures, as structures.py has it */
 
 _Static_assert(CHUNK == SAMPLE && SAMPLE == LANES, "a chunk is a sample, and a row of lanes");
 _Static_assert(BLOCK % CHUNK == 0 && LANES % LAST == 0, "a block is whole chunks, and lanes are whole rows of the last");
@@ -37,8 +37,6 @@ _Static_assert(FLT_EVAL_METHOD == 0, "floats are not computed with more bits tha
 #define TILE 8
 _Static_assert(CHUNK % TILE == 0 && TILE % 8 == 0, "a chunk is whole tiles, and a tile's marks are whole bytes");
 typedef float Floats __attribute__((vector_size(4 * TILE)));
-typedef int32_t Flags __attribute__((vector_size(4 * TILE))); /* -1 or 0 */
-typedef uint32_t Words __attribute__((vector_size(4 * TILE)));
 #define INLINE static inline __attribute__((always_inline))
 
 /* `size` elements, at most a tile; beyond them 0. */
@@ -50,23 +48,9 @@ INLINE Floats take_tile(const float *x, int64_t size) {
 
 INLINE void put_tile(float *x, Floats tile, int64_t size) { memcpy(x, &tile, (size_t)size * sizeof(float)); }
 
-/* 1 where the flag is set, else 0. */
-INLINE Floats as_ones(Flags flags) {
-    const Flags zero = {0};
-    return (Floats)(flags & (zero + 0x3F800000));
-}
-
-/* How many are set, over all that were added up. */
-INLINE int32_t count_flags(Flags added) {
-    int32_t count = 0;
-    for (int64_t lane = 0; lane < TILE; lane++) count -= added[lane];
-    return count;
-}
-
-/* The elected sign, 1 or -1: that of the votes' sum, 0 counting as plus. */
-INLINE Floats elect(Floats votes) {
-    const Flags zero = {0}, minus = ~(votes >= 0);
-    return (Floats)((zero + 0x3F800000) | (minus & (zero + INT32_MIN)));
+/* From votes to elected signs, 1 or -1: that of the votes' sum, 0 counting as plus. */
+INLINE void elect(float *votes, int64_t size) {
+    for (int64_t j = 0; j < size; j++) votes[j] = votes[j] >= 0 ? 1.0f : -1.0f;
 }
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -27,9 +27,7 @@ WIDTHS void find_spread(float *const *x, int64_t count, int64_t size, float *res
     }
 }
 
-/* What is ranked: |x| of the tensor `which`, or what stands for it of all; returns where it is. The base is loaded
- * already. */
-static float *load_ranked(const Slab *slab, int64_t which, const Chunk *chunk, Room *room) {
+float *load_ranked(const Slab *slab, int64_t which, const Chunk *chunk, Room *room) {
     if (which >= 0) {
         load(slab, which, chunk->start, chunk->here, room->base, room->x[which]);
         return room->x[which];
@@ -42,9 +40,7 @@ static float *load_ranked(const Slab *slab, int64_t which, const Chunk *chunk, R
     return room->total;
 }
 
-/* The keys of a chunk's scores, as digits.py orders floats with a sign: what is no number is least, -0 is 0. Those that do
- * not reach `low` are 0, and so are all beyond the chunk. */
-static void find_keys(const Slab *slab, int64_t which, const Chunk *chunk, Room *room, uint32_t low, uint32_t *keys) {
+void find_keys(const Slab *slab, int64_t which, const Chunk *chunk, Room *room, uint32_t low, uint32_t *keys) {
     double sum[CHUNK];
     float scores[CHUNK];
     uint16_t index[CHUNK];
@@ -149,45 +145,32 @@ int32_t mergemill_stored_sample(const Slab *slab, int64_t which, int64_t first, 
     return 0;
 }
 
-typedef struct {
-    int32_t above, low, high;
-} Sight;
-
-/* Look at a whole chunk of keys: the bits of `mask`. */
-WIDTHS static Sight look_at(const void *keys, uint32_t mask, uint32_t low, uint32_t high, uint8_t *inside) {
-    int32_t above = 0, lows = 0, highs = 0;
+/* Plain loops: of comparisons of tiles the compiler makes one at a time where a tile is more than a register. */
+WIDTHS Sight watch_keys(const uint32_t *restrict keys, uint32_t low, uint32_t high, uint8_t *restrict inside) {
     const uint32_t span = high > low ? high - low - 1 : 0;
+    int32_t above = 0, lows = 0, highs = 0;
     for (int64_t j = 0; j < CHUNK; j++) {
-        uint32_t bits;
-        memcpy(&bits, (const uint32_t *)keys + j, sizeof bits);
-        bits &= mask;
-        above += bits > high;
-        lows += bits == low;
-        highs += bits == high;
-        inside[j] = bits - (low + 1) < span;
+        const uint32_t key = keys[j];
+        above += key > high;
+        lows += key == low;
+        highs += key == high;
     }
+    for (int64_t j = 0; j < CHUNK; j++) inside[j] = keys[j] - (low + 1) < span;
     return (Sight){above, lows, highs};
 }
 
-static void collect(Window *window, const void *keys, uint32_t mask, const uint8_t *inside, int64_t *count) {
+void collect(Window *window, const uint32_t *keys, const uint8_t *inside, int64_t *count) {
     int64_t found = window->inside;
     for (int64_t j = 0; j < CHUNK; j += 8) {
         uint64_t eight;
         memcpy(&eight, inside + j, 8);
-        eight &= 0x0101010101010101u;
         if (eight == 0x0101010101010101u && found + 8 <= window->room) {
-            uint32_t all[8];
-            memcpy(all, (const uint32_t *)keys + j, sizeof all);
-            for (int64_t k = 0; k < 8; k++) all[k] &= mask;
-            memcpy(window->keys + found, all, sizeof all);
+            memcpy(window->keys + found, keys + j, 8 * sizeof *keys);
             found += 8;
             continue;
         }
         for (; eight; eight &= eight - 1) {
-            const int64_t k = j + (__builtin_ctzll(eight) >> 3);
-            uint32_t key;
-            memcpy(&key, (const uint32_t *)keys + k, sizeof key);
-            if (found < window->room) window->keys[found] = key & mask;
+            if (found < window->room) window->keys[found] = keys[j + (__builtin_ctzll(eight) >> 3)];
             found++;
         }
     }
@@ -211,28 +194,24 @@ int32_t mergemill_stored_windows(const Slab *slab, Window *windows, int64_t many
     Room room;
     if (!make_room(&room, slab->count)) return drop_room(&room), NO_MEMORY;
     uint8_t inside[CHUNK];
-    uint32_t scored[CHUNK];
-    const void *keys = scored;
+    uint32_t keys[CHUNK];
     for (Chunk chunk = {0}; next_chunk(slab, &chunk); ) {
         const int64_t block = chunk.block - slab->start / slab->block, beyond = CHUNK - chunk.here;
         load_base(slab, chunk.start, chunk.here, room.base);
         for (Window *window = windows; window < windows + many; window++) {
-            const uint32_t mask = window->which >= slab->count ? UINT32_MAX : 0x7FFFFFFFu;
             if (window != windows && window->which == window[-1].which) {
                 /* its keys are there */
             } else if (window->which >= slab->count) {
-                find_keys(slab, window->which, &chunk, &room, find_lowest(window, windows + many), scored);
-                keys = scored;
+                find_keys(slab, window->which, &chunk, &room, find_lowest(window, windows + many), keys);
             } else {
-                float *x = load_ranked(slab, window->which, &chunk, &room);
-                memset(x + chunk.here, 0, (size_t)beyond * sizeof(float)); /* which are zeros too many */
-                keys = x;
+                find_magnitudes(load_ranked(slab, window->which, &chunk, &room), chunk.here, keys);
+                memset(keys + chunk.here, 0, (size_t)beyond * sizeof *keys); /* which are zeros too many */
             }
-            const Sight seen = look_at(keys, mask, window->low, window->high, inside);
+            const Sight seen = watch_keys(keys, window->low, window->high, inside);
             window->above += seen.above;
             window->low_counts[block] += seen.low - (window->low ? 0 : beyond);
             window->high_counts[block] += seen.high - (window->high ? 0 : beyond);
-            collect(window, keys, mask, inside, window->counts + block);
+            collect(window, keys, inside, window->counts + block);
         }
     }
     drop_room(&room);

@@ -23,21 +23,20 @@ _Static_assert(sizeof(Bins) % _Alignof(double) == 0, "sums may follow bins in me
 
 enum { KEPT = 1, OPEN = 2 };
 
-/* How many of a row are less than the element j, or equal and before it. */
-WIDTHS static int64_t find_rank(const uint32_t *row, int64_t columns, int64_t j) {
-    const uint32_t own = row[j];
-    int64_t rank = 0, k = 0;
-    while (k + TILE <= columns) { /* less than the next bits before j, than its own from j on */
-        const int64_t stop = least(k + BLOCK, columns) - TILE;
-        Flags below = {0};
-        for (; k <= stop && k + TILE <= j; k += TILE) below += (Words)take_tile((const float *)row + k, TILE) <= own;
-        for (; k <= stop && k <= j; k += TILE)
-            for (int64_t lane = k; lane < k + TILE; lane++) rank += row[lane] < own + (lane < j);
-        for (; k <= stop; k += TILE) below += (Words)take_tile((const float *)row + k, TILE) < own;
-        rank += count_flags(below);
+WIDTHS static int64_t count_below(const uint32_t *row, int64_t columns, uint32_t end) {
+    int64_t below = 0;
+    for (int64_t k = 0, here; k < columns; k += here) {
+        int32_t count = 0;
+        here = least(BLOCK, columns - k);
+        for (int64_t i = k; i < k + here; i++) count += row[i] < end;
+        below += count;
     }
-    for (; k < columns; k++) rank += row[k] < own + (k < j);
-    return rank;
+    return below;
+}
+
+/* How many of a row are less than the element j, or equal and before it: a magnitude's bits have a next number. */
+static int64_t find_rank(const uint32_t *row, int64_t columns, int64_t j) {
+    return count_below(row, j, row[j] + 1) + count_below(row + j, columns - j, row[j]);
 }
 
 /* The bin of each magnitude. */

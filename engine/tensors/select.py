@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mergemill.engine.tensors import native
-from mergemill.engine.tensors.cut import Cut
+from mergemill.engine.tensors.cut import Cut, Ranked
 from mergemill.engine.tensors.device import count_by_block, is_on_host
 from mergemill.engine.tensors.digits import Counts, Digits
 from mergemill.engine.tensors.histograms import (
@@ -30,16 +30,16 @@ from mergemill.engine.tensors.stored import StoredSlab
 from mergemill.engine.tensors.windows import (
     ALL,
     Rank,
-    Ranked,
     Sample,
     Sampling,
     Seen,
     Share,
+    Sight,
     Watching,
     Window,
     choose_window,
     find_in_window,
-    make_cut,
+    place_ties,
 )
 
 USUAL_ROUNDS = 2  # a sample and a window
@@ -133,7 +133,8 @@ def _find(
     ]
     found: list[list[Ranked | int]] = [[rank for rank in ranks if isinstance(rank, int)] for ranks in wanted]
     if any(map(any, windows)) or any(isinstance(rank, Share) for ranks in wanted for rank in ranks):
-        seen = yield Watching(digits, derive, [tuple(_ask(*each)) for each in zip(windows, wanted, strict=True)])
+        asked = [tuple(_ask(*each)) for each in zip(windows, wanted, strict=True)]
+        seen = yield Watching(digits, derive, asked, wanted)
         found = [list(_look_up(*known, place.size)) for known in zip(windows, seen, wanted, strict=True)]
     left = [[rank for rank in of_one if isinstance(rank, int)] for of_one in found]
     searches: Sequence[Sequence[Search]] = [()] * len(left)
@@ -153,13 +154,21 @@ def _ask(windows: Sequence[Window | None], wanted: Sequence[Rank]) -> Iterator[W
 
 
 def _look_up(
-    windows: Sequence[Window | None], seen: Sequence[Seen], wanted: Sequence[Rank], size: int
+    windows: Sequence[Window | None], seen: Sequence[Sight], wanted: Sequence[Rank], size: int
 ) -> Iterator[Ranked | int]:
     """Yield what the windows held of the ranks; else the rank, as a number."""
     for window, sight, rank in zip(windows, seen, wanted, strict=False):
-        number = rank if isinstance(rank, int) else rank.rank(size - int(seen[-1].ends[0].sum()))
+        if not isinstance(sight, Seen):
+            yield from (sight,) if sight else ()
+            continue
+        number = rank if isinstance(rank, int) else rank.rank(size - _count_zeros(seen[-1]))
         if number:
             yield (window and find_in_window(window, sight, number)) or number
+
+
+def _count_zeros(sight: Sight) -> int:
+    assert isinstance(sight, Seen), "slabs of one pass are looked at in one way"
+    return int(sight.ends[0].sum())
 
 
 def _make_cuts(found: Found, digits: Digits, derive: Derive) -> Generator[CountSlab, Any, tuple[tuple[Cut, ...], ...]]:
@@ -176,8 +185,8 @@ def _make_cuts(found: Found, digits: Digits, derive: Derive) -> Generator[CountS
 
 def _make_cut(found: Ranked | Search, digits: Digits, counted: Iterator[Counts]) -> Cut:
     if isinstance(found, Search):
-        return make_cut(digits.value(found.prefix), found.above, found.rank, next(counted))
-    return make_cut(digits.value(found.key), found.above, found.ties, found.equal)
+        found = place_ties(found.prefix, found.above, found.rank, next(counted))
+    return Cut(digits.value(found.key), found.above, found.ties, found.block, found.block_ties)
 
 
 @dataclass(frozen=True)

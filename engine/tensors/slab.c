@@ -158,6 +158,8 @@ int64_t mergemill_layout(int64_t *out, int64_t room) {
         OF(Join, threshold), OF(Join, votes), OF(Join, masks),
         sizeof(Window), OF(Window, which), OF(Window, low), OF(Window, high), OF(Window, above), OF(Window, inside),
         OF(Window, low_counts), OF(Window, high_counts), OF(Window, counts), OF(Window, keys), OF(Window, room),
+        sizeof(Rank), OF(Rank, which), OF(Rank, rank), OF(Rank, share), OF(Rank, key), OF(Rank, above), OF(Rank, ties),
+        OF(Rank, block), OF(Rank, block_ties),
         sizeof(Codes), OF(Codes, codes), OF(Codes, skipped), OF(Codes, bits), OF(Codes, high_first), OF(Codes, table),
         OF(Codes, scales), OF(Codes, zeros), OF(Codes, factor),
         sizeof(Coded), OF(Coded, codes), OF(Coded, start), OF(Coded, rows), OF(Coded, columns), OF(Coded, row_codes),
@@ -299,12 +301,11 @@ void pack_bits(const uint8_t *marks, int64_t size, uint8_t *bits) {
 }
 
 WIDTHS static void thin_by_bits(float *restrict x, const uint8_t *bits, int64_t start, int64_t size) {
-    Words places;
-    for (uint32_t lane = 0; lane < TILE; lane++) places[lane] = 1u << lane;
     int64_t j = 0;
-    for (; start % 8 == 0 && j + TILE <= size; j += TILE) {
-        const Words zero = {0}, own = (zero + bits[(start + j) / 8]) & places;
-        put_tile(x + j, take_tile(x + j, TILE) * as_ones(own != 0), TILE);
+    for (; start % 8 == 0 && j + 32 <= size; j += 32) {
+        uint32_t many;
+        memcpy(&many, bits + (start + j) / 8, sizeof many);
+        for (int64_t k = 0; k < 32; k++) x[j + k] *= (float)(int32_t)(many >> k & 1);
     }
     for (; j < size; j++) x[j] *= (float)(bits[(start + j) / 8] >> (start + j) % 8 & 1);
 }

@@ -96,6 +96,16 @@ typedef struct {
     int64_t room;
 } Window;
 
+/* What is asked of a rank among the values of a whole tensor, 1 being the largest, and what is found. */
+typedef struct {
+    int64_t which;
+    int64_t rank; /* 0: floor(share * those that are not 0); where that is 0 as well, nothing is found */
+    double share;
+    uint32_t key;
+    int64_t above, ties;       /* how many are larger, and how many that equal it are among the so many largest */
+    int64_t block, block_ties; /* in which block the last of these lies, and how many of them do */
+} Rank;
+
 /* One of an adapter's two small matrices: where its elements lie, from the first of them. */
 typedef struct {
     const void *data;
@@ -117,6 +127,11 @@ typedef struct {
     int block_begins;   /* whether the chunk is the first of its block */
     int sampled;        /* whether it is the first of BLOCK elements of its block */
 } Chunk;
+
+/* What a chunk of keys has above, at the low end and at the high end of a window. */
+typedef struct {
+    int32_t above, low, high;
+} Sight;
 
 static inline float bits_to_float(uint32_t bits) {
     const union { uint32_t bits; float value; } word = {bits};
@@ -175,6 +190,16 @@ INSIDE int64_t score(const Slab *slab, int64_t which, const float *x, const doub
                      uint16_t *index, float *scores);
 /* The standard deviation over the tensors. */
 INSIDE void find_spread(float *const *x, int64_t count, int64_t size, float *restrict out);
+/* What is ranked: |x| of the tensor `which`, or what stands for it of all; returns where it is. The base is loaded
+ * already. */
+INSIDE float *load_ranked(const Slab *slab, int64_t which, const Chunk *chunk, Room *room);
+/* The keys of a chunk's scores, as digits.py orders floats with a sign: what is no number is least, -0 is 0. Those that do
+ * not reach `low` are 0, and so are all beyond the chunk. */
+INSIDE void find_keys(const Slab *slab, int64_t which, const Chunk *chunk, Room *room, uint32_t low, uint32_t *keys);
+/* Look at a whole chunk of keys. */
+INSIDE Sight watch_keys(const uint32_t *restrict keys, uint32_t low, uint32_t high, uint8_t *restrict inside);
+/* Add the keys inside to the window's, and their number to `count`. */
+INSIDE void collect(Window *window, const uint32_t *keys, const uint8_t *inside, int64_t *count);
 /* From marks, 0 or 1 each, to eight in a byte. */
 INSIDE void pack_bits(const uint8_t *marks, int64_t size, uint8_t *bits);
 /* Multiply by 0 or 1. */

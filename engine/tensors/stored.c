@@ -5,26 +5,23 @@
 #include "slab.h"
 
 /* total = the mean of the deltas of the elected sign, each with its share as weight. */
-INLINE void share_agreeing_tile(float *total, const float *const *x, const float *share, int64_t count, int64_t at,
-                                int64_t size) {
-    Floats votes = take_tile(x[0] + at, size), sum = {0}, divisor = {0};
-    for (int64_t i = 1; i < count; i++) votes += take_tile(x[i] + at, size);
-    const Floats sign = elect(votes);
-    for (int64_t i = 0; i < count; i++) {
-        const Floats delta = take_tile(x[i] + at, size), agrees = as_ones(delta * sign > 0) * share[i];
-        sum += delta * agrees;
-        divisor += agrees;
-    }
-    const Floats least = divisor * 0 + 1e-6f;
-    const Flags small = divisor < least;
-    put_tile(total, sum / (Floats)(((Flags)divisor & ~small) | ((Flags)least & small)), size);
-}
-
 WIDTHS static void share_agreeing(float *restrict total, const float *const *x, const float *share, int64_t count,
                                   int64_t size) {
-    int64_t j = 0;
-    for (; j + TILE <= size; j += TILE) share_agreeing_tile(total + j, x, share, count, j, TILE);
-    if (j < size) share_agreeing_tile(total + j, x, share, count, j, size - j);
+    float sign[CHUNK], divisor[CHUNK] = {0};
+    memcpy(sign, x[0], (size_t)size * sizeof(float));
+    for (int64_t i = 1; i < count; i++)
+        for (int64_t j = 0; j < size; j++) sign[j] += x[i][j];
+    elect(sign, size);
+    memset(total, 0, (size_t)size * sizeof(float));
+    for (int64_t i = 0; i < count; i++) {
+        const float *restrict own = x[i];
+        for (int64_t j = 0; j < size; j++) {
+            const float agrees = (own[j] * sign[j] > 0 ? 1.0f : 0.0f) * share[i];
+            total[j] += own[j] * agrees;
+            divisor[j] += agrees;
+        }
+    }
+    for (int64_t j = 0; j < size; j++) total[j] /= divisor[j] < 1e-6f ? 1e-6f : divisor[j];
 }
 
 /* How many tensors change each element by more than epsilon. */
@@ -197,43 +194,82 @@ static const float *join_chunk(const Slab *slab, const Keep *keeps, const Join *
     return room->base;
 }
 
-/* Merge a slab into `out`, encoded as `dtype`; returns how many values of that are not finite.
- *
- * Of each sampled chunk `squares`, unless NULL, gets a column: the squares of the first tensor (the base, where there is
- * one), of the others (less the base; without one, less the first) and of the result less the first.
- */
-int64_t mergemill_merge_stored(const Slab *slab, const Keep *keeps, const Join *join, void *out, int32_t dtype,
-                               double *squares, int64_t chunks) {
-    if (!is_sound(slab) || !is_joined(slab, join, keeps) || dtype < F32 || dtype > F16) return REFUSED;
-    for (int64_t i = 0; keeps && i < slab->count; i++)
-        if (!is_kept(slab, keeps + i)) return REFUSED;
-    Room room;
-    if (!make_room(&room, slab->count)) return drop_room(&room), NO_MEMORY;
+/* What a merge of one slab is given, and room for a chunk of it. */
+typedef struct {
+    const Keep *keeps; /* or NULL */
+    const Join *join;
+    void *out;
+    int32_t dtype;
+    double *squares; /* or NULL */
+    int64_t chunks;
+    Room *room;
+} Making;
+
+static int64_t merge_slab(const Slab *slab, const Making *making) {
+    const Keep *keeps = making->keeps;
+    const Join *join = making->join;
+    Room *room = making->room;
     float first[SAMPLE];
     int64_t broken = 0, column = 0;
     for (Chunk chunk = {0}; next_chunk(slab, &chunk); ) {
         const int64_t here = chunk.here;
-        const int sampled = squares && chunk.sampled;
-        load_base(slab, chunk.start, here, room.base);
+        const int sampled = making->squares && chunk.sampled;
+        double *squares = sampled ? making->squares + column : NULL;
+        load_base(slab, chunk.start, here, room->base);
         for (int64_t i = 0; i < slab->count; i++) {
-            float *x = room.x[i];
-            load_plain(slab, i, chunk.start, here, room.base, x);
+            float *x = room->x[i];
+            load_plain(slab, i, chunk.start, here, room->base, x);
             if (sampled) {
-                if (i == 0) memcpy(first, slab->has_base ? room.base : x, (size_t)here * sizeof(float));
-                if (i == 0 && slab->has_base) squares[column] = sum_squares(first, 0, here);
-                squares[(i + slab->has_base) * chunks + column] = sum_squares(x, i && !slab->has_base ? first : 0, here);
+                if (i == 0) memcpy(first, slab->has_base ? room->base : x, (size_t)here * sizeof(float));
+                if (i == 0 && slab->has_base) squares[0] = sum_squares(first, 0, here);
+                squares[(i + slab->has_base) * making->chunks] =
+                    sum_squares(x, i && !slab->has_base ? first : 0, here);
             }
             scale(slab, i, here, x);
             if (!keeps || join->kind == JOIN_BALANCE) continue; /* there cuts are of scores */
-            thin(x, slab, &chunk, keeps + i, room.seen + 2 * i);
+            thin(x, slab, &chunk, keeps + i, room->seen + 2 * i);
             if (keeps[i].factor != 1.0f) multiply(x, here, keeps[i].factor);
         }
-        const float *merged = join_chunk(slab, keeps, join, &chunk, &room);
-        if (sampled) squares[(slab->count + slab->has_base) * chunks + column++] = sum_squares(merged, first, here);
-        broken += encode(merged, dtype, chunk.start, here, out);
+        const float *merged = join_chunk(slab, keeps, join, &chunk, room);
+        if (sampled) {
+            squares[(slab->count + slab->has_base) * making->chunks] = sum_squares(merged, first, here);
+            column++;
+        }
+        broken += encode(merged, making->dtype, chunk.start, here, making->out);
+    }
+    return broken;
+}
+
+/* Merge `many` slabs that differ in their data, one after the other in `out`, encoded as `dtype`; `broken` gets of each
+ * how many values of that are not finite. Keeps, joins and squares are those of one slab after those of the other.
+ *
+ * Of each sampled chunk `squares`, unless NULL, gets a column: the squares of the first tensor (the base, where there is
+ * one), of the others (less the base; without one, less the first) and of the result less the first.
+ */
+int32_t mergemill_merge_stored(const Slab *slab, int64_t many, const Keep *keeps, const Join *joins, void *out,
+                               int32_t dtype, double *squares, int64_t chunks, int64_t *broken) {
+    const int64_t inputs = slab->count + slab->has_base;
+    if (many < 0 || dtype < F32 || dtype > F16) return REFUSED;
+    Slab own = *slab;
+    for (int64_t n = 0; n < many; n++) {
+        own.data = slab->data + n * inputs;
+        const Keep *kept = keeps ? keeps + n * slab->count : NULL;
+        if (!is_sound(&own) || !is_joined(&own, joins + n, kept)) return REFUSED;
+        for (int64_t i = 0; kept && i < slab->count; i++)
+            if (!is_kept(&own, kept + i)) return REFUSED;
+    }
+    Room room;
+    if (!make_room(&room, slab->count)) return drop_room(&room), NO_MEMORY;
+    for (int64_t n = 0; n < many; n++) {
+        own.data = slab->data + n * inputs;
+        const size_t start = (size_t)(n * slab->size) * (dtype == F32 ? sizeof(float) : sizeof(uint16_t));
+        const Making making = {
+            keeps ? keeps + n * slab->count : NULL, joins + n, (uint8_t *)out + start, dtype,
+            squares ? squares + n * (inputs + 1) * chunks : NULL, chunks, &room};
+        broken[n] = merge_slab(&own, &making);
     }
     drop_room(&room);
-    return broken;
+    return 0;
 }
 
 /* ------------------------------------------------------------------------------------------------------ statistics */

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mergemill.engine.tensors import native, structures
-from mergemill.engine.tensors.cut import Cut
+from mergemill.engine.tensors.cut import Cut, Ranked
 from mergemill.engine.tensors.exact import ExactSum, Extremes, count_cuts, sum_lanes
 from mergemill.engine.tensors.fusion import SPREAD, Derived, Divergences, Fusion, Join, Keep, Limits, Scores
 from mergemill.engine.tensors.place import Place
@@ -37,6 +37,7 @@ _JOINS = {
     "near": 10,
 }
 MOST_NEAR = 1 << 18  # keys that a window of a slab has room for
+_CHUNK = 1024  # elements, as native.h has it
 _NO_MEMORY = -1  # what loops return; less, where they refuse what they were given
 _NO_CUT = Cut(0.0, 0, 0, 0, 0)
 
@@ -77,29 +78,14 @@ class StoredSlab:
 
         `squares`, unless None, is filled as a `Watch` wants it: a row for the base, each tensor and the result.
         """
-        if fusion.derived is not self.derived:
-            return replace(self, derived=fusion.derived).merge(fusion, dtype, squares)
-        out = self.work.take_bytes(self.size * (4 if dtype == "F32" else 2))
-        keeps, alive = self._lower_keeps(fusion)
-        join, floats = _lower_join(fusion.join)
-        broken = call_checked(
-            "merge_stored",
-            self._lowered,
-            keeps,
-            ctypes.byref(join),
-            out.ctypes.data,
-            STORED_DTYPES[dtype],
-            None if squares is None else squares.ctypes.data,
-            0 if squares is None else squares.shape[1],
-        )
-        del alive, floats  # until here the structures point into them
-        return out, broken
+        encoded, (broken,) = merge_slabs([self], [fusion], dtype, None if squares is None else squares[None])
+        return encoded, broken
 
     def sum_products(self) -> tuple[ExactSum, ...]:
         """Return the inner product of each tensor i with each j <= i, in this order."""
         pairs, cuts = self.count * (self.count + 1) // 2, self._cuts
         sums = np.empty((pairs, cuts, native.LANES))
-        call_checked("stored_products", self._lowered, sums.ctypes.data, cuts)
+        call_checked("stored_products", self.lowered, sums.ctypes.data, cuts)
         return tuple(sum_lanes(of_pair) for of_pair in sums)
 
     def sum_absolute(self, which: int, keep: Keep) -> tuple[ExactSum, ExactSum]:
@@ -110,7 +96,7 @@ class StoredSlab:
         else:
             lowered, alive = self._lower_keep(which, keep)
             pointers = (sums[0].ctypes.data, sums[1].ctypes.data)
-            call_checked("stored_norms", self._lowered, which, ctypes.byref(lowered), *pointers)
+            call_checked("stored_norms", self.lowered, which, ctypes.byref(lowered), *pointers)
             del alive
         return sum_lanes(sums[0]), sum_lanes(sums[1])
 
@@ -118,32 +104,30 @@ class StoredSlab:
         """Return the sum of squares of each tensor over the marked elements of the spread; None marks all."""
         sums = np.empty((self.count, self._cuts, native.LANES))
         if marked is None:
-            call_checked("stored_marked_squares", self._lowered, None, None, None, sums.ctypes.data, self._cuts)
+            call_checked("stored_marked_squares", self.lowered, None, None, None, sums.ctypes.data, self._cuts)
         else:
             mask, bits = self.work.take_bytes(self.size), self._make_bits()
             pointers = (mask.ctypes.data, bits.ctypes.data, sums.ctypes.data)
-            call_checked(
-                "stored_marked_squares", self._lowered, ctypes.byref(_lower_cut(marked)), *pointers, self._cuts
-            )
+            call_checked("stored_marked_squares", self.lowered, ctypes.byref(_lower_cut(marked)), *pointers, self._cuts)
             self.work.note(self._note_key(marked), bits)
         return tuple(sum_lanes(of_one) for of_one in sums)
 
     def count_changes(self, epsilon: float) -> tuple[tuple[int, int], ...]:
         """Return for each tensor how many changed elements it shares with others, and how many it has alone."""
         counts = np.zeros((self.count, 2), np.int64)
-        call_checked("stored_changes", self._lowered, epsilon, counts.ctypes.data)
+        call_checked("stored_changes", self.lowered, epsilon, counts.ctypes.data)
         return tuple((shared, alone) for shared, alone in counts.tolist())
 
     def find_extremes(self) -> tuple[Extremes, ...]:
         """Return the least and the largest magnitude of each tensor."""
         extremes = np.empty((self.count, 2))
-        call_checked("stored_extremes", self._lowered, extremes.ctypes.data)
+        call_checked("stored_extremes", self.lowered, extremes.ctypes.data)
         return tuple(Extremes(least, most) for least, most in extremes.tolist())
 
     def find_divergences(self, columns: int) -> Divergences:
         """Return the divergence of the second tensor's rows from the first's."""
         divergences = np.empty(self.size // columns)
-        call_checked("stored_divergences", self._lowered, columns, divergences.ctypes.data)
+        call_checked("stored_divergences", self.lowered, columns, divergences.ctypes.data)
         return divergences
 
     def compare(
@@ -160,13 +144,13 @@ class StoredSlab:
         sums = np.empty((4, cuts))
         rows, sketches = (each.ctypes.data if each.size else None for each in (squares, sketch))
         pointers = (sums.ctypes.data, counts.ctypes.data, columns, fourths.ctypes.data, rows, sketches)
-        call_checked("stored_compared", self._lowered, alike, cuts, *pointers)
+        call_checked("stored_compared", self.lowered, alike, cuts, *pointers)
         return sums
 
     def sample(self, which: int, first: int, stride: int, run: int) -> np.ndarray[Any, np.dtype[np.uint32]]:
         """Return the magnitudes' bits of `run` elements from `first` on, and every `stride` after: ``[n, run]``."""
         out = np.empty((max(0, (self.size - first - run) // stride + 1), run), np.uint32)
-        call_checked("stored_sample", self._lowered, which, first, stride, run, out.ctypes.data)
+        call_checked("stored_sample", self.lowered, which, first, stride, run, out.ctypes.data)
         return out
 
     def count_windows(
@@ -186,27 +170,41 @@ class StoredSlab:
             each.which, each.low, each.high = window
             each.low_counts, each.high_counts = (side[first:].ctypes.data for side in end)
             each.counts, each.keys, each.room = count.ctypes.data, near.ctypes.data, room
-        call_checked("stored_windows", self._lowered, lowered, len(windows))
+        call_checked("stored_windows", self.lowered, lowered, len(windows))
         near_keys = [
             NearKeys(first, count, near[: each.inside].copy()) if each.inside <= room else None
             for each, count, near in zip(lowered, counts, keys, strict=True)
         ]
         return [(each.above, each.inside, near) for each, near in zip(lowered, near_keys, strict=True)]
 
+    def find_ranks(self, wanted: Sequence[tuple[int, int, float]]) -> list[Ranked | None]:
+        """Find ranks in a slab that is the whole tensor, each given by a tensor's number (or what is derived), and m.
+
+        In place of 0 as m, so large a share of what is not 0, rounded down; None where that is none. The ranks of one
+        tensor lie side by side.
+        """
+        if not wanted:
+            return []
+        ranks = (structures.NativeRank * len(wanted))(*(structures.NativeRank(*each) for each in wanted))
+        room = (len({which for which, _, _ in wanted}) + 1) * -(-self.size // _CHUNK) * _CHUNK
+        keys = self.work.take_bytes(4 * room)
+        call_checked("stored_ranks", self.lowered, ranks, len(ranks), keys.ctypes.data, room)
+        return [Ranked(r.key, r.above, r.ties, r.block, r.block_ties) if r.rank else None for r in ranks]
+
     def count_upper(self, which: Sequence[int], counts: Sequence[Counts]) -> None:
         """Add to each of `counts` the upper 15 bits of the magnitudes of one tensor, or of the spread."""
         numbers = (ctypes.c_int64 * len(which))(*which)
         pointers = (ctypes.c_void_p * len(which))(*(of_one.ctypes.data for of_one in counts))
-        call_checked("stored_upper", self._lowered, numbers, pointers, len(which))
+        call_checked("stored_upper", self.lowered, numbers, pointers, len(which))
 
     def count_lower(self, which: int, prefix: int, counts: Counts) -> None:
         """Add to `counts` the lower 16 bits of those whose upper 15 are `prefix`."""
-        call_checked("stored_lower", self._lowered, which, prefix, counts.ctypes.data)
+        call_checked("stored_lower", self.lowered, which, prefix, counts.ctypes.data)
 
     def count_equal(self, which: int, value: float, counts: Counts) -> None:
         """Add to `counts`, one for each block of the whole tensor, what equals `value`."""
         here = counts[self.place.start // self.place.block :]
-        call_checked("stored_equal", self._lowered, which, value, here.ctypes.data)
+        call_checked("stored_equal", self.lowered, which, value, here.ctypes.data)
 
     def mark(self, cut: Cut) -> Arena:
         """Return a bit for each element: 1 where the spread belongs to the cut; as the pass before noted, or anew."""
@@ -215,7 +213,7 @@ class StoredSlab:
             return note
         mask, bits = self.work.take_bytes(self.size), self._make_bits()
         lowered = ctypes.byref(_lower_cut(cut))
-        call_checked("stored_marks", self._lowered, SPREAD, lowered, mask.ctypes.data, bits.ctypes.data)
+        call_checked("stored_marks", self.lowered, SPREAD, lowered, mask.ctypes.data, bits.ctypes.data)
         return bits
 
     def _note_key(self, cut: Cut) -> tuple[int, ...]:
@@ -226,7 +224,7 @@ class StoredSlab:
         return count_cuts(self.size, self.place.block)
 
     @functools.cached_property
-    def _lowered(self) -> Any:
+    def lowered(self) -> Any:
         """Return a pointer to the slab as the loops want it; it holds what it points into."""
         data = (ctypes.c_void_p * len(self.arrays))(*(array.ctypes.data for array in self.arrays))
         dtypes, scales = _lower_dtypes(self.dtypes), _lower_floats(self.scales or (1.0,) * self.count)
@@ -239,16 +237,15 @@ class StoredSlab:
         slab.alive = (data, dtypes, vectors, scales, alive)
         return ctypes.byref(slab)
 
-    def _lower_keeps(self, fusion: Fusion) -> tuple[Any, list[Any]]:
-        """Return the keeps as an array, None where all is kept, and what it points into."""
+    def lower_keeps(self, fusion: Fusion) -> tuple[list[structures.NativeKeep], list[Any]]:
+        """Return what is kept of each tensor, and what that points into; nothing where all of all is."""
         if fusion.marked is not None:
             bits = self.mark(fusion.marked)
-            marked = structures.NativeKeep(kind=_KINDS["mask"], factor=1.0, mask=bits.ctypes.data)
-            return (structures.NativeKeep * self.count)(*(marked,) * self.count), [bits]
+            return [structures.NativeKeep(kind=_KINDS["mask"], factor=1.0, mask=bits.ctypes.data)] * self.count, [bits]
         if not fusion.keeps:
-            return None, []
+            return [], []
         lowered, alive = zip(*(self._lower_keep(which, keep) for which, keep in enumerate(fusion.keeps)), strict=True)
-        return (structures.NativeKeep * self.count)(*lowered), list(alive)
+        return list(lowered), list(alive)
 
     def _lower_keep(self, which: int, keep: Keep) -> tuple[structures.NativeKeep, Any]:
         """Return one tensor's keep, and what it points into."""
@@ -280,7 +277,7 @@ class StoredSlab:
         mask, bits, keys = self.work.take_bytes(self.size), self._make_bits(), self._find_keys(which)
         pointers = (limits.ctypes.data, keys.ctypes.data, mask.ctypes.data, bits.ctypes.data)
         norms = (None, None) if sums is None else (sums[0].ctypes.data, sums[1].ctypes.data)
-        call_checked("stored_rows", self._lowered, which, len(limits), *pointers, *norms)
+        call_checked("stored_rows", self.lowered, which, len(limits), *pointers, *norms)
         self.work.note(key, bits)
         return bits
 
@@ -289,6 +286,56 @@ class StoredSlab:
 
     def _find_keys(self, which: int) -> Keys:
         return find_keys(self.place, self.place.models[which], self.size)
+
+
+def merge_slabs(
+    slabs: Sequence[StoredSlab], fusions: Sequence[Fusion], dtype: str, squares: native.Sums | None
+) -> tuple[Arena, list[int]]:
+    """Return merged slabs as `dtype`, as bytes one after the other, and how many values of each are not finite.
+
+    Several slabs are of one size and kind, and nothing is derived of them. `squares`, unless None, is filled as `Watch`
+    objects want it: for each slab a row for the base, each tensor and the result.
+    """
+    first = slabs[0] if fusions[0].derived is slabs[0].derived else replace(slabs[0], derived=fusions[0].derived)
+    out = first.work.take_bytes(len(slabs) * first.size * (4 if dtype == "F32" else 2))
+    keeps, alive = zip(*(slab.lower_keeps(fusion) for slab, fusion in zip(slabs, fusions, strict=True)), strict=True)
+    joins, floats = zip(*(_lower_join(fusion.join) for fusion in fusions), strict=True)
+    broken = (ctypes.c_int64 * len(slabs))()
+    call_checked(
+        "merge_stored",
+        _lower_slabs(first, slabs),
+        len(slabs),
+        _lower_all_keeps(keeps, first.count),
+        (structures.NativeJoin * len(slabs))(*joins),
+        out.ctypes.data,
+        STORED_DTYPES[dtype],
+        None if squares is None else squares.ctypes.data,
+        0 if squares is None else squares.shape[2],
+        broken,
+    )
+    del alive, floats  # until here the structures point into them
+    return out, list(broken)
+
+
+def _lower_slabs(first: StoredSlab, slabs: Sequence[StoredSlab]) -> Any:
+    """Return a pointer to the first slab, whose data are followed by those of the others."""
+    if len(slabs) == 1:
+        return first.lowered
+    data = (ctypes.c_void_p * (len(slabs) * len(first.arrays)))(
+        *(array.ctypes.data for slab in slabs for array in slab.arrays)
+    )
+    slab = structures.NativeSlab.from_buffer_copy(first.lowered._obj)
+    slab.data, slab.alive = ctypes.addressof(data), (data, first)
+    return ctypes.byref(slab)
+
+
+def _lower_all_keeps(keeps: Sequence[Sequence[structures.NativeKeep]], count: int) -> Any:
+    """Return the keeps of all slabs as one array; None where all is kept."""
+    if not any(keeps):
+        return None
+    everything = [structures.NativeKeep(kind=_KINDS["all"], factor=1.0)] * count
+    flat = [keep for of_one in keeps for keep in of_one or everything]
+    return (structures.NativeKeep * len(flat))(*flat)
 
 
 def subtract_stored(left: tuple[Arena, str], right: tuple[Arena, str], out: Arena) -> Arena:

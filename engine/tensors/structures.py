@@ -9,7 +9,7 @@ import ctypes
 import itertools
 from collections.abc import Iterator
 
-VERSION = 9  # as native.h has it
+VERSION = 10  # as native.h has it
 
 
 class NativeDerived(ctypes.Structure):
@@ -83,6 +83,19 @@ class NativeWindow(ctypes.Structure):
     ]
 
 
+class NativeRank(ctypes.Structure):
+    _fields_ = [
+        ("which", ctypes.c_int64),
+        ("rank", ctypes.c_int64),
+        ("share", ctypes.c_double),
+        ("key", ctypes.c_uint32),
+        ("above", ctypes.c_int64),
+        ("ties", ctypes.c_int64),
+        ("block", ctypes.c_int64),
+        ("block_ties", ctypes.c_int64),
+    ]
+
+
 class NativeCodes(ctypes.Structure):
     _fields_ = [
         ("codes", ctypes.c_void_p),
@@ -129,6 +142,7 @@ STRUCTURES = (
     NativeKeep,
     NativeJoin,
     NativeWindow,
+    NativeRank,
     NativeCodes,
     NativeCoded,
     NativeFactor,

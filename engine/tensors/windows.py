@@ -1,5 +1,6 @@
 """The m-th largest of a tensor's values from one pass: a sample says between which keys it lies, all but surely.
 
+(The passes of small tensors take all keys; where a slab is the whole of one, native loops find the key at once.)
 The pass counts what is above that window, collects the keys inside, and counts what equals its ends: values that many
 elements have are ends. From that follows the exact key, or that the window was wrong; then histograms find it. So the
 sample plays no part in the result, and may be taken in any way.
@@ -13,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from mergemill.engine.tensors.cut import Cut
+from mergemill.engine.tensors.cut import Ranked
 from mergemill.engine.tensors.device import count_by_block, is_on_host, to_host
 from mergemill.engine.tensors.digits import Counts, Digits, Keys
 from mergemill.engine.tensors.histograms import KeyGather
@@ -22,7 +23,7 @@ from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.stored import MOST_NEAR, NearKeys, StoredSlab
 
-ALL = 1 << 17  # elements; up to here one window holds them all
+ALL = MOST_NEAR  # elements; up to here one window holds them all
 RUN = 64  # elements that are sampled together
 MOST_SAMPLED = 1 << 18  # elements
 MOST_KEYS = MOST_NEAR  # of a window that are kept
@@ -80,21 +81,14 @@ class Seen(Additive):
         return Seen(self.above + other.above, inside, self.ends + other.ends, near)
 
 
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """The m-th largest key."""
-
-    key: int
-    above: int  # how many are larger
-    ties: int  # how many that equal it are among the m largest
-    equal: Counts  # how many do, by block of the tensor
+Sight = Seen | Ranked | None  # of one window; or, of a whole tensor, what was looked for, None for a share of nothing
 
 
-def make_cut(threshold: float, above: int, ties: int, equal: Counts) -> Cut:
-    """Return the cut that keeps the first `ties` of those that equal the threshold, `equal` in each block."""
+def place_ties(key: int, above: int, ties: int, equal: Counts) -> Ranked:
+    """Return where the last of the first `ties` lies of what equals the key, `equal` in each block."""
     before = np.cumsum(equal)
     block = min(int(np.searchsorted(before, ties)), len(equal) - 1)
-    return Cut(threshold, above, ties, block, ties - int(before[block] - equal[block]))
+    return Ranked(key, above, ties, block, ties - int(before[block] - equal[block]))
 
 
 def choose_window(sample: Sample | None, rank: Rank, size: int, most: int) -> Window | None:
@@ -156,19 +150,19 @@ def _find_in_window(window: Window, seen: Seen, rank: int) -> Ranked | None:
     if left <= 0:
         return None
     if left <= int(high.sum()):
-        return Ranked(window.high, seen.above, left, high)
+        return place_ties(window.high, seen.above, left, high)
     above, left = rank - left + int(high.sum()), left - int(high.sum())
     if left > seen.inside:
         above, left = above + seen.inside, left - seen.inside
         known = window.low < window.high and left <= int(low.sum())
-        return Ranked(window.low, above, left, low) if known else None
+        return place_ties(window.low, above, left, low) if known else None
     if seen.inside > MOST_KEYS:
         return None
     keys = seen.near[0].keys if len(seen.near) == 1 else np.concatenate([near.keys for near in seen.near])
     place = len(keys) - left
     key = int(np.partition(keys, place)[place])
     larger = int(np.count_nonzero(keys > key))
-    return Ranked(key, above + larger, left - larger, _count_blocks(seen.near, keys == key, len(low)))
+    return place_ties(key, above + larger, left - larger, _count_blocks(seen.near, keys == key, len(low)))
 
 
 def _count_blocks(near: Sequence[NearKeys], chosen: np.ndarray[Any, Any], blocks: int) -> Counts:
@@ -234,6 +228,7 @@ class Watching(KeyGather):
     whole = True  # what is kept of a tensor is little
     knows_signs = True
     windows: Sequence[Sequence[Window]]  # of each value
+    wanted: Sequence[Sequence[Rank]]  # what is looked for in them
 
     def __call__(self, tensors: Sequence[Tensor], place: Place) -> tuple[tuple[Seen, ...], ...]:
         values = self.derive(tensors, place)
@@ -241,9 +236,11 @@ class Watching(KeyGather):
             tuple(self._watch(value, windows, place)) for value, windows in zip(values, self.windows, strict=True)
         )
 
-    def add_stored(self, slab: StoredSlab, total: tuple[tuple[Seen, ...], ...]) -> tuple[tuple[Seen, ...], ...]:
-        """The same from stored bytes; what equals the ends is added in place."""
+    def add_stored(self, slab: StoredSlab, total: tuple[tuple[Seen, ...], ...]) -> tuple[tuple[Sight, ...], ...]:
+        """The same from stored bytes; what equals the ends is added in place. Of a whole tensor, the ranks."""
         slab, numbers = self.in_stored(slab)
+        if slab.size == slab.place.size <= ALL:
+            return self._find_ranks(slab, numbers)
         flat = [
             (which, window.low, window.high)
             for which, windows in zip(numbers, self.windows, strict=True)
@@ -253,6 +250,12 @@ class Watching(KeyGather):
         counted = slab.count_windows(flat, [each.ends for each in known])
         seen = iter(_add_counted(*of_window) for of_window in zip(known, counted, strict=True))
         return tuple(tuple(next(seen) for _ in windows) for windows in self.windows)
+
+    def _find_ranks(self, slab: StoredSlab, numbers: Sequence[int]) -> tuple[tuple[Ranked | None, ...], ...]:
+        ranks = [(which, rank) for which, ranks in zip(numbers, self.wanted, strict=True) for rank in ranks]
+        given = ((which, *((0, rank.fraction) if isinstance(rank, Share) else (rank, 0.0))) for which, rank in ranks)
+        found = iter(slab.find_ranks(list(given)))
+        return tuple(tuple(next(found) for _ in ranks) for ranks in self.wanted)
 
     def _watch(self, value: Tensor, windows: Sequence[Window], place: Place) -> Iterator[Seen]:
         if not windows:

@@ -121,6 +121,7 @@ class Workspace:
         self._low = 0  # slabs grow up from here
         self._high = len(arena) // _ALIGN * _ALIGN  # kept reads grow down from here
         self.read_bytes = 0  # read from storage so far
+        self.pins: set[Pin] = set()  # of the files that were read
 
     def __enter__(self) -> Self:
         """The workspace is closed when the block ends."""
@@ -158,6 +159,7 @@ class Workspace:
         """Keep the place for a range that will be read from its first byte to its last, in one piece."""
         ranges = self._held.setdefault(pin.url, [])
         if all(held.offset_bytes != offset_bytes or held.size_bytes != size_bytes for held in ranges):
+            self.pins.add(pin)
             held = _Held(offset_bytes, size_bytes, self._take_kept(size_bytes))
             ranges.append(held)
             if is_remote(pin.url):
@@ -183,6 +185,7 @@ class Workspace:
         self._coming[slot], start = [], slot
         for pin, offset_bytes, size_bytes in ranges:
             fetch = Fetch(pin, offset_bytes, self._raw[start : start + size_bytes], self._storage, self._cache)
+            self.pins.add(pin)
             self._coming[slot].append(_Coming(pin.url, offset_bytes, size_bytes, start, fetch))
             self.read_bytes += size_bytes
             start += aligned(size_bytes)
@@ -290,6 +293,7 @@ class Workspace:
         start, found_bytes = self._found.get(key, (0, -1))
         if found_bytes == size_bytes:
             return start
+        self.pins.add(pin)
         start = self._take_kept(size_bytes) if self._keep else self._take_low(size_bytes)
         read_into(pin, offset_bytes, self._raw[start : start + size_bytes], self._storage, self._cache)
         self.read_bytes += size_bytes

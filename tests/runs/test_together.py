@@ -1,88 +1,69 @@
-"""Tensors that one computation gives are computed once by the task that writes them."""
+"""Small tensors of one kind are merged in one go, with the bytes and drifts of each merged alone."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from models import read_tensors
-from runs.merging import SMALL_PART, hash_output, parts_of
-from safetensors.torch import save_file
-from torch import Tensor
+from models import write_json, write_tensors
 
-from mergemill.engine import run
-from mergemill.engine.checkpoint.checkpoint import open_checkpoint
-from mergemill.engine.offers.formats import offer_stored
-from mergemill.engine.plan.draft import Draft, finish
-from mergemill.engine.plan.values import Origin, OutputTensor, Plan
-from mergemill.engine.tensors.expressions import Expression
-from mergemill.engine.tensors.together import Component
+from mergemill.engine import load_recipe, make_plan
+from mergemill.engine.plan.values import Part
+from mergemill.engine.runs.outputs.receipts import Receipt
+from mergemill.engine.runs.tasks import task
+from mergemill.engine.runs.tasks.together import iter_groups
+from mergemill.engine.runs.worker.workplace import Workplace
+from mergemill.engine.tensors.slabs import SLAB
 
-SHAPE = (300, 500)
-CALLS: list[int] = []
+SHAPES = {f"model.layers.0.experts.{i:02}.weight": (40 + i // 8, 25) for i in range(16)} | {"model.norm.weight": (25,)}
 
 
-@dataclass(frozen=True, slots=True)
-class SumAndHalf:
-    """The sum of two tensors, and the upper half of their difference."""
-
-    inputs: tuple[Expression, ...]
-    dtype: str = "F32"
-    extra_bytes: int = 2 * 4 * SHAPE[0] * SHAPE[1]
-
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        rows, columns = self.inputs[0].shape
-        return (rows, columns), (rows // 2, columns)
-
-    def compute(self, inputs: list[Tensor]) -> Sequence[Tensor]:
-        CALLS.append(1)
-        a, b = inputs
-        return a + b, (a - b)[: len(a) // 2]
-
-    def describe(self) -> Mapping[str, Any]:
-        return {"sum and half": 1}
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for number in range(3):
+        torch.manual_seed(number)
+        tensors = {name: torch.randn(shape).to(torch.bfloat16) for name, shape in SHAPES.items()}
+        (folder / f"{number}").mkdir()
+        write_tensors(folder / f"{number}", tensors)
+        write_json(folder / f"{number}" / "config.json", {"model_type": "llama", "architectures": ["LlamaForCausalLM"]})
+    return folder
 
 
-@pytest.fixture
-def models(tmp_path: Path) -> list[dict[str, Tensor]]:
-    CALLS.clear()
-    stream = torch.Generator().manual_seed(1)
-    made = [{f"x{i}": torch.randn(SHAPE, generator=stream) for i in range(3)} for _ in "ab"]
-    for name, tensors in zip("ab", made, strict=True):
-        (tmp_path / name).mkdir()
-        save_file(tensors, tmp_path / name / "model.safetensors")
-    return made
+def plan_part(method: str, models: Path) -> Part:
+    given = {"weight": 0.5} | ({"density": 0.5} if method != "linear" else {})
+    recipe = {
+        "merge_method": method,
+        "models": [{"model": str(models / number), "parameters": given} for number in "12"],
+        "dtype": "bfloat16",
+    }
+    (part,) = make_plan(load_recipe(recipe | ({"base_model": str(models / "0")} if method != "linear" else {}))).parts
+    return part
 
 
-def plan(folder: Path, part_bytes: int) -> Plan:
-    offers = [offer_stored(open_checkpoint(str(folder / name))) for name in "ab"]
-    tensors = []
-    for name in offers[0]:
-        both = SumAndHalf(tuple(of[name].expression for of in offers))
-        tensors += [OutputTensor(f"{name}.{part}", "F32", Component(both, i)) for i, part in enumerate(("sum", "up"))]
-    with parts_of(part_bytes):
-        return finish(Draft(Origin("toy", "sums", {}), tensors, [], [], donor=""), 1 << 30)
+def merge(part: Part) -> tuple[Receipt, bytes]:
+    written = bytearray()
+    receipt = task.merge_part(part, "shard", lambda _, data: written.extend(data), {}, Workplace(1 << 30, threads=1))
+    return receipt, bytes(written)
 
 
-@pytest.mark.parametrize("part_bytes", [SMALL_PART, 1 << 30])
-def test_what_is_computed_together_is_computed_once(
-    part_bytes: int, models: list[dict[str, Tensor]], tmp_path: Path
+@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties"])
+def test_tensors_merged_together_have_the_bytes_of_each_alone(
+    method: str, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = plan(tmp_path, part_bytes)
-    assert len(asked.parts) == (3 if part_bytes == SMALL_PART else 1)
-    run(asked, tmp_path / "out", workers=0)
-    assert len(CALLS) == 3
-    found = read_tensors(tmp_path / "out")
-    for name in models[0]:
-        a, b = (model[name] for model in models)
-        assert torch.equal(found[f"{name}.sum"], a + b)
-        assert torch.equal(found[f"{name}.up"], (a - b)[: SHAPE[0] // 2])
+    part = plan_part(method, models)
+    together, data = merge(part)
+    monkeypatch.setattr(task, "iter_groups", lambda pieces, *_, **__: ([piece] for piece in pieces))
+    alone, expected = merge(part)
+    assert data == expected
+    assert (together.checksum, together.drifts, together.read_bytes) == (alone.checksum, alone.drifts, alone.read_bytes)
 
 
-def test_it_has_the_same_bytes_in_any_parts(models: list[dict[str, Tensor]], tmp_path: Path) -> None:
-    run(plan(tmp_path, SMALL_PART), tmp_path / "here", workers=0)
-    run(plan(tmp_path, 1 << 30), tmp_path / "whole", workers=0)
-    assert hash_output(tmp_path / "here") == hash_output(tmp_path / "whole")
+def test_those_of_one_shape_go_together_as_far_as_memory_allows(models: Path) -> None:
+    part = plan_part("ties", models)
+
+    def count(memory_bytes: int, *, alone: bool) -> list[int]:
+        return [len(group) for group in iter_groups(part.pieces, memory_bytes, SLAB, alone=alone)]
+
+    assert count(1 << 30, alone=False) == [8, 8, 1]
+    assert count(1 << 30, alone=True) == [1] * 17
+    assert count(part.pieces[0].projected.slab_bytes, alone=False) == [1] * 17

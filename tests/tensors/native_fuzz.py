@@ -21,6 +21,7 @@ from mergemill.engine.tensors.structures import (
     NativeFactor,
     NativeJoin,
     NativeKeep,
+    NativeRank,
     NativeSlab,
     NativeWindow,
 )
@@ -210,18 +211,29 @@ class Fuzz:
 
     # ------------------------------------------------------------------------------------ over slabs as they are stored
     def merge_stored(self) -> None:
-        slab = self.slab()
-        keeps = (NativeKeep * slab.count)(*(self.keep(slab) for _ in range(slab.count))) if self.integer(0, 3) else None
-        join = NativeJoin(
-            self.integer(0, 6), self.integer(0, 1), pointer(weight := self.floats(slab.count)), *self.two(), *self.two()
-        )
-        self.alive += [weight, masks := self.floats(slab.count)]
-        join.masks = self.choose(None, pointer(masks))
+        slab, many = self.slab(), self.integer(0, 3)
+        inputs, count = slab.count + slab.has_base, slab.count * many
+        self.alive.append(data := (ctypes.c_void_p * (inputs * many))(*self.find_data(slab, inputs) * many))
+        slab.data = ctypes.addressof(data)
+        keeps = (NativeKeep * count)(*(self.keep(slab) for _ in range(count))) if self.integer(0, 3) else None
+        joins = (NativeJoin * many)(*(self.join(slab) for _ in range(many)))
         dtype = self.integer(0, 2)
-        out = np.zeros(slab.size, np.float32 if dtype == 0 else np.uint16)
+        out = np.zeros(slab.size * many, np.float32 if dtype == 0 else np.uint16)
         chunks = count_cuts(slab.size, slab.block)
-        squares = self.choose(None, np.zeros((slab.count + slab.has_base + 1, chunks)))
-        self.call("merge_stored", ref(slab), keeps, ref(join), out, dtype, squares, chunks)
+        squares = self.choose(None, np.zeros((many, inputs + 1, chunks)))
+        self.call("merge_stored", ref(slab), many, keeps, joins, out, dtype, squares, chunks, np.zeros(many, np.int64))
+
+    def find_data(self, slab: NativeSlab, inputs: int) -> list[int | None]:
+        """Return where the data of the slab's tensors lie."""
+        return list((ctypes.c_void_p * inputs).from_address(slab.data))
+
+    def join(self, slab: NativeSlab) -> NativeJoin:
+        """Return how a slab is joined."""
+        self.alive += [weight := self.floats(slab.count), masks := self.floats(slab.count)]
+        kinds = self.integer(0, 6), self.integer(0, 1)
+        join = NativeJoin(*kinds, pointer(weight), *self.two(), *self.two())
+        join.masks = self.choose(None, pointer(masks))
+        return join
 
     def stored_products(self) -> None:
         slab = self.slab()
@@ -303,6 +315,17 @@ class Fuzz:
             window.keys, window.room = pointer(keys), room
         self.call("stored_windows", ref(slab), windows, many)
         assert all(0 <= window.above + window.inside <= slab.size for window in windows)
+
+    def stored_ranks(self) -> None:
+        slab, many = self.slab(), self.integer(0, 3)
+        ranks = (NativeRank * many)()
+        for rank in ranks:
+            rank.which, rank.rank = self.which(slab), self.integer(0, slab.size)
+            rank.share = self.choose(0.0, 0.5, 1.0)
+        row = -(-slab.size // CHUNK) * CHUNK
+        self.alive.append(keys := np.zeros((many + 1) * row, np.uint32))
+        self.call("stored_ranks", ref(slab), ranks, many, keys, len(keys))
+        assert all(0 <= rank.above <= slab.size and 0 <= rank.block_ties <= rank.ties for rank in ranks)
 
     def stored_upper(self) -> None:
         slab, many = self.slab(), self.integer(0, 3)

@@ -171,7 +171,7 @@ def test_every_usual_round_is_taken_from_stored_bytes(name: str) -> None:
 
 # ------------------------------------------------------------------------------------------------------- refusals
 def lower(slab: StoredSlab) -> structures.NativeSlab:
-    lowered: structures.NativeSlab = slab._lowered._obj
+    lowered: structures.NativeSlab = slab.lowered._obj
     return lowered
 
 
@@ -213,6 +213,6 @@ def test_importances_of_fewer_rows_than_there_are_are_refused(field: str, value:
 def test_divergences_are_of_whole_rows(columns: int) -> None:
     slab = make_slab([torch.ones(10), torch.ones(10)], (10,))
     out = np.zeros(10)
-    assert native.call("stored_divergences", slab._lowered, columns, out.ctypes.data) == -2
-    assert native.call("stored_divergences", slab._lowered, 5, out.ctypes.data) == 0
+    assert native.call("stored_divergences", slab.lowered, columns, out.ctypes.data) == -2
+    assert native.call("stored_divergences", slab.lowered, 5, out.ctypes.data) == 0
     assert isinstance(lower(slab), ctypes.Structure)

@@ -213,6 +213,31 @@ def test_counts_are_those_of_numpy() -> None:
         assert np.array_equal(near.keys, bits[(bits > low) & (bits < high)])
         for numbers, key in zip(ends, (low, high), strict=True):
             assert numbers.tolist() == [int(block.sum()) for block in np.split(bits == key, [65536, 131072])]
+        order = np.argsort(~bits, kind="stable")  # the largest first, of equal ones the first by index
+        ranks = (1, 2, 100, 70_000, 149_000, 150_001)
+        share = int(0.3 * np.count_nonzero(bits))
+        for m, found in zip(
+            (*ranks, share), slab.find_ranks([*((which, m, 0.0) for m in ranks), (which, 0, 0.3)]), strict=True
+        ):
+            equal = np.flatnonzero(bits[order[:m]] == bits[order[m - 1]])
+            assert found is not None
+            assert (found.key, found.above, found.ties) == (bits[order[m - 1]], m - len(equal), len(equal))
+            assert found.block == order[m - 1] // 65536
+            assert found.block_ties == np.count_nonzero(order[equal] // 65536 == found.block)
+
+
+@pytest.mark.parametrize("size", [1, 1023, 9_000, 70_001])
+def test_ranks_of_values_of_which_many_are_equal(size: int) -> None:
+    values = torch.from_numpy(np.random.default_rng(6).integers(-2, 2, size)).to(torch.bfloat16)
+    slab = make_slab([values], (size,))
+    bits = values.abs().float().numpy().view(np.uint32)
+    order = np.argsort(~bits, kind="stable")
+    ranks = sorted({1, max(1, size // 3), max(1, size // 2), size})
+    for m, found in zip(ranks, slab.find_ranks([(0, m, 0.0) for m in ranks]), strict=True):
+        assert found is not None
+        assert (found.key, found.block) == (bits[order[m - 1]], order[m - 1] // 65536)
+        assert found.above + found.ties == m
+    assert make_slab([torch.zeros(size)], (size,)).find_ranks([(0, 0, 0.9)]) == [None]
 
 
 def test_a_scale_of_minus_zero_stays_one_whatever_ran_before() -> None:
@@ -250,8 +275,9 @@ class Given:
 
     def merge(self) -> int:
         out = np.zeros(SIZE, np.float32)
-        join, slab = ctypes.byref(self.join), ctypes.byref(self.slab)
-        return int(native.call("merge_stored", slab, self.keeps, join, out.ctypes.data, self.out_dtype, None, 0))
+        join, slab, broken = ctypes.byref(self.join), ctypes.byref(self.slab), ctypes.c_int64()
+        given = (slab, 1, self.keeps, join, out.ctypes.data, self.out_dtype, None, 0, ctypes.byref(broken))
+        return int(native.call("merge_stored", *given))
 
     def count(self, which: int) -> dict[str, int]:
         """Return what each loop says that is given a tensor's number; where it is sound, 0."""

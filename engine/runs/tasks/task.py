@@ -1,7 +1,7 @@
 """What runs on a worker: one part from its sources to its range of the output, or all parts of a shard in order."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import xxhash
@@ -12,15 +12,15 @@ from mergemill.engine.runs.outputs.receipts import Receipt
 from mergemill.engine.runs.outputs.target import PartTarget, ShardTarget
 from mergemill.engine.runs.tasks.guard import Row
 from mergemill.engine.runs.tasks.piece import Totals, merge_piece
+from mergemill.engine.runs.tasks.together import iter_groups, merge_together
 from mergemill.engine.runs.worker.aboard import find_device_staging, open_work
 from mergemill.engine.runs.worker.modes import own_modes
 from mergemill.engine.runs.worker.workplace import Counts, Workplace
-from mergemill.engine.storage.ranges import check_pin
+from mergemill.engine.storage.ranges import Pin, check_pin
 from mergemill.engine.tensors.device import Staging
 from mergemill.engine.tensors.dtypes import item_bytes
-from mergemill.engine.tensors.expressions import Read
 from mergemill.engine.tensors.slabs import SLAB
-from mergemill.engine.tensors.workspace import Arena, Results, aligned
+from mergemill.engine.tensors.workspace import Arena, Results, Workspace, aligned
 
 Sink = Callable[[int, memoryview], None]  # given where in the shard, and the bytes
 
@@ -100,16 +100,26 @@ def _merge_part(
     started = time.perf_counter()
     drifts: list[Row] = []
     results = Results()
-    for piece in part.pieces:
-        staging = find_device_staging(piece, workplace, slab)
-        keep = piece.whole and piece.projected.most_rounds > 0 and _keeping_bytes(piece, staging) <= need_bytes
-        with open_work(piece, arena, workplace, staging, keep=keep, results=results) as work:
-            for span, merged in merge_piece(piece, totals, work, workplace, slab, drifts):
-                data = merged.data
-                checksum.update(data)
-                sink(piece.offset_bytes + (span.start - piece.span.start) * item_bytes(piece.tensor.dtype), data)
+    pins: set[Pin] = set()
+    for group in iter_groups(part.pieces, need_bytes, slab, alone=workplace.device is not None):
+        if len(group) > 1:
+            with Workspace(arena, keep=True, storage=workplace.storage, cache=workplace.cache, results=results) as work:
+                for offset_bytes, together in merge_together(group, work, workplace, drifts):
+                    checksum.update(together.data)
+                    sink(offset_bytes, together.data)
+        else:
+            (piece,) = group
+            staging = find_device_staging(piece, workplace, slab)
+            keep = piece.whole and piece.projected.most_rounds > 0 and _keeping_bytes(piece, staging) <= need_bytes
+            with open_work(piece, arena, workplace, staging, keep=keep, results=results) as work:
+                for span, merged in merge_piece(piece, totals, work, workplace, slab, drifts):
+                    data = merged.data
+                    checksum.update(data)
+                    sink(piece.offset_bytes + (span.start - piece.span.start) * item_bytes(piece.tensor.dtype), data)
         read_bytes += work.read_bytes
-    _check_sources(part, workplace)
+        pins |= work.pins
+    for pin in pins:  # no receipt for what was read from a file that changed meanwhile
+        check_pin(pin, workplace.storage)  # descriptors are compared when opened only
     seconds = time.perf_counter() - started
     return Receipt(
         part.number,
@@ -127,14 +137,3 @@ def _count(receipt: Receipt, workplace: Workplace) -> Receipt:
     """Count a finished part."""
     workplace.count(Counts(receipt.read_bytes, receipt.stop_bytes - receipt.start_bytes, parts=1))
     return receipt
-
-
-def _check_sources(part: Part, workplace: Workplace) -> None:
-    """No receipt for what was read from a file that changed meanwhile; descriptors are compared when opened only."""
-    for pin in {read.pin for piece in part.pieces for read in _reads(piece)}:
-        check_pin(pin, workplace.storage)
-
-
-def _reads(piece: Piece) -> Iterator[Read]:
-    yield from piece.tensor.expression.reads(piece.span)
-    yield from piece.tensor.expression.holds(piece.span)
