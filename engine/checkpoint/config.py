@@ -32,7 +32,7 @@ CONFIG_DTYPES: Mapping[str, str] = {
 LATER_LAYERS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_layers")
 
 # Their configs say that head and embedding are tied; transformers stores a head of its own, and reads that.
-_NEVER_TIED = {"BigBirdPegasusForCausalLM", "Pop2PianoForConditionalGeneration"}
+_NEVER_TIED = {"BigBirdPegasusForCausalLM", "LukeForMaskedLM", "Pop2PianoForConditionalGeneration"}
 
 # A list as long as a stack of fewer layers may well be something else (token ids, sections of a rope).
 _FEWEST_TELLING_LAYERS = 8
@@ -297,8 +297,8 @@ def _move_entries(layers: Sequence[tuple[Mapping[str, Any], int]], path: KeyPath
 def _is_layer_list(key: str, value: Any, count: int, family: Family) -> bool:
     if not isinstance(value, list | str):
         return False
-    if key in family.layer_lists:
-        return True
+    if key in family.layer_lists:  # sizes may be of two kinds of experts (ernie4_5_vl_moe), and not of layers
+        return not key.endswith("_size") or len(value) == count
     if any(fnmatchcase(key, pattern) for pattern in _NO_LAYER_LISTS):
         return False
     return isinstance(value, list) and len(value) == count >= _FEWEST_TELLING_LAYERS

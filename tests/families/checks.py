@@ -22,7 +22,7 @@ GIVERS = [layer for first, last in RANGES for layer in range(first, last)]
 _NUMBERS = (
     "layer_idx", "layer_id", "layer_number", "layer_index", "idx", "index", "block_idx", "layer_num", "training",
     "seed",
-    "attention_layers", "attn_residual_add_idx", "mlp_residual_add_idx", "lambda_init", "residual_scale",
+    "attention_layers", "attn_layers", "attn_residual_add_idx", "mlp_residual_add_idx", "lambda_init", "residual_scale",
     "scaling_factor",
     "num_hidden_layers",
 )  # fmt: skip

@@ -43,6 +43,14 @@ def list_families() -> dict[str, str]:
     return found
 
 
+def find_class(kind: str) -> type[PreTrainedModel]:
+    """Return the class with a head that takes the family's own config, and not that of its language model alone."""
+    named = [getattr(modeling_auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES").get(kind) for mapping in _MAPPINGS]
+    kinds = [getattr(transformers, each if isinstance(each, str) else each[0]) for each in named if each]
+    own = CONFIG_MAPPING[kind]
+    return next((each for each in kinds if each.config_class is own), kinds[0])
+
+
 def make_config(kind: str, given: Mapping[str, Any]) -> PreTrainedConfig:
     """Return a small config of a family; `given` are keys that its names do not tell, by dotted path."""
     return _shrink(CONFIG_MAPPING[kind], LAYERS, given)
@@ -52,7 +60,7 @@ def make_model(kind: str, given: Mapping[str, Any], seed: int) -> PreTrainedMode
     """Return a random model of a family."""
     torch.manual_seed(seed)
     config = make_config(kind, given)
-    model = getattr(transformers, list_families()[kind])(config)
+    model = find_class(kind)(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.05)
