@@ -160,7 +160,9 @@ def _sum_squares(samples: Sums) -> Sums:
     """Return for ``[what, chunk, SAMPLE]`` the sums of squares ``[what, chunk]``, added in one order everywhere."""
     with np.errstate(all="ignore"):
         lanes = np.add.reduce((samples * samples).reshape(*samples.shape[:2], -1, _LANES), axis=2)
-        sums: Sums = np.add.reduce(np.ascontiguousarray(np.moveaxis(lanes, -1, 0)), axis=0)
+        sums: Sums = lanes[..., 0].copy()
+        for lane in range(1, _LANES):  # NumPy's own reduction goes in another order where there is one sum alone
+            sums += lanes[..., lane]
     return sums
 
 

@@ -230,3 +230,12 @@ def test_a_row_is_json_that_any_reader_takes() -> None:
     row = to_row(Drift(1_234_567, math.nan, 2.5, (1 / 3, math.inf)), kept_base=False)
     text = json.dumps(row, allow_nan=False)
     assert json.loads(text) == [0, 1_234_567, 2.5, 1 / 3, None, None]
+
+
+def test_one_chunk_is_added_in_the_order_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the native loops: a sum alone is no reduction of NumPy's, which goes in another order."""
+    monkeypatch.setattr("mergemill.engine.tensors.native.load", lambda: None)
+    base, *others = make_tensors(2 * BLOCK, seed=3)
+    tensors = [base, *others]
+    many = watch_piece(tensors, slab=2 * BLOCK)
+    assert watch_piece(tensors, slab=BLOCK) == many
