@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,7 @@ class Checkpoint:
     called: Mapping[str, str] = field(default_factory=dict)  # what is stored under another name, and that name
     gguf: "Mapping[str, GgufTensorFacts]" = field(default_factory=dict)  # of a GGUF file, by the names that it has here
     changes: tuple[Change, ...] = ()  # what adapters change in it, in their order
-    made: Mapping[str, bytes] = field(default_factory=dict)  # files that are written nowhere, of a stage, by name
+    made: Mapping[str, bytes] = field(default_factory=dict)  # files that lie nowhere, by name: of a stage, a GGUF file
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -210,9 +210,8 @@ def _open_gguf(ref: str, place: str, storage: Storage) -> Checkpoint:
     check_layers(model.tensors, model.config, ref)
     text = write_config(model.config)
     folder = place.rpartition("/")[0]
-    return Checkpoint(
-        ref, folder, model.tensors, model.config, text, {}, storage, False, model.left_out, gguf=model.facts
-    )
+    stored = Checkpoint(ref, folder, model.tensors, model.config, text, {}, storage, False, model.left_out)
+    return replace(stored, gguf=model.facts, made=model.files)
 
 
 def _open_pipeline(ref: str, place: str, found: Mapping[str, Pin], storage: Storage) -> Checkpoint:

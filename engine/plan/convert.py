@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mergemill.engine.checkpoint.checkpoint import CONFIG_NAME, Checkpoint, check_file
+from mergemill.engine.checkpoint.checkpoint import CONFIG_NAME, Checkpoint
 from mergemill.engine.checkpoint.config import CONFIG_DTYPES, REMOVED, Changes, dtype_changes, make_config
 from mergemill.engine.checkpoint.copied_files import copied_files
 from mergemill.engine.checkpoint.family import Family, choose_family
@@ -25,7 +25,7 @@ from mergemill.engine.plan.gguf import GGUF_DTYPES, write_gguf
 from mergemill.engine.plan.inputs import check_input, warn_of_activations, warn_of_dequantized
 from mergemill.engine.plan.opening import check_kinds, open_models
 from mergemill.engine.plan.quantize import SCHEMES, quantize
-from mergemill.engine.plan.small_files import find_main_dtype
+from mergemill.engine.plan.small_files import copy_file, find_main_dtype
 from mergemill.engine.plan.spellings import read_paths
 from mergemill.engine.plan.values import Origin, OutputTensor, Plan, SmallFile
 from mergemill.engine.recipe import Recipe, parse_reference
@@ -167,7 +167,7 @@ def _draft_gguf(opened: ModelInput, value: Mapping[str, Any]) -> Draft:
 def _make_files(checkpoint: Checkpoint, plain: list[OutputTensor], changes: Changes) -> tuple[SmallFile, ...]:
     legal = {name for name in checkpoint.files if name.upper().startswith(_LEGAL) or name == CARD_NAME}
     names = {*copied_files(checkpoint.files), *find_needed(checkpoint).present, *legal}.difference(QUANTIZATION_FILES)
-    copied = tuple(SmallFile(name, None, check_file(checkpoint, name)) for name in sorted(names))
+    copied = tuple(copy_file(name, checkpoint) for name in sorted(names))
     if not checkpoint.config_text:
         return copied
     changed: Changes = dict.fromkeys(find_keys(checkpoint.config), REMOVED)

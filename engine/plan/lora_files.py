@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from mergemill.engine.checkpoint.adapter_config import CONFIG_NAME
 from mergemill.engine.checkpoint.card import make_adapter_card
-from mergemill.engine.checkpoint.checkpoint import check_file
 from mergemill.engine.checkpoint.copied_files import TOKENIZER_FILES, matches
 from mergemill.engine.checkpoint.family import spell
 from mergemill.engine.plan.lora_modules import (
@@ -20,7 +19,7 @@ from mergemill.engine.plan.lora_modules import (
     matches_target,
     name_exactly,
 )
-from mergemill.engine.plan.small_files import CARD_NAME, RECIPE_NAME
+from mergemill.engine.plan.small_files import CARD_NAME, RECIPE_NAME, copy_file
 from mergemill.engine.plan.values import SmallFile
 from mergemill.engine.recipe import ModelRef
 
@@ -92,7 +91,7 @@ def seal_with_config(ready: "ModelPair", written: Written) -> SmallFile:
 def make_adapter_files(ready: "ModelPair", written: Written, recipe: str) -> Sequence[SmallFile]:
     """Return card and recipe, and of a model with another vocabulary its tokenizer's files."""
     names = [name for name in ready.model.files if matches(name, TOKENIZER_FILES)] if written.grown else []
-    copied = [SmallFile(name, None, check_file(ready.model, name)) for name in sorted(names)]
+    copied = [copy_file(name, ready.model) for name in sorted(names)]
     card = make_adapter_card(ready.model.ref, ready.base.ref, _describe(written), recipe)
     return (*copied, SmallFile(CARD_NAME, card.encode(), None), SmallFile(RECIPE_NAME, recipe.encode(), None))
 

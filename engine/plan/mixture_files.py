@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mergemill.engine.checkpoint.card import Card, make_card
-from mergemill.engine.checkpoint.checkpoint import CONFIG_NAME, check_file
+from mergemill.engine.checkpoint.checkpoint import CONFIG_NAME
 from mergemill.engine.checkpoint.config import CONFIG_DTYPES, REMOVED, dtype_changes, make_config
 from mergemill.engine.checkpoint.copied_files import copied_files
 from mergemill.engine.checkpoint.quantized import QUANTIZATION_FILES, find_keys
@@ -12,6 +12,7 @@ from mergemill.engine.plan.small_files import (
     CARD_NAME,
     RECIPE_NAME,
     Inputs,
+    copy_file,
     find_library,
     find_loader,
     find_main_dtype,
@@ -42,7 +43,7 @@ def make_mixture_files(
         RECIPE_NAME: write_recipe(mixture).encode(),
     }
     names = sorted({*copied_files(donor.files)} - {*QUANTIZATION_FILES})
-    copied = [SmallFile(name, None, check_file(donor, name)) for name in names]
+    copied = [copy_file(name, donor) for name in names]
     return (*copied, *(SmallFile(name, data, None) for name, data in made.items()))
 
 

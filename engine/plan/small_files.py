@@ -85,12 +85,13 @@ def make_files(
     found = {**dict.fromkeys(needed.present, donor), **dict(words.list_copied(donor))}
     kept = set(QUANTIZATION_FILES).intersection(donor.files) if quantized else set()
     names = sorted({*found, *kept} - said - made.keys())
-    copied = [_copy(name, found.get(name, donor)) for name in names]
+    copied = [copy_file(name, found.get(name, donor)) for name in names]
     files = [SmallFile(name, data, None) for name, data in sorted(made.items())]
     return (*copied, *files)
 
 
-def _copy(name: str, model: Checkpoint) -> SmallFile:
+def copy_file(name: str, model: Checkpoint) -> SmallFile:
+    """Return one of a model's files, to be written as it is: copied, or written where it lies nowhere."""
     if name in model.made:
         return SmallFile(name, model.made[name], None)
     return SmallFile(name, None, check_file(model, name))

@@ -112,6 +112,10 @@ def test_a_file_is_a_model_of_hugging_face_again(model: Path, tmp_path: Path) ->
     path = convert(model, tmp_path / "out")
     run(make_convert_plan(str(path), dtype="bfloat16"), tmp_path / "back", workers=0)
     assert same_tensors(tmp_path / "back", model)
+    tokens = [transformers.AutoTokenizer.from_pretrained(folder) for folder in (tmp_path / "back", model)]
+    text = "hello world, 12 \u00e9t\u00e9 <s></s>\n\n  it's"
+    assert tokens[0](text).input_ids == tokens[1](text).input_ids
+    assert tokens[0].decode(tokens[0](text).input_ids) == tokens[1].decode(tokens[1](text).input_ids)
     made, config = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "back", model))
     assert {key: config[key] for key in made if key != "dtype"} == {key: made[key] for key in made if key != "dtype"}
 

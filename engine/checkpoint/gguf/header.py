@@ -1,7 +1,7 @@
 """Reading the header of a GGUF file: settings and the places of tensors, within bounds, before any data is touched.
 
-A file may be anybody's. Nothing is taken for granted: counts are compared with the bytes that are left, lists are
-passed over, what is kept of texts is short, and every tensor must lie in the file, apart from the others.
+A file may be anybody's. Nothing is taken for granted: counts are compared with the bytes that are left, lists but those
+of tokens are passed over, what is kept of texts is short, and every tensor must lie in the file, apart from the others.
 """
 
 import math
@@ -18,6 +18,7 @@ MOST_TENSORS, MOST_SETTINGS = 1 << 18, 1 << 14
 MOST_TEXTS = 1 << 22  # in all lists; a vocabulary of 256,000 tokens and its merges are a fifth of that
 MOST_AXES = 4
 LONGEST_TEXT = 1 << 16  # bytes of a setting that is kept; longer ones are passed over
+KEPT = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.token_type")
 _FETCHED = 1 << 20  # bytes that are read at a time
 _VERSIONS = (2, 3)
 _TEXT, _LIST = 8, 9
@@ -25,9 +26,10 @@ _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<
 
 
 class GgufList(NamedTuple):
-    """A list among the settings, which is not kept."""
+    """A list among the settings."""
 
     size: int
+    values: tuple[Any, ...] = ()  # of those that say the tokens; of others they are not kept
 
 
 class GgufKind(NamedTuple):
@@ -191,19 +193,34 @@ def _read_setting(bytes_: _Bytes) -> tuple[str, Any]:
 
 
 def _pass_list(bytes_: _Bytes, name: str) -> GgufList:
-    """Pass over a list, and return how many it holds."""
+    """Pass over a list, unless it is one that is kept."""
     kind, count = bytes_.unpack("<I"), bytes_.unpack("<Q")
     if kind in _NUMBERS:
-        bytes_.skip(count * struct.calcsize(_NUMBERS[kind]))
+        start, size = bytes_.at, count * struct.calcsize(_NUMBERS[kind])
+        bytes_.skip(size)
+        if name in KEPT:
+            bytes_.at = start
+            return GgufList(count, struct.unpack(f"<{count}{_NUMBERS[kind][1]}", bytes_.take(size)))
     elif kind == _TEXT:
         bytes_.texts += count
         if count > bytes_.left() // 8 or bytes_.texts > MOST_TEXTS:  # the length of each takes 8 bytes
             raise bytes_.fail(f"the setting {name!r} lists {count} texts, more than a header has room for")
+        if name in KEPT:
+            return GgufList(count, _take_texts(bytes_, count))
         for _ in range(count):
             bytes_.skip(bytes_.unpack("<Q"))
     else:
         raise bytes_.fail(f"the setting {name!r} is a list of the type {kind}, which no model needs")
     return GgufList(count)
+
+
+def _take_texts(bytes_: _Bytes, count: int) -> tuple[str, ...]:
+    """Return the texts of a list; none where one is not UTF-8."""
+    found = [bytes_.take(bytes_.unpack("<Q")) for _ in range(count)]
+    try:
+        return tuple(each.decode() for each in found)
+    except UnicodeDecodeError:
+        return ()
 
 
 def _read_info(bytes_: _Bytes) -> tuple[str, GgufKind, tuple[int, ...], int, int]:

@@ -16,6 +16,7 @@ from mergemill.engine.checkpoint.gguf.families import (
     make_rope_factors,
 )
 from mergemill.engine.checkpoint.gguf.header import GgufHeader, GgufKind, GgufPlace, parse_gguf
+from mergemill.engine.checkpoint.gguf.tokenizer import make_tokenizer
 from mergemill.engine.checkpoint.weights import StoredTensor
 from mergemill.engine.errors import CheckpointError
 from mergemill.engine.storage.pin import Pin
@@ -42,6 +43,7 @@ class GgufModel:
     facts: Mapping[str, GgufTensorFacts]  # of each
     config: Mapping[str, Any]
     left_out: tuple[str, ...]  # what is no weight of the model, in words
+    files: Mapping[str, bytes]  # of its tokenizer, where its tokens are known
 
 
 def open_gguf(pin: Pin, where: str, storage: Storage) -> GgufModel:
@@ -72,7 +74,8 @@ def open_gguf(pin: Pin, where: str, storage: Storage) -> GgufModel:
     _check_heads(facts, where)
     tensors = {name: _store(name, places[name], pin) for name in facts}
     told = f"{where}: its tokens are not read: take tokenizer and config of another model for an output that needs them"
-    return GgufModel(tensors, facts, config, (told,))
+    files = make_tokenizer(header.settings)
+    return GgufModel(tensors, facts, config, () if files else (told,), files)
 
 
 def find_kind(facts: Mapping[str, GgufTensorFacts]) -> str:

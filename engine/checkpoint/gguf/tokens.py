@@ -11,24 +11,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint, read_file
+from mergemill.engine.checkpoint.gguf.tokenizer import BYTE, CONTROL, NORMAL, PATTERNS, UNUSED, USER
 from mergemill.engine.checkpoint.gguf.writing import Value
 from mergemill.engine.checkpoint.sentencepiece import parse_scored
 from mergemill.engine.errors import CheckpointError
 
-NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)  # kinds of tokens, there as in SentencePiece
-
-# The pattern by which text is cut, or what it has in it, and llama.cpp's name for it.
-_GPT4 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_PATTERNS = (
-    (_GPT4 + r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+", "llama-bpe"),
-    (_GPT4 + r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+", "qwen2"),
-    (
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?"
-        r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|"
-        r"\s+(?!\S)|\s+",
-        "tekken",
-    ),
-)
 _LOOKS_SPECIAL = (("<|", "|>"), ("<｜", "｜>"))
 _SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _NAMES = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # where GGUF's word is another (its spelling)
@@ -118,7 +105,7 @@ def _find_cut(checkpoint: Checkpoint, tokenizer: Mapping[str, Any]) -> str:
     listed = steps.get("pretokenizers", [steps]) if isinstance(steps, Mapping) else []
     kinds = [each.get("type") for each in listed if isinstance(each, Mapping)]
     patterns = [each["pattern"].get("Regex") for each in listed if isinstance(each.get("pattern"), Mapping)]
-    for pattern, name in _PATTERNS:
+    for pattern, name in PATTERNS:
         if pattern in patterns:
             return name
     if kinds == ["ByteLevel"] and listed[0].get("use_regex", True):
