@@ -20,6 +20,7 @@ from mergemill.engine.tensors.lazy import Dtype, Tensor, torch
 from mergemill.engine.tensors.structures import find_layout
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
+Shorts = np.ndarray[Any, np.dtype[np.int16]]
 Sums = np.ndarray[Any, np.dtype[np.float64]]
 Counts = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -65,6 +66,7 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "stored_marks": ([_POINTER, _SIZE, _POINTER, _POINTER, _POINTER], _FLAG),
     "add_product": ([_POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER, _SIZE, _FLOAT, _POINTER, _SIZE], _FLAG),
     "decode": ([_POINTER, _FLAG, _SIZE, _POINTER], None),
+    "find_largest": ([_POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _POINTER, _FLOAT, _SIZE, _POINTER, _POINTER], _SIZE),
 }
 
 
@@ -222,6 +224,19 @@ def plain_floats() -> tuple[bool, int]:
 def restore_floats(before: int) -> None:
     """Have this thread compute as it did before `plain_floats`."""
     call("restore_floats", before)
+
+
+def find_largest(
+    start: Floats, products: Shorts, weights: Floats, lengths: Floats, slack: float, found: Counts, bounds: Floats
+) -> int:
+    """Write the numbers of rows whose ``|start - weights · products| · length`` may be the largest, ascending.
+
+    What is between the bars is known to within `slack`. `found` and `bounds` are room for as many; returns how many
+    there are, or -1 where there is no room for them.
+    """
+    pointers = start.ctypes.data, products.ctypes.data, len(start), weights.ctypes.data, len(weights)
+    rest = lengths.ctypes.data, slack, len(found), found.ctypes.data, bounds.ctypes.data
+    return int(call("find_largest", *pointers, *rest))
 
 
 def call(name: str, *arguments: Any) -> Any:

@@ -16,7 +16,7 @@ from mergemill.engine.tensors.slabs import Span
 from mergemill.engine.tensors.workspace import Workspace
 from mergemill.engine.transplants.affine import sum_pairs
 from mergemill.engine.transplants.changes import Changes
-from mergemill.engine.transplants.methods import Sources
+from mergemill.engine.transplants.methods import Approximation, Sizes, Sources, find_method
 from mergemill.engine.transplants.streams import Pass, Passes
 
 STEP = 1 << 20  # elements of a matrix that are gone over at once
@@ -44,6 +44,16 @@ class Matrices:
     def widths(self) -> tuple[int, int]:
         """Of donor and model."""
         return self.donor.shape[1] if self.donor else 0, self.model.shape[1]
+
+    @property
+    def sizes(self) -> Sizes:
+        """The widths of donor and model, and how many tokens they share."""
+        return *self.widths, len(self.changes.donors)
+
+    def find_method(self, name: str) -> Approximation:
+        """Return how rows are made, as it suits the matrices."""
+        stored = self.donor.dtype if self.donor is not None and self.compute == "F32" else ""
+        return find_method(name, self.sizes, len(self.changes.new), stored)
 
     def rows_of_model(self, numbers: Ints) -> Rows:
         """Return rows of the model."""

@@ -5,14 +5,17 @@ memory a worker has: so no byte of the output hangs on that.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from mergemill.engine.tensors.dtypes import item_bytes
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.row_maps import Ints
 from mergemill.engine.transplants.affine import Affine
+from mergemill.engine.transplants.batch_omp import AT_ONCE, hold_atoms, pursue_by_gram
 from mergemill.engine.transplants.changes import Changes
 from mergemill.engine.transplants.focus import weigh_by_sparsemax
+from mergemill.engine.transplants.gram_file import count_filling_bytes, count_gram_bytes
 from mergemill.engine.transplants.john_hewitt import fit_normal
 from mergemill.engine.transplants.landmark_pca import align
 from mergemill.engine.transplants.mp_rope import Rotary, pursue_turned, turn
@@ -28,8 +31,13 @@ if TYPE_CHECKING:
 
 BATCH_BYTES = 128 << 20
 MOST_ROWS = 512  # of a batch
+MOST_TOGETHER = 4096  # of one whose rows share what is made first
 _BESIDE_BYTES = 48 << 20  # what solving takes, whatever the batch
 _STREAMED = 4096  # rows that stream by at once, at most, against which a batch is held
+HELD_BYTES = 256 << 20  # the most of a donor's matrix that is held
+FILE_BYTES = 4 << 30  # the most of a file with the products of shared rows
+_COMBINED = 256  # pursuits whose sums are made at once
+_FEWEST = 64  # shared rows for each new one, at most, for which their products are worth it
 
 Sizes = tuple[int, int, int]  # the widths of donor and model, and how many tokens both have
 NEIGHBOURS, TEMPERATURE = 10, 0.1  # of WECHSEL, as its paper has them
@@ -101,6 +109,7 @@ class Making:
     sources: Sources
     asked: Manner
     changes: Changes
+    stored: str  # the donor's dtype
     mean: "np.ndarray | None"  # the model's mean row
     solved: Affine | None
 
@@ -129,6 +138,8 @@ class Approximation:
     sums: Literal["", "mean", "rows", "pairs"] = ""  # that are gathered first: of the model's rows, or of both
     solve: Callable[[Any, Sources, Manner], Affine] | None = None  # what follows from these sums
     uses_k: bool = False
+    at_once: int = 0  # rows of a batch against which others stream, where that is not all: then it has many
+    beside_bytes: Callable[[Sizes, int], int] = lambda sizes, k: 0  # that a batch takes for k terms, whatever its rows
 
     @property
     def is_costly(self) -> bool:
@@ -137,18 +148,50 @@ class Approximation:
 
     def count_rows(self, sizes: Sizes, asked: Manner) -> int:
         """Return the most rows of a batch."""
-        return max(1, min(MOST_ROWS, BATCH_BYTES // self._row_bytes(sizes, asked)))
+        most, streamed = (MOST_TOGETHER, 0) if self.at_once else (MOST_ROWS, _count_streamed(sizes))
+        return max(1, min(most, BATCH_BYTES // (self._row_bytes(sizes, asked) + streamed)))
 
     def count_bytes(self, rows: int, sizes: Sizes, asked: Manner) -> int:
         """Return an upper bound of what a batch takes."""
-        return rows * self._row_bytes(sizes, asked) + _BESIDE_BYTES
+        streamed = min(rows, self.at_once or rows) * _count_streamed(sizes)
+        beside = _BESIDE_BYTES + self.beside_bytes(sizes, _count_terms(sizes, asked))
+        return rows * self._row_bytes(sizes, asked) + streamed + beside
 
     def _row_bytes(self, sizes: Sizes, asked: Manner) -> int:
-        return self.row_bytes(sizes, max(1, min(asked.k, sizes[2]))) + 16 * (sizes[0] + sizes[1] + _STREAMED)
+        return self.row_bytes(sizes, _count_terms(sizes, asked))
+
+
+def _count_terms(sizes: Sizes, asked: Manner) -> int:
+    return max(1, min(asked.k, sizes[2]))
+
+
+def _count_streamed(sizes: Sizes) -> int:
+    """Return what a row takes while others stream by."""
+    return 16 * (sizes[0] + sizes[1] + _STREAMED)
+
+
+def find_method(name: str, sizes: Sizes, new: int, stored: str) -> Approximation:
+    """Return the approximation of that name: a pursuit of many new rows by the products of the shared ones.
+
+    That hangs on shapes and the donor's dtype alone: where it is right, where the products fit into a file, and where
+    they are fewer than those of a pursuit without them.
+    """
+    width, _, shared = sizes
+    held = stored in {"F32", "F16", "BF16"} and width * shared * item_bytes(stored) <= HELD_BYTES
+    pays = new * _FEWEST >= shared and count_gram_bytes(shared) <= FILE_BYTES
+    return BATCH_OMP if name == "omp" and held and pays else METHODS[name]
 
 
 def _pursue(making: Making) -> Tensor:
     return making.sources.combine(pursue(making.wanted, making.sources.shared, making.k))
+
+
+def _pursue_by_gram(making: Making) -> Tensor:
+    """Return the rows; of the pursuits' sums some at a time."""
+    with hold_atoms(making.sources.shared, making.wanted.shape[1], len(making.changes.donors), making.stored) as atoms:
+        found = pursue_by_gram(making.wanted, atoms, making.k)
+    pieces = [slice(first, first + _COMBINED) for first in range(0, len(found.numbers), _COMBINED)]
+    return torch.cat([making.sources.combine(Combination(found.numbers[i], found.weights[i])) for i in pieces])
 
 
 def _interpolate(making: Making) -> Tensor:
@@ -209,6 +252,15 @@ def _map_drawn(making: Making) -> Tensor:
 
 def _of_widths(sizes: Sizes, k: int) -> int:
     return 16 * (sizes[0] + sizes[1])
+
+
+def _count_beside_pursuits(sizes: Sizes, k: int) -> int:
+    """Return what shared rows take that are held, their products while they are made, and what a pursuit works in."""
+    width, _, shared = sizes
+    held = min(4 * width * shared, HELD_BYTES)
+    return (
+        held + count_filling_bytes(width) + shared * (4 * AT_ONCE + 2 * k + 64) + 16 * AT_ONCE * width + 16 * k * width
+    )
 
 
 SURGEON = "Goddard and Fernandes Neto, arXiv:2506.06607"
@@ -277,3 +329,13 @@ METHODS: Mapping[str, Approximation] = {
         lambda sizes, k: 32 * sizes[0] * (NEIGHBOURS + 8),
     ),
 }
+
+BATCH_OMP = replace(
+    METHODS["omp"],
+    make=_pursue_by_gram,
+    row_bytes=lambda sizes, k: 8 * (sizes[0] + sizes[1]) + 40 * k,
+    passes_often=False,
+    at_once=_COMBINED,
+    beside_bytes=_count_beside_pursuits,
+)
+"""omp, by the products of all shared rows with all."""

@@ -24,10 +24,9 @@ from mergemill.engine.tensors.slabs import Span, row_block
 from mergemill.engine.tensors.workspace import Workspace
 from mergemill.engine.transplants.affine import Affine, Doubles
 from mergemill.engine.transplants.matrices import Matrices
-from mergemill.engine.transplants.methods import METHODS, Approximation, Batch, Manner, Sizes
+from mergemill.engine.transplants.methods import HELD_BYTES, Approximation, Batch, Manner, Sizes
 from mergemill.engine.transplants.transplanting import Transplanting
 
-HELD_BYTES = 256 << 20
 _ROUND_SLABS = 8  # that a round takes at once
 _RANGE_BYTES = 128 << 20  # the most that a range of rows takes of the output
 
@@ -38,17 +37,12 @@ def transplant(copied: Expression, matrices: Matrices, asked: Manner) -> "Transp
     Its ranges are of about as many new rows as a batch has, and of whole blocks.
     """
     rows, width = copied.shape
-    batch_rows = METHODS[asked.method].count_rows(_count_sizes(matrices), asked)
+    batch_rows = matrices.find_method(asked.method).count_rows(matrices.sizes, asked)
     unit = max(1, row_block(copied.shape) // width)
     ranges = -(-len(matrices.changes.new) // batch_rows) or 1
     most = _RANGE_BYTES // (width * item_bytes(matrices.model.dtype))
     range_rows = max(1, min(-(-rows // ranges), most) // unit) * unit
     return Transplanted(copied, matrices, asked, batch_rows, range_rows)
-
-
-def _count_sizes(matrices: Matrices) -> Sizes:
-    """Return the widths of donor and model, and how many tokens they share."""
-    return *matrices.widths, len(matrices.changes.donors)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,12 +78,12 @@ class Transplanted(Expression):
     @property
     def method(self) -> Approximation:
         """How rows are made."""
-        return METHODS[self.asked.method]
+        return self.matrices.find_method(self.asked.method)
 
     @property
     def sizes(self) -> Sizes:
         """The widths of donor and model, and how many tokens they share."""
-        return _count_sizes(self.matrices)
+        return self.matrices.sizes
 
     @property
     def own_block(self) -> int:

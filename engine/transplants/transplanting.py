@@ -13,7 +13,7 @@ from mergemill.engine.tensors.slabs import BLOCK, Span
 from mergemill.engine.tensors.workspace import Arena, Workspace
 from mergemill.engine.transplants.affine import Affine, Doubles
 from mergemill.engine.transplants.matrices import Matrices, read_rows
-from mergemill.engine.transplants.methods import METHODS, Batch, Making, Manner
+from mergemill.engine.transplants.methods import Batch, Making, Manner
 from mergemill.engine.transplants.normal import make_normals
 
 
@@ -68,12 +68,14 @@ class Transplanting(Plain):
     def _make(self, batch: Batch, work: Workspace) -> list[Tensor]:
         """Return the rows of a batch, in the dtype in which they are made."""
         asked, compute = self.asked, self.matrices.compute
-        method, targets = METHODS[asked.method], None
+        method, targets = self.matrices.find_method(asked.method), None
         if method.takes_targets:
             with work.scratch():
                 targets = read_rows(self.matrices.rows_of_donor(self._find_targets(batch)), work, compute).clone()
         sources = self.matrices.open_sources(work, compute)
-        found = method.make(Making(targets, batch, sources, asked, self.matrices.changes, self.mean, self.solved))
+        stored = "" if self.matrices.donor is None else self.matrices.donor.dtype
+        changes = self.matrices.changes
+        found = method.make(Making(targets, batch, sources, asked, changes, stored, self.mean, self.solved))
         if asked.noise:
             normals = make_normals(asked.seed, f"{asked.tensor}, noise", batch.rows.tolist(), self.width)
             found = found.double() + asked.noise * torch.from_numpy(normals)

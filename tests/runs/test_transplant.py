@@ -130,7 +130,7 @@ FORMULAS: Mapping[str, Oracle] = {
 def test_each_method_streams_to_the_rows_of_its_formula(
     pair: Path, given: tuple[Tensors, Tensors], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    monkeypatch.setattr(methods, "MOST_ROWS", 100)
+    monkeypatch.setattr(methods, "MOST_TOGETHER", 100)
     cut = plan(pair, method, part_bytes=PART, seed=3)
     assert len(cut.parts) > 4
     run(cut, tmp_path / "out", workers=0, threads=1)
@@ -157,7 +157,7 @@ def test_each_method_streams_to_the_rows_of_its_formula(
 def test_the_bytes_are_those_of_two_processes_and_of_a_run_that_was_killed(
     pair: Path, omp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(methods, "MOST_ROWS", 100)
+    monkeypatch.setattr(methods, "MOST_TOGETHER", 100)
     cut = plan(pair, part_bytes=PART)
     assert len(cut.parts) > 4
     run(cut, tmp_path / "a" / "out", workers=2)

@@ -1,0 +1,170 @@
+"""Orthogonal matching pursuit with the inner products of all shared rows: Batch-OMP.
+
+Source: Rubinstein, Zibulevsky, Elad, "Efficient Implementation of the K-SVD Algorithm using Batch Orthogonal Matching
+Pursuit", 2008. Correlations with what is left of y are ``X y - sum_A c_i X x_i``: rows of the Gram matrix X Xᵀ
+instead of a product with X a step. These only say which rows may be the best, by a bound of their rounding; among them
+it is found by <r, x_j> in float64, r from an orthonormal basis of A in float64. So what is chosen hangs on neither
+rounding nor batch (decided 2026-11-30).
+
+The Gram matrix lies in a file without a name (gram_file.py), and a target's rows of it in memory, one target after the
+other, so that they stay in the cache while a step after the other needs all of them.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from mergemill.engine.tensors import native
+from mergemill.engine.tensors.dtypes import TORCH_DTYPES
+from mergemill.engine.tensors.lazy import Tensor, torch
+from mergemill.engine.transplants.gram_file import ONE, GramFile, unit_rows
+from mergemill.engine.transplants.omp import LEAST
+from mergemill.engine.transplants.streams import NONE, Combination, Passes
+
+AT_ONCE = 64  # targets whose correlations are made together
+_ROUNDING = 2.0**-24 * 1.25  # of float32, and of what bounds it
+_MUCH = 0.5  # of a square
+_MOST = 1024  # rows that may be the best, of which one is; of more all are looked at
+_STEP = 1024  # rows at once
+
+Doubles = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+Numbers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Atoms:
+    """The shared rows, held, and the products of all with all."""
+
+    rows: Tensor  # [rows, width], as they are stored
+    lengths: Floats  # [rows]; NaN for what has values that are no numbers
+    inverse: Tensor  # [rows]: of the lengths, 0 where there is none
+    gram: GramFile
+
+    def take(self, numbers: Sequence[int]) -> Doubles:
+        """Return rows in float64."""
+        one = len(numbers) == 1  # mostly, and a slice is faster
+        rows = self.rows[numbers[0] : numbers[0] + 1] if one else self.rows[torch.tensor(numbers)]
+        found: Doubles = rows.float().numpy().astype(np.float64)  # torch takes four times as long from bfloat16 at once
+        return found
+
+
+class Room:
+    """What a pursuit works in, one target after the other."""
+
+    def __init__(self, k: int, width: int, count: int) -> None:
+        self.basis = np.empty((k, width))  # orthonormal, of the rows taken
+        self.inverse = np.zeros((k, k))  # the rows taken are Rᵀ · basis, and this is R⁻¹
+        self.cosines = np.empty((k, count), np.int16)  # of the rows taken with all
+        self.shares = np.zeros(k, np.float32)
+        self.found = np.empty(_MOST, np.int64)
+        self.bounds = np.empty(_MOST, np.float32)
+
+
+def pursue_by_gram(targets: Tensor, atoms: Atoms, k: int) -> Combination:
+    """Return each of `targets`, ``[new, width]``, float32, as a sum of at most k shared rows, as `pursue` does."""
+    count, width = targets.shape
+    room = Room(k, width, len(atoms.lengths))
+    numbers = torch.full((count, k), NONE, dtype=torch.int64)
+    weights = torch.zeros(count, k, dtype=torch.float64)
+    for first in range(0, count, AT_ONCE):
+        here = targets[first : first + AT_ONCE]
+        starts = correlate(here, atoms).numpy()
+        for i, (target, start) in enumerate(zip(here.double().numpy(), starts, strict=True), first):
+            taken, shares = _pursue_one(target, start, atoms, room)
+            numbers[i, : len(taken)] = torch.tensor(taken, dtype=torch.int64)
+            weights[i, : len(taken)] = torch.from_numpy(shares)
+    return Combination(numbers, weights)
+
+
+@contextmanager
+def hold_atoms(passes: Passes, width: int, count: int, stored: str) -> Iterator[Atoms]:
+    """In the block there are the rows that pass, ``[count, width]``, in the dtype `stored`, which is theirs."""
+    rows, lengths = torch.empty(count, width, dtype=TORCH_DTYPES[stored]), torch.empty(count, dtype=torch.float64)
+    for first, slab in passes():
+        here = slice(first, first + len(slab))
+        rows[here] = slab
+        lengths[here] = slab.double().norm(dim=1)
+    lengths = torch.where(lengths.float().isfinite(), lengths, torch.nan)
+    inverse = (1 / lengths).nan_to_num(0.0, 0.0, 0.0).float()
+    with GramFile(rows, inverse) as gram:
+        yield Atoms(rows, lengths.float().numpy(), inverse, gram)
+
+
+def correlate(targets: Tensor, atoms: Atoms) -> Tensor:
+    """Return the products of targets with rows over their lengths, ``[targets, rows]``, float32."""
+    found = torch.empty(len(targets), len(atoms.rows))
+    for first in range(0, len(atoms.rows), _STEP):
+        rows = unit_rows(atoms.rows, atoms.inverse, first, _STEP)
+        torch.mm(targets, rows.T, out=found[:, first : first + _STEP])
+    return found
+
+
+def _pursue_one(target: Doubles, start: Floats, atoms: Atoms, room: Room) -> tuple[list[int], Doubles]:
+    """Return the numbers of the rows of one target, in the order in which they were taken, and their weights."""
+    left, length = target.copy(), math.sqrt(target @ target)
+    k, width = room.basis.shape
+    weights, lengths, taken = np.zeros(k), np.zeros(k), list[int]()
+    unsure = _ROUNDING * (width + k + 16)
+    for step in range(k):
+        if not math.sqrt(left @ left) > LEAST * length:
+            break
+        shares = weights[:step] * lengths[:step]
+        explains = float(np.abs(shares).sum())
+        slack = unsure * (length + explains) + explains / ONE
+        best, row = _choose(find_largest(start, shares / ONE, atoms.lengths, slack, room), taken, left, atoms)
+        if best == NONE:
+            break
+        part, shares = _take_off(row, room.basis[:step])
+        lengths[step], size = math.sqrt(row @ row), math.sqrt(part @ part)
+        if not size > LEAST * lengths[step]:
+            break
+        part /= size
+        explained = part @ left
+        left -= explained * part
+        room.basis[step] = part
+        room.inverse[:step, step] = room.inverse[:step, :step] @ shares / -size
+        room.inverse[step, step] = 1 / size
+        weights[: step + 1] += explained * room.inverse[: step + 1, step]
+        taken.append(best)
+        if step + 1 < k:
+            atoms.gram.read(best, room.cosines[step])
+    return taken, weights[: len(taken)]
+
+
+def _choose(near: Numbers, taken: Sequence[int], left: Doubles, atoms: Atoms) -> tuple[int, Doubles]:
+    """Return the one of `near` of largest ``|<left, row>|`` that is not taken, of equals the first, and its row."""
+    free = [each for each in near.tolist() if each not in taken]
+    if not free:
+        return NONE, left
+    rows = atoms.take(free)
+    best = 0 if len(free) == 1 else int(np.abs((rows * left).sum(1)).argmax())
+    return free[best], rows[best]
+
+
+def _take_off(row: Doubles, basis: Doubles) -> tuple[Doubles, Doubles]:
+    """Return what of a row is orthogonal to the basis, and its shares in it; again where much was taken off."""
+    shares = basis @ row
+    part = row - shares @ basis
+    if part @ part < _MUCH * (row @ row):  # rounding has left more than there should be
+        more = basis @ part
+        return part - more @ basis, shares + more
+    return part, shares
+
+
+def find_largest(start: Floats, shares: Doubles, lengths: Floats, slack: float, room: Room) -> Numbers:
+    """Return the numbers of the rows whose ``|start - shares · cosines| · length`` may be the largest, ascending.
+
+    What is between the bars is known to within `slack`.
+    """
+    few = room.shares[: len(shares)]
+    few[:] = shares
+    if native.load() is None:
+        cosines = np.abs(start - few @ room.cosines[: len(few)].astype(np.float32))
+        least = np.nan_to_num((cosines - slack) * lengths, nan=-1.0).max(initial=0.0)
+        return np.flatnonzero((cosines + slack) * lengths >= least)
+    count = native.find_largest(start, room.cosines, few, lengths, slack, room.found, room.bounds)
+    return room.found[:count] if count >= 0 else np.flatnonzero(lengths == lengths)

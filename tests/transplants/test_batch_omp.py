@@ -1,0 +1,119 @@
+"""Pursuits by the products of all shared rows: they choose what the formula chooses, whatever rounding says."""
+
+import errno
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from oracles import transplants as oracles
+
+from mergemill.engine.errors import RunError
+from mergemill.engine.tensors import native
+from mergemill.engine.transplants import batch_omp
+from mergemill.engine.transplants.batch_omp import hold_atoms, pursue_by_gram
+from mergemill.engine.transplants.gram_file import ONE, GramFile, count_gram_bytes
+from mergemill.engine.transplants.methods import BATCH_OMP, METHODS, find_method
+from mergemill.engine.transplants.omp import pursue
+from mergemill.engine.transplants.streams import NONE, Combination, combine_rows, pass_over
+
+SHARED, NEW, WIDTH = 2300, 70, 48  # more than a tile and a panel of rows, more than are correlated at once
+
+
+def make(rows: int = SHARED, stored: str = "BF16") -> tuple[torch.Tensor, torch.Tensor]:
+    """Return shared rows of very different lengths, some of them alike, as they are stored, and new ones."""
+    rng = np.random.default_rng(rows)
+    common = rng.standard_normal((rows + NEW, 8)) @ rng.standard_normal((8, WIDTH))
+    found = (common + rng.standard_normal(common.shape)) * rng.uniform(0.1, 3, (rows + NEW, 1))
+    every = torch.from_numpy(found).to(torch.bfloat16 if stored == "BF16" else torch.float32)
+    return every[:rows], every[rows:].float()
+
+
+def chase(rows: torch.Tensor, targets: torch.Tensor, k: int) -> Combination:
+    stored = {torch.bfloat16: "BF16", torch.float32: "F32"}[rows.dtype]
+    with hold_atoms(pass_over(rows.float(), 700), rows.shape[1], len(rows), stored) as atoms:
+        return pursue_by_gram(targets, atoms, k)
+
+
+@pytest.fixture(params=["native", "numpy"])
+def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "numpy":
+        monkeypatch.setattr(batch_omp.native, "load", lambda: None)
+    elif native.load() is None:
+        pytest.skip("not built")
+    return str(request.param)
+
+
+@pytest.mark.parametrize(("k", "stored"), [(1, "F32"), (20, "BF16")])
+def test_it_is_the_formula(k: int, stored: str, loops: str) -> None:
+    rows, targets = make(stored=stored)
+    found = chase(rows, targets, k)
+    x, w = rows.double().numpy(), np.random.default_rng(1).standard_normal((SHARED, 5))
+    got = combine_rows(pass_over(torch.from_numpy(w)), found, 5).numpy()
+    few = slice(60, None)
+    expected = np.array([oracles.omp(each.double().numpy(), x, w, k) for each in targets[few]])
+    np.testing.assert_allclose(got[few], expected, atol=1e-9 * np.abs(expected).max())
+    plain = pursue(targets, pass_over(rows.float()), k)
+    assert torch.equal(found.numbers, plain.numbers)
+    torch.testing.assert_close(found.weights, plain.weights, atol=1e-9, rtol=0)
+
+
+def test_a_target_has_the_same_sum_in_any_batch(loops: str) -> None:
+    rows, targets = make()
+    whole = chase(rows, targets, 12)
+    for part in (slice(3, 4), slice(5, 70)):
+        found = chase(rows, targets[part], 12)
+        assert torch.equal(found.numbers, whole.numbers[part])
+        assert torch.equal(found.weights, whole.weights[part])
+
+
+def test_it_ends_where_nothing_is_left_or_added(loops: str) -> None:
+    rows, targets = make(150, "F32")
+    rows[2:4] = 50 * targets[0]  # of equals the first, and one is enough
+    rows[4, 7] = torch.nan
+    rows[5] = 0.0
+    rows[6, 1] = torch.inf
+    rows[7] = 2e38  # its products are no numbers, and its length is none
+    found = chase(rows, torch.cat([targets, targets[:1] * 0]), 60)
+    assert found.numbers[0].tolist() == [2] + 59 * [NONE]
+    assert found.weights[0, 0].item() == pytest.approx(0.02)
+    assert ((found.numbers[1:-1] != NONE).sum(1) == WIDTH).all(), "k may be more than the width"
+    assert not set(found.numbers.flatten().tolist()) & {3, 4, 5, 6, 7}
+    assert (found.numbers[-1] == NONE).all()
+    assert torch.isfinite(found.weights).all()
+
+
+def test_many_equals_are_all_looked_at(loops: str) -> None:
+    rows, targets = make(1500, "F32")
+    rows[9:] = targets[0]
+    assert chase(rows, targets[:1], 3).numbers.tolist() == [[9, NONE, NONE]]
+
+
+def test_a_file_without_room_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "no space")
+
+    for write in (refuse, lambda *_: 1):
+        monkeypatch.setattr(os, "pwrite", write)
+        with pytest.raises(RunError, match=r"no room for the 200 bytes that matching pursuit keeps.*TMPDIR"):
+            GramFile(torch.eye(10), torch.ones(10))
+
+
+def test_cosines_are_read_by_row() -> None:
+    with GramFile(torch.tensor([[2.0, 0.0], [3.0, 4.0]]), torch.tensor([0.5, 0.2])) as gram:
+        row = np.empty(2, np.int16)
+        gram.read(1, row)
+    assert row.tolist() == [round(0.6 * ONE), ONE]
+
+
+def test_products_are_made_where_they_fit_and_pay() -> None:
+    assert find_method("omp", (2048, 64, 30_000), 20_000, "BF16") is BATCH_OMP
+    assert count_gram_bytes(30_000) == 1_800_000_000
+    for sizes, new, stored in (
+        ((2048, 64, 30_000), 400, "BF16"),
+        ((2048, 64, 60_000), 20_000, "BF16"),
+        ((4096, 64, 30_000), 20_000, "F32"),
+        ((2048, 64, 30_000), 20_000, "F64"),
+    ):
+        assert find_method("omp", sizes, new, stored) is METHODS["omp"]
