@@ -6,7 +6,7 @@ file with its pin when it opens it and after each read.
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mergemill.engine.errors import Absent, CheckpointError, SourceChanged, StorageError
@@ -74,7 +74,18 @@ def _explain(pin: Pin, now: Pin) -> SourceChanged:
 
 def read_into(pin: Pin, offset_bytes: int, buffer: memoryview) -> None:
     """Fill `buffer` with the bytes of the pinned file that begin at `offset_bytes`."""
+    read_each(pin, (offset_bytes,), (buffer,))
+
+
+def read_each(pin: Pin, offsets: Iterable[int], buffers: Iterable[memoryview]) -> None:
+    """Fill each of `buffers` with the bytes of the pinned file that begin at its offset."""
     descriptor = _open_pinned(pin)
+    for offset_bytes, buffer in zip(offsets, buffers, strict=True):
+        _fill(descriptor, pin, offset_bytes, buffer)
+    _check_open(descriptor, pin)
+
+
+def _fill(descriptor: "_Descriptor", pin: Pin, offset_bytes: int, buffer: memoryview) -> None:
     done = 0
     while done < len(buffer):
         try:
@@ -86,7 +97,6 @@ def read_into(pin: Pin, offset_bytes: int, buffer: memoryview) -> None:
                 f"{pin.url}: ends at byte {offset_bytes + done}; it was {pin.size_bytes} bytes at planning"
             )
         done += got
-    _check_open(descriptor, pin)
 
 
 def _check_open(descriptor: "_Descriptor", pin: Pin) -> None:

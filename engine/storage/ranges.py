@@ -7,6 +7,7 @@ from mergemill.engine.errors import Absent, CheckpointError, StorageError
 from mergemill.engine.storage import fetch, local
 from mergemill.engine.storage.bounds import COPIED_BYTES
 from mergemill.engine.storage.cache import RangeCache
+from mergemill.engine.storage.local import read_each
 from mergemill.engine.storage.pin import Pin, changed
 from mergemill.engine.storage.sample import is_sampled
 from mergemill.engine.storage.store import ENVIRONMENT, Storage, close_stores, is_remote, reader_of, store_of
@@ -22,9 +23,11 @@ __all__ = [
     "pin_file",
     "read_ahead",
     "read_beginning",
+    "read_each",
     "read_into",
     "read_pieces",
     "read_whole",
+    "reads_apart",
 ]
 
 PIECE_BYTES = 4 << 20  # of a small file
@@ -86,6 +89,11 @@ def read_into(
         read_local(pin, offset_bytes, buffer)
     else:
         local.read_into(pin, offset_bytes, buffer)
+
+
+def reads_apart(pin: Pin, storage: Storage = ENVIRONMENT) -> bool:
+    """Whether a file is one of this machine whose ranges `read_each` reads for little each."""
+    return not is_remote(pin.url) and not storage.reads_plainly("file")
 
 
 def check_size(pin: Pin, most_bytes: int) -> None:

@@ -43,6 +43,8 @@ def slot_bytes(expression: Expression, groups: Sequence[Sequence[Span]]) -> int:
 
 def remote_ranges(expression: Expression, span: Span) -> list[tuple[Pin, int, int]]:
     """Return what `expression` reads of remote files for a span, each range once: pin, offset and size in bytes."""
+    if not any(is_remote(read.pin.url) for read in expression.reads(Span(0, 0))):
+        return []  # without a look at each range, of which rows of another vocabulary have one each
     reads = expression.reads(span)
     return list(
         dict.fromkeys((read.pin, read.offset_bytes, read.size_bytes) for read in reads if is_remote(read.pin.url))

@@ -12,8 +12,8 @@ The mean of all rows, for rows of padding, is gathered in a round of its own (`c
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, pairwise
-from typing import Any, TypeAlias, cast
+from itertools import accumulate
+from typing import Any, cast
 
 import numpy as np
 
@@ -21,28 +21,17 @@ from mergemill.engine.tensors.columns import Floats, read_columns, sum_columns
 from mergemill.engine.tensors.device import put_beside, to_host
 from mergemill.engine.tensors.drift import Watch
 from mergemill.engine.tensors.dtypes import item_bytes
-from mergemill.engine.tensors.expressions import Expression, Leaf, Read
+from mergemill.engine.tensors.expressions import Expression, Leaf, Read, Stored
 from mergemill.engine.tensors.kernels import Partial, add_partials
 from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.rounds import ExpressionRounds, Plain, Ready, Round, join_rounds
 from mergemill.engine.tensors.row_maps import MEAN, ZERO, Ints, Places, RowMap, count_most, cut_runs
+from mergemill.engine.tensors.row_runs import Run, list_reads, place_rows, read_in_place, sort_rows
 from mergemill.engine.tensors.slabs import BLOCK, SLAB, Span
 from mergemill.engine.tensors.stacked import widen
 from mergemill.engine.tensors.workspace import Arena, Workspace, aligned
 
 MOST_HOLE_BYTES = 64 << 10
-
-Matrix: TypeAlias = Any  # of rows: a tensor, or an array of bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Rows of one input that are read at once."""
-
-    span: Span  # elements of the input: the rows, and what it cannot give apart from them
-    first: int  # row of the input
-    rows: Places  # of the input, sorted
-    places: Places  # where each of them belongs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,11 +78,20 @@ class Rows(Expression):
                 yield from each.reads(Span(0, 0))
             elif each.count_rounds()[1]:
                 yield from each.reads(self._scale(number, span))
-        for number, run in self._iter_runs(span):
-            yield from self.inputs[number].reads(run.span)
+        wanted = self.map.find_wanted(*self.find_rows(span))[0] if span.size else self.map.rows[:0]
+        for number, rows, _ in self.sort_rows(wanted):
+            each, cuts = self.inputs[number], self._cut(self.inputs[number], rows)
+            firsts, lasts = (rows[[side[i] - i for side in cuts]] for i in (0, 1))
+            if isinstance(each, Stored):
+                yield from list_reads(each, firsts, lasts, self.columns)
+            else:
+                for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+                    yield from each.reads(self._span_rows(each, first, last))
 
     def holds(self, span: Span) -> Iterator[Read]:
         """Yield what the inputs hold for all that the span takes of them."""
+        if all(isinstance(each, Stored) for each in self.inputs):
+            return
         hulls: dict[int, Span] = {} if span.size else {number: Span(0, 0) for number in range(len(self.inputs))}
         for number, each in enumerate(self.inputs):
             if span.size and each.count_rounds()[1]:
@@ -141,28 +139,27 @@ class Rows(Expression):
 
     def find_runs(self, wanted: Ints) -> Iterator[tuple[int, Run]]:
         """Yield the runs in which rows are read, with the number of the input."""
-        start = 0
-        for number, each in enumerate(self.inputs):
-            stop = start + each.shape[0]
-            places = np.flatnonzero((wanted >= start) & (wanted < stop))
-            rows = wanted[places].astype(np.int64) - start
-            start = stop
-            if not len(rows):
-                continue
-            if not bool((np.diff(rows) >= 0).all()):
-                order = np.argsort(rows, kind="stable")
-                rows, places = rows[order], places[order]
-            chunks = rows * self.columns // SLAB
-            for low, high in cut_runs(rows, self._find_hole(each), chunks):
-                yield number, self._make_run(each, rows[low:high], places[low:high])
+        for number, rows, places in self.sort_rows(wanted):
+            for low, high in self._cut(self.inputs[number], rows):
+                yield number, self._make_run(self.inputs[number], rows[low:high], places[low:high])
+
+    def sort_rows(self, wanted: Ints) -> Iterator[tuple[int, Places, Places]]:
+        """Yield the number of each input of which rows are wanted, these in their order, and their places."""
+        return sort_rows(wanted, [each.shape[0] for each in self.inputs])
+
+    def _cut(self, each: Expression, rows: Places) -> list[tuple[int, int]]:
+        return cut_runs(rows, self._find_hole(each), rows * self.columns // SLAB)
 
     def _iter_runs(self, span: Span) -> Iterator[tuple[int, Run]]:
         if span.size:
             yield from self.find_runs(self.map.find_wanted(*self.find_rows(span))[0])
 
     def _make_run(self, each: Expression, rows: Places, places: Places) -> Run:
-        first, last = int(rows[0]), int(rows[-1]) + 1
-        return Run(widen(each, Span(first * self.columns, last * self.columns)), first, rows, places)
+        first = int(rows[0])
+        return Run(self._span_rows(each, first, int(rows[-1])), first, rows, places)
+
+    def _span_rows(self, each: Expression, first: int, last: int) -> Span:
+        return widen(each, Span(first * self.columns, (last + 1) * self.columns))
 
     def _find_hole(self, each: Expression) -> int:
         """Return how many rows that nobody wants may lie between two of one run."""
@@ -229,7 +226,7 @@ class GatheredRows(Plain):
         for number, run in self.made.find_runs(wanted):
             with work.scratch():
                 slab = self.inputs[number].slab(run.span, work, wide)
-                _place(found, run, slab[run.first * columns - run.span.start :], columns)
+                place_rows(found, run, slab[run.first * columns - run.span.start :], columns)
         for place in np.flatnonzero(wanted == ZERO).tolist():
             found[place].zero_()
         for place in np.flatnonzero(wanted == MEAN).tolist():
@@ -290,11 +287,18 @@ class GatheredRows(Plain):
         (first, last), row_bytes = self.made.find_rows(span), self.made.columns * item_bytes(self.dtype)
         wanted = self.made.map.rows[first:last]
         found = work.take_bytes(len(wanted) * row_bytes).reshape(-1, row_bytes)
-        for number, run in self.made.find_runs(wanted):
+        apart = [
+            number
+            for number, rows, places in self.made.sort_rows(wanted)
+            if isinstance(each := self.inputs[number], Stored) and read_in_place(each, rows, places, found, work)
+        ]
+        for number, run in self.made.find_runs(wanted) if len(apart) < len(self.inputs) else ():
+            if number in apart:
+                continue
             with work.scratch():
                 encoded = self.inputs[number].encode(run.span, work, self.dtype)
                 before = run.first * row_bytes - run.span.start * item_bytes(self.dtype)
-                _place(found, run, encoded[before:], row_bytes)
+                place_rows(found, run, encoded[before:], row_bytes)
         found[wanted == ZERO] = 0
         item = item_bytes(self.dtype)
         start = span.start * item - first * row_bytes
@@ -307,20 +311,6 @@ def map_rows(inputs: Sequence[Expression], map_: RowMap, dtype: str) -> Expressi
     if map_.is_identity(inputs[0].shape[0]) and dtype == inputs[0].dtype:
         return inputs[0]
     return Rows(tuple(inputs), map_, dtype)
-
-
-def _place(found: Matrix, run: Run, flat: Matrix, width: int) -> None:
-    """Copy the rows of a run to their places; what follows each other in both goes at once."""
-    rows, places = run.rows - run.first, run.places
-    if len(rows) == 1:  # as nearly all are where vocabularies have nothing in common
-        found[int(places[0])] = flat[:width]
-        return
-    taken = flat[: (int(rows[-1]) + 1) * width].reshape(-1, width)
-    cuts = np.flatnonzero((np.diff(rows) != 1) | (np.diff(places) != 1)) + 1
-    bounds = [0, *cuts.tolist(), len(rows)]
-    for low, high in pairwise(bounds):
-        at, row, count = int(places[low]), int(rows[low]), high - low
-        found[at : at + count] = taken[row : row + count]
 
 
 def _widen(dtype: str) -> str:

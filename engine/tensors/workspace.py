@@ -12,7 +12,7 @@ import numpy as np
 
 from mergemill.engine.storage.cache import RangeCache
 from mergemill.engine.storage.fetch import Fetch
-from mergemill.engine.storage.ranges import Pin, is_remote, read_into
+from mergemill.engine.storage.ranges import Pin, is_remote, read_each, read_into, reads_apart
 from mergemill.engine.storage.store import ENVIRONMENT, Storage
 from mergemill.engine.tensors.device import Lanes
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES
@@ -245,6 +245,15 @@ class Workspace:
         """Return a range of a stored file; the caller does not change it."""
         start = self._read(pin, offset_bytes, size_bytes)
         return self._arena[start : start + size_bytes]
+
+    def reads_apart(self, pin: Pin) -> bool:
+        """Whether ranges of a file may be read where they belong: it is of this machine, and no range of it is kept."""
+        return not self._keep and pin.url not in self._held and reads_apart(pin, self._storage)
+
+    def read_apart(self, pin: Pin, offsets: Sequence[int], into: Sequence[memoryview]) -> None:
+        """Fill each of `into`, memory that was taken here, with what begins at its offset in bytes."""
+        read_each(pin, offsets, into)
+        self.read_bytes += sum(map(len, into))
 
     @contextmanager
     def scratch(self) -> Iterator[None]:
