@@ -11,7 +11,7 @@ from mergemill.engine.tensors.dtypes import item_bytes
 from mergemill.engine.tensors.expressions import Read, Stored
 from mergemill.engine.tensors.row_maps import Ints, Places
 from mergemill.engine.tensors.slabs import Span
-from mergemill.engine.tensors.workspace import Arena, Workspace
+from mergemill.engine.tensors.workspace import Workspace
 
 Matrix: TypeAlias = Any  # of rows: a tensor, or an array of bytes
 
@@ -54,7 +54,7 @@ def list_reads(stored: Stored, firsts: Places, lasts: Places, columns: int) -> I
         yield Read(whole.pin, offset_bytes, size_bytes)
 
 
-def read_in_place(stored: Stored, rows: Places, places: Places, found: Arena, work: Workspace) -> bool:
+def read_in_place(stored: Stored, rows: Places, places: Places, found: Matrix, work: Workspace) -> bool:
     """Read sorted rows of a matrix as they are stored into their places of `found`, ``[rows, bytes of one]``.
 
     What follows each other in the file and in `found` at once; nothing beside. Whether that was done: only a file of
@@ -66,7 +66,7 @@ def read_in_place(stored: Stored, rows: Places, places: Places, found: Arena, wo
     bounds = [0, *_find_cuts(rows, places), len(rows)]
     lows = bounds[:-1]
     firsts, targets = (read.offset_bytes + rows[lows] * row_bytes).tolist(), (places[lows] * row_bytes).tolist()
-    raw = memoryview(found.reshape(-1))
+    raw: memoryview = found.reshape(-1).data
     into = [raw[at : at + (high - low) * row_bytes] for at, (low, high) in zip(targets, pairwise(bounds), strict=True)]
     work.read_apart(read.pin, firsts, into)
     return True

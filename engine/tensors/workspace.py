@@ -252,6 +252,7 @@ class Workspace:
 
     def read_apart(self, pin: Pin, offsets: Sequence[int], into: Sequence[memoryview]) -> None:
         """Fill each of `into`, memory that was taken here, with what begins at its offset in bytes."""
+        self.pins.add(pin)
         read_each(pin, offsets, into)
         self.read_bytes += sum(map(len, into))
 

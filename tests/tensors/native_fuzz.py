@@ -443,6 +443,15 @@ class Fuzz:
         done = self.call("dequantize_columns", ref(given), start, size, columns, *at, np.zeros(size, np.float32))
         assert done == (0 if given.bits in (4, 8) else REFUSED)
 
+    def find_largest(self) -> None:
+        size, terms, room = self.integer(0, 3000), self.integer(0, 9), self.integer(0, 40)
+        cosines = np.random.default_rng(size).integers(-32767, 32768, (terms, size), np.int16)
+        found, bounds = np.zeros(room, np.int64), np.zeros(room, np.float32)
+        given = (self.floats(size), cosines, size, self.floats(terms), terms, self.floats(size), abs(self.number()))
+        count = self.call("find_largest", *given, room, found, bounds)
+        assert -1 <= count <= room
+        assert ((found[: max(count, 0)] >= 0) & (found[: max(count, 0)] < max(size, 1))).all()
+
     # ----------------------------------------------------------------------------------------------- over none
     def plain_floats(self) -> None:
         before = np.zeros(1, np.uint64)
