@@ -57,7 +57,23 @@ def _keep_largest(delta: Tensor, n: int, m: int) -> None:
             part.zero_()
             continue
         sizes = part.abs()
-        least = sizes.kthvalue(part.shape[1] - kept + 1, dim=1, keepdim=True).values
-        larger, equal = sizes > least, sizes == least
-        room = kept - larger.sum(1, keepdim=True)
-        part.mul_(larger.logical_or_(equal.logical_and_(equal.cumsum(1) <= room)))
+        least = _find_least(sizes, kept)
+        keeps = sizes >= least
+        if int(keeps.count_nonzero()) != kept * len(part):  # equal ones at the cut, or what is no number
+            larger, equal = sizes > least, sizes == least
+            room = kept - larger.sum(1, keepdim=True)
+            keeps = larger.logical_or_(equal.logical_and_(equal.cumsum(1) <= room))
+        part.mul_(keeps)
+
+
+def _find_least(sizes: Tensor, kept: int) -> Tensor:
+    """Return the least of the `kept` largest of each row ``[r, 1]``; what is no number is larger than all numbers.
+
+    NumPy's partition takes a sixth of the time of torch's kthvalue.
+    """
+    import numpy as np
+
+    at = sizes.shape[1] - kept
+    if sizes.device.type != "cpu":
+        return sizes.kthvalue(at + 1, dim=1, keepdim=True).values
+    return torch.from_numpy(np.partition(sizes.numpy(), at, axis=1)[:, at : at + 1])
