@@ -240,15 +240,20 @@ def main() -> None:
     texts, base = make_texts(), asked.folder / "base"
     if not base.exists():
         make_smollm2(base)
+    kept = asked.folder / "rows.json"
     for name, text in texts.items():
         if not (asked.folder / name / "config.json").exists():
             train(base, asked.folder / name, split(text)[0], asked.steps)
+            kept.unlink(missing_ok=True)
     tokens = make_tokens(base, texts)
     say(f"| | settings | {' | '.join(texts)} | mean | CPU s |\n|---|{'---|' * (len(texts) + 3)}")
-    for name in ("base", *texts):
-        tell(name if name == "base" else f"fine-tune on {name}", judge(asked.folder / name, tokens))
-    recipes, kept = dict(make_recipes(asked.folder, tuple(texts))), asked.folder / "rows.json"
     rows = json.loads(kept.read_text()) if kept.exists() else {}
+    for name in ("base", *texts):
+        if name not in rows:
+            rows[name] = {"found": judge(asked.folder / name, tokens)}
+            kept.write_text(json.dumps(rows, indent=1))
+        tell(name if name == "base" else f"fine-tune on {name}", rows[name]["found"])
+    recipes = dict(make_recipes(asked.folder, tuple(texts)))
     for name in sorted(recipes, key=lambda each: SLOW.index(each) if each in SLOW else -1):
         if asked.methods not in ("all", name) and name not in asked.methods.split(","):
             continue
