@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 BATCH_BYTES = 128 << 20
 MOST_ROWS = 512  # of a batch
 MOST_TOGETHER = 4096  # of one whose rows share what is made first
+TOGETHER_BYTES = 160 << 20  # of such a one: 4096 rows between widths of 2048
 _BESIDE_BYTES = 48 << 20  # what solving takes, whatever the batch
 _STREAMED = 4096  # rows that stream by at once, at most, against which a batch is held
 HELD_BYTES = 256 << 20  # the most of a donor's matrix that is held
@@ -148,8 +149,9 @@ class Approximation:
 
     def count_rows(self, sizes: Sizes, asked: Manner) -> int:
         """Return the most rows of a batch."""
-        most, streamed = (MOST_TOGETHER, 0) if self.at_once else (MOST_ROWS, _count_streamed(sizes))
-        return max(1, min(most, BATCH_BYTES // (self._row_bytes(sizes, asked) + streamed)))
+        if self.at_once:
+            return max(1, min(MOST_TOGETHER, TOGETHER_BYTES // self._row_bytes(sizes, asked)))
+        return max(1, min(MOST_ROWS, BATCH_BYTES // (self._row_bytes(sizes, asked) + _count_streamed(sizes))))
 
     def count_bytes(self, rows: int, sizes: Sizes, asked: Manner) -> int:
         """Return an upper bound of what a batch takes."""

@@ -14,7 +14,7 @@ from mergemill.engine.tensors import native
 from mergemill.engine.transplants import batch_omp
 from mergemill.engine.transplants.batch_omp import hold_atoms, pursue_by_gram
 from mergemill.engine.transplants.gram_file import ONE, GramFile, count_gram_bytes
-from mergemill.engine.transplants.methods import BATCH_OMP, METHODS, find_method
+from mergemill.engine.transplants.methods import BATCH_OMP, METHODS, Manner, find_method
 from mergemill.engine.transplants.omp import pursue
 from mergemill.engine.transplants.streams import NONE, Combination, combine_rows, pass_over
 
@@ -110,6 +110,9 @@ def test_cosines_are_read_by_row() -> None:
 def test_products_are_made_where_they_fit_and_pay() -> None:
     assert find_method("omp", (2048, 64, 30_000), 20_000, "BF16") is BATCH_OMP
     assert count_gram_bytes(30_000) == 1_800_000_000
+    wide = (2048, 2048, 30_000)
+    assert BATCH_OMP.count_rows(wide, Manner("omp", "any")) == 4096
+    assert BATCH_OMP.count_bytes(4096, wide, Manner("omp", "any")) < 800 << 20
     for sizes, new, stored in (
         ((2048, 64, 30_000), 400, "BF16"),
         ((2048, 64, 60_000), 20_000, "BF16"),
