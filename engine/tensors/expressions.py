@@ -202,6 +202,11 @@ class Leaf(Plain, Expression):
         """Any will do."""
         return BLOCK
 
+    def rounds(self) -> ExpressionRounds:
+        """None."""
+        yield from ()
+        return self
+
     def get_ready(self, inputs: tuple[Ready, ...]) -> Ready:
         """It is."""
         return self
