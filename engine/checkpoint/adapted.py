@@ -191,17 +191,18 @@ def _take_out(adding: _Adding, product: Product, half: StoredTensor, *, embeddin
     if beginning is None:
         return
     shape, stored = adding.find(name, half).shape, any(adding.rename(each) == name for each in adding.adapter.whole)
+    tied = says_tied(adding.model.config) and find_tie(name, adding.model.tensors, adding.family) is not None
     why = ""
     if embedding or len(shape) != 2:
         why = "of an embedding or a kernel, of which peft loads none"
+    elif tied:  # also where what was left of the head is stored, since the embedding's is not
+        why = f"of {name}, which is tied: peft would take it out of the embedding too"
     elif stored:  # as peft stores what a head's factors were taken out of: what was left
         return
     elif beginning == "olora" and product.transposed:
         why = f"of {name}, which is stored transposed: peft takes its factors from the wrong side"
     elif product.rank > min(shape):
         why = f"of rank {product.rank}, and {name} {list(shape)} has no more than {min(shape)}"
-    elif says_tied(adding.model.config) and find_tie(name, adding.model.tensors, adding.family) is not None:
-        why = f"of {name}, which is tied: peft would take it out of the embedding too"
     if why:
         raise adding.fail(half, f"init_lora_weights is {beginning!r}, and it is {why}; {PLAIN_LORA}")
     yield Residual(name, beginning, product.rank, 1.0 if beginning == "pissa" else product.scale)

@@ -34,7 +34,8 @@ _OTHER_METHODS = {
 }
 _REPEATED_GROUP, _REPEAT, _MOST_REPEATS = re.compile(r"\)[*+{]"), re.compile(r"(?<!\\)[*+{]"), 4
 # Ways to begin that change the base's weight, at random or by what is in no file.
-_CHANGES_BASE = re.compile(r"pissa_.*|corda.*|lora_ga|loftq")
+# In any spelling: of one that peft would not load nobody knows whether the base was changed.
+_CHANGES_BASE = re.compile(r"(?!pissa$)(?i:pissa.*|corda.*|lora[-_]?ga.*|loftq.*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,8 @@ def _check_method(found: Mapping[str, Any], where: str) -> None:
                 f"{where}: {key} makes it {name}, which cannot be merged; only plain LoRA and DoRA can"
             )
     begun = found.get("init_lora_weights")
+    if begun is not None and not isinstance(begun, bool | str):
+        raise _wrong(where, "init_lora_weights", "true, false or a text", begun)
     if isinstance(begun, str) and _CHANGES_BASE.fullmatch(begun):
         raise CheckpointError(
             f"{where}: init_lora_weights is {begun!r}: it belongs to a base that peft changes on loading, which is not "

@@ -1,6 +1,7 @@
 """What an adapter's folder holds, from its config and headers alone; also of one that cannot be merged, and why not."""
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,8 @@ def inspect_adapter(path: str, storage: Storage) -> InspectedAdapter:
     stored = [each for parts in adapter.parts.values() for each in parts.values()] + list(adapter.whole.values())
     ranks = sorted({adapter.config.find_rank(module) for module, parts in adapter.parts.items() if "A" in parts})
     tokens = [module for module, of in adapter.parts.items() if of.keys() & {"embedding_A", "tokens"}]
-    made = _describe(config, tuple(adapter.parts), tuple(adapter.whole), _find_fault(adapter), tokens, ranks)
+    said = {**config, "r": adapter.config.rank, "lora_alpha": adapter.config.alpha}  # also those that it leaves out
+    made = _describe(said, tuple(adapter.parts), tuple(adapter.whole), _find_fault(adapter), tokens, ranks)
     return InspectedAdapter(made, tuple(stored), tuple(adapter.parts), files)
 
 
@@ -97,7 +99,7 @@ def _describe(
     return AdapterFacts(
         base=_take(config, "base_model_name_or_path", str, ""),
         rank=_take(config, "r", int, 0),
-        alpha=float(_take(config, "lora_alpha", (int, float), _take(config, "alpha", (int, float), 0))),
+        alpha=_take_alpha(config),
         method=_name_method(config),
         modules=dict(sorted(Counter(module.rpartition(".")[2] for module in modules).items())),
         whole=whole,
@@ -118,6 +120,12 @@ def _name_method(config: Mapping[str, Any]) -> str:
     text = begun.lower() if isinstance(begun, str) else ""
     first = next((name for start, name in _BEGUN.items() if text.startswith(start)), "")
     return " with ".join([*([first] if first else []), *said]) or "LoRA"
+
+
+def _take_alpha(config: Mapping[str, Any]) -> float:
+    """Return the number; 0 where there is none, or one that JSON has no word for."""
+    found = _take(config, "lora_alpha", (int, float), _take(config, "alpha", (int, float), 0))
+    return float(found) if abs(found) < sys.float_info.max else 0.0
 
 
 def _take(config: Mapping[str, Any], key: str, kind: Any, default: Any) -> Any:

@@ -60,5 +60,5 @@ def find_effective_rank(sketch: Floats | Singles, squares: float, fourths: float
     products = float((gram**2).sum())
     parallel = float(norms.sum() ** 2 - (norms**2).sum())
     others = max(0.0, squares**2 - fourths)
-    powers = fourths + (others * products / parallel if parallel > 0 else 0.0)
+    powers = fourths + (others * (products / parallel) if parallel > 0 else 0.0)  # eighth powers leave float64
     return squares**2 / powers if powers > 0 and np.isfinite(powers) else 0.0

@@ -112,6 +112,13 @@ REFUSED: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, Any], str
         {"init_lora_weights": "OLoRA"},
         "stored transposed: peft takes its factors from the wrong side",
     ),
+    "a tied head, of which what was left is stored": (
+        make_qwen,
+        {"target_modules": ["lm_head"]},
+        {"init_lora_weights": "pissa"},
+        "of lm_head.weight, which is tied: peft would take it out of the embedding too; save it",
+    ),
+    "no way to begin": (make_llama, {}, {"init_lora_weights": ["pissa"]}, 'must be true, false or a text, not ."pissa'),
     "a rank that is too large": (
         make_qwen,
         {"r": 17, "target_modules": ["k_proj"]},

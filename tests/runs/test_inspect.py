@@ -113,6 +113,7 @@ KINDS: dict[str, tuple[dict[str, object], str, str]] = {
     ),
     "another rank": ({"r": 4}, "LoRA", "q_proj is of rank 3, and by its config of 4"),
     "fast SVD": ({"init_lora_weights": "pissa_niter_4"}, "PiSSA", "it belongs to a base that peft changes on loading"),
+    "a spelling of PiSSA that peft does not load": ({"init_lora_weights": "PiSSA"}, "PiSSA", "'PiSSA': it belongs to"),
     "another type": ({"peft_type": "LOHA", "alpha": 2}, "LOHA", "only adapters of the type LORA can be merged"),
 }
 
@@ -126,6 +127,13 @@ def test_the_kind_of_an_adapter_and_whether_it_is_an_input_are_told(kind: str, t
     assert refused in found.adapter.refused
     assert bool(refused) == bool(found.adapter.refused)
     assert dict(found.adapter.modules) == {"q_proj": 1}
+
+
+def test_what_an_adapters_config_leaves_out_is_told_as_it_is_merged(tmp_path: Path) -> None:
+    assert (found := inspect(write_adapter(tmp_path / "a", r=None, lora_alpha=None)).adapter) is not None
+    assert (found.rank, found.alpha) == (8, 8.0)
+    assert (found := inspect(write_adapter(tmp_path / "b", lora_alpha=float("nan"))).adapter) is not None
+    assert (found.alpha, "lora_alpha must be a number, not NaN" in found.refused) == (0.0, True)
 
 
 def test_what_an_adapter_holds_beside_factors_is_told_by_the_command(tmp_path: Path) -> None:

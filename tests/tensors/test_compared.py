@@ -99,3 +99,10 @@ def test_the_effective_rank_is_near_the_true_one(spectrum: np.ndarray, most_wron
     few = find_effective_rank(make_signs(96, 32) @ matrix[:32], squares[:32].sum(), (squares[:32] ** 2).sum())
     values = np.linalg.svd(matrix[:32], compute_uv=False) ** 2
     assert few == pytest.approx(values.sum() ** 2 / (values**2).sum(), rel=1e-6)
+
+
+@pytest.mark.parametrize("unit", [1e-42, 1e38])
+def test_the_effective_rank_is_known_at_both_ends_of_float32(unit: float) -> None:
+    matrix = np.full((4, 4), unit)
+    squares = (matrix**2).sum(axis=1)
+    assert find_effective_rank(make_signs(0, 4) @ matrix, squares.sum(), (squares**2).sum()) == pytest.approx(1)
