@@ -121,7 +121,9 @@ def _separate(offers: Mapping[str, Offers], base: str, family: Family, asked: Ex
 
     made = separate_experts(offers, family, asked.takes, where=KIND)
     if not any(sort_weight(name, offer.shape, made[base], family).is_one_expert for name, offer in made[base].items()):
-        raise PlanError(f"{KIND}: --layout separate is of packed experts, and {base} has none; leave it out")
+        raise PlanError(
+            f"{KIND}: --layout separate is of packed experts, and {base} has none that is taken; leave it out"
+        )
     return made
 
 

@@ -143,9 +143,9 @@ def _inspect_checkpoint(path: str, storage: Storage, record: "Record | None" = N
     try:
         checkpoint = open_checkpoint(path, storage=storage)
     except CheckpointError:
-        if record is not None or not is_adapter(path, storage):
+        if not is_adapter(path, storage):
             raise
-        return _inspect_adapter(path, storage)
+        return _inspect_adapter(path, storage, record)
     family = choose_family(checkpoint.config)
     seen = {name: _see(stored, checkpoint.gguf.get(name)) for name, stored in checkpoint.tensors.items()}
     checkpoint = replace(checkpoint, tensors=seen)
@@ -182,15 +182,16 @@ def _count(tensors: Collection[StoredTensor]) -> dict[str, Any]:
     }
 
 
-def _inspect_adapter(path: str, storage: Storage) -> Inspection:
+def _inspect_adapter(path: str, storage: Storage, record: "Record | None") -> Inspection:
+    """Look at an adapter; `record` where it was made here: extracted, resized, or joined of several."""
     found = inspect_adapter(path, storage)
     text = read_beginning(found.files[CARD_NAME], CARD_BYTES, storage) if CARD_NAME in found.files else b""
     card, base = read_lineage(path, text.decode(errors="replace")), found.facts.base
     return Inspection(
         path=path,
         kind="adapter",
-        state="",
-        digest="",
+        state="finished" if record else "",
+        digest=record.digest if record else "",
         model_type="",
         **_count(sorted(found.tensors, key=lambda tensor: tensor.name)),
         layers={stack: len(layers) for stack, layers in layer_stacks(found.modules).items()},

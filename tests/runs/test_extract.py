@@ -19,7 +19,7 @@ from runs.merging import parts_of, run_until
 from safetensors.torch import load_file, save_file
 
 from mergemill.cli.main import execute
-from mergemill.engine import make_convert_plan, make_lora_plan, make_plan, run, verify
+from mergemill.engine import inspect, make_convert_plan, make_lora_plan, make_plan, run, verify
 from mergemill.engine.errors import PlanError
 from mergemill.engine.plan import layout
 
@@ -151,6 +151,10 @@ def test_only_what_is_in_the_file_is_named(pair: tuple[Path, Any, Any], tmp_path
     assert config["modules_to_save"] is None
     assert len(found) == 12
     load_by_peft(base, tmp_path / "out")
+    told = inspect(tmp_path / "out")
+    assert (told.kind, told.state, bool(told.digest)) == ("adapter", "finished", True)
+    assert told.adapter is not None
+    assert (told.adapter.rank, told.adapter.refused) == (4, "")
 
 
 def test_what_peft_cannot_name_alone_is_refused(tmp_path: Path) -> None:
@@ -304,7 +308,9 @@ def test_a_layout_that_has_no_meaning_is_refused(tmp_path: Path) -> None:
     both = str(tmp_path / "tuned"), str(tmp_path / "base")
     with pytest.raises(PlanError, match="--layout 'packed' is unknown; known is separate"):
         make_lora_plan(*both, layout="packed")
-    with pytest.raises(PlanError, match=r"--layout separate is of packed experts, and .*base has none; leave it out"):
+    with pytest.raises(
+        PlanError, match=r"--layout separate is of packed experts, and .*base has none that is taken; leave"
+    ):
         make_lora_plan(*both, layout="separate")
 
 
