@@ -70,13 +70,13 @@ def test_floors_read_and_write_what_a_merge_does(tmp_path: Path) -> None:
 def test_a_tiny_comparison_ends_with_a_verdict_for_each_target(tmp_path: Path) -> None:
     found = tmp_path / "found.json"
     options = ["--shape", "tiny", "--runs", "1", "--programs", "floor,beside,mergemill", "--json", str(found)]
-    options += ["--methods", "linear,ties-three,linear-mixed,ties-delta_base"]
+    options += ["--methods", "linear,ties-three,linear-fp8,ties-delta_base"]
     command = [sys.executable, str(COMPARE), *options, "--folder", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "| linear | floor (1) |" in done.stdout
     assert "| linear | mergemill (1) |" in done.stdout
     result = json.loads(found.read_text())
-    assert list(result["runs"]) == ["linear", "ties-three", "linear-mixed", "ties-delta_base"]
+    assert list(result["runs"]) == ["linear", "ties-three", "linear-fp8", "ties-delta_base"]
     for floor, stricter, ours in result["runs"].values():
         assert floor["output_bytes"] == stricter["output_bytes"] == pytest.approx(ours["output_bytes"], rel=0.003)
         assert floor["usage"]["read_bytes"] == pytest.approx(stricter["usage"]["read_bytes"], rel=0.01)

@@ -1,6 +1,8 @@
 """The programs that are compared, and the recipes that they are given."""
 
+import json
 import os
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,8 +56,10 @@ RECIPES = {
     # What other paths take, beside the same method above: a name before the dash, and what is different.
     "linear-float64": _WEIGHED.replace("{a}", "{a64}").replace("{b}", "{b64}"),
     "linear-mixed": _WEIGHED.replace("{a}", "{a16}").replace("{b}", "{b32}"),
+    "linear-fp8": _WEIGHED + "quantize: fp8_block\n",
     "linear-three": _THREE,
     "ties-three": _BASE + _THREE + "parameters: {{density: 0.5}}\n",
+    "ties-fp8": _BASE + _WEIGHED + "parameters: {{density: 0.5}}\nquantize: fp8_block\n",
     "ties-mixed": _BASE + _WEIGHED.replace("{a}", "{a16}").replace("{b}", "{b32}") + "parameters: {{density: 0.5}}\n",
     "task_arithmetic-delta_base": _BASE + _WEIGHED.replace("{{model: {a},", "{{model: {a}, delta_base: {c},"),
     "ties-delta_base": _BASE
@@ -86,8 +90,15 @@ def make_job(method: str, models: Mapping[str, Path], folder: Path) -> Job:
     files = {name: list_weights(models[name]) for name in list_models([method])}
     sizes = [sum(file.stat().st_size for file in found) for found in files.values()]
     first = MODELS[next(iter(files))]
-    size_bytes = sizes[0] * 2 // ITEM_BYTES[first]
+    size_bytes = plan_bytes(recipe) if "quantize" in text else sizes[0] * 2 // ITEM_BYTES[first]
     return Job(method, recipe, tuple(file for found in files.values() for file in found), size_bytes, folder / "out")
+
+
+def plan_bytes(recipe: Path) -> int:
+    """Return the bytes that the plan of a recipe will write."""
+    command = [find_script(MERGEMILL), "plan", str(recipe), "--json"]
+    done = subprocess.run(command, env=make_environ(), check=True, capture_output=True, text=True)
+    return int(json.loads(done.stdout)["write_bytes"])
 
 
 def list_models(methods: Sequence[str]) -> list[str]:
