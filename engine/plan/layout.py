@@ -3,6 +3,7 @@
 Nothing here depends on the cluster or on memory, so a merge can be resumed with other workers.
 """
 
+import functools
 import math
 import re
 from collections import Counter
@@ -37,12 +38,13 @@ def natural_order(name: str) -> Order:
     ['e', 'h.09.b', 'h.9.b', 'h.10.a']
     """
     words = _NUMBER.split(name)  # text and numbers in turn
-    return tuple(_order_number(word) if place % 2 else (0, "", word) for place, word in enumerate(words))
+    return tuple(map(_order_word, words))
 
 
-def _order_number(word: str) -> tuple[int, str, str]:
+@functools.lru_cache(1 << 16)  # a model's names are made of few words
+def _order_word(word: str) -> tuple[int, str, str]:
     digits = word.lstrip("0")
-    return 1 + len(digits), digits, word
+    return (1 + len(digits), digits, word) if "0" <= word[:1] <= "9" else (0, "", word)
 
 
 def number_shard(place: int, count: int) -> str:

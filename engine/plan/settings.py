@@ -77,9 +77,11 @@ def _resolve(
     hint: str = _SET_IT,
     own: tuple[str, Parameters] | None = None,
 ) -> Any:
-    named = [] if own is None else [(replace(site, tensor=own[0]), own[1])]
-    for place, scope in (*named, *((site, scope) for scope in scopes)):
-        value = evaluate(scope.get(parameter.name), place)
+    named = () if own is None else (own,)
+    for tensor, scope in (*named, *((site.tensor, scope) for scope in scopes)):
+        setting = scope.get(parameter.name)
+        here = site if tensor == site.tensor or not isinstance(setting, tuple) else replace(site, tensor=tensor)
+        value = evaluate(setting, here)
         if value is not None:
             return _check(parameter, value, f"{where}: parameter {parameter.name!r}{of} for tensor {site.tensor}")
     if parameter.required:
