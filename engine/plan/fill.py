@@ -220,13 +220,14 @@ def _check_shapes(slot: Slot, found: Sequence[Found], filling: Filling) -> None:
         if offer.shape == first.shape:
             continue
         hint = ""
-        if is_vocabulary(offer.uses[0], filling.family):
-            hint = "models with equal vocabularies are needed, or 'tokenizer_source: union'"
-            hint += _tell_of_rows(found[0], (candidate, offer), filling)
-        elif offer.shape == first.shape[::-1]:
+        if offer.shape == first.shape[::-1]:
             model = next(model for model in (candidate.model, found[0][0].model) if model != filling.policies.donor)
             module = slot.site.tensor.removesuffix(".weight").rpartition(".")[2]
             hint = f"if one stores it transposed, say so: 'transposed: [{{model: {model}, filter: {module}}}]'"
+            hint += ", or give the rule that turns it by mistake a narrower filter"
+        elif is_vocabulary(offer.uses[0], filling.family):
+            hint = "models with equal vocabularies are needed, or 'tokenizer_source: union'"
+            hint += _tell_of_rows(found[0], (candidate, offer), filling)
         raise PlanError(
             f"{filling.where}: tensor {slot.site.tensor}: {found[0][0].model} has shape {list(first.shape)}, "
             f"{candidate.model} {list(offer.shape)}; {hint or 'shapes must match'}"

@@ -183,6 +183,10 @@ def test_a_rule_of_transposed_that_means_nothing_is_refused_and_a_shape_names_th
     for rule, message in (
         ({"model": str(other), "filter": "q_proj"}, "transposed: the filter 'q_proj' matches no matrix of .*linear; "),
         ({"model": str(gpt2 / "base"), "filter": "c_attn"}, "transposed: .*base is the donor, whose layout the output"),
+        (
+            {"model": str(other)},
+            r"tensor .*transposed: \[.* or give the rule that turns it by mistake a narrower filter",
+        ),
         ({"model": "elsewhere"}, "transposed: elsewhere is none of the recipe's models, which are"),
     ):
         with pytest.raises(PlanError, match=message):
