@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mergemill.engine.errors import MergeError
 from mergemill.engine.methods.catalogue import find_methods, get_method, get_step
+from mergemill.engine.methods.leading import SMALLEST
 from mergemill.engine.methods.steps import Stepped
 
 MATRIX = [name for name, method in find_methods().items() if method.reads == "matrix" and not method.takes_importances]
@@ -321,15 +322,19 @@ def test_a_decomposition_that_does_not_converge_names_the_tensor(monkeypatch: py
 
 
 # ------------------------------------------------------------------------------------------ threads and memory
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((320, 480), torch.float32), ((320, 480), torch.float64), ((SMALLEST + 8, 600), torch.float32)],
+    ids=str,
+)
 @pytest.mark.parametrize("name", [*MATRIX, "svc"])
-def test_neither_threads_nor_addresses_change_a_bit(name: str, dtype: torch.dtype) -> None:
-    deltas, before = make_deltas((320, 480), 2, dtype), torch.get_num_threads()
+def test_neither_threads_nor_addresses_change_a_bit(name: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    deltas, before = make_deltas(shape, 2, dtype), torch.get_num_threads()
     results = set()
     try:
         for threads, offset in ((1, 0), (3, 16), (2, 80)):  # elements; slabs are aligned to 64 bytes
             torch.set_num_threads(threads)
-            shifted = [torch.empty(delta.numel() + offset, dtype=dtype)[offset:].view(320, 480) for delta in deltas]
+            shifted = [torch.empty(delta.numel() + offset, dtype=dtype)[offset:].view(shape) for delta in deltas]
             moved = [there.copy_(delta) for there, delta in zip(shifted, deltas, strict=True)]
             results.add(bits_of(merge_any(name, *moved)))
             assert torch.get_num_threads() == threads
