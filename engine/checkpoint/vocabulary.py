@@ -67,14 +67,18 @@ def _read_added(checkpoint: Checkpoint) -> dict[str, Any]:
     if "added_tokens.json" in checkpoint.files:
         added |= read_object(checkpoint, "added_tokens.json")
     if "tokenizer_config.json" in checkpoint.files:
-        added |= _parse_decoder(read_object(checkpoint, "tokenizer_config.json"), checkpoint.path)
+        added |= parse_decoder(read_object(checkpoint, "tokenizer_config.json"), checkpoint.path)
     return added
 
 
-def _parse_decoder(config: Mapping[str, Any], where: str) -> dict[str, int]:
+def parse_decoder(config: Mapping[str, Any], where: str) -> dict[str, int]:
+    """Return the ids of the tokens that a ``tokenizer_config.json`` adds; `CheckpointError` where they are none."""
     decoder = config.get("added_tokens_decoder") or {}
     try:
-        return {token["content"]: int(number) for number, token in decoder.items()}
+        found = {token["content"]: int(number) for number, token in decoder.items()}
+        if not all(isinstance(text, str) for text in found):
+            raise TypeError("the content of one is no text")
+        return found
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{where}/tokenizer_config.json: added_tokens_decoder is not a map from ids to tokens: {error}"

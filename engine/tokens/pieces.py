@@ -8,12 +8,14 @@ Converted are BPE models that leave text as it is, as those of Llama and Mistral
 score of what it makes, so that of all pairs that make pieces, the higher the score the earlier, follow the merges.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mergemill.engine.checkpoint.sentencepiece import iterate_fields, parse_scored
 
-UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # types of pieces
+UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6  # types of pieces
+MOST_CHARACTERS = 1 << 10  # of a piece, in all places of which it is cut in two; trainers make 16 the most
 _BPE = 2
 _MARK = "▁"
 
@@ -26,9 +28,20 @@ def convert_sentencepiece(data: bytes, config: Mapping[str, Any]) -> dict[str, A
     pieces = parse_scored(data)
     if pieces is None:
         return None
-    parts = dict(iterate_fields(data))
-    trainer, normalizer = (dict(iterate_fields(parts.get(number, b""))) for number in (2, 3))
-    if _number(trainer, 3, 1) != _BPE or normalizer.get(2) or _number(normalizer, 4, 1):
+    try:
+        parts = dict(iterate_fields(data))
+        trainer, normalizer = (dict(iterate_fields(parts.get(number, b""))) for number in (2, 3))
+    except (ValueError, IndexError):
+        return None
+    texts = {text for text, _, _ in pieces}
+    if len(texts) < len(pieces) or not all(0 < len(text) <= MOST_CHARACTERS for text in texts):
+        return None  # the library loads none with a piece twice, or an empty one
+    if (
+        any(math.isnan(score) for _, score, _ in pieces)
+        or _number(trainer, 3, 1) != _BPE
+        or normalizer.get(2)
+        or _number(normalizer, 4, 1)
+    ):
         return None
     vocabulary = {text: place for place, (text, _, _) in enumerate(pieces)}
     unknown = next((text for text, _, kind in pieces if kind == UNKNOWN), None)
@@ -61,7 +74,7 @@ def list_merges(pieces: Sequence[tuple[str, float, int]], vocabulary: Mapping[st
     """Return the pairs of pieces that make pieces, those of the highest score first, of equal ones by their ids."""
     found: list[tuple[float, list[str]]] = []
     for text, score, kind in pieces:
-        if kind in (UNKNOWN, CONTROL, USER_DEFINED):
+        if kind in (UNKNOWN, CONTROL, USER_DEFINED, BYTE):
             continue
         pairs = [[text[:cut], text[cut:]] for cut in range(1, len(text))]
         known = [pair for pair in pairs if pair[0] in vocabulary and pair[1] in vocabulary]
@@ -78,7 +91,7 @@ def _list_added(pieces: Sequence[tuple[str, float, int]], config: Mapping[str, A
         if kind in (UNKNOWN, CONTROL, USER_DEFINED)
     }
     for number, entry in (config.get("added_tokens_decoder") or {}).items():
-        added[int(number)] = {"id": int(number), **flags, "special": False, **entry}
+        added[int(number)] = {**flags, "special": False, **entry, "id": int(number)}
     yield from (added[number] for number in sorted(added))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint, read_file
-from mergemill.engine.checkpoint.vocabulary import parse_tokenizer, read_object, read_vocabulary
+from mergemill.engine.checkpoint.vocabulary import parse_decoder, parse_tokenizer, read_object, read_vocabulary
 from mergemill.engine.errors import CheckpointError
 from mergemill.engine.tokens.byte_marks import byte_table
 
@@ -100,6 +100,9 @@ def _convert(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any
         from mergemill.engine.tokens.pieces import convert_sentencepiece  # which few models need
 
         beside = _read_object(checkpoint, "added_tokens.json").items()
+        if not all(type(number) is int for _, number in beside):
+            raise CheckpointError(f"{checkpoint.path}/added_tokens.json: has ids that are not whole numbers")
+        parse_decoder(config, checkpoint.path)  # which says what is wrong with it
         added = {str(number): {"content": text} for text, number in beside}
         added |= config.get("added_tokens_decoder") or {}
         data = read_file(checkpoint, "tokenizer.model")
