@@ -1,9 +1,10 @@
-"""GGUF files of llama.cpp: blocks as numbers, and the rows of queries and keys in Hugging Face's order."""
+"""GGUF files of llama.cpp: blocks as numbers, rows of queries and keys in Hugging Face's order, norms without the 1."""
 
 from mergemill.engine.offers.offer import Asked, Offer, Offers
 from mergemill.engine.tensors.blocks import Blocks
 from mergemill.engine.tensors.expressions import Stored
 from mergemill.engine.tensors.heads import Interleaved
+from mergemill.engine.tensors.shifted import Offset
 
 
 def offer_gguf(offers: Offers, asked: Asked) -> Offers:
@@ -21,4 +22,6 @@ def _offer(name: str, offer: Offer, asked: Asked) -> Offer:
     made = (
         expression if kind.dtype else Blocks(expression, kind.name, kind.block, kind.block_bytes, facts.shape, "BF16")
     )
+    if facts.shift:
+        return Offer(Offset(made, -facts.shift), offer.uses)
     return Offer(Interleaved(made, facts.heads, to_halves=True) if facts.heads else made, offer.uses)

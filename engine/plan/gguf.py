@@ -15,6 +15,7 @@ from mergemill.engine.checkpoint.gguf.families import (
     GgufFamily,
     count_heads,
     find_family,
+    find_shift,
     list_settings,
     make_rope_factors,
     to_gguf_name,
@@ -43,6 +44,7 @@ from mergemill.engine.tensors.dtypes import is_mergeable
 from mergemill.engine.tensors.expressions import Expression
 from mergemill.engine.tensors.heads import Interleaved
 from mergemill.engine.tensors.quantizing import Quantized
+from mergemill.engine.tensors.shifted import Offset
 
 GGUF_DTYPES = ("F32", "F16", "BF16")
 _KINDS = {"F32": F32, "F16": F16, "BF16": BF16, "q8_0": Q8_0}
@@ -89,7 +91,7 @@ def _iter_named(
     heads = checkpoint.config.get("num_attention_heads")
     kv_heads = checkpoint.config.get("num_key_value_heads") or heads
     for name, offer in offers.items():
-        theirs = to_gguf_name(name)
+        theirs = to_gguf_name(name, family)
         if name.endswith("rotary_emb.inv_freq"):
             continue  # which the config says
         if theirs is None or len(theirs.encode()) > LONGEST_NAME or not is_mergeable(offer.dtype):
@@ -99,7 +101,9 @@ def _iter_named(
         count = count_heads(name, family, heads, kv_heads) if type(heads) is int and type(kv_heads) is int else 0
         if count and (offer.shape[0] % (2 * count) or not 1 <= len(offer.shape) <= 2):
             raise PlanError(f"{where}: tensor {name} of {list(offer.shape)} does not suit {count} heads")
-        yield theirs, Interleaved(offer.expression, count) if count else offer.expression
+        shift = find_shift(name, family)
+        shifted = Offset(offer.expression, shift) if shift else offer.expression
+        yield theirs, Interleaved(shifted, count) if count else shifted
     factors = make_rope_factors(checkpoint.config)
     if factors:
         yield ROPE_FACTORS, Constant(factors)
@@ -131,7 +135,8 @@ def _list_all(
     yield from list_settings(checkpoint.config, family, where=where)
     yield "general.file_type", _FILE_TYPES[coding]
     yield "general.quantization_version", _QUANTIZATION_VERSION
-    yield from list_tokens(checkpoint, offers[EMBEDDING].shape[0])
+    tokens = dict(list_tokens(checkpoint, offers[EMBEDDING].shape[0]))
+    yield from (tokens | {"tokenizer.ggml.add_space_prefix": False} if family.is_gemma else tokens).items()
 
 
 def _make_card(checkpoint: Checkpoint, coding: str) -> SmallFile:

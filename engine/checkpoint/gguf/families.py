@@ -1,7 +1,8 @@
 """The families of which GGUF files are read and written: names of tensors, and settings, there and in a config.
 
 What llama.cpp's own converter does with them (``convert_hf_to_gguf.py``): Llama and Mistral are one architecture,
-whose queries and keys have the two halves of each head interleaved; Qwen2 and Qwen3 are as they are.
+whose queries and keys have the two halves of each head interleaved; Qwen2 and Qwen3 are as they are. Gemma 2 and 3
+calculate with 1 and the weight of a norm, and there the sum is stored; their settings are in `gemma.py`.
 """
 
 import math
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mergemill.engine.checkpoint.gguf.gemma import USUAL_BASES, list_gemma
 from mergemill.engine.errors import CheckpointError
 
 _OUTSIDE = {
@@ -30,9 +32,13 @@ _INSIDE = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_AROUND = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
 _BLOCK = re.compile(r"blk\.(?P<layer>0|[1-9]\d{0,5})\.(?P<what>\w+)\.(?P<part>weight|bias)")
 _LAYER = re.compile(r"model\.layers\.(?P<layer>0|[1-9]\d{0,5})\.(?P<what>[\w.]+)\.(?P<part>weight|bias)")
-_BACK = {theirs: ours for ours, theirs in _INSIDE.items()}
 ROPE_FACTORS = "rope_freqs.weight"  # of Llama 3: made of the config, and stored in no model of Hugging Face
 
 
@@ -44,6 +50,13 @@ class GgufFamily:
     model_type: str  # as a config does
     class_name: str  # of transformers
     interleaved: bool = False  # whether queries and keys have the halves of each head interleaved
+    is_gemma: bool = False  # whether norms follow attention and MLP too, and are stored with 1 added
+    has_head: bool = True  # whether a head may be stored
+
+    @property
+    def inside(self) -> Mapping[str, str]:
+        """What a layer has, by GGUF's names."""
+        return _INSIDE | _AROUND if self.is_gemma else _INSIDE
 
 
 _FAMILIES = (
@@ -51,6 +64,8 @@ _FAMILIES = (
     GgufFamily("llama", "mistral", "MistralForCausalLM", interleaved=True),
     GgufFamily("qwen2", "qwen2", "Qwen2ForCausalLM"),
     GgufFamily("qwen3", "qwen3", "Qwen3ForCausalLM"),
+    GgufFamily("gemma2", "gemma2", "Gemma2ForCausalLM", is_gemma=True, has_head=False),
+    GgufFamily("gemma3", "gemma3_text", "Gemma3ForCausalLM", is_gemma=True),
 )
 KNOWN = tuple(family.model_type for family in _FAMILIES)
 
@@ -77,28 +92,36 @@ def find_architecture(name: object, *, where: str) -> GgufFamily:
     )
 
 
-def from_gguf_name(name: str) -> str | None:
+def from_gguf_name(name: str, family: GgufFamily) -> str | None:
     """Return what Hugging Face calls a tensor of a GGUF file; None for one that it does not store.
 
-    >>> from_gguf_name("blk.3.attn_q.bias"), from_gguf_name("output.weight"), from_gguf_name("rope_freqs.weight")
-    ('model.layers.3.self_attn.q_proj.bias', 'lm_head.weight', None)
+    >>> from_gguf_name("blk.3.attn_q.bias", _FAMILIES[0]), from_gguf_name("rope_freqs.weight", _FAMILIES[0])
+    ('model.layers.3.self_attn.q_proj.bias', None)
     """
     found = _BLOCK.fullmatch(name)
-    if found is None or found["what"] not in _INSIDE:
+    if found is None or found["what"] not in family.inside:
         return _OUTSIDE.get(name)
-    return f"model.layers.{found['layer']}.{_INSIDE[found['what']]}.{found['part']}"
+    return f"model.layers.{found['layer']}.{family.inside[found['what']]}.{found['part']}"
 
 
-def to_gguf_name(name: str) -> str | None:
+def to_gguf_name(name: str, family: GgufFamily) -> str | None:
     """Return what GGUF calls a tensor; None for one that it has no name for.
 
-    >>> to_gguf_name("model.layers.3.mlp.down_proj.weight"), to_gguf_name("model.norm.weight"), to_gguf_name("x")
-    ('blk.3.ffn_down.weight', 'output_norm.weight', None)
+    >>> to_gguf_name("model.layers.3.mlp.down_proj.weight", _FAMILIES[0]), to_gguf_name("x", _FAMILIES[0])
+    ('blk.3.ffn_down.weight', None)
     """
+    if name == "lm_head.weight" and not family.has_head:
+        return None
     found = _LAYER.fullmatch(name)
-    if found is None or found["what"] not in _BACK:
+    back = {theirs: ours for ours, theirs in family.inside.items()}
+    if found is None or found["what"] not in back:
         return next((ours for ours, theirs in _OUTSIDE.items() if theirs == name), None)
-    return f"blk.{found['layer']}.{_BACK[found['what']]}.{found['part']}"
+    return f"blk.{found['layer']}.{back[found['what']]}.{found['part']}"
+
+
+def find_shift(name: str, family: GgufFamily) -> float:
+    """Return what is added to a tensor (by Hugging Face's name) where it is stored as GGUF."""
+    return 1.0 if family.is_gemma and name.endswith("norm.weight") else 0.0
 
 
 def count_heads(name: str, family: GgufFamily, heads: int, kv_heads: int) -> int:
@@ -128,8 +151,10 @@ def list_settings(config: Mapping[str, Any], family: GgufFamily, *, where: str) 
     if family.interleaved:
         yield f"{arch}.vocab_size", _count(config, "vocab_size", where)
         yield f"{arch}.rope.dimension_count", head
+    if family.is_gemma:
+        yield from list_gemma(config, arch, where=where)
     rope = read_rope(config)
-    yield f"{arch}.rope.freq_base", float(rope.get("rope_theta") or 10000.0)
+    yield f"{arch}.rope.freq_base", float(rope.get("rope_theta") or USUAL_BASES.get(arch, 10000.0))
     yield from _list_scaling(rope, arch, where)
 
 
@@ -137,7 +162,8 @@ def read_rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what a config says of its rotary embedding, in the words of transformers 5."""
     rope = config.get("rope_parameters")
     if isinstance(rope, Mapping):
-        return rope
+        whole = rope.get("full_attention")  # of Gemma 3, whose layers with a window have another
+        return whole if isinstance(whole, Mapping) else rope
     scaling = config.get("rope_scaling")
     return {"rope_theta": config.get("rope_theta"), **(scaling if isinstance(scaling, Mapping) else {})}
 

@@ -12,9 +12,11 @@ from mergemill.engine.checkpoint.gguf.families import (
     GgufFamily,
     count_heads,
     find_architecture,
+    find_shift,
     from_gguf_name,
     make_rope_factors,
 )
+from mergemill.engine.checkpoint.gguf.gemma import USUAL_BASES, make_gemma, make_local_rope
 from mergemill.engine.checkpoint.gguf.header import GgufHeader, GgufKind, GgufPlace, parse_gguf
 from mergemill.engine.checkpoint.gguf.tokenizer import make_tokenizer
 from mergemill.engine.checkpoint.weights import StoredTensor
@@ -33,6 +35,7 @@ class GgufTensorFacts:
     kind: GgufKind
     shape: tuple[int, ...]
     heads: int  # that its rows are interleaved by; 0: they are not
+    shift: float = 0.0  # that is added to it there
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ def open_gguf(pin: Pin, where: str, storage: Storage) -> GgufModel:
     family = find_architecture(header.settings.get("general.architecture"), where=where)
     by_name = {place.name: place for place in header.tensors}
     factors = _read_factors(by_name.pop(ROPE_FACTORS, None), read, where)
-    names = {name: from_gguf_name(name) for name in by_name}
+    names = {name: from_gguf_name(name, family) for name in by_name}
     if unknown := [name for name, ours in names.items() if ours is None]:
         known = f"is none of {family.architecture}, as far as that is known here"
         raise CheckpointError(f"{where}: tensor {unknown[0]!r} {known}")
@@ -68,7 +71,9 @@ def open_gguf(pin: Pin, where: str, storage: Storage) -> GgufModel:
     config = make_config(header, family, places, factors, where)
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     facts = {
-        name: GgufTensorFacts(place.kind, place.shape, count_heads(name, family, heads, kv_heads))
+        name: GgufTensorFacts(
+            place.kind, place.shape, count_heads(name, family, heads, kv_heads), find_shift(name, family)
+        )
         for name, place in sorted(places.items())
     }
     _check_heads(facts, where)
@@ -134,7 +139,7 @@ def make_config(
         "max_position_embeddings": count("context_length"),
         "rms_norm_eps": number("attention.layer_norm_rms_epsilon", 1e-6),
         "tie_word_embeddings": "lm_head.weight" not in places,
-        "rope_parameters": {"rope_type": "default", "rope_theta": number("rope.freq_base", 10000.0)},
+        "rope_parameters": {"rope_type": "default", "rope_theta": number("rope.freq_base", USUAL_BASES.get(arch, 1e4))},
     }
     embedding = places.get("model.embed_tokens.weight")
     if embedding is None or len(embedding.shape) != 2:
@@ -146,6 +151,13 @@ def make_config(
         if type(found := settings.get(f"tokenizer.ggml.{key}_token_id")) is int:
             config[f"{key}_token_id"] = found
     config["rope_parameters"] |= _find_scaling(header, arch, where)
+    if family.is_gemma:
+        config |= make_gemma(settings, arch, config, number, where=where)
+    if arch == "gemma3":
+        config["rope_parameters"] = {
+            "full_attention": config["rope_parameters"],
+            "sliding_attention": make_local_rope(number),
+        }
     return _check_factors(config, factors, where)
 
 
