@@ -9,9 +9,11 @@ For: two or a few fine-tunes that change the same weights; the first listed has 
 Evidence: LLMs of 7B and RoBERTa (the source).
 """
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from mergemill.engine.methods.contract import PerModel, Within, merge_method
+from mergemill.engine.tensors.fusion import FUSED_ELEMENTS, Fusion, Join
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.slabs import BLOCK
 
@@ -24,7 +26,12 @@ def _groups(m: int) -> int:
     return m
 
 
-@merge_method(reads="element", base="required", grain=_groups, extra_slabs=6, check=_no_more_than_all)
+def _fuse(weight: Sequence[float], n: int, m: int, lambda_: float) -> Fusion | None:
+    whole = FUSED_ELEMENTS % m == 0  # else a group is in two of the chunks that native loops take
+    return Fusion(Join("turns", tuple(weight), lambda_=lambda_, group=m, kept=n)) if whole else None
+
+
+@merge_method(reads="element", base="required", grain=_groups, extra_slabs=6, check=_no_more_than_all, fused=_fuse)
 def cabs(
     base: Tensor,
     deltas: list[Tensor],
@@ -59,7 +66,7 @@ def _keep_largest(delta: Tensor, n: int, m: int) -> None:
         sizes = part.abs()
         least = _find_least(sizes, kept)
         keeps = sizes >= least
-        if int(keeps.count_nonzero()) != kept * len(part):  # equal ones at the cut, or what is no number
+        if bool((keeps.sum(1) != kept).any()):  # equal ones at the cut, or what is no number
             larger, equal = sizes > least, sizes == least
             room = kept - larger.sum(1, keepdim=True)
             keeps = larger.logical_or_(equal.logical_and_(equal.cumsum(1) <= room))

@@ -12,10 +12,11 @@ import numpy as np
 from mergemill.engine.tensors.cut import Cut
 
 JoinKind = Literal[
-    "sum", "add", "agree", "share", "changed", "balance", "exceed", "farthest", "consent", "largest", "near"
+    "sum", "add", "agree", "share", "changed", "balance", "exceed", "farthest", "consent", "largest", "near", "turns"
 ]
 Limits = np.ndarray[Any, np.dtype[np.int32]]
 Divergences = np.ndarray[Any, np.dtype[np.float64]]
+FUSED_ELEMENTS = 1024  # that native loops take at once: CHUNK of native.h
 SPREAD = -1  # in place of a tensor's number: the standard deviation over all of them
 IMPORTANCE = -2  # and this: how far the second lies from the first, times the divergence of their rows
 
@@ -65,6 +66,8 @@ class Join:
     "consent": base + lambda · what "sum" makes, where all tensors have one sign.
     "largest": base + lambda · the tensor of largest magnitude, of equals the later.
     "near": base + lambda · the one tensor times the threshold over its magnitude, from 0 to 1.
+    "turns": base + lambda · ``sum(weight[i] · kept[i])``: one tensor after the other keeps the `kept` largest of
+    every `group` of elements that none before it has kept; whole groups make up what loops take at once.
     "exceed": the first of two tensors, and the second where its importance reaches the threshold.
     With `masks`, "add" and "agree" add only what at least `votes` tensors agree on (see `methods/consensus.py`).
     """
@@ -77,6 +80,8 @@ class Join:
     threshold: float = 0.0
     masks: tuple[float, ...] = ()
     votes: int = 0
+    group: int = 0
+    kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,7 +155,7 @@ int64_t mergemill_layout(int64_t *out, int64_t room) {
         sizeof(Keep), OF(Keep, kind), OF(Keep, factor), OF(Keep, cut), OF(Keep, outliers), OF(Keep, has_outliers),
         OF(Keep, limit), OF(Keep, keys), OF(Keep, mask),
         sizeof(Join), OF(Join, kind), OF(Join, normalize), OF(Join, weight), OF(Join, divisor), OF(Join, lambda),
-        OF(Join, threshold), OF(Join, votes), OF(Join, masks),
+        OF(Join, threshold), OF(Join, votes), OF(Join, masks), OF(Join, group), OF(Join, kept),
         sizeof(Window), OF(Window, which), OF(Window, low), OF(Window, high), OF(Window, above), OF(Window, inside),
         OF(Window, low_counts), OF(Window, high_counts), OF(Window, counts), OF(Window, keys), OF(Window, room),
         sizeof(Rank), OF(Rank, which), OF(Rank, rank), OF(Rank, share), OF(Rank, key), OF(Rank, above), OF(Rank, ties),
@@ -220,7 +220,8 @@ int is_kept(const Slab *slab, const Keep *keep) {
 }
 
 int is_joined(const Slab *slab, const Join *join, const Keep *keeps) {
-    if (join->kind < JOIN_SUM || join->kind > JOIN_NEAR) return 0;
+    if (join->kind < JOIN_SUM || join->kind > JOIN_TURNS) return 0;
+    if (join->kind == JOIN_TURNS && (join->group < 1 || CHUNK % join->group || join->kept < 0)) return 0;
     if (join->kind == JOIN_EXCEED) return is_ranked(slab, IMPORTANCE);
     if (join->kind == JOIN_BALANCE && (!keeps || !is_scored(slab, slab->count))) return 0;
     if (join->masks && join->kind != JOIN_ADD && join->kind != JOIN_AGREE) return 0;

@@ -15,7 +15,7 @@
 enum { F32, BF16, F16, CODED }; /* the last is no dtype: a tensor's data is then a Coded */
 enum { KEEP_ALL, KEEP_NOTHING, KEEP_CUT, KEEP_RANDOM, KEEP_MASK };
 enum { JOIN_SUM, JOIN_ADD, JOIN_AGREE, JOIN_SHARE, JOIN_CHANGED, JOIN_BALANCE, JOIN_EXCEED, JOIN_FARTHEST, JOIN_CONSENT,
-       JOIN_LARGEST, JOIN_NEAR };
+       JOIN_LARGEST, JOIN_NEAR, JOIN_TURNS };
 enum { DERIVE_SCORES, DERIVE_IMPORTANCE };
 enum { SPREAD = -1, IMPORTANCE = -2 }; /* in place of a tensor's number; its score has that number and `count` more */
 
@@ -62,6 +62,7 @@ typedef struct {
     float threshold;    /* of changes and importances */
     float votes;        /* so many masks must agree, where there are any */
     const float *masks; /* the factor of each tensor's, or NULL */
+    int64_t group, kept; /* elements of which a tensor keeps so many */
 } Join;
 
 /* Codes of a quantised tensor, and what they stand for: (table[code] - zero) * scale * factor. */

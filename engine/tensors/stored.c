@@ -97,6 +97,59 @@ WIDTHS static void keep_near(float *restrict total, const float *restrict x, flo
     }
 }
 
+static int32_t count_from(const int32_t *keys, int64_t size, int32_t least) {
+    int32_t count = 0;
+    for (int64_t j = 0; j < size; j++) count += keys[j] >= least;
+    return count;
+}
+
+/* Multiply by 0 what is not among the `kept` largest magnitudes, of equal ones the first; by 0 also what is no number,
+ * which is larger than all numbers. */
+WIDTHS static void keep_largest(float *x, int64_t size, int64_t kept) {
+    int32_t keys[CHUNK];
+    if (kept >= size) return;
+    if (!kept) {
+        memset(x, 0, (size_t)size * sizeof(float));
+        return;
+    }
+    for (int64_t j = 0; j < size; j++) {
+        const int32_t key = (int32_t)(float_to_bits(x[j]) & INT32_MAX);
+        keys[j] = key > (int32_t)INFINITE ? (int32_t)INFINITE + 1 : key;
+    }
+    int32_t least_key = 0, found = (int32_t)size;
+    for (int bit = 30; bit >= 0 && found != kept; bit--) {
+        const int32_t tried = least_key | 1 << bit, count = count_from(keys, size, tried);
+        if (count >= kept) least_key = tried, found = count;
+    }
+    if (found == kept) {
+        for (int64_t j = 0; j < size; j++)
+            x[j] *= (keys[j] >= least_key) & (keys[j] <= (int32_t)INFINITE) ? 1.0f : 0.0f;
+        return;
+    }
+    int64_t room = kept;
+    for (int64_t j = 0; j < size; j++) room -= (keys[j] > least_key) & (keys[j] <= (int32_t)INFINITE);
+    for (int64_t j = 0; j < size; j++) {
+        const int equal = keys[j] == least_key && keys[j] <= (int32_t)INFINITE && room-- > 0;
+        x[j] *= equal || ((keys[j] > least_key) & (keys[j] <= (int32_t)INFINITE)) ? 1.0f : 0.0f;
+    }
+}
+
+/* total = the weighted sum of what each tensor keeps of a group, in turn, of the elements that none before it has kept. */
+WIDTHS static void take_turns(float *restrict total, float *const *x, const Join *join, int64_t count, int64_t size) {
+    float unused[CHUNK];
+    for (int64_t j = 0; j < size; j++) unused[j] = 1.0f, total[j] = 0.0f;
+    for (int64_t i = 0; i < count; i++) {
+        float *restrict own = x[i];
+        for (int64_t j = 0; j < size; j++) own[j] *= unused[j];
+        for (int64_t at = 0; at < size; at += join->group) {
+            const int64_t here = least(join->group, size - at);
+            keep_largest(own + at, here, here == join->group ? join->kept : join->kept * here / join->group);
+        }
+        for (int64_t j = 0; j < size; j++) unused[j] *= own[j] == 0 ? 1.0f : 0.0f;
+        for (int64_t j = 0; j < size; j++) total[j] += own[j] * join->weight[i];
+    }
+}
+
 /* Multiply by 0 what the tensors do not all change in one direction. */
 WIDTHS static void keep_consensual(float *restrict total, float *const *x, int64_t count, int64_t size) {
     float rises[CHUNK] = {0}, falls[CHUNK] = {0};
@@ -185,6 +238,8 @@ static const float *join_chunk(const Slab *slab, const Keep *keeps, const Join *
         largest_of_all(room->total, room->x, count, size);
     else if (join->kind == JOIN_NEAR)
         keep_near(room->total, x[0], join->threshold, size);
+    else if (join->kind == JOIN_TURNS)
+        take_turns(room->total, room->x, join, count, size);
     else
         sum_weighted(room->total, x, join->weight, count, 0, size, join->divisor);
     if (join->kind == JOIN_SUM) return room->total;

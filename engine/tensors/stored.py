@@ -35,6 +35,7 @@ _JOINS = {
     "consent": 8,
     "largest": 9,
     "near": 10,
+    "turns": 11,
 }
 MOST_NEAR = 1 << 18  # keys that a window of a slab has room for
 _CHUNK = 1024  # elements, as native.h has it
@@ -385,6 +386,8 @@ def _lower_join(join: Join) -> tuple[structures.NativeJoin, Any]:
         threshold=join.threshold,
         votes=join.votes,
         masks=ctypes.addressof(masks) if join.masks else None,
+        group=join.group,
+        kept=join.kept,
     ), (weight, masks)
 
 

@@ -9,7 +9,7 @@ import ctypes
 import itertools
 from collections.abc import Iterator
 
-VERSION = 11  # as native.h has it
+VERSION = 12  # as native.h has it
 
 
 class NativeDerived(ctypes.Structure):
@@ -65,6 +65,8 @@ class NativeJoin(ctypes.Structure):
         ("threshold", ctypes.c_float),
         ("votes", ctypes.c_float),
         ("masks", ctypes.c_void_p),
+        ("group", ctypes.c_int64),
+        ("kept", ctypes.c_int64),
     ]
 
 

@@ -230,9 +230,10 @@ class Fuzz:
     def join(self, slab: NativeSlab) -> NativeJoin:
         """Return how a slab is joined."""
         self.alive += [weight := self.floats(slab.count), masks := self.floats(slab.count)]
-        kinds = self.integer(0, 6), self.integer(0, 1)
+        kinds = self.integer(0, 12), self.integer(0, 1)
         join = NativeJoin(*kinds, pointer(weight), *self.two(), *self.two())
         join.masks = self.choose(None, pointer(masks))
+        join.group, join.kept = self.choose(1, 2, 64, 256, 1024, 7, 0, 2048), self.choose(0, 1, 40, 2000, -1)
         return join
 
     def stored_products(self) -> None:
