@@ -158,9 +158,9 @@ class Mill:
     ) -> Tensor:
         """Return what the expression's parts write, each gathered and merged by itself."""
         workplace = self._keeping if keep else self._streaming
-        # Every tensor that is read as stored and decoded, and each result; and what aligning them adds.
+        # Every tensor that is read as stored and decoded, and each result; and what aligning them and whole chunks add.
         slots = 3 * sum(1 for _ in expression.reads(Span(0, 1))) + 2
-        workplace.room_bytes = slots * (expression.size * item_bytes(expression.dtype) + 1024)
+        workplace.room_bytes = slots * (expression.size * item_bytes(expression.dtype) + 4096)
         tensor = OutputTensor(expression.place.tensor, out or expression.dtype, expression)
         pieces = cut_pieces(tensor, parts)
         totals: list[Partial] = []

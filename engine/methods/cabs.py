@@ -66,7 +66,7 @@ def _keep_largest(delta: Tensor, n: int, m: int) -> None:
         sizes = part.abs()
         least = _find_least(sizes, kept)
         keeps = sizes >= least
-        if bool((keeps.sum(1) != kept).any()):  # equal ones at the cut, or what is no number
+        if int((keeps.sum(1) != kept).count_nonzero()):  # equal ones at the cut, or what is no number
             larger, equal = sizes > least, sizes == least
             room = kept - larger.sum(1, keepdim=True)
             keeps = larger.logical_or_(equal.logical_and_(equal.cumsum(1) <= room))

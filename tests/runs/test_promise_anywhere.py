@@ -29,7 +29,7 @@ FLAGS = ("--nthreads", str(THREADS), "--memory-limit", "0")
 NATIVE: dict[str, dict[str, float]] = {
     "ties": {"weight": 0.5, "density": 0.3},
 }
-TORCH: dict[str, dict[str, float]] = {"karcher": {"weight": 0.5}}
+TORCH: dict[str, dict[str, float]] = {"widen": {}}
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +42,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def plan_large(method: str, folder: Path) -> Plan:
     models = [{"model": str(folder / name), "parameters": {**NATIVE, **TORCH}[method]} for name in "AB"]
-    recipe: dict[str, object] = {"merge_method": method, "models": models}
-    if method in NATIVE:
-        recipe["base_model"] = str(folder / "base")
+    recipe = {"merge_method": method, "base_model": str(folder / "base"), "models": models}
     return make_plan(make_recipe_of(recipe))
 
 
