@@ -34,8 +34,15 @@ def read_vocabulary(checkpoint: Checkpoint) -> Mapping[str, int] | None:
     """Return the id of each token, added tokens included; None where no file that is understood lists them.
 
     A `tokenizer.model` of SentencePiece lists them as well as JSON does (decided 2026-11-29): a model that was saved
-    again with the one has the vocabulary of its like with the other.
+    again with the one has the vocabulary of its like with the other. Raises `CheckpointError` for broken files.
     """
+    found = _read_vocabulary(checkpoint)
+    if found is not None and not {*map(type, found.values())} <= {int}:
+        raise CheckpointError(f"{checkpoint.path}: its tokenizer has ids that are not whole numbers")
+    return found
+
+
+def _read_vocabulary(checkpoint: Checkpoint) -> Mapping[str, int] | None:
     if "tokenizer.json" in checkpoint.files:
         return parse_tokenizer(_read_json(checkpoint, "tokenizer.json"), f"{checkpoint.path}/tokenizer.json")
     if "vocab.json" in checkpoint.files:
@@ -57,6 +64,8 @@ def parse_tokenizer(tokenizer: Any, where: str) -> dict[str, int]:
         if isinstance(vocabulary, list):  # Unigram: [token, score], the id is the place
             vocabulary = {token: number for number, (token, _) in enumerate(vocabulary)}
         added = tokenizer.get("added_tokens") or ()
+        if not isinstance(tokenizer["model"].get("merges", []), list):
+            raise TypeError("merges are no list")
         return dict(vocabulary) | {token["content"]: token["id"] for token in added}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{where}: has no model.vocab, or added_tokens that are none: {error}") from error

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from plan.sketches import config, llama, plan_of, write_sketch
 
+from mergemill.engine.errors import CheckpointError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.tokens.placing import AVERAGE, BASE, ELSEWHERE, NOBODY, NONE, ONE, PADDING, Holders, place_rows
 
@@ -104,6 +105,18 @@ def test_a_role_that_tokenizer_and_config_number_differently_is_told() -> None:
     assert "config.json says eos_token_id 0, the tokenizer gives eos the id 2" in told
     write("a", "x y", added=("<end>",), roles={"eos": "<end>"}, eos_token_id=[0, 2])
     assert not [each for each in plan("a", "a").warnings if "gives eos the id" in each]
+
+
+@pytest.mark.parametrize("number", [None, [2], "2", 2.0])
+def test_ids_that_are_no_numbers_are_told_where_nobody_asks_and_an_error_where_they_count(number: object) -> None:
+    write("a", "x y")
+    write("b", "x y", added=("<end>",))
+    file = json.loads(Path("b/tokenizer.json").read_text())
+    file["added_tokens"][0]["id"] = number
+    Path("b/tokenizer.json").write_text(json.dumps(file))
+    assert [each for each in plan("a", "b").warnings if "b: its tokenizer has ids" in each and "compared" in each]
+    with pytest.raises(CheckpointError, match="b: its tokenizer has ids that are not whole numbers"):
+        plan("a", "b", tokenizer_source="union")
 
 
 def test_a_template_whose_tokens_are_none_is_told_with_the_line_that_adds_them() -> None:

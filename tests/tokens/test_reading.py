@@ -69,6 +69,7 @@ def test_a_broken_tokenizer_is_an_error_that_names_it(tmp_path: Path) -> None:
         '{"model": []}',
         '{"model": {"vocab": {"a": "b"}}}',
         '{"model": {"vocab": {}}, "added_tokens": [7]}',
+        '{"model": {"vocab": {}, "merges": null}}',
     ):
         (tmp_path / "tokenizer.json").write_text(text)
         with pytest.raises(CheckpointError, match=str(tmp_path)):
