@@ -5,12 +5,13 @@ Protocol Buffers: each field begins with its number and its kind.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 _VARINT, _EIGHT, _LENGTH, _FOUR = 0, 1, 2, 5  # kinds
 _PIECES = _PIECE = 1  # fields
 _SCORE, _KIND = 2, 3
 _NORMAL = 1  # the kind of a piece that says none
+UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6  # kinds that no pair of pieces makes
 
 
 def parse_pieces(data: bytes) -> list[str] | None:
@@ -27,6 +28,21 @@ def parse_scored(data: bytes) -> list[tuple[str, float, int]] | None:
         return None
     pieces = [piece for piece in found if piece is not None]
     return pieces if pieces and len(pieces) == len(found) else None
+
+
+def list_merges(pieces: Sequence[tuple[str, float, int]], vocabulary: Mapping[str, int]) -> list[list[str]]:
+    """Return the pairs of pieces that make pieces, those of the highest score first.
+
+    Of one piece's, those whose first part is longer come first, as where transformers makes them.
+    """
+    found: list[tuple[float, list[str]]] = []
+    for text, score, kind in pieces:
+        if kind in (UNKNOWN, CONTROL, USER_DEFINED, BYTE):
+            continue
+        cuts = [(text[:cut], text[cut:]) for cut in range(len(text) - 1, 0, -1)]
+        found += [(score, [*pair]) for pair in cuts if pair[0] in vocabulary and pair[1] in vocabulary]
+    # The same score is that of several pieces too, in files that were made by hand or joined.
+    return [pair for _, pair in sorted(found, key=lambda each: (-each[0], -len(each[1][0]), -len(each[1][1])))]
 
 
 def _read_piece(message: bytes) -> tuple[str, float, int] | None:

@@ -12,9 +12,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mergemill.engine.checkpoint.sentencepiece import iterate_fields, parse_scored
+from mergemill.engine.checkpoint.sentencepiece import (
+    CONTROL,
+    UNKNOWN,
+    USER_DEFINED,
+    iterate_fields,
+    list_merges,
+    parse_scored,
+)
 
-UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6  # types of pieces
 MOST_CHARACTERS = 1 << 10  # of a piece, in all places of which it is cut in two; trainers make 16 the most
 _BPE = 2
 _MARK = "▁"
@@ -68,18 +74,6 @@ def convert_sentencepiece(data: bytes, config: Mapping[str, Any]) -> dict[str, A
             "merges": list_merges(pieces, vocabulary),
         },
     }
-
-
-def list_merges(pieces: Sequence[tuple[str, float, int]], vocabulary: Mapping[str, int]) -> list[list[str]]:
-    """Return the pairs of pieces that make pieces, those of the highest score first, of equal ones by their ids."""
-    found: list[tuple[float, list[str]]] = []
-    for text, score, kind in pieces:
-        if kind in (UNKNOWN, CONTROL, USER_DEFINED, BYTE):
-            continue
-        pairs = [[text[:cut], text[cut:]] for cut in range(1, len(text))]
-        known = [pair for pair in pairs if pair[0] in vocabulary and pair[1] in vocabulary]
-        found += [(score, pair) for pair in sorted(known, key=lambda pair: [vocabulary[each] for each in pair])]
-    return [pair for _, pair in sorted(found, key=lambda each: -each[0])]
 
 
 def _list_added(pieces: Sequence[tuple[str, float, int]], config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,8 @@ from models import write_tokenizer
 from tokenizers import Tokenizer
 
 from mergemill.engine.checkpoint.gguf.header import GgufList
-from mergemill.engine.checkpoint.gguf.tokenizer import CONTROL, NORMAL, PATTERNS, UNUSED, make_tokenizer
+from mergemill.engine.checkpoint.gguf.stored_tokens import CONTROL, NORMAL, UNUSED
+from mergemill.engine.checkpoint.gguf.tokenizer import PATTERNS, make_tokenizer
 
 LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 CUTS: dict[str, list[dict[str, Any]]] = {

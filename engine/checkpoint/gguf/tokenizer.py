@@ -1,17 +1,16 @@
-"""A GGUF file's tokens as a ``tokenizer.json``: byte-level BPE, cut in a way whose name is known.
+"""A GGUF file's tokens as a ``tokenizer.json``: byte-level BPE, cut in a way whose name is known, and pieces.
 
 The names of cuts are llama.cpp's (``tokenizer.ggml.pre``), and so is what comes with each: whether a text that is a
 token is one without merges, and whether a text begins with the token for that, unless the file says so itself. Pieces
-of SentencePiece have no merges in GGUF, and are not made into any.
+of SentencePiece are in `pieces.py`.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from mergemill.engine.checkpoint.gguf.header import GgufList
-
-NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)  # kinds of tokens, there as in SentencePiece
+from mergemill.engine.checkpoint.gguf.pieces import make_pieces
+from mergemill.engine.checkpoint.gguf.stored_tokens import SPECIAL, StoredTokens, make_ends, read_tokens
 
 # The pattern by which text is cut, or what it has in it, and llama.cpp's name for it.
 _GPT4 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -27,37 +26,42 @@ PATTERNS = (
 )
 _WITHOUT_MERGES = _BEGINNING = ("llama-bpe", "tekken")
 _NORMALIZED = ("qwen2",)
-_SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding", "mask": "mask"}
 
 
 def make_tokenizer(settings: Mapping[str, Any]) -> Mapping[str, bytes]:
-    """Return the files of a tokenizer, by name; none where its tokens are no byte-level BPE that is known."""
-    tokens, kinds, merges = (_list(settings, key) for key in ("tokens", "token_type", "merges"))
-    cut = settings.get("tokenizer.ggml.pre")
+    """Return the files of a tokenizer, by name; none where its tokens are neither known BPE nor pieces."""
+    stored = read_tokens(settings)
+    if stored is None:
+        return {}
+    made = _make_bytes(stored) if settings.get("tokenizer.ggml.model") == "gpt2" else make_pieces(stored)
+    if made is None:
+        return {}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    config |= {f"{role}_token": stored.texts[at] for role in SPECIAL if (at := stored.find(role)) is not None}
+    template = settings.get("tokenizer.chat_template")
+    files = {
+        "tokenizer.json": json.dumps(made, ensure_ascii=False),  # on one line: indented, it is made in Python
+        "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False),
+    }
+    texts = {name: text.encode() + b"\n" for name, text in files.items()}
+    return texts | ({"chat_template.jinja": template.encode()} if isinstance(template, str) and template else {})
+
+
+def _make_bytes(stored: StoredTokens) -> dict[str, Any] | None:
+    cut = stored.settings.get("tokenizer.ggml.pre")
     steps = _find_steps(cut)
-    if settings.get("tokenizer.ggml.model") != "gpt2" or not steps or not tokens or len(tokens) != len(kinds):
-        return {}
-    # All of them: loaders give what is added and in no vocabulary the numbers after it, whatever a file says.
-    vocabulary = {token: place for place, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != UNUSED}
-    added = [
-        {"id": place, "content": token, "special": kind != USER, "normalized": False}
-        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
-        for place, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
-        if kind not in (NORMAL, UNUSED) and token
-    ]
-    pairs = [merge.split(" ") for merge in merges]
-    if len({*tokens}) < len(tokens) or not all(
-        len(pair) == 2 and {*pair, "".join(pair)} <= vocabulary.keys() for pair in pairs
-    ):
-        return {}
-    made = {
+    if not steps:
+        return None
+    plain = _level(use_regex=True) | {"trim_offsets": False}
+    ends = make_ends(stored, usual=cut in _BEGINNING)
+    return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": added,
+        "added_tokens": stored.list_added(),
         "normalizer": {"type": "NFC"} if cut in _NORMALIZED else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
-        "post_processor": _find_ends(settings, tokens),
+        "post_processor": {"type": "Sequence", "processors": [plain, ends]} if ends else plain,
         "decoder": _level(use_regex=True),
         "model": {
             "type": "BPE",
@@ -65,31 +69,10 @@ def make_tokenizer(settings: Mapping[str, Any]) -> Mapping[str, bytes]:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": cut in _WITHOUT_MERGES,
-            "vocab": vocabulary,
-            "merges": pairs,
+            "vocab": stored.list_vocabulary(),
+            "merges": stored.merges,
         },
     }
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    config |= {
-        f"{kind}_token": tokens[place] for kind in _SPECIAL if (place := _find(settings, kind, tokens)) is not None
-    }
-    template = settings.get("tokenizer.chat_template")
-    files = {"tokenizer.json": made, "tokenizer_config.json": config}
-    texts = {name: json.dumps(each, indent=2, ensure_ascii=False).encode() + b"\n" for name, each in files.items()}
-    return texts | ({"chat_template.jinja": template.encode()} if isinstance(template, str) and template else {})
-
-
-def _list(settings: Mapping[str, Any], key: str) -> Sequence[Any]:
-    found = settings.get(f"tokenizer.ggml.{key}")
-    kind = int if key == "token_type" else str
-    values = found.values if isinstance(found, GgufList) else ()
-    return values if all(type(each) is kind for each in values) else ()
-
-
-def _find(settings: Mapping[str, Any], kind: str, tokens: Sequence[str]) -> int | None:
-    """Return the number of a special token."""
-    found = settings.get(f"tokenizer.ggml.{_SPECIAL[kind]}_token_id")
-    return found if type(found) is int and 0 <= found < len(tokens) else None
 
 
 def _find_steps(cut: Any) -> list[dict[str, Any]]:
@@ -103,32 +86,6 @@ def _find_steps(cut: Any) -> list[dict[str, Any]]:
             split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
             return [split, _level(use_regex=False)]
     return []
-
-
-def _find_ends(settings: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, Any]:
-    """Return what is put before and after a text."""
-    named: dict[str, int] = {}
-    for kind, usual in (("bos", settings.get("tokenizer.ggml.pre") in _BEGINNING), ("eos", False)):
-        place = _find(settings, kind, tokens)
-        if settings.get(f"tokenizer.ggml.add_{kind}_token", usual) is True and place is not None:
-            named[kind] = place
-    plain = _level(use_regex=True) | {"trim_offsets": False}
-    if not named:
-        return plain
-
-    def surround(text: str, number: int) -> list[dict[str, Any]]:
-        ends = {kind: [{"SpecialToken": {"id": tokens[place], "type_id": number}}] for kind, place in named.items()}
-        return [*ends.get("bos", []), {"Sequence": {"id": text, "type_id": number}}, *ends.get("eos", [])]
-
-    template = {
-        "type": "TemplateProcessing",
-        "single": surround("A", 0),
-        "pair": [*surround("A", 0), *surround("B", 1)],
-        "special_tokens": {
-            tokens[place]: {"id": tokens[place], "ids": [place], "tokens": [tokens[place]]} for place in named.values()
-        },
-    }
-    return {"type": "Sequence", "processors": [plain, template]}
 
 
 def _level(*, use_regex: bool) -> dict[str, Any]:

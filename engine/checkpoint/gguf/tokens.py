@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint, read_file
-from mergemill.engine.checkpoint.gguf.tokenizer import BYTE, CONTROL, NORMAL, PATTERNS, UNUSED, USER
+from mergemill.engine.checkpoint.gguf.stored_tokens import BYTE, CONTROL, NORMAL, UNUSED, USER
+from mergemill.engine.checkpoint.gguf.tokenizer import PATTERNS
 from mergemill.engine.checkpoint.gguf.writing import Value
 from mergemill.engine.checkpoint.sentencepiece import parse_scored
 from mergemill.engine.errors import CheckpointError
