@@ -28,6 +28,8 @@ def weigh_by_sparsemax(targets: Tensor, passes: Passes) -> Combination:
 def _project(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Return the support of a sparsemax and its weights: max(z - tau, 0), where they add up to 1."""
     near = (scores > scores.max() - 1).nonzero(as_tuple=True)[0]  # none else is in the support
+    if not len(near):  # where no shared row has numbers
+        return near, scores[near].double()
     ordered = scores[near].double().sort(descending=True).values
     sums = ordered.cumsum(0)
     count = int((1 + torch.arange(1, len(ordered) + 1) * ordered > sums).sum())

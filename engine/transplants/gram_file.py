@@ -38,7 +38,13 @@ class GramFile:
     def __init__(self, rows: Tensor, inverse: Tensor) -> None:
         """rows: ``[rows, width]``; inverse: what they are multiplied with to be of length 1, ``[rows]``."""
         self._count = len(rows)
-        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (it is closed by whoever has this)
+        try:
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (it is closed by whoever has this)
+        except OSError as error:
+            raise RunError(
+                f"no file can be made for the {count_gram_bytes(len(rows))} bytes that matching pursuit keeps beside "
+                f"its memory: {error}; TMPDIR names another folder"
+            ) from error
         try:
             self._fill(rows, inverse)
         except BaseException:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mergemill.engine.errors import RunError
 from mergemill.engine.tensors.columns import read_columns
 from mergemill.engine.tensors.dtypes import item_bytes
 from mergemill.engine.tensors.expressions import Expression, Read
@@ -211,5 +212,7 @@ class Transplanted(Expression):
             return total
         tokens = len(self.matrices.changes.tokens)
         sums = products if self.method.sums == "pairs" else (tokens, mean * tokens, *products)
+        if not all(np.isfinite(each).all() for each in sums):
+            raise RunError(f"{self.asked.tensor}: rows that {self.asked.method} goes by hold NaN or infinity")
         found = self.method.solve(sums, self.matrices.open_sources(work, "F64"), self.asked)
         return found.origin, found.matrix, found.centre

@@ -1,6 +1,7 @@
 """What gives the slabs of a transplanted tensor: copied rows, and those of the batches that the slab touches."""
 
 import functools
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,10 +73,14 @@ class Transplanting(Plain):
         if method.takes_targets:
             with work.scratch():
                 targets = read_rows(self.matrices.rows_of_donor(self._find_targets(batch)), work, compute).clone()
+            finite = targets.isfinite().all(1)
+            targets[~finite] = 0.0
         sources = self.matrices.open_sources(work, compute)
         stored = "" if self.matrices.donor is None else self.matrices.donor.dtype
         changes = self.matrices.changes
         found = method.make(Making(targets, batch, sources, asked, changes, stored, self.mean, self.solved))
+        if targets is not None:  # nothing is made of what is no number, and what watches the output tells it
+            found[~finite] = math.nan
         if asked.noise:
             normals = make_normals(asked.seed, f"{asked.tensor}, noise", batch.rows.tolist(), self.width)
             found = found.double() + asked.noise * torch.from_numpy(normals)

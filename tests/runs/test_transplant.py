@@ -1,6 +1,7 @@
 """A model with the tokenizer of another, as the command makes it: row by row, cut into parts, resumed and replayed."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ import torch
 from models import write_llama
 from oracles import transplants as oracles
 from runs.merging import hash_output, parts_of, run_until
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mergemill.cli.main import execute
 from mergemill.engine import describe_plan, make_transplant_plan, run, verify
-from mergemill.engine.errors import InputError
+from mergemill.engine.errors import InputError, RunError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.transplants import methods
 
@@ -213,6 +214,27 @@ def test_options_change_rows_alone(pair: Path, given: tuple[Tensors, Tensors], t
     mean = given[0][EMBEDDING][:MODEL_TOKENS].mean(0)
     assert abs((found[1:700] / 2 - mean).std() - 0.5) < 0.02
     assert (found[700:800] == given[0][EMBEDDING][1000:1100]).all()
+
+
+def write_broken(pair: Path, folder: Path) -> Path:
+    """Return the folder of the pair whose donor has NaN in the row of a new token and of a shared one."""
+    shutil.copytree(pair, folder)
+    for path in (folder / "donor").glob("*.safetensors"):
+        tensors = load_file(path)
+        if EMBEDDING in tensors:
+            tensors[EMBEDDING][[3, 900]] = torch.nan
+        save_file(tensors, path, metadata={"format": "pt"})
+    return folder
+
+
+def test_of_rows_without_numbers_none_is_made_that_looks_like_one(pair: Path, tmp_path: Path) -> None:
+    broken = write_broken(pair, tmp_path / "pair")
+    for method in ("omp", "common_interpolation", "focus"):
+        run(plan(broken, method), tmp_path / method, workers=0)
+        found = np.isfinite(load(tmp_path / method)[EMBEDDING]).all(1)
+        assert np.flatnonzero(~found).tolist() == [3]
+    with pytest.raises(RunError, match="rows that landmark_pca goes by hold NaN or infinity"):
+        run(plan(broken, "landmark_pca"), tmp_path / "out", workers=0)
 
 
 @pytest.mark.parametrize(

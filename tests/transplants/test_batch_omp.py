@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,15 @@ def test_a_file_without_room_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "pwrite", write)
         with pytest.raises(RunError, match=r"no room for the 200 bytes that matching pursuit keeps.*TMPDIR"):
             GramFile(torch.eye(10), torch.ones(10))
+
+
+def test_no_folder_for_files_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: Any) -> None:
+        raise OSError(errno.EROFS, "read-only", "/tmp")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(RunError, match=r"no file can be made for the 200 bytes.*read-only.*TMPDIR names another"):
+        GramFile(torch.eye(10), torch.ones(10))
 
 
 def test_cosines_are_read_by_row() -> None:
