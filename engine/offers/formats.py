@@ -33,8 +33,9 @@ def open_offers(
 ) -> Mapping[str, Offers]:
     """Return what each checkpoint of a merge offers, by the name of the model; what is `made` is stored nowhere.
 
-    quantized: whether what is quantised is left as it is stored, to be copied.
+    quantized: whether what is quantised is left as it is stored, to be copied; of GGUF files nothing is.
     """
+    quantized = quantized and not any(checkpoint.gguf for checkpoint in checkpoints.values())
     offers = {model: made.get(model) or offer_stored(checkpoint) for model, checkpoint in checkpoints.items()}
     for each in FORMATS if quantized else (*_list_quantized(checkpoints.values()), *FORMATS):
         names = {name: None for found in offers.values() for name in found}  # in the order of the models

@@ -6,11 +6,18 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from mergemill.engine.checkpoint.card import Card, make_card
-from mergemill.engine.checkpoint.checkpoint import CONFIG_NAME, TEMPLATES_FOLDER, Checkpoint, check_file, read_file
+from mergemill.engine.checkpoint.checkpoint import CONFIG_NAME, TEMPLATES_FOLDER, Checkpoint, read_file
 from mergemill.engine.checkpoint.config import REMOVED, Changes, make_config, vocabulary_changes
 from mergemill.engine.checkpoint.copied_files import TOKENIZER_FILES, copied_files
 from mergemill.engine.checkpoint.terms import read_terms
-from mergemill.engine.plan.small_files import CARD_NAME, RECIPE_NAME, find_library, find_loader, tell_commits
+from mergemill.engine.plan.small_files import (
+    CARD_NAME,
+    RECIPE_NAME,
+    copy_file,
+    find_library,
+    find_loader,
+    tell_commits,
+)
 from mergemill.engine.plan.values import OutputTensor, SmallFile
 from mergemill.engine.transplants.methods import METHODS
 
@@ -35,11 +42,7 @@ def make_transplant_files(
         made[GENERATION_NAME] = generation
     own = [name for name in copied_files(model.files) if not _is_of_tokenizer(name) and name != GENERATION_NAME]
     theirs = [name for name in copied_files(donor.files) if _is_of_tokenizer(name)]
-    copied = [
-        SmallFile(name, None, check_file(each, name))
-        for each, names in ((model, own), (donor, theirs))
-        for name in names
-    ]
+    copied = [copy_file(name, each) for each, names in ((model, own), (donor, theirs)) for name in names]
     return (*copied, *(SmallFile(name, data, None) for name, data in sorted(made.items())))
 
 

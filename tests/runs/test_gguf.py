@@ -14,7 +14,7 @@ from runs.merging import SMALL_PART, parts_of, run_until, same_tensors
 from servers.s3 import S3
 
 from mergemill.cli.main import execute
-from mergemill.engine import diff, inspect, make_convert_plan, make_plan, run, verify
+from mergemill.engine import diff, inspect, make_convert_plan, make_plan, make_transplant_plan, run, verify
 from mergemill.engine.checkpoint.checkpoint import open_checkpoint
 from mergemill.engine.checkpoint.gguf.header import KINDS
 from mergemill.engine.errors import CheckpointError, PlanError
@@ -149,6 +149,30 @@ def test_a_file_is_an_input_of_a_merge(model: Path, tmp_path: Path) -> None:
     assert all(each.deltas[0].relative < 0.01 for each in found.tensors)  # type: ignore[operator]
     assert inspect(path).quantization == "Q8_0 of llama.cpp; the types of its tensors"
     assert inspect(path).parameters == inspect(model).parameters
+
+
+def test_a_file_that_is_passed_through_has_the_order_of_hugging_face(model: Path, tmp_path: Path) -> None:
+    path = convert(model, tmp_path / "file")
+    recipe: dict[str, Any] = {
+        "merge_method": "passthrough",
+        "slices": [{"sources": [{"model": str(path), "layer_range": [0, 2]}]}],
+    }
+    run(make_plan(recipe), tmp_path / "out", workers=0)
+    found, stored = read_tensors(tmp_path / "out"), read_tensors(model)
+    assert all(torch.equal(found[name].float(), stored[name].float()) for name in stored)
+
+
+def test_files_give_and_take_a_tokenizer(tmp_path: Path) -> None:
+    folders = [
+        write_llama(tmp_path / f"{vocab}", seed=vocab, layers=1, vocab=vocab, dtype="float32") for vocab in (256, 240)
+    ]
+    donor = folders[1]
+    files = [convert(each, tmp_path / f"{each.name}_as_file") for each in folders]
+    for place, pair in {"from_files": files, "from_folders": folders}.items():
+        run(make_transplant_plan(*map(str, pair), k=3), tmp_path / place, workers=0)
+    assert same_tensors(tmp_path / "from_files", tmp_path / "from_folders")
+    made, expected = (transformers.AutoTokenizer.from_pretrained(folder) for folder in (tmp_path / "from_files", donor))
+    assert made("hello world, 12").input_ids == expected("hello world, 12").input_ids
 
 
 def test_the_command_takes_the_name_of_a_file(model: Path, tmp_path: Path) -> None:
