@@ -47,10 +47,10 @@ def test_a_70b_is_planned_in_seconds_from_far_away(asked: Journal) -> None:
         found = describe_plan(plan, memory="1GiB")
         seconds = time.perf_counter() - started
         made = asked.exchanges[before:]
-        # A list of the folder, one of the chat templates below it, a look for a merge; index and config; headers; the
+        # A list of the folder, a look for a merge; index and config; headers; the
         # tokenizers. Of the donor another list, and tokenizer_config.json, for code and for the ids of its roles.
         assert Counter(each.request.kind for each in made) == {
-            "list": 2 * 3 + 1,
+            "list": 3 + 1,
             "head": 3,
             "get": (2 + SHARDS) * 3 + 2 + 3,
         }
