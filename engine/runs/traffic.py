@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 from mergemill.engine.plan.memory import task_bytes
 from mergemill.engine.plan.values import Part, Piece, Plan
+from mergemill.engine.runs.tasks.together import iter_groups, join_reads
 from mergemill.engine.storage.fetch import PIECE_BYTES
 from mergemill.engine.storage.ranges import is_remote
 from mergemill.engine.tensors.expressions import Read
+from mergemill.engine.tensors.slabs import SLAB
 
 _S3 = ("s3://", "s3a://")
 
@@ -61,11 +63,11 @@ def _iter_reads(plan: Plan, share_bytes: int, out: str) -> Iterator[tuple[Read, 
     for part in plan.parts:
         if out.startswith(_S3) and _is_copied(part):
             continue
-        need_bytes = task_bytes(part, share_bytes) if any(piece.projected.most_rounds for piece in part.pieces) else 0
-        for piece in part.pieces:
-            passes = _count_passes(piece, need_bytes)
-            passes += plan.scaling is not None and piece.tensor.expression.is_merged
-            for read in dict.fromkeys(piece.tensor.expression.reads(piece.span)):
+        need_bytes = task_bytes(part, share_bytes)
+        for group in iter_groups(part.pieces, need_bytes, SLAB, alone=False):
+            passes = _count_passes(group[0], need_bytes) if len(group) == 1 else 1
+            passes += plan.scaling is not None and group[0].tensor.expression.is_merged
+            for read in join_reads(group):
                 if is_remote(read.pin.url):
                     yield read, passes
 

@@ -10,7 +10,8 @@ from mergemill.engine.plan.memory import TOGETHER_BYTES, end_bytes
 from mergemill.engine.plan.values import Piece
 from mergemill.engine.runs.tasks.guard import Row, to_row
 from mergemill.engine.runs.worker.workplace import Workplace
-from mergemill.engine.storage.ranges import Pin, read_ahead
+from mergemill.engine.storage.ranges import read_ahead
+from mergemill.engine.tensors.expressions import Read
 from mergemill.engine.tensors.kernels import Partial
 from mergemill.engine.tensors.merged import are_fused_together, fuse_together
 from mergemill.engine.tensors.rounds import Ready, Round, finish_rounds
@@ -76,19 +77,22 @@ def _settle(piece: Piece, work: Workspace) -> Ready:
     return finish_rounds(piece.tensor.expression.rounds(), (), gather)
 
 
-def _read_inputs(pieces: Sequence[Piece], work: Workspace) -> None:
-    """Read what the pieces read, ranges that lie side by side as one."""
-    wanted = {
-        (read.pin.url, read.offset_bytes, read.size_bytes): read.pin
-        for piece in pieces
-        for read in piece.tensor.expression.reads(piece.span)
-    }
-    joined: list[tuple[Pin, int, int]] = []
-    for (url, start, size_bytes), pin in sorted(wanted.items(), key=lambda each: each[0]):
-        if joined and joined[-1][0].url == url and sum(joined[-1][1:]) == start:
-            joined[-1] = (pin, joined[-1][1], joined[-1][2] + size_bytes)
+def join_reads(pieces: Sequence[Piece]) -> list[Read]:
+    """Return what the pieces read, ranges that lie side by side as one."""
+    wanted = dict.fromkeys(read for piece in pieces for read in piece.tensor.expression.reads(piece.span))
+    joined: list[Read] = []
+    for read in sorted(wanted, key=lambda each: (each.pin.url, each.offset_bytes, each.size_bytes)):
+        last = joined[-1] if joined else None
+        if last and last.pin.url == read.pin.url and last.offset_bytes + last.size_bytes == read.offset_bytes:
+            joined[-1] = Read(last.pin, last.offset_bytes, last.size_bytes + read.size_bytes)
         else:
-            joined.append((pin, start, size_bytes))
+            joined.append(read)
+    return joined
+
+
+def _read_inputs(pieces: Sequence[Piece], work: Workspace) -> None:
+    """Read what the pieces read."""
+    joined = [(read.pin, read.offset_bytes, read.size_bytes) for read in join_reads(pieces)]
     for each in joined:
         work.hold(*each)
         read_ahead(*each)
