@@ -104,7 +104,7 @@ def _iter_named(
         shift = find_shift(name, family)
         shifted = Offset(offer.expression, shift) if shift else offer.expression
         yield theirs, Interleaved(shifted, count) if count else shifted
-    factors = make_rope_factors(checkpoint.config)
+    factors = make_rope_factors(checkpoint.config, where=where)
     if factors:
         yield ROPE_FACTORS, Constant(factors)
 

@@ -10,7 +10,7 @@ from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.runs.driver import DRIVER_NAME, LOCK_NAME, Driver, find_request, is_alive, read_driver
 from mergemill.engine.runs.outputs.output import Output, find_output
 from mergemill.engine.runs.outputs.receipts import Receipt, keep_planned
-from mergemill.engine.runs.replacing import find_old
+from mergemill.engine.runs.replacing import WHOLE, find_old
 from mergemill.engine.runs.worker.workers import MEMORY
 from mergemill.engine.storage.store import Options, make_storage
 
@@ -60,6 +60,8 @@ def find_status(output: Output) -> Status:
     if record is None and driver is None:
         raise explain_none(output)
     old = find_old(output, driver, record)
+    if old == WHOLE and driver and driver.ended is not None:  # it leaves that as it was, and takes its note back
+        old, driver = "", None
     if old:  # of the new merge nothing is noted yet
         record = None
     done = keep_planned(output.journal.read() if record else (), record.parts if record else ()).values()

@@ -312,6 +312,26 @@ def test_a_replacement_that_is_cancelled_before_it_begins_is_watched_and_told_as
     assert hash_output(out) == hash_output(finished[0])
 
 
+def test_a_driver_that_has_said_how_it_ended_and_not_yet_taken_its_note_back_replaces_nothing(
+    plans: Sequence[Plan], finished: Sequence[Path], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RunError("no workers")
+
+    monkeypatch.setattr(running, "open_crew", fail)
+    with monkeypatch.context() as patch:
+        patch.setattr(Beneath, "remove", lambda self, name: None)  # as if it was killed between the two
+        with pytest.raises(RunError, match="no workers"):
+            overwrite(plans[1], out)
+    assert (out / ".mergemill" / "driver.json").exists()
+    found = status(out)
+    assert (found.state, found.old, found.driver) == ("finished", "", None)
+    with pytest.raises(RunError, match=r"no workers.*is whole; run it again, with --overwrite, to go on"):
+        attach(out)
+    assert abort(out) == 0
+    assert hash_output(out) == hash_output(finished[0])
+
+
 def test_killed_after_that_it_is_an_unfinished_merge_like_any_other(
     plans: Sequence[Plan], finished: Sequence[Path], out: Path
 ) -> None:

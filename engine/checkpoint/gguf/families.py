@@ -40,6 +40,7 @@ _AROUND = {
 _BLOCK = re.compile(r"blk\.(?P<layer>0|[1-9]\d{0,5})\.(?P<what>\w+)\.(?P<part>weight|bias)")
 _LAYER = re.compile(r"model\.layers\.(?P<layer>0|[1-9]\d{0,5})\.(?P<what>[\w.]+)\.(?P<part>weight|bias)")
 ROPE_FACTORS = "rope_freqs.weight"  # of Llama 3: made of the config, and stored in no model of Hugging Face
+LARGEST_HEAD = 8192  # elements: factors are made one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,12 +188,17 @@ def _list_scaling(rope: Mapping[str, Any], arch: str, where: str) -> Iterator[tu
         yield f"{arch}.rope.scaling.original_context_length", original
 
 
-def make_rope_factors(config: Mapping[str, Any]) -> tuple[float, ...]:
-    """Return what each frequency is divided by in a Llama 3; none where it has no such scaling."""
+def make_rope_factors(config: Mapping[str, Any], *, where: str) -> tuple[float, ...]:
+    """Return what each frequency is divided by in a Llama 3; none where it has no such scaling.
+
+    `CheckpointError` for a head that no model has, which would take for ever.
+    """
     rope = read_rope(config)
     if find_rope_kind(rope) != "llama3":
         return ()
     head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    if type(head) is not int or not 0 < head <= LARGEST_HEAD:
+        raise CheckpointError(f"{where}: heads are {head!r} wide; of Llama 3's they have at most {LARGEST_HEAD} elements")
     factor, low, high = (
         float(rope.get(key) or default)
         for key, default in (("factor", 8.0), ("low_freq_factor", 1.0), ("high_freq_factor", 4.0))

@@ -181,7 +181,7 @@ def _check_factors(config: dict[str, Any], factors: tuple[float, ...], where: st
     llama3 = {"rope_type": "llama3", "factor": float(f"{max(factors):.6g}"), "low_freq_factor": 1.0}
     llama3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     scaled = {**config, "rope_parameters": {**config["rope_parameters"], **llama3}}
-    made = make_rope_factors(scaled)
+    made = make_rope_factors(scaled, where=where)
     if len(made) != len(factors) or any(abs(a - b) > 1e-4 * b for a, b in zip(made, factors, strict=True)):
         raise CheckpointError(f"{where}: {ROPE_FACTORS} is not that of a Llama 3, and no config says the same")
     return scaled
