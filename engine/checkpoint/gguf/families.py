@@ -198,7 +198,7 @@ def make_rope_factors(config: Mapping[str, Any], *, where: str) -> tuple[float, 
         return ()
     head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     if type(head) is not int or not 0 < head <= LARGEST_HEAD:
-        raise CheckpointError(f"{where}: heads are {head!r} wide; of Llama 3's they have at most {LARGEST_HEAD} elements")
+        raise CheckpointError(f"{where}: heads of {head!r} elements; those of Llama 3 have at most {LARGEST_HEAD}")
     factor, low, high = (
         float(rope.get(key) or default)
         for key, default in (("factor", 8.0), ("low_freq_factor", 1.0), ("high_freq_factor", 4.0))
