@@ -9,7 +9,7 @@ import ctypes
 import functools
 import importlib.machinery
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -226,17 +226,28 @@ def restore_floats(before: int) -> None:
     call("restore_floats", before)
 
 
-def find_largest(
-    start: Floats, products: Shorts, weights: Floats, lengths: Floats, slack: float, found: Counts, bounds: Floats
-) -> int:
-    """Write the numbers of rows whose ``|start - weights · products| · length`` may be the largest, ascending.
+def make_finder(
+    products: Shorts, weights: Floats, lengths: Floats, found: Counts, bounds: Floats
+) -> Callable[[Floats, int, float], int]:
+    """Return what finds the rows whose ``|start - weights · products| · length`` may be the largest.
 
-    What is between the bars is known to within `slack`. `found` and `bounds` are room for as many; returns how many
-    there are, or -1 where there is no room for them.
+    It takes `start`, the number of products and weights that count, and `slack`, within which what is between the bars
+    is known. The rows' numbers are written to `found`, ascending, and what theirs is at most to `bounds`; it returns
+    how many there are, or -1 where there is no room for them. All arrays are to stay where they are.
     """
-    pointers = start.ctypes.data, products.ctypes.data, len(start), weights.ctypes.data, len(weights)
-    rest = lengths.ctypes.data, slack, len(found), found.ctypes.data, bounds.ctypes.data
-    return int(call("find_largest", *pointers, *rest))
+    library = load()
+    assert library is not None
+    loop = library.mergemill_find_largest
+    of_products, of_weights, of_lengths, of_found, of_bounds = (
+        each.ctypes.data for each in (products, weights, lengths, found, bounds)
+    )
+    size, most = len(lengths), len(found)
+
+    def find(start: Floats, terms: int, slack: float) -> int:
+        rest = of_lengths, slack, most, of_found, of_bounds
+        return int(loop(start.ctypes.data, of_products, size, of_weights, terms, *rest))
+
+    return find
 
 
 def call(name: str, *arguments: Any) -> Any:

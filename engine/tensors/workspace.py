@@ -2,6 +2,7 @@
 
 import functools
 import math
+import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,6 +82,24 @@ class Results:
         return self._found
 
 
+class Lasting:
+    """What the tasks of one process need alike, beside their memory: what was made last is there for the next."""
+
+    def __init__(self) -> None:
+        self._key: Hashable = None
+        self._found: Any = None
+        self._lock = threading.Lock()
+
+    def find(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what `make` gives, called once for a key until there is another."""
+        with self._lock:
+            if self._found is None or self._key != key:
+                self._found = None
+                self._found, self._key = make(), key
+            found: T = self._found
+            return found
+
+
 class Workspace:
     """Hands out flat tensors that lie in `arena`, and never allocates.
 
@@ -104,6 +123,7 @@ class Workspace:
         cache: RangeCache | None = None,
         lanes: Lanes | None = None,
         results: Results | None = None,
+        lasting: Lasting | None = None,
     ) -> None:
         self._arena = arena
         self._raw = arena.data
@@ -112,6 +132,7 @@ class Workspace:
         self._cache = cache
         self.lanes = lanes
         self.results = results or Results()
+        self.lasting = lasting or Lasting()
         self._found: dict[tuple[str, int], tuple[int, int]] = {}  # what was read: where in the arena, and how much
         self._held: dict[str, list[_Held]] = {}
         self._notes: dict[tuple[int, ...], Arena] = {}

@@ -6,13 +6,12 @@ instead of a product with X a step. These only say which rows may be the best, b
 it is found by <r, x_j> in float64, r from an orthonormal basis of A in float64. So what is chosen hangs on neither
 rounding nor batch (decided 2026-11-30).
 
-The Gram matrix lies in a file without a name (gram_file.py), and a target's rows of it in memory, one target after the
-other, so that they stay in the cache while a step after the other needs all of them.
+The Gram matrix lies in a file without a name that the tasks of a process share (gram_file.py), and a target's rows of
+it in memory, one target after the other, so that they stay in the cache while a step after the other needs all of them.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +31,7 @@ _STEP = 1024  # rows at once
 
 Doubles = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+Shorts = np.ndarray[tuple[int, ...], np.dtype[np.uint16]]
 Numbers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
@@ -40,34 +40,40 @@ class Atoms:
     """The shared rows, held, and the products of all with all."""
 
     rows: Tensor  # [rows, width], as they are stored
+    stored: Shorts | Floats  # the same; of bfloat16 the bits, which NumPy has no number for
     lengths: Floats  # [rows]; NaN for what has values that are no numbers
     inverse: Tensor  # [rows]: of the lengths, 0 where there is none
     gram: GramFile
 
     def take(self, numbers: Sequence[int]) -> Doubles:
         """Return rows in float64."""
-        one = len(numbers) == 1  # mostly, and a slice is faster
-        rows = self.rows[numbers[0] : numbers[0] + 1] if one else self.rows[torch.tensor(numbers)]
-        found: Doubles = rows.float().numpy().astype(np.float64)  # torch takes four times as long from bfloat16 at once
-        return found
+        few = self.stored[numbers[0] : numbers[0] + 1] if len(numbers) == 1 else self.stored[numbers]  # mostly one
+        if self.rows.dtype == torch.bfloat16:
+            few = (few.astype(np.uint32) << 16).view(np.float32)
+        return few.astype(np.float64)
 
 
 class Room:
     """What a pursuit works in, one target after the other."""
 
-    def __init__(self, k: int, width: int, count: int) -> None:
+    def __init__(self, k: int, width: int, lengths: Floats) -> None:
+        """lengths: of the shared rows, NaN for those that are none."""
+        self.lengths = lengths
         self.basis = np.empty((k, width))  # orthonormal, of the rows taken
         self.inverse = np.zeros((k, k))  # the rows taken are Rᵀ · basis, and this is R⁻¹
-        self.cosines = np.empty((k, count), np.int16)  # of the rows taken with all
+        self.cosines = np.empty((k, len(lengths)), np.int16)  # of the rows taken with all
         self.shares = np.zeros(k, np.float32)
         self.found = np.empty(_MOST, np.int64)
         self.bounds = np.empty(_MOST, np.float32)
+        self.find = None
+        if native.load() is not None:
+            self.find = native.make_finder(self.cosines, self.shares, lengths, self.found, self.bounds)
 
 
 def pursue_by_gram(targets: Tensor, atoms: Atoms, k: int) -> Combination:
     """Return each of `targets`, ``[new, width]``, float32, as a sum of at most k shared rows, as `pursue` does."""
     count, width = targets.shape
-    room = Room(k, width, len(atoms.lengths))
+    room = Room(k, width, atoms.lengths)
     numbers = torch.full((count, k), NONE, dtype=torch.int64)
     weights = torch.zeros(count, k, dtype=torch.float64)
     for first in range(0, count, AT_ONCE):
@@ -80,18 +86,20 @@ def pursue_by_gram(targets: Tensor, atoms: Atoms, k: int) -> Combination:
     return Combination(numbers, weights)
 
 
-@contextmanager
-def hold_atoms(passes: Passes, width: int, count: int, stored: str) -> Iterator[Atoms]:
-    """In the block there are the rows that pass, ``[count, width]``, in the dtype `stored`, which is theirs."""
-    rows, lengths = torch.empty(count, width, dtype=TORCH_DTYPES[stored]), torch.empty(count, dtype=torch.float64)
+def hold_atoms(passes: Passes, width: int, stored: str, gram: GramFile) -> Atoms:
+    """Return the rows that pass, ``[rows, width]``, in the dtype `stored`, which is theirs; fills their `gram`."""
+    rows = torch.empty(gram.count, width, dtype=TORCH_DTYPES[stored])
+    lengths = torch.empty(gram.count, dtype=torch.float64)
     for first, slab in passes():
         here = slice(first, first + len(slab))
         rows[here] = slab
         lengths[here] = slab.double().norm(dim=1)
     lengths = torch.where(lengths.float().isfinite(), lengths, torch.nan)
     inverse = (1 / lengths).nan_to_num(0.0, 0.0, 0.0).float()
-    with GramFile(rows, inverse) as gram:
-        yield Atoms(rows, lengths.float().numpy(), inverse, gram)
+    gram.fill(rows, inverse)
+    is_bf16 = rows.dtype == torch.bfloat16
+    stored_rows = rows.view(torch.int16).numpy().view(np.uint16) if is_bf16 else rows.numpy()
+    return Atoms(rows, stored_rows, lengths.float().numpy(), inverse, gram)
 
 
 def correlate(targets: Tensor, atoms: Atoms) -> Tensor:
@@ -115,7 +123,7 @@ def _pursue_one(target: Doubles, start: Floats, atoms: Atoms, room: Room) -> tup
         shares = weights[:step] * lengths[:step]
         explains = float(np.abs(shares).sum())
         slack = unsure * (length + explains) + explains / ONE
-        best, row = _choose(find_largest(start, shares / ONE, atoms.lengths, slack, room), taken, left, atoms)
+        best, row = _choose(_find_largest(start, shares / ONE, slack, room), taken, left, atoms)
         if best == NONE:
             break
         part, shares = _take_off(row, room.basis[:step])
@@ -155,16 +163,16 @@ def _take_off(row: Doubles, basis: Doubles) -> tuple[Doubles, Doubles]:
     return part, shares
 
 
-def find_largest(start: Floats, shares: Doubles, lengths: Floats, slack: float, room: Room) -> Numbers:
+def _find_largest(start: Floats, shares: Doubles, slack: float, room: Room) -> Numbers:
     """Return the numbers of the rows whose ``|start - shares · cosines| · length`` may be the largest, ascending.
 
     What is between the bars is known to within `slack`.
     """
-    few = room.shares[: len(shares)]
-    few[:] = shares
-    if native.load() is None:
+    room.shares[: len(shares)] = shares
+    if room.find is None:
+        few = room.shares[: len(shares)]
         cosines = np.abs(start - few @ room.cosines[: len(few)].astype(np.float32))
-        least = np.nan_to_num((cosines - slack) * lengths, nan=-1.0).max(initial=0.0)
-        return np.flatnonzero((cosines + slack) * lengths >= least)
-    count = native.find_largest(start, room.cosines, few, lengths, slack, room.found, room.bounds)
-    return room.found[:count] if count >= 0 else np.flatnonzero(lengths == lengths)
+        least = np.nan_to_num((cosines - slack) * room.lengths, nan=-1.0).max(initial=0.0)
+        return np.flatnonzero((cosines + slack) * room.lengths >= least)
+    count = room.find(start, len(shares), slack)
+    return room.found[:count] if count >= 0 else np.flatnonzero(room.lengths == room.lengths)

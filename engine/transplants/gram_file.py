@@ -1,4 +1,4 @@
-"""The cosines of all rows with all, in a file without a name that goes when it is closed, or its process ends.
+"""The cosines of all rows with all, in a file without a name that goes when nobody has it, or its process ends.
 
 It lies in the folder for temporary files (`TMPDIR`), 2 bytes for each pair of rows: 1.8 GB for 30,000 of them, more
 than a worker may take of memory.
@@ -7,8 +7,8 @@ than a worker may take of memory.
 import errno
 import os
 import tempfile
-from types import TracebackType
-from typing import Self
+import threading
+import weakref
 
 import numpy as np
 
@@ -33,65 +33,87 @@ def count_filling_bytes(width: int) -> int:
 
 
 class GramFile:
-    """Rows of X Xᵀ, of rows of length 1 or 0, by number, as whole multiples of 1 / `ONE`."""
+    """Rows of X Xᵀ, of rows of length 1 or 0, by number, as whole multiples of 1 / `ONE`.
 
-    def __init__(self, rows: Tensor, inverse: Tensor) -> None:
-        """rows: ``[rows, width]``; inverse: what they are multiplied with to be of length 1, ``[rows]``."""
-        self._count = len(rows)
+    The tasks of a process share it, and fill it together. It is closed when nobody has it any more.
+    """
+
+    def __init__(self, count: int) -> None:
+        """count: of the rows."""
+        self.count = count
         try:
-            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (it is closed by whoever has this)
+            with tempfile.TemporaryFile(buffering=0) as file:
+                self._descriptor = os.dup(file.fileno())
         except OSError as error:
             raise RunError(
-                f"no file can be made for the {count_gram_bytes(len(rows))} bytes that matching pursuit keeps beside "
+                f"no file can be made for the {count_gram_bytes(count)} bytes that matching pursuit keeps beside "
                 f"its memory: {error}; TMPDIR names another folder"
             ) from error
-        try:
-            self._fill(rows, inverse)
-        except BaseException:
-            self._file.close()
-            raise
-
-    def __enter__(self) -> Self:
-        """The file is gone when the block ends."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close it."""
-        self._file.close()
+        weakref.finalize(self, os.close, self._descriptor)
+        self._left = list(range(0, count, _SIDE))[::-1]  # rows at which tiles begin that nobody has made yet
+        self._busy = 0  # tasks that make some now
+        self._changed = threading.Condition()
 
     def read(self, number: int, out: Cosines) -> None:
         """Read a row into `out`, ``[rows]``."""
-        raw, start = out.view(np.uint8).data, number * self._count * _ITEM_BYTES
+        raw, start = out.view(np.uint8).data, number * self.count * _ITEM_BYTES
         while raw:
-            got = os.preadv(self._file.fileno(), [raw], start)
+            got = os.preadv(self._descriptor, [raw], start)
             raw, start = raw[got:], start + got
 
-    def _fill(self, rows: Tensor, inverse: Tensor) -> None:
+    def fill(self, rows: Tensor, inverse: Tensor) -> None:
+        """Make what is not there yet, with whoever else does, and return when all of it is there.
+
+        rows: ``[rows, width]``; inverse: what they are multiplied with to be of length 1, ``[rows]``. What one task
+        could not make is the others' again.
+        """
+        while (top := self._take()) is not None:
+            try:
+                self._fill_from(top, rows, inverse)
+            except BaseException:
+                self._give_back(top)
+                raise
+            self._give_back(None)
+
+    def _take(self) -> int | None:
+        """Return rows to make; None when all are made."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._left or not self._busy)
+            if not self._left:
+                return None
+            self._busy += 1
+            return self._left.pop()
+
+    def _give_back(self, top: int | None) -> None:
+        with self._changed:
+            self._busy -= 1
+            if top is not None:
+                self._left.append(top)
+            self._changed.notify_all()
+
+    def _fill_from(self, top: int, rows: Tensor, inverse: Tensor) -> None:
         """Write tile by tile: what is above the diagonal is also what is below."""
         tile = torch.empty(_SIDE, _SIDE)
-        for top in range(0, self._count, _SIDE):
-            upper = unit_rows(rows, inverse, top, _SIDE) * ONE
-            for left in range(top, self._count, _SIDE):
-                right = unit_rows(rows, inverse, left, _SIDE)
-                whole = torch.mm(upper, right.T, out=tile[: len(upper), : len(right)])
-                cosines = whole.round_().clamp_(-ONE, ONE).to(torch.int16)
-                self._write(cosines, top, left)
-                if left > top:
-                    self._write(cosines.T.contiguous(), left, top)
+        upper = unit_rows(rows, inverse, top, _SIDE) * ONE
+        for left in range(top, self.count, _SIDE):
+            right = unit_rows(rows, inverse, left, _SIDE)
+            whole = torch.mm(upper, right.T, out=tile[: len(upper), : len(right)])
+            cosines = whole.round_().clamp_(-ONE, ONE).to(torch.int16)
+            self._write(cosines, top, left)
+            if left > top:
+                self._write(cosines.T.contiguous(), left, top)
 
     def _write(self, cosines: Tensor, top: int, left: int) -> None:
         for i, line in enumerate(cosines.numpy(), top):
             try:
-                whole = os.pwrite(self._file.fileno(), line, (i * self._count + left) * _ITEM_BYTES) == line.nbytes
+                whole = os.pwrite(self._descriptor, line, (i * self.count + left) * _ITEM_BYTES) == line.nbytes
             except OSError as error:
                 if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
                     raise
                 whole = False
             if not whole:
                 raise RunError(
-                    f"{tempfile.gettempdir()}: has no room for the {count_gram_bytes(self._count)} bytes that matching "
+                    f"{tempfile.gettempdir()}: has no room for the {count_gram_bytes(self.count)} bytes that matching "
                     "pursuit keeps beside its memory; TMPDIR names another folder"
                 )
 

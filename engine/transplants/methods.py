@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from mergemill.engine.tensors.dtypes import item_bytes
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.row_maps import Ints
+from mergemill.engine.tensors.workspace import Lasting
 from mergemill.engine.transplants.affine import Affine
 from mergemill.engine.transplants.batch_omp import AT_ONCE, hold_atoms, pursue_by_gram
 from mergemill.engine.transplants.changes import Changes
 from mergemill.engine.transplants.focus import weigh_by_sparsemax
-from mergemill.engine.transplants.gram_file import count_filling_bytes, count_gram_bytes
+from mergemill.engine.transplants.gram_file import GramFile, count_filling_bytes, count_gram_bytes
 from mergemill.engine.transplants.john_hewitt import fit_normal
 from mergemill.engine.transplants.landmark_pca import align
 from mergemill.engine.transplants.mp_rope import Rotary, pursue_turned, turn
@@ -38,7 +39,7 @@ _STREAMED = 4096  # rows that stream by at once, at most, against which a batch 
 HELD_BYTES = 256 << 20  # the most of a donor's matrix that is held
 FILE_BYTES = 4 << 30  # the most of a file with the products of shared rows
 _COMBINED = 256  # pursuits whose sums are made at once
-_FEWEST = 64  # shared rows for each new one, at most, for which their products are worth it
+_FEWEST = 128  # shared rows for each new one, at most, for which their products are worth it
 
 Sizes = tuple[int, int, int]  # the widths of donor and model, and how many tokens both have
 NEIGHBOURS, TEMPERATURE = 10, 0.1  # of WECHSEL, as its paper has them
@@ -111,6 +112,8 @@ class Making:
     asked: Manner
     changes: Changes
     stored: str  # the donor's dtype
+    lasting: Lasting  # what other batches have made
+    key: tuple[str, ...]  # equal for batches of the same matrices and shared tokens
     mean: "np.ndarray | None"  # the model's mean row
     solved: Affine | None
 
@@ -190,8 +193,10 @@ def _pursue(making: Making) -> Tensor:
 
 def _pursue_by_gram(making: Making) -> Tensor:
     """Return the rows; of the pursuits' sums some at a time."""
-    with hold_atoms(making.sources.shared, making.wanted.shape[1], len(making.changes.donors), making.stored) as atoms:
-        found = pursue_by_gram(making.wanted, atoms, making.k)
+    gram = making.lasting.find(making.key, lambda: GramFile(len(making.changes.donors)))
+    atoms = hold_atoms(making.sources.shared, making.wanted.shape[1], making.stored, gram)
+    found = pursue_by_gram(making.wanted, atoms, making.k)
+    del atoms
     pieces = [slice(first, first + _COMBINED) for first in range(0, len(found.numbers), _COMBINED)]
     return torch.cat([making.sources.combine(Combination(found.numbers[i], found.weights[i])) for i in pieces])
 

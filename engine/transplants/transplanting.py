@@ -78,7 +78,9 @@ class Transplanting(Plain):
         sources = self.matrices.open_sources(work, compute)
         stored = "" if self.matrices.donor is None else self.matrices.donor.dtype
         changes = self.matrices.changes
-        found = method.make(Making(targets, batch, sources, asked, changes, stored, self.mean, self.solved))
+        key = (asked.tensor, changes.digest, repr([each.describe() for each in self.matrices.sources]))
+        making = Making(targets, batch, sources, asked, changes, stored, work.lasting, key, self.mean, self.solved)
+        found = method.make(making)
         if targets is not None:  # nothing is made of what is no number, and what watches the output tells it
             found[~finite] = math.nan
         if asked.noise:

@@ -3,6 +3,8 @@
 import errno
 import os
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from oracles import transplants as oracles
 
 from mergemill.engine.errors import RunError
 from mergemill.engine.tensors import native
-from mergemill.engine.transplants import batch_omp
+from mergemill.engine.transplants import batch_omp, gram_file
 from mergemill.engine.transplants.batch_omp import hold_atoms, pursue_by_gram
 from mergemill.engine.transplants.gram_file import ONE, GramFile, count_gram_bytes
 from mergemill.engine.transplants.methods import BATCH_OMP, METHODS, Manner, find_method
@@ -33,8 +35,8 @@ def make(rows: int = SHARED, stored: str = "BF16") -> tuple[torch.Tensor, torch.
 
 def chase(rows: torch.Tensor, targets: torch.Tensor, k: int) -> Combination:
     stored = {torch.bfloat16: "BF16", torch.float32: "F32"}[rows.dtype]
-    with hold_atoms(pass_over(rows.float(), 700), rows.shape[1], len(rows), stored) as atoms:
-        return pursue_by_gram(targets, atoms, k)
+    atoms = hold_atoms(pass_over(rows.float(), 700), rows.shape[1], stored, GramFile(len(rows)))
+    return pursue_by_gram(targets, atoms, k)
 
 
 @pytest.fixture(params=["native", "numpy"])
@@ -98,7 +100,7 @@ def test_a_file_without_room_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     for write in (refuse, lambda *_: 1):
         monkeypatch.setattr(os, "pwrite", write)
         with pytest.raises(RunError, match=r"no room for the 200 bytes that matching pursuit keeps.*TMPDIR"):
-            GramFile(torch.eye(10), torch.ones(10))
+            GramFile(10).fill(torch.eye(10), torch.ones(10))
 
 
 def test_no_folder_for_files_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,14 +109,42 @@ def test_no_folder_for_files_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     with pytest.raises(RunError, match=r"no file can be made for the 200 bytes.*read-only.*TMPDIR names another"):
-        GramFile(torch.eye(10), torch.ones(10))
+        GramFile(10)
 
 
 def test_cosines_are_read_by_row() -> None:
-    with GramFile(torch.tensor([[2.0, 0.0], [3.0, 4.0]]), torch.tensor([0.5, 0.2])) as gram:
-        row = np.empty(2, np.int16)
-        gram.read(1, row)
+    gram = GramFile(2)
+    gram.fill(torch.tensor([[2.0, 0.0], [3.0, 4.0]]), torch.tensor([0.5, 0.2]))
+    row = np.empty(2, np.int16)
+    gram.read(1, row)
     assert row.tolist() == [round(0.6 * ONE), ONE]
+
+
+def test_tasks_fill_a_file_together_and_go_on_where_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gram_file, "_SIDE", 4)
+    rows = torch.nn.functional.normalize(torch.randn(50, 8))
+    gram, alone = GramFile(50), GramFile(50)
+    alone.fill(rows, torch.ones(50))
+    real, fails, made = GramFile._fill_from, threading.Event(), list[int]()
+
+    def fill(self: GramFile, top: int, *rest: Any) -> None:
+        made.append(top)
+        if top == 12 and not fails.is_set():
+            fails.set()
+            raise OSError
+        real(self, top, *rest)
+
+    monkeypatch.setattr(GramFile, "_fill_from", fill)
+    with ThreadPoolExecutor(3) as pool:
+        ends = [pool.submit(gram.fill, rows, torch.ones(50)).exception()]
+        ends += [each.exception() for each in [pool.submit(gram.fill, rows, torch.ones(50)) for _ in range(3)]]
+    assert [type(each) for each in ends] == [OSError, type(None), type(None), type(None)]
+    assert sorted(made) == sorted([*range(0, 50, 4), 12])
+    for number in (0, 13, 49):
+        found, expected = np.empty(50, np.int16), np.empty(50, np.int16)
+        gram.read(number, found)
+        alone.read(number, expected)
+        assert found.tolist() == expected.tolist()
 
 
 def test_products_are_made_where_they_fit_and_pay() -> None:
@@ -124,7 +154,7 @@ def test_products_are_made_where_they_fit_and_pay() -> None:
     assert BATCH_OMP.count_rows(wide, Manner("omp", "any")) == 4096
     assert BATCH_OMP.count_bytes(4096, wide, Manner("omp", "any")) < 800 << 20
     for sizes, new, stored in (
-        ((2048, 64, 30_000), 400, "BF16"),
+        ((2048, 64, 30_000), 200, "BF16"),
         ((2048, 64, 60_000), 20_000, "BF16"),
         ((4096, 64, 30_000), 20_000, "F32"),
         ((2048, 64, 30_000), 20_000, "F64"),

@@ -55,6 +55,7 @@ def open_work(
                 cache=workplace.cache,
                 lanes=_take_lanes(piece, workplace, staging, stack),
                 results=results,
+                lasting=workplace.lasting,
             )
         )
 

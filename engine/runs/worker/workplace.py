@@ -19,7 +19,7 @@ from mergemill.engine.errors import RunError
 from mergemill.engine.storage.cache import RangeCache
 from mergemill.engine.storage.store import ENVIRONMENT, Storage
 from mergemill.engine.tensors.device import Streams
-from mergemill.engine.tensors.workspace import Arena
+from mergemill.engine.tensors.workspace import Arena, Lasting
 
 MALLOC_BYTES = 40 << 20  # a thread; measured up to 26 MiB: freed scratch that glibc keeps, and its fragments
 _STEP = 1 << 20  # bytes; arenas are whole multiples, so that they fit the next task as well
@@ -66,6 +66,7 @@ class Workplace:
         self.memory_bytes = memory_bytes
         self.threads = threads
         self.cache = cache
+        self.lasting = Lasting()
         self._stopped = stopped
         self.stopping = False  # set when the worker goes: tasks then end at their next slab
         self.peak_bytes = 0  # the most that was ever lent at once
