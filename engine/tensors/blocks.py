@@ -16,6 +16,7 @@ from mergemill.engine.tensors.slabs import Span
 from mergemill.engine.tensors.workspace import Arena, Workspace, aligned, tensor_of
 
 BESIDE = 40  # bytes that the package takes for an element while it dequantises
+ROW = 2048  # elements of what the package is told is a row: it takes 16 at once, for one block as long as for these
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,8 @@ class Blocks(Leaf):
         made = work.take_bytes(4 * span.size)
         if span.size:
             first = self._find_blocks(span)[0] * self.block_elements
-            found = dequantize(raw.reshape(-1, self.block_bytes), self.kind)
-            made.view(np.float32)[:] = found.reshape(-1)[span.start - first : span.stop - first]
+            found = dequantize(raw.reshape(-1, self.block_bytes), self.kind, ROW // self.block_elements)
+            made.view(np.float32)[:] = found[span.start - first : span.stop - first]
         return tensor_of(made).view(torch.float32) if dtype == "F32" else work.decode(tensor_of(made), "F32", dtype)
 
     def slab_bytes(self, elements: int, dtype: str) -> int:
@@ -67,12 +68,17 @@ class Blocks(Leaf):
         return span.start // self.block_elements, -(-span.stop // self.block_elements)
 
 
-def dequantize(blocks: np.ndarray[Any, np.dtype[np.uint8]], kind: str) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Return blocks ``[n, bytes]`` as float32; `RunError` where the package is missing."""
+def dequantize(
+    blocks: np.ndarray[Any, np.dtype[np.uint8]], kind: str, row: int
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return blocks ``[n, bytes]`` as float32, flattened, `row` of them a row; `RunError` without the package."""
     try:
         import gguf
     except ImportError as error:
         raise RunError("quantised GGUF files are read with the package gguf: pip install mergemill[gguf]") from error
+    in_rows, made = len(blocks) // row * row, []
     with np.errstate(all="ignore"):
-        found: np.ndarray[Any, np.dtype[np.float32]] = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[kind])
-    return found
+        for some in (blocks[:in_rows].reshape(-1, row * blocks.shape[1]), blocks[in_rows:].reshape(1, -1)):
+            if some.size:
+                made.append(gguf.quants.dequantize(some, gguf.GGMLQuantizationType[kind]).reshape(-1))
+    return np.concatenate(made)
