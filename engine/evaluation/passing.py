@@ -14,7 +14,7 @@ from mergemill.engine.errors import PlanError
 from mergemill.engine.evaluation.making import LayerRoom, MadeTensors
 from mergemill.engine.evaluation.shell import Shell
 from mergemill.engine.forward.skeleton import empty
-from mergemill.engine.runs.worker.process import return_freed_pages
+from mergemill.engine.tensors.heap import return_freed_pages
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.workspace import Workspace
 

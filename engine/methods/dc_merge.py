@@ -8,7 +8,7 @@ For: many tasks of one base whose strongest directions drown the others.
 Evidence: CLIP ViTs and a vision-language model (the authors' code); none known for LLMs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from mergemill.engine.methods.contract import Density, merge_method
 from mergemill.engine.methods.matrices import (
@@ -25,7 +25,7 @@ from mergemill.engine.tensors.lazy import Dtype, Tensor, torch
 from mergemill.engine.tensors.place import Place
 
 
-# Beside a decomposition the joined vectors and their covers; of each model a core, and its triples.
+# Beside a decomposition the joined vectors and their covers; of each model a core.
 @merge_method(reads="matrix", base="required", grain=whole_matrices, extra_slabs=SVD_SLABS + 6, extra_slabs_each=1)
 def dc_merge(
     base: Tensor, deltas: list[Tensor], place: Place, *, density: Density = 0.001, lambda_: float = 1.0
@@ -41,14 +41,25 @@ def dc_merge(
 
     def join(matrices: list[Tensor]) -> Tensor:
         stored, share = matrices[0].dtype, max(1, min(place.shape) // len(matrices))
-        found = [decompose(matrix, stored, share) for matrix in matrices]
-        joined = join_triples(found, matrices[0], share * len(matrices))
+        counts: list[int] = []
+        joined = join_triples(_decompose_each(matrices, share, counts), matrices[0], share * len(matrices))
         left, right = (make_orthonormal(each, stored) for each in (joined.left, joined.right))
-        size = (share * len(found)) ** 2
-        cores = [_keep_largest(_make_core(each, left, right), density, size, stored) for each in found]
-        return multiply(left @ _join_blocks(cores, [len(each.values) for each in found]), right.T, stored)
+        size = (share * len(counts)) ** 2
+        parts = zip(*(each.split(counts, -1) for each in joined), strict=True)
+        cores = [_keep_largest(_make_core(Triples(*part), left, right), density, size, stored) for part in parts]
+        del joined, parts
+        return multiply(left @ _join_blocks(cores, counts), right.T, stored)
 
     return add_matrix(base, deltas, place, join, lambda_=lambda_, normalize=True)
+
+
+def _decompose_each(matrices: Sequence[Tensor], share: int, counts: list[int]) -> Iterator[Triples]:
+    """Yield each matrix's largest triples, and note how many there are."""
+    for matrix in matrices:
+        found = decompose(matrix, matrix.dtype, share)
+        counts.append(len(found.values))
+        yield found
+        del found
 
 
 def _make_core(triples: Triples, left: Tensor, right: Tensor) -> Tensor:

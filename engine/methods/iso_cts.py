@@ -68,10 +68,11 @@ def _join_directions(matrices: list[Tensor], common: int, own: int) -> Tensor:
     side = find_side(total, stored)
     shared = take_triples(total, side, min(common, side.clear))
     rest = side.vectors[:, len(shared.values) :] if total.shape[0] <= total.shape[1] else None
-    found = [_find_own(matrix, shared.left, rest, own) for matrix in (matrices if own else [])]
     parts = [shared]
-    if found:
-        joined = join_triples(found, found[0].left.new_empty((len(found[0].left), len(total.T))), own * len(found))
+    if own:
+        found = (_find_own(matrix, shared.left, rest, own) for matrix in matrices)
+        like = total if rest is None else total[: rest.shape[1]]
+        joined = join_triples(found, like, own * len(matrices))
         left = make_orthonormal(joined.left, stored)  # as these are orthogonal to the common ones
         parts.insert(0, joined._replace(left=left if rest is None else rest @ left))
     values = torch.cat([part.values for part in parts])

@@ -11,6 +11,9 @@ results have other last bits than in versions before that. Where only the larges
 `leading` finds their vectors in float32 and makes them exact, and products in which no direction is divided by a small
 singular value are taken in float32 (2026-11-30). How far results are from float64, and what all this gains, is in
 tests/bench/README.md.
+
+Before each decomposition and product what is free goes back to the kernel (2026-11-30): blocks of several sizes leave
+holes in glibc's heap that the next do not fit, which took up to as much again as what was alive.
 """
 
 import math
@@ -22,6 +25,7 @@ from mergemill.engine.errors import MergeError
 from mergemill.engine.methods import leading
 from mergemill.engine.methods.contract import Grain
 from mergemill.engine.methods.task_vectors import add_deltas
+from mergemill.engine.tensors.heap import return_freed_pages
 from mergemill.engine.tensors.lazy import Dtype, Tensor, torch
 from mergemill.engine.tensors.place import Place
 
@@ -106,6 +110,7 @@ def find_side(matrix: Tensor, stored: Dtype, *, unit: float = 0.0, most: int | N
     Numerically zero are singular values of at most ``max(m, n) · eps`` of the largest, or of `unit` where that is
     larger (the norm of what the matrix is a difference of), with the eps of `stored`: rounding decides their vectors.
     """
+    return_freed_pages()
     if stored == torch.float64:
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
         vectors, others = (left, right.T) if _is_wide(matrix) else (right.T, left)
@@ -123,6 +128,7 @@ def _decompose_gram(gram: Tensor, most: int | None) -> tuple[Tensor, Tensor]:
         found = leading.refine(gram, rough, most) if rough else None
         if found:
             return found
+    return_freed_pages()
     squares, vectors = torch.linalg.eigh(gram)
     return squares.flip(0), vectors.flip(1)
 
@@ -133,6 +139,7 @@ def with_spectrum(matrix: Tensor, side: Side, values: Tensor) -> Tensor:
     Of float32 that is ``V·diag(values/S)·Vᵀ`` of the smaller side times the matrix: a direction whose singular value is
     x of the largest has a relative error of about 1e-16/x², far less than the rounding of what was stored leaves open.
     """
+    return_freed_pages()
     kept = len(values)
     if side.others is not None:
         parts = side.vectors[:, :kept] * values, side.others[:, :kept].T
@@ -219,6 +226,7 @@ def join_triples(found: Iterable[Triples], like: Tensor, most: int) -> Triples:
         at = slice(columns, columns + len(triples.values))
         left[:, at], values[at], right[:, at] = triples
         columns = at.stop
+        del triples  # views of all vectors of the matrix, while the next is decomposed
     return Triples(left[:, :columns], values[:columns], right[:, :columns])
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, NamedTuple
 
 from mergemill.engine.methods.contract import Within, merge_method
 from mergemill.engine.methods.matrices import add_matrix, find_norm, whole_matrices
+from mergemill.engine.tensors.heap import return_freed_pages
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 
@@ -81,6 +82,7 @@ def _solve_rows(parts: list[TaskVector], ridge: float) -> Tensor:
     grams = like.new_zeros((len(parts) * m, len(parts) * m), dtype=torch.float64)  # its upper triangle is enough
     own = like.new_empty((m, len(parts) * m), dtype=torch.float64)
     for i, part in enumerate(parts):
+        return_freed_pages()
         unit = part.unit()
         for j, other in enumerate(parts[: i + 1]):
             torch.mm(other.unit(), unit.T, out=grams[rows[j], rows[i]])
@@ -97,6 +99,7 @@ def _divide(left: Tensor, right: Tensor, ridge: float) -> Tensor:
 
     Both are overwritten: in the order in which LAPACK keeps them, as their transposes, nothing is copied.
     """
+    return_freed_pages()
     right.diagonal().add_(ridge * float(right.diagonal().sum()))
     factor, result = right.T, left.T
     torch.linalg.cholesky_ex(factor, check_errors=True, out=(factor, right.new_empty((), dtype=torch.int32)))

@@ -348,7 +348,7 @@ def test_neither_threads_nor_addresses_change_a_bit(name: str, shape: tuple[int,
     ("shape", "dtype", "models"),
     [
         ((800, 800), "float32", 2),
-        ((800, 800), "float64", 2),
+        ((600, 600), "float64", 6),
         ((500, 2000), "bfloat16", 3),
         ((220, 2600), "float32", 12),
     ],

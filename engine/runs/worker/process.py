@@ -21,17 +21,6 @@ def set_up_process() -> Iterator[None]:
             close_all()
 
 
-def return_freed_pages() -> None:
-    """Give the kernel the pages that glibc holds free; elsewhere nothing is done.
-
-    Blocks of a megabyte or two that are freed between small ones that stay are else lost: with each layer of a model
-    that is run layer by layer, about as much as the layer is.
-    """
-    library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):
-        library.malloc_trim(0)
-
-
 def keep_freed_pages() -> None:
     """Let glibc keep freed blocks of up to 8 MiB instead of returning their pages.
 
