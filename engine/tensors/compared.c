@@ -14,45 +14,81 @@
 enum { ZEROS = 0, LARGEST = 2, SIGNED = 4, OPPOSITE = 5, UNLIKE = 6, EXPONENTS = 9 }; /* of the counts */
 typedef double Doubles __attribute__((vector_size(8 * FOUR)));
 typedef float Singles __attribute__((vector_size(4 * FOUR)));
+typedef int16_t Halves __attribute__((vector_size(32)));
+typedef struct {
+    int64_t of[4][FIELDS];
+} Fields;
+_Static_assert(FIELDS == 256, "the last field is eight bits of ones");
 
-INLINE Doubles widen(const float *x) {
-    Singles four;
-    memcpy(&four, x, sizeof four);
-    return __builtin_convertvector(four, Doubles);
-}
+/* One by one: of that compilers make one instruction, of a conversion of vectors (gcc 12) six and a way through memory. */
+INLINE Doubles widen(const float *x) { return (Doubles){x[0], x[1], x[2], x[3]}; }
 
-/* Add the squares of all three and the products of the pair to 32 lanes each; what is beyond `size` is 0. */
+/* Four sums beside each other, of eight lanes: of the squares of all three and of the products of the pair. */
+typedef struct {
+    Doubles of[4][2];
+} Sums;
+
+/* Add the squares of all three and the products of the pair to 32 lanes each; what is beyond `size` is 0. Eight lanes at
+ * a time: their sums stay in registers, and none waits for the one before. */
 WIDTHS static void add_products(const float *x, const float *y, const float *z, int64_t size, double *lanes) {
-    for (int64_t first = 0; first < LAST; first += FOUR) {
-        Doubles xx, yy, zz, xy;
-        memcpy(&xx, lanes + first, sizeof xx);
-        memcpy(&yy, lanes + LAST + first, sizeof yy);
-        memcpy(&zz, lanes + 2 * LAST + first, sizeof zz);
-        memcpy(&xy, lanes + 3 * LAST + first, sizeof xy);
-        for (int64_t j = first; j < size; j += LAST) {
-            const Doubles a = widen(x + j), b = widen(y + j), c = widen(z + j);
-            xx += a * a;
-            yy += b * b;
-            zz += c * c;
-            xy += a * b;
-        }
-        memcpy(lanes + first, &xx, sizeof xx);
-        memcpy(lanes + LAST + first, &yy, sizeof yy);
-        memcpy(lanes + 2 * LAST + first, &zz, sizeof zz);
-        memcpy(lanes + 3 * LAST + first, &xy, sizeof xy);
+    for (int64_t first = 0; first < LAST; first += 2 * FOUR) {
+        Sums sums;
+        for (int64_t k = 0; k < 4; k++) memcpy(sums.of[k], lanes + k * LAST + first, sizeof sums.of[k]);
+        for (int64_t j = first; j < size; j += LAST)
+            for (int64_t half = 0; half < 2; half++) {
+                const int64_t at = j + half * FOUR;
+                const Doubles a = widen(x + at), b = widen(y + at), c = widen(z + at);
+                sums.of[0][half] += a * a;
+                sums.of[1][half] += b * b;
+                sums.of[2][half] += c * c;
+                sums.of[3][half] += a * b;
+            }
+        for (int64_t k = 0; k < 4; k++) memcpy(lanes + k * LAST + first, sums.of[k], sizeof sums.of[k]);
     }
 }
 
-/* How many are 0; `largest` becomes the bits of the largest magnitude. */
-WIDTHS static int64_t look_at(const float *x, int64_t size, int64_t *largest) {
-    int32_t zeros = 0, most = 0;
+/* What is seen of a chunk of one side. */
+typedef struct {
+    int32_t zeros, most; /* how many are 0; the bits of the largest magnitude */
+} Seen;
+
+WIDTHS static Seen look_at(const float *x, int64_t size) {
+    Seen seen = {0, 0};
     for (int64_t j = 0; j < size; j++) {
         const int32_t bits = (int32_t)(float_to_bits(x[j]) & MAGNITUDE);
-        zeros += bits == 0;
-        most = bits > most ? bits : most;
+        seen.zeros += bits == 0;
+        seen.most = bits > seen.most ? bits : seen.most;
     }
-    if (most > *largest) *largest = most;
-    return zeros;
+    return seen;
+}
+
+/* The difference, and what is seen of it. */
+WIDTHS static Seen subtract_into(const float *restrict x, const float *restrict less, int64_t size, float *restrict out) {
+    Seen seen = {0, 0};
+    for (int64_t j = 0; j < size; j++) {
+        const float value = x[j] - less[j];
+        const int32_t bits = (int32_t)(float_to_bits(value) & MAGNITUDE);
+        out[j] = value;
+        seen.zeros += bits == 0;
+        seen.most = bits > seen.most ? bits : seen.most;
+    }
+    return seen;
+}
+
+/* Two chunks of bfloat16, decoded, and their difference. */
+WIDTHS static Seen subtract_bf16s(const uint16_t *restrict a, const uint16_t *restrict b, int64_t size, float *restrict x,
+                                  float *restrict y, float *restrict out) {
+    Seen seen = {0, 0};
+    for (int64_t j = 0; j < size; j++) {
+        const float one = decode_bf16(a[j]), other = decode_bf16(b[j]), value = other - one;
+        const int32_t bits = (int32_t)(float_to_bits(value) & MAGNITUDE);
+        x[j] = one;
+        y[j] = other;
+        out[j] = value;
+        seen.zeros += bits == 0;
+        seen.most = bits > seen.most ? bits : seen.most;
+    }
+    return seen;
 }
 
 /* Of how many both are numbers other than 0, and of how many of these the signs differ. */
@@ -65,6 +101,37 @@ WIDTHS static void count_signs(const float *x, const float *y, int64_t size, int
     }
     *both += with_sign;
     *opposite += apart;
+}
+
+INLINE Halves take_halves(const uint16_t *x, int64_t size) {
+    Halves some = {0};
+    memcpy(&some, x, (size_t)size * sizeof(uint16_t));
+    return some;
+}
+
+static int64_t add_lanes(Halves counts) {
+    int64_t total = 0;
+    for (int64_t k = 0; k < 16; k++) total -= counts[k];
+    return total;
+}
+
+/* The same of two chunks of halves as they are stored, and how many are unlike; `infinite` has the bits of infinity. */
+WIDTHS static int64_t count_halves(const uint16_t *a, const uint16_t *b, int64_t size, int16_t infinite, int64_t *both,
+                                   int64_t *opposite) {
+    Halves unlike = {0}, with_sign = {0}, apart = {0};
+    for (int64_t j = 0; j < size; j += 16) {
+        const int64_t here = least(16, size - j);
+        const Halves one = here == 16 ? take_halves(a + j, 16) : take_halves(a + j, here);
+        const Halves other = here == 16 ? take_halves(b + j, 16) : take_halves(b + j, here);
+        const Halves of_one = one & INT16_MAX, of_other = other & INT16_MAX;
+        const Halves counts = (of_one > 0) & (of_one <= infinite) & (of_other > 0) & (of_other <= infinite);
+        unlike += one != other;
+        with_sign += counts;
+        apart += counts & ((one ^ other) < 0);
+    }
+    *both += add_lanes(with_sign);
+    *opposite += add_lanes(apart);
+    return add_lanes(unlike);
 }
 
 WIDTHS static int64_t count_unlike_halves(const uint16_t *a, const uint16_t *b, int64_t size) {
@@ -86,11 +153,17 @@ static int64_t count_unlike(const Slab *slab, int64_t i, int64_t k, int64_t star
 }
 
 /* Zeros go where what is not finite goes, and are not told. */
-static void count_exponents(const float *x, int64_t first, int64_t size, int64_t *counts) {
-    for (int64_t j = first; j < size; j += SAMPLED) {
-        const uint32_t bits = float_to_bits(x[j]) & MAGNITUDE;
-        counts[bits ? bits >> 23 : FIELDS - 1]++;
-    }
+INLINE void count_exponent(float x, int64_t *fields) {
+    const uint32_t bits = float_to_bits(x) & MAGNITUDE;
+    fields[bits >> 23 | (0u - (bits == 0)) >> 24]++; /* without a branch, which would be guessed wrong */
+}
+
+/* One element in eight, into four tables in turn: who counts what the last one counted waits for it. */
+static void count_exponents(const float *x, int64_t first, int64_t size, Fields *fields) {
+    int64_t j = first;
+    for (; j + 3 * SAMPLED < size; j += 4 * SAMPLED)
+        for (int64_t turn = 0; turn < 4; turn++) count_exponent(x[j + turn * SAMPLED], fields->of[turn]);
+    for (; j < size; j += SAMPLED) count_exponent(x[j], fields->of[0]);
 }
 
 /* Add a piece of a row, times a sign, to its sum, where there is one; returns its squares. */
@@ -121,6 +194,35 @@ WIDTHS static double add_row(const float *x, int64_t size, float sign, float *su
     return total;
 }
 
+/* The same, the squares added in float32: for their sum's square alone, and where none of them leaves its range. */
+WIDTHS static double add_near_row(const float *x, int64_t size, float sign, float *sum) {
+    Floats even = {0}, odd = {0};
+    int64_t j = 0;
+    for (; j + 2 * TILE <= size; j += 2 * TILE) {
+        const Floats one = take_tile(x + j, TILE), other = take_tile(x + j + TILE, TILE);
+        if (sum) {
+            put_tile(sum + j, take_tile(sum + j, TILE) + one * sign, TILE);
+            put_tile(sum + j + TILE, take_tile(sum + j + TILE, TILE) + other * sign, TILE);
+        }
+        even += one * one;
+        odd += other * other;
+    }
+    even += odd;
+    double total = 0;
+    for (int64_t k = 0; k < TILE; k++) total += even[k];
+    for (; j < size; j++) {
+        if (sum) sum[j] += x[j] * sign;
+        total += (double)x[j] * (double)x[j];
+    }
+    return total;
+}
+
+static double add_wide_row(const double *x, int64_t size) {
+    double total = 0;
+    for (int64_t j = 0; j < size; j++) total += x[j] * x[j];
+    return total;
+}
+
 /* splitmix64. */
 static uint64_t mix(uint64_t x) {
     x = (x + 1) * 0x9E3779B97F4A7C15u;
@@ -141,20 +243,42 @@ typedef struct {
     double so_far[3];
 } Rows;
 
-/* Take a chunk's pieces of rows: of both sides, the second of which may be missing, and of what they are taken from. */
-static void take_rows(Rows *rows, const Slab *slab, const Chunk *chunk, const float *const *sides, const float *own) {
+/* A chunk whose differences leave float32, though the numbers themselves do not: the pair and the third. */
+typedef struct {
+    double x[CHUNK], y[CHUNK], z[CHUNK];
+} Wide;
+
+/* A chunk of one side. */
+typedef struct {
+    const float *x;     /* or NULL: there is no such side */
+    const double *wide; /* or NULL */
+    Seen seen;
+} Side;
+
+/* Take a side's piece of a row: into its sketch, where there is one; returns the squares. */
+static double take_piece(const Side *side, int64_t at, int64_t size, float sign, float *sketch, int exactly) {
+    const int32_t least_near = 0x26800000, most_near = 0x58800000; /* 2^-50 and 2^50 */
+    const int near = !exactly && side->seen.most >= least_near && side->seen.most <= most_near;
+    const double squares = (near ? add_near_row : add_row)(side->x + at, size, sign, sketch);
+    return side->wide ? add_wide_row(side->wide + at, size) : squares;
+}
+
+/* Take a chunk's pieces of rows: of both sides, and of what they are taken from. */
+static void take_rows(Rows *rows, const Slab *slab, const Chunk *chunk, const Side *sides, const Side *own) {
     const int64_t first_block = slab->start / slab->block, blocks = (slab->size + slab->block - 1) / slab->block;
     const int64_t columns = rows->columns, start = slab->start + chunk->start;
+    const int exactly = rows->squares != NULL;
     for (int64_t at = 0, run; at < chunk->here; at += run) {
         const int64_t row = (start + at) / columns, column = (start + at) % columns;
         run = least(columns - column, chunk->here - at);
         const float sign = mix((uint64_t)row) & 1 ? -1.0f : 1.0f;
         float *sketch = rows->sketch ? rows->sketch + find_sum((uint64_t)row) * columns + column : NULL;
-        for (int64_t i = 0; i < 2 && sides[i]; i++)
-            rows->so_far[i] += add_row(sides[i] + at, run, sign, sketch ? sketch + i * SKETCHED * columns : NULL);
-        if (rows->squares) rows->so_far[2] += add_row(own + at, run, sign, NULL);
+        for (int64_t i = 0; i < 2 && sides[i].x; i++)
+            rows->so_far[i] +=
+                take_piece(&sides[i], at, run, sign, sketch ? sketch + i * SKETCHED * columns : NULL, exactly);
+        if (rows->squares) rows->so_far[2] += take_piece(own, at, run, sign, NULL, exactly);
         if (column + run < columns) continue;
-        for (int64_t i = 0; i < 2 && sides[i]; i++)
+        for (int64_t i = 0; i < 2 && sides[i].x; i++)
             rows->fourths[i * blocks + chunk->block - first_block] += rows->so_far[i] * rows->so_far[i];
         for (int64_t i = 0; i < 3; i++) {
             if (rows->squares) rows->squares[i * rows->count + row - slab->start / columns] = rows->so_far[i];
@@ -163,12 +287,62 @@ static void take_rows(Rows *rows, const Slab *slab, const Chunk *chunk, const fl
     }
 }
 
-WIDTHS static void subtract_into(const float *restrict x, const float *restrict less, int64_t size, float *restrict out) {
-    for (int64_t j = 0; j < size; j++) out[j] = x[j] - less[j];
+/* A difference as float32 has it; as double where it has not. */
+static double differ(float value, float less) {
+    const float near = value - less;
+    return fabsf(near) <= FLT_MAX ? (double)near : (double)value - (double)less;
+}
+
+/* The chunk once more, and the products of it; returns the bits of the largest magnitude of the sides as doubles. */
+static void widen_all(const Slab *slab, int64_t start, int64_t here, Wide *wide, double *lanes) {
+    float one[CHUNK], other[CHUNK], base[CHUNK] = {0};
+    const int64_t first = slab->has_base;
+    load_base(slab, start, here, base);
+    decode(slab->data[first], slab->dtypes[first], start, here, one);
+    decode(slab->data[first + 1], slab->dtypes[first + 1], start, here, other);
+    for (int64_t j = 0; j < here; j++) {
+        wide->x[j] = slab->has_base ? differ(one[j], base[j]) : (double)one[j];
+        wide->y[j] = slab->has_base ? differ(other[j], base[j]) : (double)other[j];
+        wide->z[j] = slab->has_base ? (double)base[j] : differ(other[j], one[j]);
+        lanes[j % LAST] += wide->x[j] * wide->x[j];
+        lanes[LAST + j % LAST] += wide->y[j] * wide->y[j];
+        lanes[2 * LAST + j % LAST] += wide->z[j] * wide->z[j];
+        lanes[3 * LAST + j % LAST] += wide->x[j] * wide->y[j];
+    }
+}
+
+static int64_t find_bits(double value) {
+    const union { double value; int64_t bits; } word = {fabs(value)};
+    return word.bits;
+}
+
+/* The bits of the largest magnitude, as a double's; they order as the magnitudes do. */
+static int64_t find_largest(const Side *side, int64_t size) {
+    if (!side->wide) return find_bits((double)bits_to_float((uint32_t)side->seen.most));
+    int64_t largest = 0;
+    for (int64_t j = 0; j < size; j++) {
+        const int64_t bits = find_bits(side->wide[j]);
+        largest = bits > largest ? bits : largest;
+    }
+    return largest;
+}
+
+/* One element in eight; what is finite as a double alone goes where float32's largest go. */
+static void count_wide_exponents(const Side *side, int64_t first, int64_t size, Fields *fields) {
+    for (int64_t j = first; j < size; j += SAMPLED) {
+        const int beyond = fabs(side->wide[j]) <= DBL_MAX && !(fabsf(side->x[j]) <= FLT_MAX);
+        if (beyond) fields->of[0][FIELDS - 1]--, fields->of[0][FIELDS - 2]++;
+    }
 }
 
 static void fill_up(float *x, int64_t size) {
     if (size % LAST) memset(x + size, 0, (size_t)(LAST - size % LAST) * sizeof(float));
+}
+
+static int64_t count_stored_halves(const Slab *slab, int64_t start, int64_t size, int64_t *counts) {
+    const int16_t infinite = slab->dtypes[0] == BF16 ? 0x7F80 : 0x7C00;
+    return count_halves((const uint16_t *)slab->data[0] + start, (const uint16_t *)slab->data[1] + start, size, infinite,
+                        counts + SIGNED, counts + OPPOSITE);
 }
 
 static int64_t count_cuts(const Slab *slab) {
@@ -191,27 +365,52 @@ int32_t mergemill_stored_compared(const Slab *slab, int32_t alike, int64_t cuts,
     }
     float x[CHUNK], y[CHUNK], z[CHUNK];
     double lanes[4 * LAST];
+    Wide wide;
+    Fields fields[2];
+    memset(fields, 0, sizeof fields);
     Rows rows = {columns, columns ? slab->size / columns : 0, fourths, squares, sketch, {0}};
-    const float *const sides[2] = {base ? x : z, base ? y : NULL};
+    const int bf16s = !base && slab->dtypes[0] == BF16 && slab->dtypes[1] == BF16;
+    const int halves = !base && alike & 1 && slab->dtypes[0] != F32;
     for (Chunk chunk = {0}; next_chunk(slab, &chunk);) {
         const int64_t start = chunk.start, here = chunk.here;
-        for (int64_t i = 0; i < 3; i++)
+        for (int64_t i = 0; i < 3 && !halves; i++)
             if (alike >> i & 1) counts[UNLIKE + i] += count_unlike(slab, pairs[i][0], pairs[i][1], start, here);
         if (base) load_base(slab, start, here, z);
-        load_plain(slab, 0, start, here, z, x);
-        load_plain(slab, 1, start, here, z, y);
-        if (!base) subtract_into(y, x, here, z);
-        for (int64_t i = 0; i < 2 && sides[i]; i++) {
-            counts[ZEROS + i] += look_at(sides[i], here, counts + LARGEST + i);
-            count_exponents(sides[i], -(slab->start + start) & (SAMPLED - 1), here, counts + EXPONENTS + i * FIELDS);
+        Side sides[2] = {{base ? x : z, NULL, {0, 0}}, {base ? y : NULL, NULL, {0, 0}}}, own = {base ? z : x, NULL, {0, 0}};
+        if (bf16s) {
+            sides[0].seen = subtract_bf16s((const uint16_t *)slab->data[0] + start, (const uint16_t *)slab->data[1] + start,
+                                           here, x, y, z);
+        } else {
+            load_plain(slab, 0, start, here, z, x);
+            load_plain(slab, 1, start, here, z, y);
+            sides[0].seen = base ? look_at(x, here) : subtract_into(y, x, here, z);
+            if (base) sides[1].seen = look_at(y, here);
         }
-        count_signs(x, y, here, counts + SIGNED, counts + OPPOSITE);
-        if (columns) take_rows(&rows, slab, &chunk, sides, base ? z : x);
         if (chunk.sampled) memset(lanes, 0, sizeof lanes);
-        fill_up(x, here);
-        fill_up(y, here);
-        fill_up(z, here);
-        add_products(x, y, z, here, lanes);
+        if (sides[0].seen.most >= (int32_t)INFINITE || sides[1].seen.most >= (int32_t)INFINITE) {
+            widen_all(slab, start, here, &wide, lanes);
+            sides[0].wide = base ? wide.x : wide.z;
+            sides[1].wide = wide.y;
+            own.wide = base ? wide.z : wide.x;
+        }
+        for (int64_t i = 0; i < 2 && sides[i].x; i++) {
+            const int64_t largest = find_largest(&sides[i], here), first = -(slab->start + start) & (SAMPLED - 1);
+            if (largest > counts[LARGEST + i]) counts[LARGEST + i] = largest;
+            counts[ZEROS + i] += sides[i].seen.zeros;
+            count_exponents(sides[i].x, first, here, &fields[i]);
+            if (sides[i].wide) count_wide_exponents(&sides[i], first, here, &fields[i]);
+        }
+        if (halves)
+            counts[UNLIKE] += count_stored_halves(slab, start, here, counts);
+        else
+            count_signs(x, y, here, counts + SIGNED, counts + OPPOSITE);
+        if (columns) take_rows(&rows, slab, &chunk, sides, &own);
+        if (!sides[0].wide) {
+            fill_up(x, here);
+            fill_up(y, here);
+            fill_up(z, here);
+            add_products(x, y, z, here, lanes);
+        }
         const int64_t end = (slab->start + start + here) % slab->block;
         if (end && end % BLOCK && start + here < slab->size) continue;
         for (int64_t k = 0; k < 4; k++) {
@@ -221,5 +420,8 @@ int32_t mergemill_stored_compared(const Slab *slab, int32_t alike, int64_t cuts,
         }
         sums++;
     }
+    for (int64_t i = 0; i < 2; i++)
+        for (int64_t turn = 0; turn < 4; turn++)
+            for (int64_t k = 0; k < FIELDS; k++) counts[EXPONENTS + i * FIELDS + k] += fields[i].of[turn][k];
     return 0;
 }

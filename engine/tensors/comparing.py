@@ -1,6 +1,8 @@
 """What is gathered of one slab of two tensors, or of two and their base: by `compared.c`, or by NumPy.
 
-Both give the same bits, but for sums of rows and sketches, which NumPy adds in another order. A sum of squares or
+Both give the same bits, but for sums of rows and sketches, which NumPy adds in another order (and native loops in
+float32, where only their squares are asked for). A difference that leaves float32, as of 3e38 and -3e38, is taken in
+float64; its sketch is not finite, and its effective rank not known. A sum of squares or
 products goes over 32 lanes within each `BLOCK` elements, row after row, then over the lanes; those of blocks are added
 exactly.
 """
@@ -24,6 +26,7 @@ LEAST_EXPONENT, BINS = -48, 64  # of the histogram: powers of 2 of the magnitude
 SAMPLED = 8  # one element in so many goes into the histogram
 FIELDS = 256  # of a float32's exponent
 # The counts, as compared.c has them; of each side, but for the signs, and for the pairs of which bytes are compared.
+# The largest is a float64's bits.
 ZEROS, LARGEST, SIGNED, OPPOSITE, UNLIKE, EXPONENTS = 0, 2, 4, 5, 6, 9
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -115,32 +118,41 @@ def compare_slabs(slabs: Sequence[Tensor], asked: SlabAsked, unlike: Sequence[in
         return _add(np.zeros((4, 0)), fourths, counts, squares, sketch, unlike, total)
     with np.errstate(all="ignore"):
         first, second, *base = (each.numpy() for each in slabs)
-        x, y, z = (first - base[0], second - base[0], base[0]) if base else (first, second, second - first)
-        sides = [x, y] if base else [z]
-        for i, side in enumerate(sides):
+        x, y = (first - base[0], second - base[0]) if base else (first, second)
+        wide = [_differ(first, base[0]), _differ(second, base[0]), base[0].astype(np.float64)] if base else []
+        wide = wide or [first.astype(np.float64), second.astype(np.float64), _differ(second, first)]
+        sides = list(zip([x, y], wide[:2], strict=True)) if base else [(second - first, wide[2])]
+        for i, (side, exact) in enumerate(sides):
             magnitudes = side.view(np.int32) & 0x7FFFFFFF
             counts[ZEROS + i] = len(side) - np.count_nonzero(magnitudes)
-            counts[LARGEST + i] = magnitudes.max(initial=0)
-            sampled = magnitudes[-asked.span.start % SAMPLED :: SAMPLED]
-            fields = np.where(sampled == 0, FIELDS - 1, sampled >> 23)
+            counts[LARGEST + i] = np.abs(exact).view(np.int64).max(initial=0)
+            sampled = slice(-asked.span.start % SAMPLED, None, SAMPLED)
+            beyond = np.isfinite(exact[sampled]) & ~np.isfinite(side[sampled])
+            fields = np.where(magnitudes[sampled] == 0, FIELDS - 1, magnitudes[sampled] >> 23) - beyond
             counts[EXPONENTS + i * FIELDS :][:FIELDS] = np.bincount(fields, minlength=FIELDS)
         signed = (np.abs(x) > 0) & (np.abs(y) > 0)
         counts[SIGNED] = np.count_nonzero(signed)
         counts[OPPOSITE] = np.count_nonzero(signed & ((x.view(np.int32) ^ y.view(np.int32)) < 0))
-        for i, side in enumerate((*sides, *([None] * (2 - len(sides))), z if base else x)):
-            if side is None or not asked.columns:
+        for i, exact in enumerate((*(each for _, each in sides), *([None] * (2 - len(sides))), wide[2 if base else 0])):
+            if exact is None or not asked.columns:
                 continue
-            matrix = side.reshape(-1, asked.columns)
-            found = (matrix.astype(np.float64) ** 2).sum(axis=1)
+            found = (exact.reshape(-1, asked.columns) ** 2).sum(axis=1)
             if asked.by_row:
                 squares[i] = found
             if i < 2:
                 fourths[i] = (found**2).sum()
                 if asked.sketched:
+                    matrix = sides[i][0].reshape(-1, asked.columns)
                     sketch[i] += make_signs(asked.span.start // asked.columns, len(matrix)) @ matrix
-        products = ((x, x), (y, y), (z, z), (x, y))
-        sums = np.stack([_sum_products(*pair, asked.block) for pair in products])
+        products = ((0, 0), (1, 1), (2, 2), (0, 1))
+        sums = np.stack([_sum_products(wide[i], wide[k], asked.block) for i, k in products])
     return _add(sums, fourths, counts, squares, sketch, unlike, total)
+
+
+def _differ(values: Singles, less: Singles) -> Floats:
+    """Return the differences as float32 has them, or as float64 where they are beyond it."""
+    near: Floats = (values - less).astype(np.float64)
+    return np.where(np.isfinite(near), near, values.astype(np.float64) - less)
 
 
 def _make_room(asked: SlabAsked, total: Partial) -> tuple[Counts, Floats, Singles]:
@@ -150,14 +162,14 @@ def _make_room(asked: SlabAsked, total: Partial) -> tuple[Counts, Floats, Single
     return np.zeros(EXPONENTS + 2 * FIELDS, np.int64), np.zeros((3, asked.rows if asked.by_row else 0)), sketch
 
 
-def _sum_products(left: Singles, right: Singles, block: int) -> Floats:
+def _sum_products(left: Floats, right: Floats, block: int) -> Floats:
     """Return the sum of each cut."""
     cuts = count_cuts(len(left), block)
     products = np.zeros((cuts, BLOCK))
     starts = (at for first in range(0, len(left), block) for at in range(first, min(first + block, len(left)), BLOCK))
     for row, start in zip(products, starts, strict=True):
         stop = min(start + BLOCK, (start // block + 1) * block, len(left))
-        row[: stop - start] = left[start:stop].astype(np.float64) * right[start:stop]
+        row[: stop - start] = left[start:stop] * right[start:stop]
     lanes = np.add.reduce(products.reshape(cuts, -1, 32), axis=1)
     sums: Floats = np.zeros(cuts)
     for lane in lanes.T:  # a reduction along them would go in another order
@@ -184,8 +196,8 @@ def _add(
 
 
 def _make_extremes(bits: int) -> Extremes:
-    """Return the magnitude of these bits as the largest, and as the least 0; of what is no number neither."""
-    value = float(np.array([bits], np.uint32).view(np.float32)[0])
+    """Return the magnitude of a float64's bits as the largest, and as the least 0; of what is no number neither."""
+    value = float(np.array([bits], np.int64).view(np.float64)[0])
     return Extremes(min(0.0, value), value)
 
 

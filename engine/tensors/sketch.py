@@ -54,6 +54,8 @@ def find_effective_rank(sketch: Floats | Singles, squares: float, fourths: float
     5.0
     """
     wide = sketch.astype(np.float64)
+    if not np.isfinite(wide).all():
+        return 0.0
     gram = wide @ wide.T
     norms = np.diag(gram).copy()
     np.fill_diagonal(gram, 0)

