@@ -13,7 +13,7 @@ from mergemill.engine.recipe import ModelRef, Recipe
 from mergemill.engine.tokens import read_vocabulary_of
 from mergemill.engine.tokens.joining import join_vocabularies
 from mergemill.engine.tokens.placing import list_ids
-from mergemill.engine.tokens.writing import find_fault
+from mergemill.engine.tokens.writing import find_fault, find_half
 
 _SAVE = "AutoTokenizer.from_pretrained(…).save_pretrained(…) of transformers writes one"
 
@@ -50,6 +50,12 @@ def make_renumbering(
     joined = join_vocabularies(known, source, union=settings.source == "union", asked=list(settings.tokens))
     if not joined.is_source and (fault := find_fault(own)):
         raise PlanError(f"{where}: no token can be added to the vocabulary of {source}, which {fault}; {_SAVE}")
+    if not joined.is_source and (half := find_half(joined)) is not None:
+        model = next((model for model, each in known.items() if half in each.ids), where)
+        raise PlanError(
+            f"{where}: token {half!a} of {model} is half a surrogate pair, which no tokenizer.json loads with; leave "
+            "it out of that model's tokenizer.json"
+        )
     ids = {model: list_ids(joined, known.get(model, known[source])) for model in checkpoints}
     beyond = tuple(token for token in own.ids if token not in known[source].ids)
     return Renumbering(joined, known, ids, settings, family, embeddings[source], rows[source], where, beyond, seed)

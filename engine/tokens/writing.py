@@ -26,6 +26,15 @@ def find_fault(vocabulary: Vocabulary) -> str:
     return ""
 
 
+def find_half(joined: Joined) -> str | None:
+    """Return a token with half a surrogate pair, with which no ``tokenizer.json`` loads; None where there is none."""
+    try:
+        "".join(joined.ids).encode()
+    except UnicodeEncodeError:
+        return next((token for token in joined.ids if any("\ud800" <= each <= "\udfff" for each in token)), None)
+    return None
+
+
 def write_tokenizer(joined: Joined, vocabularies: Mapping[str, Vocabulary]) -> bytes:
     """Return ``tokenizer.json``: the source's with the joined vocabulary."""
     own, like = vocabularies[joined.source], vocabularies[joined.like]

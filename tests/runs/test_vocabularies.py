@@ -269,6 +269,18 @@ def test_a_vocabulary_of_sentencepiece_alone_is_refused_with_the_way(models: dic
     assert plan.tokens.added == ()
 
 
+def test_half_a_surrogate_pair_is_refused_where_a_tokenizer_is_written(models: dict[str, Path], tmp_path: Path) -> None:
+    data = json.loads((models["base"] / "tokenizer.json").read_text())
+    data["model"]["vocab"]["x\udc80"] = 410
+    write_llama(tmp_path / "halved", seed=4, layers=1, vocab=416, dtype="float32")
+    (tmp_path / "halved" / "tokenizer.json").write_text(json.dumps(data))
+    found = models | {"halved": tmp_path / "halved"}
+    with pytest.raises(errors.PlanError) as caught:
+        plan_merge(found, models=list_models("base", "halved"), tokenizer_source="union")
+    assert rf"token 'x\udc80' of {tmp_path / 'halved'} is half a surrogate pair, which no" in str(caught.value)
+    assert plan_merge(found, models=list_models("base", "halved"), tokenizer_source="base").tokens is not None
+
+
 def test_ids_that_differ_are_told_where_nobody_asks(models: dict[str, Path], tmp_path: Path) -> None:
     data = json.loads((models["base"] / "tokenizer.json").read_text())
     vocab = data["model"]["vocab"]

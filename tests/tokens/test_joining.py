@@ -175,17 +175,15 @@ def test_tokens_without_a_row_are_none(tmp_path: Path) -> None:
     assert (made.get_vocab_size(), made.token_to_id("<|new|>")) == (451, 450)
 
 
-def test_27_000_new_tokens_take_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_27_000_new_tokens_take_less_than_ten_seconds(tmp_path: Path) -> None:
     vocab = {chr(0x4E00 + i // 170) + chr(0x3400 + i % 170) * 2: i for i in range(30_000)}
     other = {f"{token}ö": i for token, i in vocab.items()}
     for name, each in (("a", vocab), ("b", other)):
         (tmp_path / name).mkdir()
         data = {"model": {"type": "BPE", "vocab": each, "merges": []}, "added_tokens": []}
         (tmp_path / name / "tokenizer.json").write_text(json.dumps(data))
-    began = time.perf_counter()
+    began_s = time.process_time()
     joined, made = join({name: tmp_path / name for name in "ab"}, "a")
-    seconds = time.perf_counter() - began
-    with capsys.disabled():
-        pass
+    seconds = time.process_time() - began_s
     assert (len(joined.regular), made.get_vocab_size()) == (30_000, 60_000)
-    assert seconds < 60
+    assert seconds < 10
