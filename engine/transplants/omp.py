@@ -3,7 +3,13 @@
 Source: arXiv:2506.06607, algorithm 1. Beginning with r = y, k times: the shared row x_j of largest |<r, x_j>| joins A,
 of equals the first; r is what of y no sum of A reaches. Rows are not normalised. Residuals come from an orthonormal
 basis of A in the rows' own precision; the weights, argmin |y - sum_A c_j x_j|, are solved in float64 at the end.
+
+A library rounds the products of equal rows differently, by where in a matrix they lie: so equal rows are found by their
+bytes, in a pass before, and the first of them stands for all (decided 2026-11-30).
 """
+
+import numpy as np
+import xxhash
 
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.transplants.least_squares import solve_rows
@@ -25,6 +31,7 @@ def pursue(targets: Tensor, passes: Passes, k: int) -> Combination:
     basis = targets.new_zeros(k, count, width)
     left, lengths = targets.clone(), targets.norm(dim=1)
     going = torch.ones(count, dtype=torch.bool)
+    firsts = find_firsts(passes)
     for step in range(k):
         going &= left.norm(dim=1) > LEAST * lengths
         if not going.any():
@@ -35,10 +42,22 @@ def pursue(targets: Tensor, passes: Passes, k: int) -> Combination:
         going &= (found != NONE) & (size > LEAST * rows.norm(dim=1))
         part = torch.where(going[:, None], part / size[:, None], 0.0)
         basis[step] = part
-        numbers[:, step] = torch.where(going, found, NONE)
+        numbers[:, step] = torch.where(going, firsts[found], NONE)
         left -= (left * part).sum(1, keepdim=True) * part
     del basis
     return Combination(numbers, solve_rows(gather_rows(passes, numbers, width), numbers != NONE, targets))
+
+
+def find_firsts(passes: Passes) -> Tensor:
+    """Return for each row the number of the first that equals it, ``[rows]``."""
+    digests = bytearray()
+    for _, slab in passes():
+        for row in slab.numpy():
+            digests += xxhash.xxh3_128_digest(row + 0.0)  # of -0.0 a zero
+    if not digests:
+        return torch.tensor([NONE])
+    _, firsts, places = np.unique(np.frombuffer(digests, "<u8,<u8"), return_index=True, return_inverse=True)
+    return torch.from_numpy(firsts[places])
 
 
 def find_best(left: Tensor, passes: Passes, taken: Tensor) -> tuple[Tensor, Tensor]:

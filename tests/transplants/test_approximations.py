@@ -56,6 +56,16 @@ def test_omp(widths: tuple[int, int], k: int, dtype: torch.dtype) -> None:
     assert torch.equal(found.numbers, again.numbers)
 
 
+@pytest.mark.parametrize("dtype", PRECISE, ids=str)
+def test_omp_takes_the_first_of_equal_rows(dtype: torch.dtype) -> None:
+    """Wherever they lie: a library's product rounds the same rows differently at a matrix's edge."""
+    x, _, y = make((61, 61))
+    doubled = np.concatenate([x, x[::-1], -0.0 * x[:1], x])
+    targets = torch.from_numpy(y).to(dtype)
+    found, plain = (pursue(targets, stream(rows, dtype, 47), 20).numbers for rows in (doubled, x))
+    assert torch.equal(found, plain)
+
+
 def test_omp_ends_where_nothing_is_left_or_added() -> None:
     x, w, y = make((16, 16))
     x[3] = x[2] = 50 * y[0]  # of equals the first, and one is enough
