@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mergemill.engine.tensors.columns import sum_columns
-from mergemill.engine.tensors.expressions import Expression
+from mergemill.engine.tensors.expressions import Expression, Stored
 from mergemill.engine.tensors.kernels import Partial, add_partials
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.rounds import Ready
@@ -50,10 +50,16 @@ class Matrices:
         """The widths of donor and model, and how many tokens they share."""
         return *self.widths, len(self.changes.donors)
 
+    @property
+    def stored(self) -> str:
+        """The dtype that holds the donor's rows as they are; empty where there is none, or none is in float32."""
+        if self.donor is None or self.compute != "F32":
+            return ""
+        return self.donor.dtype if isinstance(self.donor, Stored) else "F32"  # what is quantised is a float32 product
+
     def find_method(self, name: str) -> Approximation:
         """Return how rows are made, as it suits the matrices."""
-        stored = self.donor.dtype if self.donor is not None and self.compute == "F32" else ""
-        return find_method(name, self.sizes, len(self.changes.new), stored)
+        return find_method(name, self.sizes, len(self.changes.new), self.stored)
 
     def rows_of_model(self, numbers: Ints) -> Rows:
         """Return rows of the model."""

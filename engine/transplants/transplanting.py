@@ -76,8 +76,7 @@ class Transplanting(Plain):
             finite = targets.isfinite().all(1)
             targets[~finite] = 0.0
         sources = self.matrices.open_sources(work, compute)
-        stored = "" if self.matrices.donor is None else self.matrices.donor.dtype
-        changes = self.matrices.changes
+        changes, stored = self.matrices.changes, self.matrices.stored
         key = (asked.tensor, changes.digest, repr([each.describe() for each in self.matrices.sources]))
         making = Making(targets, batch, sources, asked, changes, stored, work.lasting, key, self.mean, self.solved)
         found = method.make(making)

@@ -11,8 +11,10 @@ import pytest
 import torch
 from models import write_llama
 from oracles import transplants as oracles
+from runs.buckets import found_by_environment, new_place
 from runs.merging import hash_output, parts_of, run_until
 from safetensors.torch import load_file, save_file
+from servers.s3 import S3
 
 from mergemill.cli.main import execute
 from mergemill.engine import describe_plan, make_transplant_plan, run, verify
@@ -235,6 +237,38 @@ def test_of_rows_without_numbers_none_is_made_that_looks_like_one(pair: Path, tm
         assert np.flatnonzero(~found).tolist() == [3]
     with pytest.raises(RunError, match="rows that landmark_pca goes by hold NaN or infinity"):
         run(plan(broken, "landmark_pca"), tmp_path / "out", workers=0)
+
+
+def write_quantised(pair: Path, folder: Path) -> Path:
+    """Write the pair with a donor whose embedding is FP8 in blocks, and one that has its values, `plain`."""
+    shutil.copytree(pair, folder)
+    shutil.copytree(pair / "donor", folder / "plain")
+    (path,) = (pair / "donor").glob("*.safetensors")
+    tensors = load_file(path)
+    scales = torch.rand(-(-DONOR_ROWS // 128), 1, generator=torch.Generator().manual_seed(0)) / 1000 + 1e-4
+    whole = scales.repeat_interleave(128, 0)[:DONOR_ROWS]
+    codes = (tensors[EMBEDDING] / whole).clamp(-448, 448).to(torch.float8_e4m3fn)
+    for name, more in {"plain": {EMBEDDING: codes.float() * whole}, "donor": {EMBEDDING: codes}}.items():
+        more |= {f"{EMBEDDING}_scale_inv": scales} if name == "donor" else {}
+        save_file(tensors | more, folder / name / path.name, metadata={"format": "pt"})
+    config = json.loads((folder / "donor" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (folder / "donor" / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    return folder
+
+
+def test_a_quantised_donor_in_a_bucket_gives_the_rows_of_its_values(
+    pair: Path, moto_server: S3, tmp_path: Path
+) -> None:
+    folder = write_quantised(pair, tmp_path / "pair")
+    run(make_transplant_plan(str(folder / "model"), str(folder / "plain"), k=K), tmp_path / "plain", workers=0)
+    with found_by_environment(moto_server):
+        url = new_place(moto_server).fill(folder).url
+        run(make_transplant_plan(f"{url}/model", f"{url}/donor", k=K), tmp_path / "far", workers=0)
+    found, expected = load(tmp_path / "far"), load(tmp_path / "plain")
+    assert all((found[name] == expected[name]).all() for name in expected)
+    with pytest.raises(InputError, match=rf"{EMBEDDING} is F8_E4M3; a transplant needs BF16, F16, F32, F64"):
+        make_transplant_plan(str(folder / "donor"), str(folder / "model"))
 
 
 @pytest.mark.parametrize(
