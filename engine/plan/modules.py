@@ -4,20 +4,22 @@
 `multi_modal_projector` are roles, which the architecture files of mergekit 0.1.5 use whatever the names are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 
 from mergemill.engine.checkpoint.family import Family
 
 
-def choose_module(name: str, modules: Sequence[str], family: Family) -> str | None:
+def choose_module(name: str, modules: Sequence[str], family: Family, stacks: Collection[str] = ()) -> str | None:
     """Return the one of `modules` that a stack's or tensor's name belongs to; None where none says it.
 
     The module whose words stand last in the name: of `encoder` and `vision_tower`, an encoder's vision tower is the
-    latter's. Roles are asked only where no words are there.
+    latter's. A module that is the whole name of one of the `stacks` is that stack alone, and not a tower's of the same
+    last words. Roles are asked only where no words are there.
     """
     places = [(_find_words(name, module), len(module), module) for module in modules]
-    place, _, best = max(places)
+    places = [place for place in places if place[2] not in stacks or place[0] <= 0]
+    place, _, best = max(places, default=(-1, 0, ""))
     if place >= 0:
         return best
     return next(

@@ -121,7 +121,8 @@ def find_owner(name: str, stacks: Sequence[Stack], family: Family) -> Stack:
     modules = list(dict.fromkeys(stack.module for stack in stacks))
     if len(modules) == 1 and all(stack.whole for stack in stacks):
         return max(stacks, key=lambda stack: len(stack.stretches[0].sources))  # all are of all models, but for policies
-    module = choose_module(name, modules, family) if len(modules) > 1 else None
+    names = [stack.name for stack in stacks]
+    module = choose_module(name, modules, family, names) if len(modules) > 1 else None
     own = [stack for stack in stacks if module is None or stack.module == module]
     near = max(_count_shared(name, stack.name) for stack in own)
     best = [stack for stack in own if _count_shared(name, stack.name) == near]
@@ -165,7 +166,7 @@ def _has_layers(
 
 def _make_modules(modules: Mapping[str, Module], found: _Found) -> tuple[Stack, ...]:
     named = list(modules)
-    chosen = {name: choose_module(name, named, found.family) or _default(named) for name in found.names}
+    chosen = {name: choose_module(name, named, found.family, found.names) or _default(named) for name in found.names}
     lost = [name for name, module in chosen.items() if module is None]
     if lost:
         raise found.fail(

@@ -103,6 +103,18 @@ def test_the_module_whose_words_stand_last_is_meant() -> None:
     assert choose_module("lm_head.weight", ["encoder", "decoder"], family) is None
 
 
+def test_a_module_that_is_the_name_of_a_stack_is_no_stack_of_a_tower(tmp_path: Path) -> None:
+    towers = {f"{stack}layers.{i}.w": ("F32", (4,)) for stack in ("", "vision.", "audio.") for i in range(2)}
+    for name in ("a", "b"):
+        write_sketch(tmp_path / name, towers, config=config(num_hidden_layers=2))
+    for rest in ({"default": A}, {"vision": A, "audio": A}):
+        found = name_inputs(plan_of({"merge_method": "linear", "modules": {"layers": PAIR, **rest}, **W}))
+        assert sorted(name for name, inputs in found.items() if len(inputs) == 2) == ["layers.0.w", "layers.1.w"]
+    family, stacks = choose_family({}), ["layers", "vision.layers"]
+    assert choose_module("vision.layers", ["layers"], family, stacks) is None
+    assert choose_module("vision.layers", ["layers"], family, ["model.layers", "vision.layers"]) == "layers"
+
+
 def test_a_list_of_the_encoders_layers_does_not_follow_the_decoders(tmp_path: Path) -> None:
     both = {f"{stack}.layers.{i}.w": ("F32", (4,)) for stack in ("led.encoder", "led.decoder") for i in range(8)}
     counts = {"encoder_layers": 8, "decoder_layers": 8, "attention_window": [*range(8)]}
