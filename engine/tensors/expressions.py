@@ -104,6 +104,11 @@ class Expression:
         """Whether native loops take its bytes, whatever these are, and nothing is decoded for them to memory."""
         return self.is_plain
 
+    @property
+    def is_lowered_whole(self) -> bool:
+        """Whether what native loops are given takes no more for all of it than for a slab, beside what is read."""
+        return self.is_plain
+
     def lowered_bytes(self, elements: int) -> int:
         """What native loops are given for a slab takes."""
         plain = self.is_plain

@@ -3,13 +3,18 @@
 The two factors are small and held whole; of W a slab reads its own elements and no others. An element's products are
 added in float32 in the order of the ranks (`adapted.c`; torch does the same), so the bits hang on no slab, no worker
 and no processor.
+
+Native loops are given the weight as it is stored, and the factors (2026-11-30): they make of them the chunk that they
+merge, and a sample makes no more than its elements. Nothing is kept from pass to pass: at rank 16 an element's product
+takes as long as reading a kept one from memory.
 """
 
-import ctypes
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from mergemill.engine.tensors import native, structures
 from mergemill.engine.tensors.drift import Watch
@@ -18,11 +23,12 @@ from mergemill.engine.tensors.expressions import Expression, Leaf, Read
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.rounds import Plain, Ready
 from mergemill.engine.tensors.slabs import Span
-from mergemill.engine.tensors.stored import LOWERED, STORED_DTYPES
+from mergemill.engine.tensors.stored import ADAPTED, LOWERED, STORED_DTYPES, call_checked
 from mergemill.engine.tensors.workspace import Arena, Workspace, aligned, tensor_of
 
-WIDE = 512  # columns of the right factor that native loops decode at once
-_TILE = 16  # floats beside, of which a tile may be read
+_PAIR = 16  # columns whose products native loops make at once, as adapted.c has it
+_GROUPS = 4, 16  # rows whose products lie together, where the right factor fits into a core's cache, and where not
+_NEAR = 1 << 17  # floats that fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +63,10 @@ class Factor:
         return self.start + batch * self.along_batch
 
     def lower(self, work: Workspace) -> structures.NativeFactor:
-        """Return it as native loops take it, of the first batch; the memory is the workspace's."""
+        """Return it as native loops take it; the memory is the workspace's."""
         whole = Span(0, self.stored.size)
         data, dtype = self.stored.lower(whole, work) if self.stored.is_plain else Plain.lower(self.stored, whole, work)
-        places = (self.stored.size, self.start, self.along_side, self.along_rank)
+        places = (self.stored.size, self.start, self.along_side, self.along_rank, self.along_batch)
         return structures.NativeFactor(data.ctypes.data, STORED_DTYPES[dtype], *places)
 
     def describe(self) -> list[Any]:
@@ -116,17 +122,43 @@ class LowRank(Changed):
         """Return what adds the product to slabs of the weight."""
         return AddedProduct(self, inputs[0])
 
+    @property
+    def is_lowered(self) -> bool:
+        """Native loops add the product where they take the weight, if they take that as it is stored."""
+        return native.load() is not None and self.weight.is_lowered
+
+    @property
+    def is_lowered_whole(self) -> bool:
+        """The room hangs on rows and columns alone."""
+        return native.load() is not None and self.weight.is_lowered_whole
+
+    def lowered_bytes(self, elements: int) -> int:
+        """The weight as it is, and room for the right factor and the products of some rows."""
+        if native.load() is None:
+            return self.slab_bytes(elements, "F32")
+        factors = sum(map(_lowered_bytes, (self.left, self.right)))
+        return self.weight.lowered_bytes(elements) + aligned(4 * self.room_floats) + factors
+
+    @property
+    def room_floats(self) -> int:
+        """What native loops need room for."""
+        return -(-self.columns // _PAIR) * _PAIR * (self.rank + self.group) + self.group * self.rank
+
+    @property
+    def group(self) -> int:
+        """Rows whose products native loops make together."""
+        return _GROUPS[self.columns * self.rank > _NEAR]
+
     def slab_bytes(self, elements: int, dtype: str) -> int:
-        """The weight's slab, and what the product takes: natively the rows and a share of the columns, else all."""
+        """The slab, what native loops are given for it, and the cast; without them, all that is multiplied."""
         wide = "F64" if dtype == "F64" else "F32"
-        rows = min(self.rows, elements // self.columns + 2)
-        own = aligned(elements * item_bytes(wide)) + aligned(elements * item_bytes(dtype))
+        made = aligned(elements * item_bytes(wide)) + aligned(elements * item_bytes(dtype))
         if native.load() is not None and wide == "F32":
-            own += aligned(4 * _count_room(rows, self.rank)) + sum(map(_lowered_bytes, (self.left, self.right)))
-        else:
-            own += sum(each.stored.slab_bytes(each.stored.size, wide) for each in (self.left, self.right))
-            own += 2 * aligned(rows * self.columns * item_bytes(wide))
-        return self.weight.slab_bytes(elements, wide) + own
+            return self.lowered_bytes(elements) + made
+        rows = min(self.rows, elements // self.columns + 2)
+        own = sum(each.stored.slab_bytes(each.stored.size, wide) for each in (self.left, self.right))
+        own += 2 * aligned(rows * self.columns * item_bytes(wide))
+        return self.weight.slab_bytes(elements, wide) + made + own
 
     def describe(self) -> Mapping[str, Any]:
         """The weight, the factors and the scale."""
@@ -147,41 +179,48 @@ class AddedProduct(Plain):
         return self.made.dtype
 
     def lower(self, span: Span, work: Workspace) -> tuple[Arena, str]:
-        """Return the span as float32."""
-        if work.lanes is not None or native.load() is None:
+        """Return the weight as it is and the factors, where there are native loops."""
+        if not self._suits_native(work) or not span.size:
             return Plain.lower(self, span, work)
         made, (data, dtype) = self.made, self.weight.lower(span, work)
-        out = work.take_bytes(4 * span.size)
-        native.call("decode", data.ctypes.data, LOWERED[dtype], span.size, out.ctypes.data)
         left, right = made.left.lower(work), made.right.lower(work)
-        room = work.take_bytes(4 * _count_room(min(made.rows, span.size // made.columns + 2), made.rank))
-        for batch, part in self._split(span):
-            left.start, right.start = made.left.begin(batch), made.right.begin(batch)
-            refused = native.call(
-                "add_product",
-                out[4 * (part.start - span.start) :].ctypes.data,
-                part.start - batch * made.size_of_one,
-                part.size,
-                made.columns,
-                ctypes.byref(left),
-                ctypes.byref(right),
-                made.rank,
-                made.scale,
-                room.ctypes.data,
-                len(room) // 4,
-            )
-            if refused:
-                raise ValueError("add_product: what it was given points out of its factors (a fault of mergemill)")
-        return out, "F32"
+        room, there = work.take_bytes(4 * made.room_floats), np.array([-1, -1], np.int64)
+        lowered = structures.NativeAdapted(
+            weight=data.ctypes.data,
+            dtype=LOWERED[dtype],
+            scale=made.scale,
+            start=span.start,
+            rows=made.rows,
+            columns=made.columns,
+            rank=made.rank,
+            group=made.group,
+            left=left,
+            right=right,
+            room=room.ctypes.data,
+            floats=made.room_floats,
+            there=there.ctypes.data,
+        )
+        lowered.alive = (data, room, there)
+        return np.frombuffer(memoryview(lowered), np.uint8), ADAPTED
 
     def slab(self, span: Span, work: Workspace, dtype: str, watch: Watch | None = None) -> Tensor:
         """Return the span, added up in float32, or in float64 where that is asked for, as `dtype`."""
         wide = "F64" if dtype == "F64" else "F32"
-        if wide == "F32" and work.lanes is None and native.load() is not None:
-            slab = tensor_of(self.lower(span, work)[0]).view(torch.float32)
+        if wide == "F32" and self._suits_native(work) and span.size:
+            slab = tensor_of(self._make(span, work)).view(torch.float32)
         else:
             slab = self._add(self.weight.slab(span, work, wide), span, work, wide)
         return slab if dtype == wide else work.take((span.size,), dtype).copy_(slab)
+
+    @staticmethod
+    def _suits_native(work: Workspace) -> bool:
+        return work.lanes is None and native.load() is not None
+
+    def _make(self, span: Span, work: Workspace) -> Arena:
+        """Return the span as float32, made by native loops."""
+        out, (data, dtype) = work.take_bytes(4 * span.size), self.lower(span, work)
+        call_checked("decode", data.ctypes.data, LOWERED[dtype], span.size, out.ctypes.data)
+        return out
 
     def _split(self, span: Span) -> Iterator[tuple[int, Span]]:
         """Yield the matrices that the span touches, each by its number and with its share of the span."""
@@ -209,10 +248,6 @@ class AddedProduct(Plain):
             here = slab[part.start - span.start : part.stop - span.start]
             here.add_(total[begin : begin + part.size].mul_(scale))
         return slab
-
-
-def _count_room(rows: int, rank: int) -> int:
-    return (rows + WIDE) * rank + _TILE
 
 
 def _lowered_bytes(factor: Factor) -> int:

@@ -268,7 +268,7 @@ class Merged(Expression):
                 return merging.gather(gather, span, work, total)
             return stored.add_stored(merging.store(span, work), total)
 
-        return Round(take, self.steps, stored.whole and self._is_stored)
+        return Round(take, self.steps, stored.whole and all(each.is_lowered_whole for each in self.inputs))
 
     def _native_bytes(self, elements: int, dtype: str) -> int:
         """The inputs as native loops take them, a mask for each, the output, and what statistics hold."""

@@ -46,7 +46,7 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "plain_floats": ([_POINTER], _FLAG),
     "restore_floats": ([ctypes.c_uint64], None),
     "merge_stored": ([_POINTER, _SIZE, *[_POINTER] * 3, _FLAG, _POINTER, _SIZE, _POINTER], _FLAG),
-    "subtract_stored": ([_POINTER, _FLAG, _POINTER, _FLAG, _SIZE, _POINTER], None),
+    "subtract_stored": ([_POINTER, _FLAG, _POINTER, _FLAG, _SIZE, _POINTER], _FLAG),
     "stored_products": ([_POINTER, _POINTER, _SIZE], _FLAG),
     "stored_norms": ([_POINTER, _SIZE, _POINTER, _POINTER, _POINTER], _FLAG),
     "stored_marked_squares": ([_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _SIZE], _FLAG),
@@ -64,8 +64,7 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "dequantize_rows": ([_POINTER, _SIZE, _POINTER], _FLAG),
     "dequantize_columns": ([_POINTER, *[_SIZE] * 3, *[_POINTER] * 5], _FLAG),
     "stored_marks": ([_POINTER, _SIZE, _POINTER, _POINTER, _POINTER], _FLAG),
-    "add_product": ([_POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER, _SIZE, _FLOAT, _POINTER, _SIZE], _FLAG),
-    "decode": ([_POINTER, _FLAG, _SIZE, _POINTER], None),
+    "decode": ([_POINTER, _FLAG, _SIZE, _POINTER], _FLAG),
     "find_largest": ([_POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _POINTER, _FLOAT, _SIZE, _POINTER, _POINTER], _SIZE),
 }
 

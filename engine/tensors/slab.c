@@ -42,6 +42,8 @@ void decode(const void *data, int32_t dtype, int64_t start, int64_t size, float 
         decode_f16s((const uint16_t *)data + start, size, out);
     else if (dtype == CODED)
         decode_coded(data, start, size, out);
+    else if (dtype == ADAPTED)
+        decode_adapted(data, start, size, out);
     else
         memcpy(out, (const float *)data + start, (size_t)size * sizeof(float));
 }
@@ -113,9 +115,17 @@ void load_plain(const Slab *slab, int64_t i, int64_t start, int64_t size, const 
     if (less) subtract(out, base, size);
 }
 
+/* A slab as it is stored, as float32. */
+int32_t mergemill_decode(const void *data, int32_t dtype, int64_t size, float *out) {
+    if (size < 0 || !is_stored(data, dtype, size)) return REFUSED;
+    decode(data, dtype, 0, size, out);
+    return 0;
+}
+
 /* One slab less another, to float32. */
-void mergemill_subtract_stored(const void *data, int32_t dtype, const void *less, int32_t less_dtype, int64_t size,
-                               float *out) {
+int32_t mergemill_subtract_stored(const void *data, int32_t dtype, const void *less, int32_t less_dtype, int64_t size,
+                                  float *out) {
+    if (size < 0 || !is_stored(data, dtype, size) || !is_stored(less, less_dtype, size)) return REFUSED;
     float other[CHUNK];
     for (int64_t start = 0, here; start < size; start += here) {
         here = least(CHUNK, size - start);
@@ -127,6 +137,7 @@ void mergemill_subtract_stored(const void *data, int32_t dtype, const void *less
         decode(data, dtype, start, here, out + start);
         subtract(out + start, other, here);
     }
+    return 0;
 }
 
 void scale(const Slab *slab, int64_t i, int64_t size, float *x) {
@@ -166,7 +177,10 @@ int64_t mergemill_layout(int64_t *out, int64_t room) {
         OF(Coded, block_rows), OF(Coded, block_columns), OF(Coded, first_block), OF(Coded, code_count),
         OF(Coded, scale_count),
         sizeof(Factor), OF(Factor, data), OF(Factor, dtype), OF(Factor, size), OF(Factor, start),
-        OF(Factor, along_side), OF(Factor, along_rank),
+        OF(Factor, along_side), OF(Factor, along_rank), OF(Factor, along_matrix),
+        sizeof(Adapted), OF(Adapted, weight), OF(Adapted, dtype), OF(Adapted, scale), OF(Adapted, start),
+        OF(Adapted, rows), OF(Adapted, columns), OF(Adapted, rank), OF(Adapted, group), OF(Adapted, left),
+        OF(Adapted, right), OF(Adapted, room), OF(Adapted, floats), OF(Adapted, there),
     };
     const int64_t count = sizeof layout / sizeof *layout;
     memcpy(out, layout, (size_t)least(count, room > 0 ? room : 0) * sizeof *out);
@@ -180,18 +194,21 @@ static int is_derived(const Slab *slab, const Derived *derived) {
     return derived->columns > 0 && (slab->start + slab->size - 1) / derived->columns < derived->rows;
 }
 
+int is_stored(const void *data, int32_t dtype, int64_t size) {
+    const uintptr_t at = (uintptr_t)data;
+    if (dtype < F32 || dtype > ADAPTED || (size && !at)) return 0;
+    if (dtype == CODED || dtype == ADAPTED) {
+        if (at % sizeof(int64_t)) return 0;
+        return !size || (dtype == CODED ? is_coded(data, size) : is_adapted(data, size));
+    }
+    return at % (dtype == F32 ? sizeof(float) : sizeof(uint16_t)) == 0;
+}
+
 int is_sound(const Slab *slab) {
     if (slab->count < 1 || slab->has_base < 0 || slab->has_base > 1 || slab->size < 0 || slab->block < 1) return 0;
     if (slab->start < 0 || slab->start % slab->block || slab->size > INT64_MAX / 8 - slab->start) return 0;
-    for (int64_t i = 0; i < slab->count + slab->has_base; i++) {
-        const uintptr_t at = (uintptr_t)slab->data[i];
-        if (slab->dtypes[i] < F32 || slab->dtypes[i] > CODED || (slab->size && !at)) return 0;
-        if (slab->dtypes[i] == CODED) {
-            if (at % sizeof(int64_t) || (slab->size && !is_coded(slab->data[i], slab->size))) return 0;
-            continue;
-        }
-        if (at % (slab->dtypes[i] == F32 ? sizeof(float) : sizeof(uint16_t))) return 0;
-    }
+    for (int64_t i = 0; i < slab->count + slab->has_base; i++)
+        if (!is_stored(slab->data[i], slab->dtypes[i], slab->size)) return 0;
     return !slab->derived || is_derived(slab, slab->derived);
 }
 

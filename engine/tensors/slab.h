@@ -12,7 +12,7 @@
 
 #define INFINITE 0x7F800000u /* the bits of infinity: what has more is no number */
 
-enum { F32, BF16, F16, CODED }; /* the last is no dtype: a tensor's data is then a Coded */
+enum { F32, BF16, F16, CODED, ADAPTED }; /* the last two are no dtypes: a tensor's data is then a Coded, or an Adapted */
 enum { KEEP_ALL, KEEP_NOTHING, KEEP_CUT, KEEP_RANDOM, KEEP_MASK };
 enum { JOIN_SUM, JOIN_ADD, JOIN_AGREE, JOIN_SHARE, JOIN_CHANGED, JOIN_BALANCE, JOIN_EXCEED, JOIN_FARTHEST, JOIN_CONSENT,
        JOIN_LARGEST, JOIN_NEAR, JOIN_TURNS };
@@ -112,8 +112,21 @@ typedef struct {
     const void *data;
     int32_t dtype;
     int64_t size; /* elements that there are */
-    int64_t start, along_side, along_rank;
+    int64_t start, along_side, along_rank, along_matrix;
 } Factor;
+
+/* A slab of matrices with an adapter's change: weight + scale * left * right, each of its own rows and columns. */
+typedef struct {
+    const void *weight; /* of the slab, as a tensor's data are */
+    int32_t dtype;      /* of these */
+    float scale;
+    int64_t start; /* of the slab, in all matrices */
+    int64_t rows, columns, rank, group;
+    Factor left, right;
+    float *room; /* of so many floats: the right factor turned round, and the products and left factor of `group` rows */
+    int64_t floats;
+    int64_t *there; /* of which matrix and from which row on; at first -1 */
+} Adapted;
 
 /* Room for a chunk of the base, of what is made of it, and of every tensor. */
 typedef struct {
@@ -160,6 +173,11 @@ INSIDE int is_joined(const Slab *slab, const Join *join, const Keep *keeps);
 INSIDE int is_coded(const Coded *coded, int64_t size);
 /* Elements from `start` of the slab on. */
 INSIDE void decode_coded(const Coded *coded, int64_t start, int64_t size, float *out);
+/* Whether a slab of so many elements finds its weights and factors among those that there are, and room. */
+INSIDE int is_adapted(const Adapted *adapted, int64_t size);
+INSIDE void decode_adapted(const Adapted *adapted, int64_t start, int64_t size, float *out);
+/* Whether so many elements of a dtype, or what decodes them, can be there. */
+INSIDE int is_stored(const void *data, int32_t dtype, int64_t size);
 INSIDE void decode(const void *data, int32_t dtype, int64_t start, int64_t size, float *out);
 INSIDE void load_base(const Slab *slab, int64_t start, int64_t size, float *base);
 /* The tensor i as it is, or less the base. */

@@ -21,7 +21,8 @@ from mergemill.engine.tensors.workspace import Arena, Workspace
 
 STORED_DTYPES = {"F32": 0, "BF16": 1, "F16": 2}
 CODED = "codes"  # no dtype: a slab's bytes are then a `structures.NativeCoded`, of which loops decode what they need
-LOWERED = {**STORED_DTYPES, CODED: 3}
+ADAPTED = "adapted"  # nor is this: a `structures.NativeAdapted`, a weight in any of these forms and two factors
+LOWERED = {**STORED_DTYPES, CODED: 3, ADAPTED: 4}
 _KINDS = {"all": 0, "nothing": 1, "cut": 2, "random": 3, "mask": 4}
 _JOINS = {
     "sum": 0,
@@ -343,9 +344,8 @@ def subtract_stored(left: tuple[Arena, str], right: tuple[Arena, str], out: Aren
     """Return one slab less another, each its bytes and dtype, as float32 in `out`."""
     (data, dtype), (less, less_dtype) = left, right
     kinds = LOWERED[dtype], LOWERED[less_dtype]
-    native.call(
-        "subtract_stored", data.ctypes.data, kinds[0], less.ctypes.data, kinds[1], len(out) // 4, out.ctypes.data
-    )
+    pointers = data.ctypes.data, kinds[0], less.ctypes.data, kinds[1]
+    call_checked("subtract_stored", *pointers, len(out) // 4, out.ctypes.data)
     return out
 
 

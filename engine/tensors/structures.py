@@ -9,7 +9,7 @@ import ctypes
 import itertools
 from collections.abc import Iterator
 
-VERSION = 13  # as native.h has it
+VERSION = 14  # as native.h has it
 
 
 class NativeDerived(ctypes.Structure):
@@ -134,6 +134,25 @@ class NativeFactor(ctypes.Structure):
         ("start", ctypes.c_int64),
         ("along_side", ctypes.c_int64),
         ("along_rank", ctypes.c_int64),
+        ("along_matrix", ctypes.c_int64),
+    ]
+
+
+class NativeAdapted(ctypes.Structure):
+    _fields_ = [
+        ("weight", ctypes.c_void_p),
+        ("dtype", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+        ("start", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("rank", ctypes.c_int64),
+        ("group", ctypes.c_int64),
+        ("left", NativeFactor),
+        ("right", NativeFactor),
+        ("room", ctypes.c_void_p),
+        ("floats", ctypes.c_int64),
+        ("there", ctypes.c_void_p),
     ]
 
 
@@ -148,6 +167,7 @@ STRUCTURES = (
     NativeCodes,
     NativeCoded,
     NativeFactor,
+    NativeAdapted,
 )
 
 

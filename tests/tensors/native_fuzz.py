@@ -14,6 +14,7 @@ import numpy as np
 
 from mergemill.engine.tensors import native
 from mergemill.engine.tensors.structures import (
+    NativeAdapted,
     NativeCoded,
     NativeCodes,
     NativeCut,
@@ -90,7 +91,7 @@ class Fuzz:
         """Return a slab of random tensors as they are stored."""
         size, block, has_base = self.size(), self.block(), self.integer(0, 1)
         count = self.integer(1, many)
-        dtypes = self.random.integers(0, 4, count + has_base).astype(np.int32)
+        dtypes = self.random.integers(0, 5, count + has_base).astype(np.int32)
         data = [self.stored(size, dtype) for dtype in dtypes]
         scales = self.choose(np.ones(count, np.float32), self.floats(count))
         vectors = self.random.integers(0, 2, count).astype(np.int32)
@@ -105,7 +106,10 @@ class Fuzz:
         return slab
 
     def stored(self, size: int, dtype: int) -> Array:
-        """Return elements as they are stored: floats of 4 or 2 bytes, or codes and what decodes them."""
+        """Return elements as they are stored: floats of 4 or 2 bytes, codes and what decodes them, or an adapter's."""
+        if dtype == 4:
+            self.alive.append(adapted := self.adapted(size))
+            return np.frombuffer(adapted, np.uint8)
         if dtype == 3:
             self.alive.append(coded := self.coded(size))
             return np.frombuffer(coded, np.uint8)
@@ -340,37 +344,42 @@ class Fuzz:
 
     def subtract_stored(self) -> None:
         slab = self.slab(many=2)
-        kinds = [self.integer(0, 2) for _ in range(2)]
-        data = [self.bits(slab.size) if kind == 0 else self.bits(slab.size).astype(np.uint16) for kind in kinds]
+        kinds = [self.integer(0, 4) for _ in range(2)]
+        data = [self.stored(slab.size, kind) for kind in kinds]
         self.call("subtract_stored", data[0], kinds[0], data[1], kinds[1], slab.size, self.floats(slab.size))
 
     def decode(self) -> None:
-        size, kind = self.size(), self.integer(0, 2)
-        data = self.bits(size) if kind == 0 else self.bits(size).astype(np.uint16)
-        self.call("decode", data, kind, size, self.floats(size))
+        size, kind = self.size(), self.integer(0, 4)
+        done = self.call("decode", self.stored(size, kind), kind, size, self.floats(size))
+        assert done in ((0,) if kind < 3 else (0, REFUSED))
 
-    def factor(self, vectors: int, rank: int) -> NativeFactor:
+    def factor(self, matrices: int, vectors: int, rank: int) -> NativeFactor:
         """Return a factor that is mostly right: of too few elements, or with odd strides, now and then."""
-        beside, across = self.choose(
-            (rank, 1), (1, vectors), (rank + 3, 1), (0, 1), (-1, 1), (1 << 40, 1), (1, 1 << 62)
-        )
-        start = self.choose(0, 0, 5, -1)
-        needed = max(start, 0) + (vectors - 1) * beside + (rank - 1) * across + 1
+        beside, across = self.choose((rank, 1), (1, vectors), (rank, 1), (1, vectors), (rank + 3, 1))
+        if self.integer(0, 20) == 0:
+            beside, across = self.choose((0, 1), (-1, 1), (1 << 40, 1), (1, 1 << 62))
+        start, along = self.choose(0, 0, 0, 5), vectors * rank * self.integer(0, 1)
+        needed = start + (matrices - 1) * along + (vectors - 1) * beside + (rank - 1) * across + 1
         size = needed if 0 < needed < 1 << 20 else 10
-        kind, size = self.integer(0, 2), max(0, size - self.choose(0, 0, 0, 1))
+        kind, size = self.integer(0, 2), max(0, size - self.choose(*[0] * 30, 1))
         data = self.bits(size) if kind == 0 else self.bits(size).astype(np.uint16)
         self.alive.append(data)
-        return NativeFactor(pointer(data), kind, size, start, beside, across)
+        start = -1 if self.integer(0, 50) == 0 else start
+        return NativeFactor(pointer(data), kind, size, start, beside, across, along)
 
-    def add_product(self) -> None:
-        rank, columns = self.integer(1, 20), self.choose(1, 3, 16, 33, 511, 512, 513, 1100)
-        size, start = self.integer(0, 3000), self.integer(0, 2500)
-        rows = (start + max(size, 1) - 1) // columns + 1
-        touched = rows - start // columns
-        room = self.floats((touched + 512) * rank + 16 - self.choose(0, 0, 0, 1))
-        left, right = self.factor(rows, rank), self.factor(columns, rank)
-        out = self.floats(size)
-        self.call("add_product", out, start, size, columns, ref(left), ref(right), rank, self.number(), room, len(room))
+    def adapted(self, size: int) -> NativeAdapted:
+        """Return a slab of matrices with a product, of weights in any form, with just the room that it needs."""
+        rows, columns, rank = self.integer(1, 70), self.choose(1, 3, 16, 33, 255, 512, 1100), self.integer(1, 9)
+        start, group, wide = self.integer(0, 3000), self.choose(4, 8, 16), -(-columns // 16) * 16
+        matrices = (start + max(size, 1) - 1) // columns // rows + 1
+        dtype = self.integer(0, 4 if self.integer(0, 3) == 0 else 3)
+        factors = self.factor(matrices, rows, rank), self.factor(matrices, columns, rank)
+        room = self.floats(wide * (rank + group) + group * rank - self.choose(*[0] * 30, 1))
+        self.alive += [weight := self.stored(size, dtype), room, there := np.array([-1, -1], np.int64)]
+        lies = (start, rows, columns, rank, self.choose(*[group] * 30, 0, 6))
+        return NativeAdapted(
+            pointer(weight), dtype, self.number(), *lies, *factors, pointer(room), len(room), pointer(there)
+        )
 
     def stored_equal(self) -> None:
         slab = self.slab()

@@ -20,7 +20,7 @@ TENSORS = HERE.parents[1] / "engine" / "tensors"
 EXTENSION = tomllib.loads((HERE.parents[1] / "pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"][0]
 SOURCES = [HERE.parents[1] / name for name in EXTENSION["sources"]]
 FUZZ_S = float(os.environ.get("MERGEMILL_FUZZ_S", "3"))
-SIGNATURES = "220a1c04f9f57330"  # of version 13
+SIGNATURES = "1d5158571d99ddfc"  # of version 14
 
 
 def find_compiler(name: str) -> str:
@@ -85,12 +85,12 @@ def test_another_signature_or_structure_is_another_version() -> None:
     text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
     found = re.findall(
         r"\b\w+ mergemill_\w+\([^)]*\)"
-        r"|typedef struct \{[^}]*\} (?:Derived|Slab|Cut|Keep|Join|Window|Rank|Codes|Coded|Factor);",
+        r"|typedef struct \{[^}]*\} (?:Derived|Slab|Cut|Keep|Join|Window|Rank|Codes|Coded|Factor|Adapted);",
         text,
     )
-    assert len(found) == len(native.SIGNATURES) + 1 + 10
+    assert len(found) == len(native.SIGNATURES) + 1 + 11
     plain = "\n".join(" ".join(each.split()) for each in found)
-    assert (structures.VERSION, hashlib.sha256(plain.encode()).hexdigest()[:16]) == (13, SIGNATURES)
+    assert (structures.VERSION, hashlib.sha256(plain.encode()).hexdigest()[:16]) == (14, SIGNATURES)
 
 
 @pytest.mark.skipif(native.load() is None, reason="the native loops were not built: there is no C compiler")
