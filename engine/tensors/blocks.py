@@ -1,4 +1,8 @@
-"""Blocks of llama.cpp's quantised types as an expression: dequantised by the package `gguf`, slab by slab."""
+"""Blocks of llama.cpp's quantised types as an expression, dequantised slab by slab.
+
+By a native loop for the types that most files have, else by the package `gguf`, with the same bits. The package takes
+10 to 28 ns an element, the loop 0.4 to 2.3, and a whole merge 3 (2026-11-30).
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -7,20 +11,22 @@ from typing import Any
 import numpy as np
 
 from mergemill.engine.errors import RunError
-from mergemill.engine.tensors.drift import Watch
+from mergemill.engine.tensors import native
+from mergemill.engine.tensors.dequantized import Decoded
 from mergemill.engine.tensors.dtypes import item_bytes
-from mergemill.engine.tensors.expressions import Leaf, Read, Stored
-from mergemill.engine.tensors.lazy import Tensor, torch
-from mergemill.engine.tensors.rounds import Plain
+from mergemill.engine.tensors.expressions import Read, Stored
 from mergemill.engine.tensors.slabs import Span
-from mergemill.engine.tensors.workspace import Arena, Workspace, aligned, tensor_of
+from mergemill.engine.tensors.stored import call_checked
+from mergemill.engine.tensors.workspace import Workspace, aligned
 
+# In the order of the loop.
+NATIVE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
 BESIDE = 40  # bytes that the package takes for an element while it dequantises
 ROW = 2048  # elements of what the package is told is a row: it takes 16 at once, for one block as long as for these
 
 
 @dataclass(frozen=True, slots=True)
-class Blocks(Leaf):
+class Blocks(Decoded):
     """A tensor of which so many elements, one after the other, are one block of bytes."""
 
     stored: Stored  # as U8
@@ -35,34 +41,31 @@ class Blocks(Leaf):
         first, last = self._find_blocks(span)
         yield from self.stored.reads(Span(first * self.block_bytes, last * self.block_bytes))
 
-    def suits_device(self, device: str) -> bool:
-        """It is made on the CPU, and so is what is merged with it."""
-        return False
-
-    def encode(self, span: Span, work: Workspace, dtype: str, watch: Watch | None = None) -> Arena:
-        """Return the span's bytes as `dtype`: none are stored so."""
-        return Plain.encode(self, span, work, dtype, watch)
-
-    def slab(self, span: Span, work: Workspace, dtype: str, watch: Watch | None = None) -> Tensor:
-        """Return the span dequantised, and cast to `dtype`."""
-        (wanted,) = self.reads(span)
-        raw = work.read_array(wanted.pin, wanted.offset_bytes, wanted.size_bytes)
-        made = work.take_bytes(4 * span.size)
-        if span.size:
-            first = self._find_blocks(span)[0] * self.block_elements
-            found = dequantize(raw.reshape(-1, self.block_bytes), self.kind, ROW // self.block_elements)
-            made.view(np.float32)[:] = found[span.start - first : span.stop - first]
-        return tensor_of(made).view(torch.float32) if dtype == "F32" else work.decode(tensor_of(made), "F32", dtype)
-
     def slab_bytes(self, elements: int, dtype: str) -> int:
         """Blocks, float32, the cast, and what the package takes."""
         whole = elements + 2 * self.block_elements
         blocks = aligned(whole // self.block_elements * self.block_bytes)
-        return blocks + aligned(4 * elements) + aligned(elements * item_bytes(dtype)) + BESIDE * whole
+        beside = 0 if self._is_native else BESIDE * whole
+        return blocks + aligned(4 * elements) + aligned(elements * item_bytes(dtype)) + beside
+
+    @property
+    def _is_native(self) -> bool:
+        return self.kind in NATIVE and native.load() is not None
 
     def describe(self) -> Mapping[str, Any]:
         """What is stored, and its type."""
         return {"blocks": self.stored.describe(), "kind": self.kind, "shape": list(self.shape)}
+
+    def _fill(self, span: Span, work: Workspace, out: np.ndarray[Any, np.dtype[np.float32]]) -> None:
+        (wanted,) = self.reads(span)
+        raw = work.read_array(wanted.pin, wanted.offset_bytes, wanted.size_bytes)
+        skipped = span.start % self.block_elements
+        if self._is_native:
+            given = (raw.ctypes.data, raw.size, skipped, span.size, out.ctypes.data)
+            call_checked("decode_blocks", NATIVE.index(self.kind), *given)
+            return
+        found = dequantize(raw.reshape(-1, self.block_bytes), self.kind, ROW // self.block_elements)
+        out[:] = found[skipped : skipped + span.size]
 
     def _find_blocks(self, span: Span) -> tuple[int, int]:
         return span.start // self.block_elements, -(-span.stop // self.block_elements)

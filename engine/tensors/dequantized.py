@@ -68,8 +68,8 @@ class Codes:
         return {"codes": self.stored.describe(), "bits": self.bits, "table": table, "high_first": self.high_first}
 
 
-class _Quantized(Leaf):
-    """What both have in common."""
+class Decoded(Leaf):
+    """What all that is stored as codes has in common: it is made on the CPU, as float32."""
 
     __slots__ = ()
 
@@ -101,7 +101,7 @@ class _Quantized(Leaf):
 
 
 @dataclass(frozen=True, slots=True)
-class Dequantized(_Quantized):
+class Dequantized(Decoded):
     """Matrices whose codes lie in the order of their elements, with a scale for every block of rows and columns."""
 
     codes: Codes
@@ -141,7 +141,7 @@ class Dequantized(_Quantized):
     def lower(self, span: Span, work: Workspace) -> tuple[Arena, str]:
         """Return the codes and all that decodes them, where there are native loops."""
         if not self.is_lowered or not span.size:
-            return _Quantized.lower(self, span, work)
+            return Decoded.lower(self, span, work)
         return np.frombuffer(memoryview(self._lower(span, work)), np.uint8), CODED
 
     def lowered_bytes(self, elements: int) -> int:
@@ -234,7 +234,7 @@ class Dequantized(_Quantized):
 
 
 @dataclass(frozen=True, slots=True)
-class Transposed(_Quantized):
+class Transposed(Decoded):
     """Matrices ``[rows, columns]`` whose codes are stored column after column, or in words of several of them.
 
     The code of row o and column i is at ``rows_at(o) + columns_at(i)``, its scale in row ``i // group`` (or where

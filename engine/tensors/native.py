@@ -63,6 +63,7 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "stored_divergences": ([_POINTER, _SIZE, _POINTER], _FLAG),
     "dequantize_rows": ([_POINTER, _SIZE, _POINTER], _FLAG),
     "dequantize_columns": ([_POINTER, *[_SIZE] * 3, *[_POINTER] * 5], _FLAG),
+    "decode_blocks": ([_FLAG, _POINTER, *[_SIZE] * 3, _POINTER], _FLAG),
     "stored_marks": ([_POINTER, _SIZE, _POINTER, _POINTER, _POINTER], _FLAG),
     "decode": ([_POINTER, _FLAG, _SIZE, _POINTER], _FLAG),
     "find_largest": ([_POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _POINTER, _FLOAT, _SIZE, _POINTER, _POINTER], _SIZE),

@@ -19,6 +19,7 @@ from mergemill.engine.checkpoint.checkpoint import open_checkpoint
 from mergemill.engine.checkpoint.gguf.header import KINDS
 from mergemill.engine.errors import CheckpointError, PlanError
 from mergemill.engine.storage.ranges import pin_file
+from mergemill.engine.tensors import native
 from mergemill.engine.tensors.blocks import Blocks
 from mergemill.engine.tensors.expressions import Expression, Stored
 from mergemill.engine.tensors.slabs import Span
@@ -209,7 +210,9 @@ def read_expression(expression: Expression, step: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS.values() if not kind.dtype], ids=lambda kind: kind.name)
-def test_every_type_is_dequantised_as_the_package_does_whatever_the_spans(kind: Any, tmp_path: Path) -> None:
+def test_every_type_is_dequantised_as_the_package_does_whatever_the_spans(
+    kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind.name]] == (kind.block, kind.block_bytes)
     blocks = np.random.default_rng(0).integers(0, 256, (6, kind.block_bytes), np.uint8)
     with np.errstate(all="ignore"):
@@ -220,6 +223,9 @@ def test_every_type_is_dequantised_as_the_package_does_whatever_the_spans(kind: 
     made = Blocks(stored, kind.name, kind.block, kind.block_bytes, (3, 2 * kind.block), "BF16")
     for step in (made.size, kind.block + 1, 7):
         np.testing.assert_array_equal(read_expression(made, step).numpy(), expected)
+    with monkeypatch.context() as without:
+        without.setattr(native, "load", lambda: None)
+        np.testing.assert_array_equal(read_expression(made, kind.block + 1).numpy(), expected)
 
 
 def test_every_type_that_the_package_dequantises_is_known() -> None:

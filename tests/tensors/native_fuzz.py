@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from mergemill.engine.checkpoint.gguf.header import KINDS
 from mergemill.engine.tensors import native
+from mergemill.engine.tensors.blocks import NATIVE
 from mergemill.engine.tensors.structures import (
     NativeAdapted,
     NativeCoded,
@@ -438,6 +440,18 @@ class Fuzz:
         asked = size + self.choose(0, 0, 0, 500, 1 << 40)  # of which there are no codes
         done = self.call("dequantize_rows", ref(coded), asked, np.zeros(size, np.float32))
         assert done == (0 if coded.codes.bits in (4, 8) and asked == size else REFUSED)
+
+    def decode_blocks(self) -> None:
+        number = self.integer(0, len(NATIVE) - 1)
+        kind = next(each for each in KINDS.values() if each.name == NATIVE[number])
+        count = self.integer(0, 20)
+        blocks = self.random.integers(0, 256, count * kind.block_bytes, dtype=np.uint8)
+        start = self.integer(0, count * kind.block)
+        size = self.integer(0, count * kind.block - start)
+        asked = size + self.choose(0, 0, 0, count * kind.block + 1, 1 << 62)  # of which there are no blocks
+        wanted = self.choose(number, number, number, -1, len(NATIVE))
+        done = self.call("decode_blocks", wanted, blocks, blocks.size, start, asked, np.zeros(size, np.float32))
+        assert done == (0 if asked == size and wanted == number else REFUSED)
 
     def dequantize_columns(self) -> None:
         columns, size = self.choose(1, 7, 16, 17, 200), min(self.size(), 5000)
