@@ -56,7 +56,7 @@ class Family:
     separate: tuple[Layout, ...]  # how packed experts are called one by one, where that is not the first of `layouts`
     prefixes: tuple[str, ...]  # what names of one tensor may or may not begin with
     spellings: tuple[tuple[str, str], ...]  # parts of names, and how others spell them
-    turned: tuple[Layout, ...]  # packed experts [in, out] whose parts are stored [out, in]
+    turned: tuple[Layout, ...]  # packed experts [in, out] whose parts are stored [out, in]; of several, interleaved
     packed_otherwise: tuple[str, ...]  # tensors that have such a name and another order of elements
     transposed: tuple[str, ...]  # weights that are stored [in, out]; none: the family has none, or is not known
 

@@ -206,7 +206,8 @@ def _list_shapes(own: Mapping[str, Apart]) -> dict[Shape, tuple[tuple[str, Shape
 
 def _find_apart(offers: Offers, family: Family) -> dict[str, Apart]:
     """Return the stacks of which all parts are offered, by the name of the whole."""
-    layouts = (*family.turned, *family.layouts)
+    plain = [layout for layout in family.turned if len(layout.parts) == 1]  # others are no stack of their parts
+    layouts = (*plain, *family.layouts)
     places = {member: (layout, at) for layout in reversed(layouts) for at, member in enumerate(layout.parts)}
     lengths = sorted({member.count(".") + 1 for member in places})
     parts: dict[tuple[str, Layout], dict[tuple[int, int], str]] = {}

@@ -361,7 +361,7 @@ int32_t mergemill_stored_compared(const Slab *slab, int32_t alike, int64_t cuts,
     for (int64_t i = 0; i < 3; i++) {
         if (!(alike >> i & 1)) continue;
         const int32_t one = slab->dtypes[pairs[i][0]], other = slab->dtypes[pairs[i][1]];
-        if ((i && !base) || one != other || one == CODED) return REFUSED;
+        if ((i && !base) || one != other || one >= CODED) return REFUSED;
     }
     float x[CHUNK], y[CHUNK], z[CHUNK];
     double lanes[4 * LAST];

@@ -16,6 +16,7 @@ from oracles.gram import model_stock
 from runs.merging import SMALL_PART, make_recipe_of, parts_of
 
 from mergemill.engine import make_plan, run
+from mergemill.engine.errors import PlanError
 
 LAYOUTS = (False, True)
 KINDS = ("mixtral", "phimoe", "granitemoe", "qwen3_moe", "deepseek_v3")
@@ -245,6 +246,52 @@ def test_experts_that_are_packed_transposed_merge_with_experts_one_by_one(
         name = "model.layers.1.mlp.experts.gate_up_proj"
         expected = EXPECTED[method](*(each[name].double().numpy() for each in (base, a, b)))
         np.testing.assert_allclose(read_tensors(tmp_path / "0")[name].double().numpy(), expected, rtol=0, atol=2e-6)
+
+
+def take_gates_apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors as llm-compressor saves them: a module an expert, gate and up apart."""
+    made: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        stem, _, last = name.rpartition(".")
+        if not stem.endswith(".experts"):
+            made[name] = tensor
+            continue
+        kind, last = ("bias" if last.endswith("_bias") else "weight"), last.removesuffix("_bias")
+        parts = {"gate_proj": tensor[..., ::2], "up_proj": tensor[..., 1::2]} if last != "down_proj" else {last: tensor}
+        for part, values in parts.items():
+            for i, own in enumerate(values):
+                made[f"{stem}.{i}.{part}.{kind}"] = (own.T if kind == "weight" else own).contiguous()
+    return made
+
+
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_experts_whose_gates_lie_apart_merge_with_packed_ones(method: str, turned: Path, tmp_path: Path) -> None:
+    """Theirs are in FP8, as llm-compressor quantises them; the packed ones have the same values."""
+    for name in ("apart", "rounded"):
+        shutil.copytree(turned / "a-True", turned / name, dirs_exist_ok=True)
+    tensors, scale = read_tensors(turned / "a-True"), torch.tensor([2.0**-10])
+    experts = [name for name in tensors if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]
+    rounded = {name: (tensors[name] / scale).to(torch.float8_e4m3fn) for name in experts}
+    write_tensors(turned / "rounded", tensors | {name: codes.float() * scale for name, codes in rounded.items()})
+    apart = take_gates_apart(tensors | rounded)
+    scales = {f"{name}_scale": scale.clone() for name, codes in apart.items() if codes.dtype == torch.float8_e4m3fn}
+    write_tensors(turned / "apart", apart | scales)
+    config = json.loads((turned / "apart" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "compressed-tensors", "format": "float-quantized"}
+    (turned / "apart" / "config.json").write_text(json.dumps(config))
+    found, wanted = (
+        read_tensors(merge(turned, tmp_path / each, method, ["base-True", each, "b-True"]))
+        for each in ("apart", "rounded")
+    )
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+def test_packed_experts_are_not_taken_apart_for_a_donor_whose_gates_lie_apart(turned: Path, tmp_path: Path) -> None:
+    shutil.copytree(turned / "a-True", turned / "a-apart", dirs_exist_ok=True)
+    write_tensors(turned / "a-apart", take_gates_apart(read_tensors(turned / "a-True")))
+    with pytest.raises(PlanError, match=r"gate and up apart .*gate_proj.weight\), .*b-True.* as base_model, or first"):
+        merge(turned, tmp_path / "out", "linear", ["a-apart", "b-True", "base-True"])
 
 
 FUSED = {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"), "mlp.gate_up_proj": ("gate_proj", "up_proj")}
