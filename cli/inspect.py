@@ -108,18 +108,48 @@ def _adapter_facts(found: "values.Inspection") -> Iterator[tuple[str, str]]:
     ranks = f" (from {adapter.ranks[0]} to {adapter.ranks[-1]})" if adapter.ranks else ""
     yield "adapter", f"{adapter.method} of rank {adapter.rank}{ranks}, alpha {adapter.alpha:g}"
     yield "base model", adapter.base or "its config says none"
-    yield "targets", ", ".join(adapter.targets) or "its config says none"
+    yield "targets", ", ".join(group_numbered(adapter.targets)) or "its config says none"
     yield "changes", ", ".join(f"{count} {name}" for name, count in adapter.modules.items()) or "no modules"
     if adapter.embeddings:
         yield "tokens", ", ".join(adapter.embeddings)
     if adapter.whole:
-        yield "replaces", ", ".join(adapter.whole)
+        yield "replaces", ", ".join(group_numbered(adapter.whole))
     yield (
         "as an input",
         f"refused: {adapter.refused}"
         if adapter.refused
         else "BASE+ADAPTER is taken, where its shapes are those of BASE",
     )
+
+
+def group_numbered(names: Sequence[str]) -> list[str]:
+    """Return the names with those as one that differ in a number alone, as those of experts and layers do.
+
+    >>> group_numbered(["lm_head", *(f"layers.{i}.experts.{k}.up_proj" for i in (0, 1, 5) for k in range(32))])
+    ['lm_head', 'layers.0-1,5.experts.0-31.up_proj (96)']
+    """
+    found = {tuple(name.split(".")): 1 for name in names}
+    for at in range(max(map(len, found), default=0))[::-1]:
+        groups: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+        for words in found:
+            numbered = at < len(words) and words[at].isdecimal()
+            groups.setdefault((*words[:at], "#", *words[at + 1 :]) if numbered else words, []).append(words)
+        found = {_join_group(group, at): sum(found[words] for words in group) for group in groups.values()}
+    return [".".join(words) + (f" ({count:,})" if count > 1 else "") for words, count in found.items()]
+
+
+def _join_group(group: Sequence[tuple[str, ...]], at: int) -> tuple[str, ...]:
+    """Return names that differ in the word `at`, a number, as one with runs in its place."""
+    if len(group) == 1:
+        return group[0]
+    numbers, runs = sorted({int(words[at]) for words in group}), []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    said = ",".join(f"{low}-{high}" if high > low else f"{low}" for low, high in runs)
+    return *group[0][:at], said, *group[0][at + 1 :]
 
 
 def _card_facts(found: "values.Inspection") -> Iterator[tuple[str, str]]:

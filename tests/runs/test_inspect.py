@@ -154,6 +154,14 @@ def test_what_an_adapter_holds_beside_factors_is_told_by_the_command(tmp_path: P
     assert told["as an input"].startswith("BASE+ADAPTER is taken")
 
 
+def test_experts_one_by_one_are_told_as_one(tmp_path: Path) -> None:
+    paths = [f"layers.{i}.experts.{k}.{last}" for i in range(2) for k in range(4) for last in ("up_proj", "down_proj")]
+    folder = write_adapter(tmp_path, target_modules=["q_proj", *paths, "layers.1.norm"])
+    told = dict(list_facts(inspect(folder)))
+    experts = "layers.0-1.experts.0-3.up_proj (8), layers.0-1.experts.0-3.down_proj (8)"
+    assert told["targets"] == f"q_proj, {experts}, layers.1.norm"
+
+
 def test_a_folder_of_neither_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(errors.CheckpointError, match="has no file of weights"):
         inspect(tmp_path)
