@@ -35,9 +35,25 @@ _HEAD = "lm_head"  # as transformers calls the head of every model that generate
 
 def plan_prepared(ready: ModelPair, measured: Mapping[str, Measured]) -> Plan:
     """Plan the adapter of what was measured: by name of a tensor, those that were asked for."""
+    _check_parameters(ready, measured)
     ranks = _choose_ranks(ready, measured)
     whole = sorted(name for name, each in measured.items() if each.changed and name not in ranks)
     return _plan(ready, {name: rank for name, rank in ranks.items() if rank}, whole)
+
+
+def _check_parameters(ready: ModelPair, measured: Mapping[str, Measured]) -> None:
+    """Raise PlanError for a changed parameter that is no weight or bias, as the sinks of gpt-oss's attention.
+
+    peft would store the module that has it, all of its projections whole, and change none of these by factors. One that
+    did not change is left out, as all that equals the base's (2026-11-30): most fine-tunes leave them alone.
+    """
+    for name, each in measured.items():
+        weight = ready.pairs[name].weight
+        if weight.kind == "parameter" and each.changed:
+            raise PlanError(
+                f"{KIND}: tensor {name} has changed, and is no weight or bias of a module, which alone peft stores; "
+                f"leave it out with -e '{weight.module.rpartition('.')[2]}$', or with --skip-undecomposable"
+            )
 
 
 def replan_extraction(origin: Origin, storage: Mapping[str, Mapping[str, Any]] | None) -> Plan:

@@ -155,11 +155,6 @@ def _pair(
                 f"{KIND}: tensor {name}: the model has shape {list(own[name].shape)}, the base "
                 f"{list(base[name].shape)}; an adapter cannot hold such a change"
             )
-        if weight.kind == "parameter":
-            raise PlanError(
-                f"{KIND}: tensor {name} is no weight or bias of a module, which alone peft stores; leave it out with "
-                f"-e '{weight.module.rpartition('.')[2]}$', or with --skip-undecomposable"
-            )
         pairs[name] = TensorPair(weight, own[name], base[name], grown)
     return pairs, left
 

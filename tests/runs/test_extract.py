@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from adapters import fill, make_gpt2, make_llama, make_qwen, peft, transformers, write_adapter, write_model
-from models import read_tensors
+from models import read_tensors, write_tensors
 from reference.mergekit import find_skip_reason
 from runs.merging import parts_of, run_until
 from safetensors.torch import load_file, save_file
@@ -258,11 +258,15 @@ def test_experts_come_out_packed_or_one_by_one(family: str, tmp_path: Path) -> N
     for name, module in (("base", base), ("tuned", tuned)):
         module.save_pretrained(tmp_path / name, save_original_format=family == "apart")
     if family == "turned":
-        with pytest.raises(PlanError, match=r"sinks is no weight or bias .* leave it out with -e 'self_attn\$'"):
+        with pytest.raises(PlanError, match=r"sinks has changed, .* no weight or bias .* with -e 'self_attn\$'"):
             make_lora_plan(str(tmp_path / "tuned"), str(tmp_path / "base"))
         with pytest.raises(PlanError, match=r"packed \[in, out\], and no layout of them one by one is known; leave"):
             make_lora_plan(str(tmp_path / "tuned"), str(tmp_path / "base"), layout="separate")
-    found = extract(tmp_path, tmp_path / "out", max_rank=64, exclude=("self_attn$",))
+        excluding = make_lora_plan(str(tmp_path / "tuned"), str(tmp_path / "base"), exclude=("self_attn$",))
+        assert not any("sinks" in name for shard in excluding.shards for name in map(str, shard.tensors))
+        sinks = {name: value for name, value in read_tensors(tmp_path / "base").items() if name.endswith("sinks")}
+        write_tensors(tmp_path / "tuned", read_tensors(tmp_path / "tuned") | sinks)
+    found = extract(tmp_path, tmp_path / "out", max_rank=64)
     assert any("experts.base_layer.lora_A" in name for name in found) == (family != "apart")
     made = merge_by_peft_packed(base, tmp_path / "out")
     for name, value in tuned.state_dict().items():
