@@ -142,8 +142,8 @@ def _join_group(group: Sequence[tuple[str, ...]], at: int) -> tuple[str, ...]:
     """Return names that differ in the word `at`, a number, as one with runs in its place."""
     if len(group) == 1:
         return group[0]
-    numbers, runs = sorted({int(words[at]) for words in group}), []
-    for number in numbers:
+    runs: list[list[int]] = []
+    for number in sorted({int(words[at]) for words in group}):
         if runs and number == runs[-1][1] + 1:
             runs[-1][1] = number
         else:
