@@ -133,10 +133,11 @@ def compare_slabs(slabs: Sequence[Tensor], asked: SlabAsked, unlike: Sequence[in
         signed = (np.abs(x) > 0) & (np.abs(y) > 0)
         counts[SIGNED] = np.count_nonzero(signed)
         counts[OPPOSITE] = np.count_nonzero(signed & ((x.view(np.int32) ^ y.view(np.int32)) < 0))
-        for i, exact in enumerate((*(each for _, each in sides), *([None] * (2 - len(sides))), wide[2 if base else 0])):
-            if exact is None or not asked.columns:
+        of_rows = (*(each for _, each in sides), *([None] * (2 - len(sides))), wide[2 if base else 0])
+        for i, taken in enumerate(of_rows):
+            if taken is None or not asked.columns:
                 continue
-            found = (exact.reshape(-1, asked.columns) ** 2).sum(axis=1)
+            found = (taken.reshape(-1, asked.columns) ** 2).sum(axis=1)
             if asked.by_row:
                 squares[i] = found
             if i < 2:
