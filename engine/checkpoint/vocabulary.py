@@ -6,6 +6,7 @@ from typing import Any
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint, digest_file, read_file
 from mergemill.engine.checkpoint.copied_files import matches
+from mergemill.engine.checkpoint.made import MadeFiles
 from mergemill.engine.errors import CheckpointError
 from mergemill.engine.storage.ranges import is_remote
 
@@ -20,7 +21,7 @@ def same_tokenizer(a: Checkpoint, b: Checkpoint) -> bool:
     Merges, normalizers and templates do not count: they do not move the rows of an embedding. False where the
     two store their vocabularies in forms that cannot be compared. Raises `CheckpointError` for broken files.
     """
-    if is_same_file(a, b, "tokenizer.json"):
+    if not any(isinstance(each.made, MadeFiles) for each in (a, b)) and is_same_file(a, b, "tokenizer.json"):
         return True
     first, second = read_vocabulary(a), read_vocabulary(b)
     if first is not None and second is not None:
@@ -43,6 +44,8 @@ def read_vocabulary(checkpoint: Checkpoint) -> Mapping[str, int] | None:
 
 
 def _read_vocabulary(checkpoint: Checkpoint) -> Mapping[str, int] | None:
+    if isinstance(checkpoint.made, MadeFiles):
+        return checkpoint.made.list_vocabulary()
     if "tokenizer.json" in checkpoint.files:
         return parse_tokenizer(_read_json(checkpoint, "tokenizer.json"), f"{checkpoint.path}/tokenizer.json")
     if "vocab.json" in checkpoint.files:

@@ -10,6 +10,8 @@ from tokenizers import Tokenizer
 from mergemill.engine.checkpoint.gguf.header import GgufList
 from mergemill.engine.checkpoint.gguf.stored_tokens import CONTROL, NORMAL, UNUSED
 from mergemill.engine.checkpoint.gguf.tokenizer import PATTERNS, make_tokenizer
+from mergemill.engine.checkpoint.made import MadeFiles
+from mergemill.engine.checkpoint.vocabulary import parse_tokenizer
 
 LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 CUTS: dict[str, list[dict[str, Any]]] = {
@@ -79,3 +81,22 @@ def test_texts_are_encoded_as_before(stored: dict[str, Any], cut: str) -> None:
 def test_what_would_be_a_guess_is_not_made(stored: dict[str, Any], changed: dict[str, Any]) -> None:
     settings = make_settings(stored, "gpt-2", 600)
     assert not make_tokenizer(settings | {f"tokenizer.ggml.{key}": value for key, value in changed.items()})
+
+
+def test_no_file_is_made_before_it_is_read(stored: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor to know which there are, or whose id is which."""
+    asked: list[str] = []
+    real = json.dumps
+    monkeypatch.setattr(json, "dumps", lambda value, **more: asked.append("made") or real(value, **more))
+    files = make_tokenizer(make_settings(stored, "llama-bpe", 600))
+    assert isinstance(files, MadeFiles)
+    assert (sorted(files), "tokenizer.json" in files, "vocab.json" in files) == (
+        ["tokenizer.json", "tokenizer_config.json"],
+        True,
+        False,
+    )
+    ids = files.list_vocabulary()
+    assert asked == []
+    assert ids == parse_tokenizer(json.loads(files["tokenizer.json"]), "here")
+    assert files["tokenizer.json"] is files["tokenizer.json"]
+    assert asked == ["made"]

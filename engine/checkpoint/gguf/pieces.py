@@ -8,7 +8,8 @@ It encodes as transformers' own conversion of such a file does (5.14), which is 
 """
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mergemill.engine.checkpoint.gguf.stored_tokens import BYTE, NORMAL, UNKNOWN, StoredTokens, make_ends, read_list
@@ -18,21 +19,39 @@ MOST_CUT = 1 << 28  # characters of both parts of pieces, cut at each place; tho
 _MARK = "▁"
 
 
-def make_pieces(stored: StoredTokens) -> dict[str, Any] | None:
-    """Return what ``tokenizer.json`` says; None where the tokens are no pieces, or not told apart."""
+@dataclass(frozen=True, slots=True)
+class StoredPieces:
+    """The pieces of a file."""
+
+    tokens: StoredTokens  # as they are spelt in a ``tokenizer.json``
+    scores: Sequence[float]
+    prepends: bool  # whether a text begins with a space
+
+    @property
+    def pieces(self) -> list[tuple[str, float, int]]:
+        """The text, the score and the kind of each."""
+        return [*zip(self.tokens.texts, self.scores, self.tokens.kinds, strict=False)]  # there may be more scores
+
+
+def find_pieces(stored: StoredTokens) -> StoredPieces | None:
+    """Return the pieces; None where the tokens are none, or not told apart."""
     settings = stored.settings
     if settings.get("tokenizer.ggml.model") != "llama":
         return None
     is_gemma = str(settings.get("general.architecture")).startswith("gemma")
-    found = _respell(stored) if is_gemma else stored
+    tokens = _respell(stored) if is_gemma else stored
+    scores = [-float(i) for i in range(len(tokens.texts))] if is_gemma else read_list(settings, "scores", float)
+    if len({*tokens.texts}) < len(tokens.texts) or len(scores) < len(tokens.texts) or any(map(math.isnan, scores)):
+        return None
+    if sum(len(text) ** 2 for text, kind in zip(tokens.texts, tokens.kinds, strict=True) if kind == NORMAL) > MOST_CUT:
+        return None
+    return StoredPieces(tokens, scores, not is_gemma and settings.get("tokenizer.ggml.add_space_prefix", True) is True)
+
+
+def make_pieces(stored: StoredPieces) -> dict[str, Any]:
+    """Return what ``tokenizer.json`` says."""
+    found, prepends, pieces = stored.tokens, stored.prepends, stored.pieces
     vocabulary = found.list_vocabulary()
-    scores = [-float(i) for i in range(len(found.texts))] if is_gemma else read_list(settings, "scores", float)
-    pieces = [*zip(found.texts, scores, found.kinds, strict=False)]
-    if len({*found.texts}) < len(found.texts) or len(pieces) < len(found.texts) or any(map(math.isnan, scores)):
-        return None
-    if sum(len(text) ** 2 for text, _, kind in pieces if kind == NORMAL) > MOST_CUT:
-        return None
-    prepends = not is_gemma and settings.get("tokenizer.ggml.add_space_prefix", True) is True
     unknown = (text for text, _, kind in pieces if kind == UNKNOWN)
     return {
         "version": "1.0",

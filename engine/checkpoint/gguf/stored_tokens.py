@@ -33,6 +33,10 @@ class StoredTokens:
             if kind not in (NORMAL, UNUSED, BYTE) and text
         ]
 
+    def list_all(self) -> dict[str, int]:
+        """Return the id of each, those that are added included, as a ``tokenizer.json`` of them says."""
+        return self.list_vocabulary() | {each["content"]: each["id"] for each in self.list_added()}
+
     def find(self, role: str) -> int | None:
         """Return the id of a special token."""
         found = self.settings.get(f"tokenizer.ggml.{SPECIAL[role]}_token_id")

@@ -5,12 +5,14 @@ token is one without merges, and whether a text begins with the token for that, 
 of SentencePiece are in `pieces.py`.
 """
 
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from mergemill.engine.checkpoint.gguf.pieces import make_pieces
+from mergemill.engine.checkpoint.gguf.pieces import find_pieces, make_pieces
 from mergemill.engine.checkpoint.gguf.stored_tokens import SPECIAL, StoredTokens, make_ends, read_tokens
+from mergemill.engine.checkpoint.made import MadeFiles
 
 # The pattern by which text is cut, or what it has in it, and llama.cpp's name for it.
 _GPT4 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -29,29 +31,44 @@ _NORMALIZED = ("qwen2",)
 
 
 def make_tokenizer(settings: Mapping[str, Any]) -> Mapping[str, bytes]:
-    """Return the files of a tokenizer, by name; none where its tokens are neither known BPE nor pieces."""
+    """Return the files of a tokenizer, by name, each made when it is read; none where its tokens are not known.
+
+    Known are byte-level BPE and pieces. Merges that pieces imply are many seconds' work for large vocabularies.
+    """
     stored = read_tokens(settings)
     if stored is None:
         return {}
-    made = _make_bytes(stored) if settings.get("tokenizer.ggml.model") == "gpt2" else make_pieces(stored)
-    if made is None:
+    tokens, make = stored, functools.partial(_make_bytes, stored)
+    if settings.get("tokenizer.ggml.model") != "gpt2":
+        pieces = find_pieces(stored)
+        if pieces is None:
+            return {}
+        tokens, make = pieces.tokens, functools.partial(make_pieces, pieces)
+    elif not _find_steps(settings.get("tokenizer.ggml.pre")):
         return {}
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    config |= {f"{role}_token": stored.texts[at] for role in SPECIAL if (at := stored.find(role)) is not None}
-    template = settings.get("tokenizer.chat_template")
-    files = {
-        "tokenizer.json": json.dumps(made, ensure_ascii=False),  # on one line: indented, it is made in Python
-        "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False),
+    makers: dict[str, Callable[[], bytes]] = {
+        "tokenizer.json": lambda: _write(make()),
+        "tokenizer_config.json": lambda: _write(_make_config(stored), indent=2),
     }
-    texts = {name: text.encode() + b"\n" for name, text in files.items()}
-    return texts | ({"chat_template.jinja": template.encode()} if isinstance(template, str) and template else {})
+    template = settings.get("tokenizer.chat_template")
+    if isinstance(template, str) and template:
+        makers["chat_template.jinja"] = template.encode
+    return MadeFiles(makers, tokens.list_all)
 
 
-def _make_bytes(stored: StoredTokens) -> dict[str, Any] | None:
+def _write(value: Any, indent: int | None = None) -> bytes:
+    """Return it as its file would be; on one line where that is not asked for: indented, it is made in Python."""
+    return json.dumps(value, ensure_ascii=False, indent=indent).encode() + b"\n"
+
+
+def _make_config(stored: StoredTokens) -> dict[str, Any]:
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    return config | {f"{role}_token": stored.texts[at] for role in SPECIAL if (at := stored.find(role)) is not None}
+
+
+def _make_bytes(stored: StoredTokens) -> dict[str, Any]:
     cut = stored.settings.get("tokenizer.ggml.pre")
     steps = _find_steps(cut)
-    if not steps:
-        return None
     plain = _level(use_regex=True) | {"trim_offsets": False}
     ends = make_ends(stored, usual=cut in _BEGINNING)
     return {
