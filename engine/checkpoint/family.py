@@ -88,6 +88,8 @@ def join_layer(stack: str, layer: int, rest: str) -> str:
     >>> join_layer("h", 3, "ln_1.weight"), join_layer("", 0, "weight")
     ('h.3.ln_1.weight', '0.weight')
     """
+    if stack and rest:
+        return f"{stack}.{layer}.{rest}"
     return ".".join(part for part in (stack, str(layer), rest) if part)
 
 

@@ -5,12 +5,12 @@ the dtypes below a byte, the order of the writer. A file is 8 bytes of length N 
 JSON, the data. The data has no holes: offsets follow from dtypes and shapes, so a `TensorInfo` carries none.
 """
 
+import functools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 from mergemill.engine.errors import HeaderError
 
@@ -27,8 +27,7 @@ DTYPE_BITS: Mapping[str, int] = {
 _RANK = {dtype: rank for rank, dtype in enumerate(DTYPE_BITS)}
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """What a header says of one tensor."""
 
     name: str
@@ -86,19 +85,26 @@ def make_header(
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
+def count_bytes(tensor: TensorInfo) -> int | None:
+    """Return the size of the data; None where it is no whole number of bytes, or overflows 64 bits on the way."""
+    bits = _count_bits(tensor.dtype, tensor.shape)
+    return None if bits is None or bits % 8 else bits // 8
+
+
 def check_size(tensor: TensorInfo, where: str) -> None:
     """Raise `HeaderError` unless the data are a whole number of bytes that 64 bits can count."""
-    bits = _count_bits(tensor)
+    bits = _count_bits(tensor.dtype, tensor.shape)
     if bits is None:
         raise HeaderError(f"{where} overflows: {tensor.dtype} {list(tensor.shape)} counts 2^64 or more")
     if bits % 8:
         raise HeaderError(f"{where} is {tensor.dtype} {list(tensor.shape)}: {bits} bits, not a whole number of bytes")
 
 
-def _count_bits(tensor: TensorInfo) -> int | None:
+@functools.lru_cache(maxsize=1024)  # the tensors of a model are of few kinds
+def _count_bits(dtype: str, shape: tuple[int, ...]) -> int | None:
     # Step by step, as safetensors multiplies: a zero that comes later does not undo an overflow.
     count = 1
-    for length in (*tensor.shape, DTYPE_BITS[tensor.dtype]):
+    for length in (*shape, DTYPE_BITS[dtype]):
         count *= length
         if count >= 2**64:
             return None
@@ -111,7 +117,8 @@ def _check_writable(tensors: Sequence[TensorInfo]) -> None:
         if tensor.name in names or tensor.name == "__metadata__":
             raise HeaderError(f"new header: tensor name {tensor.name!r} is taken")
         names.add(tensor.name)
-        check_size(tensor, f"new header: tensor {tensor.name!r}")
+        if count_bytes(tensor) is None:
+            check_size(tensor, f"new header: tensor {tensor.name!r}")
 
 
 def _encode(fields: Mapping[str, Any]) -> bytes:

@@ -7,8 +7,9 @@ from mergemill.engine.checkpoint.checkpoint import open_checkpoint
 from mergemill.engine.checkpoint.weights import StoredTensor
 from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.contract import Method, Parameter
+from mergemill.engine.plan.alike import copies_input
 from mergemill.engine.plan.draft import SHARD_SIZE
-from mergemill.engine.plan.fill import copies_input, say_count
+from mergemill.engine.plan.fill import say_count
 from mergemill.engine.plan.layout import make_layout
 from mergemill.engine.plan.memory import stream_bytes
 from mergemill.engine.plan.values import OutputTensor

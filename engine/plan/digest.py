@@ -28,10 +28,10 @@ def make_digest(
 ) -> str:
     """Return the digest as 64 hexadecimal digits."""
     digest = hashlib.sha256()
+    encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
 
     def add(value: Any) -> None:
-        digest.update(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
-        digest.update(b"\n")
+        digest.update(f"{encode(value)}\n".encode())
 
     add(["mergemill", engine_version(), origin.kind, origin.value, origin.seed])
     for tensor in tensors:

@@ -115,12 +115,14 @@ def _check_norms(scaling: Scaling, parts: Sequence[Part]) -> None:
 
 def _list_pins(draft: Draft) -> tuple[Pin, ...]:
     """Return every file that the tensors and their gates read, in order."""
-    found = {pin for tensor in draft.tensors for pin in _iter_pins(tensor.expression)}
+    # Many tensors read few files: a pin is looked at by its identity before its fields are.
+    read = {id(pin): pin for tensor in draft.tensors for pin in _iter_pins(tensor.expression)}
+    found = set(read.values())
     if draft.gates is not None:
         found.update(draft.gates.pins)
     return tuple(sorted(found, key=lambda pin: pin.url))
 
 
 def _iter_pins(expression: Expression) -> Iterator[Pin]:
-    yield from (read.pin for read in expression.reads(Span(0, 0)))
-    yield from (read.pin for read in expression.holds(Span(0, 0)))
+    yield from expression.iter_pins()
+    yield from [read.pin for read in expression.holds(Span(0, 0))]

@@ -9,11 +9,12 @@ from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.contract import Method
 from mergemill.engine.offers.layouts import AS_THEY_ARE, Packs
 from mergemill.engine.offers.offer import Offer, Offers
+from mergemill.engine.plan.alike import AlikeTensors
 from mergemill.engine.plan.coverage import OPTIONAL_UNUSED, OTHERS, VECTOR_UNUSED, WEIGHTLESS, Ledger, Use
 from mergemill.engine.plan.importance import OpenImportances
 from mergemill.engine.plan.policy import MERGE_ALL, Policies, Verdict
 from mergemill.engine.plan.renumbering import Renumbering
-from mergemill.engine.plan.settings import Site, resolve_settings
+from mergemill.engine.plan.settings import Site
 from mergemill.engine.plan.slots import Candidate, Slot
 from mergemill.engine.plan.steps import Steps
 from mergemill.engine.plan.values import OutputTensor
@@ -24,7 +25,7 @@ from mergemill.engine.plan.vectors import (
     find_numbers,
     make_source,
 )
-from mergemill.engine.plan.weightless import find_weightless, leave_out
+from mergemill.engine.plan.weightless import leave_out
 from mergemill.engine.recipe import Guard, Recipe
 from mergemill.engine.tensors.dtypes import RECIPE_DTYPES, TORCH_DTYPES, compute_dtype, is_mergeable, promote
 from mergemill.engine.tensors.expressions import Agreed, Expression
@@ -49,6 +50,7 @@ class Filling:
     seed: int
     stage: str  # the merge's name among several, which its random numbers depend on; empty where it has none
     where: str  # the recipe's name, for errors
+    alike: AlikeTensors  # what many tensors have in common
     checkpoints: Mapping[str, Checkpoint] = field(default_factory=dict)  # by model: whose vocabularies errors name
     policies: Policies = MERGE_ALL
     packs: Packs = AS_THEY_ARE  # how the output stores what is merged as one tensor
@@ -67,19 +69,20 @@ def make_filling(
     where: str,
 ) -> Filling:
     """Return what filling needs to know, as a recipe says it."""
-    dtype = recipe.out_dtype or recipe.dtype
+    dtype, guard = recipe.out_dtype or recipe.dtype, recipe.guard or Guard()
     return Filling(
         offers,
         family,
         method,
         steps,
         vectors,
-        recipe.guard or Guard(),
+        guard,
         RECIPE_DTYPES[dtype] if dtype else None,
         "float64" in (recipe.dtype, recipe.out_dtype),
         seed,
         recipe.name or "",
         where,
+        AlikeTensors(method, steps, guard, where),
     )
 
 
@@ -90,9 +93,10 @@ def fill_slot(slot: Slot, filling: Filling, ledger: Ledger) -> OutputTensor | No
     """Return the output tensor of `slot` and enter its inputs into the ledger; None where a rule drops them."""
     if filling.renumbering is not None:
         filling = replace(filling, offers=filling.renumbering.renumber(slot, filling.offers, ledger))
-    verdict = filling.policies.find(_find_site(slot, filling).tensor)
-    if verdict.action != "merge":
-        return _follow(verdict, slot, filling, ledger)
+    if filling.policies.rules:
+        verdict = filling.policies.find(_find_site(slot, filling).tensor)
+        if verdict.action != "merge":
+            return _follow(verdict, slot, filling, ledger)
     found = _find(slot, filling)
     if not found:
         return None
@@ -102,14 +106,14 @@ def fill_slot(slot: Slot, filling: Filling, ledger: Ledger) -> OutputTensor | No
     _check_shapes(slot, found, filling)
     expression, dtype, unread = _make_expression(slot, found, filling, ledger)
     how: Use = "merged" if expression.is_merged else "copied"
-    read = [each for each in found if each not in unread]
+    read = [each for each in found if each not in unread] if unread else found
     for candidate, offer in read:
         for name in offer.uses:
             ledger.use(candidate.model, name, how)
     _drop(unread, WEIGHTLESS, ledger)
     unused = None if how == "merged" else VECTOR_UNUSED
-    enter_delta_bases(slot, [each for each, _ in read], unused, filling.offers, ledger)
-    enter_delta_bases(slot, [each for each, _ in unread], WEIGHTLESS, filling.offers, ledger)
+    enter_delta_bases(slot, read, unused, filling.offers, ledger)
+    enter_delta_bases(slot, unread, WEIGHTLESS, filling.offers, ledger)
     parts = filling.packs.find(slot.site.tensor, expression.shape, dtype)
     return OutputTensor(slot.site.tensor, dtype, expression, _most_growth(slot, expression, filling), parts)
 
@@ -211,7 +215,7 @@ def _has_role(slot: Slot, filling: Filling) -> bool:
 
 
 def _is_buffer_without_base(slot: Slot, found: Sequence[Found], filling: Filling) -> bool:
-    return is_optional(slot.site.tensor, filling.family) and slot.base not in {c.model for c, _ in found}
+    return slot.base not in {c.model for c, _ in found} and is_optional(slot.site.tensor, filling.family)
 
 
 def _check_shapes(slot: Slot, found: Sequence[Found], filling: Filling) -> None:
@@ -259,9 +263,9 @@ def _make_expression(
     slot: Slot, found: Sequence[Found], filling: Filling, ledger: Ledger
 ) -> tuple[Expression, str, list[Found]]:
     """Return what the tensor is made of, its dtype, and which of those that were found are not read for it."""
-    dtypes = [offer.dtype for _, offer in found]
+    dtypes = list(dict.fromkeys([offer.dtype for _, offer in found]))
     _check_known(slot.site.tensor, dtypes, filling.where)
-    if all(is_mergeable(dtype) for dtype in dtypes):
+    if all(map(is_mergeable, dtypes)):
         dtype = filling.dtype or promote(dtypes)
         expression, unread = _merge(slot, found, filling, [*dtypes, *(["F64"] if filling.wide else [])], ledger)
         return expression, dtype, unread
@@ -282,47 +286,38 @@ def _merge(
     if slot.alone and (filling.method.least_inputs > 1 or filling.method.base in ("required", "first of two")):
         return found[0][1].expression, []  # a module of one model, which the method takes as it is
     base, inputs = _split_base(slot, found, filling)
-    site = _find_site(slot, filling)
-    settings = resolve_settings(
-        filling.method,
-        site,
+    shape = inputs[0][1].shape
+    alike = filling.alike.find(
+        _find_site(slot, filling),
         [(each.model, offer.matched or each.tensor, each.parameters) for each, offer in inputs],
-        where=filling.where,
+        shape,
     )
-    if copies_input(filling.method, settings):
+    if alike.copied:
         return inputs[0][1].expression, []
-    shape, places = inputs[0][1].shape, tuple(candidate.place for candidate, _ in inputs)
-    kernel = filling.steps.find_kernel(filling.method, site, where=filling.where)
     named = spell(slot.site.tensor, filling.family)  # random masks do not depend on the donor's spelling
     named = f"{filling.stage}/{named}" if filling.stage else named
-    place = Place(named, shape, filling.seed, places, block=kernel.block(shape, settings))
+    place = Place(named, shape, filling.seed, tuple([each.place for each, _ in inputs]), block=alike.block)
     deltas = [
         find_delta_base(slot, candidate, offer, filling.offers, where=filling.where) for candidate, offer in inputs
     ]
     importances = filling.importances.find(inputs, filling.method, slot.site.tensor, ledger)
-    wide = compute_dtype([*dtypes, *(delta.dtype for delta in deltas if delta is not None)])
+    wide = compute_dtype([*dtypes, *[delta.dtype for delta in deltas if delta is not None]])
     merged = Merged(
-        kernel,
+        alike.kernel,
         (
-            *(offer.expression for _, offer in base),
-            *(make_source(offer, delta) for (_, offer), delta in zip(inputs, deltas, strict=True)),
+            *[offer.expression for _, offer in base],
+            *[make_source(offer, delta) for (_, offer), delta in zip(inputs, deltas, strict=True)],
             *importances,
         ),
         bool(base),
-        settings,
+        alike.settings,
         place,
         wide,
-        filling.steps.find_factors(site, len(inputs), where=filling.where),
+        alike.factors,
         find_numbers(filling.vectors, [each for each, _ in inputs]) if filling.steps.takes_squares else (),
         len(importances),
     )
-    unread = find_weightless(merged, filling.steps, filling.guard)
-    return leave_out(merged, unread), [inputs[i] for i in unread]
-
-
-def copies_input(method: Method, settings: Mapping[str, object]) -> bool:
-    """Whether the method gives its one input unchanged, so that offer bytes can be copied."""
-    return method.name == "passthrough" and settings["scale"] == (None,)
+    return leave_out(merged, alike.unread, alike.read_settings), [inputs[i] for i in alike.unread]
 
 
 def _split_base(slot: Slot, found: Sequence[Found], filling: Filling) -> tuple[list[Found], list[Found]]:

@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from mergemill.engine.checkpoint.layout import TensorInfo, file_order, make_header
-from mergemill.engine.plan.memory import Known, make_piece
+from mergemill.engine.plan.memory import Known, find_likeness, make_piece, project
 from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.plan.values import OutputTensor, Part, Piece, Shard
 from mergemill.engine.tensors.dtypes import item_bytes
-from mergemill.engine.tensors.slabs import cut_evenly
+from mergemill.engine.tensors.slabs import Span, cut_evenly
 
 PART_BYTES = 128 << 20  # the most that a part is cut to
 LEAST_PART_BYTES = 5 << 20  # and S3 takes no smaller ones, but for an object's last
@@ -121,7 +121,7 @@ def _info(tensor: OutputTensor) -> TensorInfo:
 
 def _in_file_order(group: Sequence[OutputTensor]) -> list[OutputTensor]:
     """Order as `save_file` does; what is stored in several dtypes comes first, so that all of it is aligned."""
-    mixed = [tensor for tensor in group if len({info.dtype for info in tensor.infos}) > 1]
+    mixed = [tensor for tensor in group if len({info.dtype for info in tensor.stored_as}) > 1]
     if mixed:
         others = [tensor for tensor in group if tensor not in mixed]
         return [*sorted(mixed, key=lambda tensor: tensor.stored_name), *_in_file_order(others)]
@@ -141,13 +141,15 @@ def cut_shard(
 ) -> Iterator[Part]:
     """Glue pieces until a part is full, or as large as it must be; a tensor larger than a part is cut evenly."""
     held: list[Piece] = []
+    start_of_part = end_of_part = start_bytes
     for piece in _cut_tensors(group, start_bytes, part_bytes, known):
-        held_bytes = _end(held[-1]) - held[0].offset_bytes if held else 0
-        full = held_bytes >= LEAST_PART_BYTES and _end(piece) - held[0].offset_bytes > part_bytes
+        end = _end(piece)
+        full = end_of_part - start_of_part >= LEAST_PART_BYTES and end - start_of_part > part_bytes
         if full and not _are_made_together(held[-1], piece):
             yield _make_part(held, shard, first)
-            first, held = first + 1, []
+            first, held, start_of_part = first + 1, [], piece.offset_bytes
         held.append(piece)
+        end_of_part = end
     if held:
         yield _make_part(held, shard, first)
 
@@ -159,21 +161,31 @@ def _are_made_together(one: Piece, other: Piece) -> bool:
 
 def _cut_tensors(group: Sequence[OutputTensor], offset_bytes: int, part_bytes: int, known: Known) -> Iterator[Piece]:
     for tensor in group:
-        item = item_bytes(tensor.dtype)
-        size = tensor.expression.size
-        if size == 0:
-            continue  # no bytes to write; the header says all there is
-        most_bytes = part_bytes
-        if size * item > part_bytes and tensor.expression.count_rounds()[1]:
-            most_bytes = max(part_bytes, min(WHOLE_BYTES, PART_BYTES))
-        block = tensor.expression.block
-        grain = math.lcm(block, tensor.expression.grain)
-        fits = grain * item <= 2 * PART_BYTES  # else pieces read again what they share
-        spans = cut_evenly(size, most_bytes // item, grain if fits else block)
-        for span in spans:
-            whole = len(spans) == 1
-            yield make_piece(tensor, span, offset_bytes + span.start * item, whole=whole, known=known)
-        offset_bytes += size * item
+        likeness = find_likeness(tensor)
+        cuts = known.get(likeness) if likeness is not None else None
+        if cuts is None:
+            cuts = [(span, project(tensor, span)) for span in _cut(tensor, part_bytes)]
+            if likeness is not None:
+                known[likeness] = cuts
+        whole, item = len(cuts) == 1, item_bytes(tensor.dtype)
+        for span, projected in cuts:
+            yield make_piece(tensor, span, offset_bytes + span.start * item, projected, whole=whole)
+        if cuts:
+            offset_bytes += cuts[-1][0].stop * item
+
+
+def _cut(tensor: OutputTensor, part_bytes: int) -> list[Span]:
+    """Return the spans that a tensor is cut into: none, where it has no bytes; the header says all there is."""
+    item, size = item_bytes(tensor.dtype), tensor.expression.size
+    if size == 0:
+        return []
+    most_bytes = part_bytes
+    if size * item > part_bytes and tensor.expression.count_rounds()[1]:
+        most_bytes = max(part_bytes, min(WHOLE_BYTES, PART_BYTES))
+    block = tensor.expression.block
+    grain = math.lcm(block, tensor.expression.grain)
+    fits = grain * item <= 2 * PART_BYTES  # else pieces read again what they share
+    return cut_evenly(size, most_bytes // item, grain if fits else block)
 
 
 def _end(piece: Piece) -> int:

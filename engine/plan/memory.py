@@ -26,25 +26,26 @@ DEVICE_FACTORS = (16, 4, 1)  # on slabs: a device wants much at once, or startin
 TOGETHER_BYTES = 4 << 20  # of small tensors that are merged in one go, as they are stored and as they are written
 
 
-Known = dict[Hashable, Projected]  # by what makes pieces alike
+Known = dict[Hashable, list[tuple[Span, Projected]]]  # how tensors that are alike are cut, and what each cut takes
+
+
+def find_likeness(tensor: OutputTensor) -> Hashable:
+    """Return what is equal for tensors that are cut alike and take the same; None where nothing says so."""
+    likeness = tensor.expression.find_likeness()
+    return None if likeness is None else (likeness, tensor.dtype, tensor.most_growth is None)
 
 
 def make_piece(
-    tensor: OutputTensor, span: Span, offset_bytes: int, *, whole: bool, known: Known | None = None
+    tensor: OutputTensor, span: Span, offset_bytes: int, projected: Projected | None = None, *, whole: bool
 ) -> Piece:
-    """Return a piece of a tensor with what merging it takes; `known` are those of pieces before, and gets this one."""
-    likeness = tensor.expression.find_likeness()
-    key = None if likeness is None or known is None else (likeness, span, tensor.dtype, tensor.most_growth is None)
-    projected = known.get(key) if known is not None and key is not None else None
-    if projected is None:
-        projected = _project(tensor, span)
-        if known is not None and key is not None:
-            known[key] = projected
+    """Return a piece of a tensor with what merging it takes; projected: the same as of a piece alike."""
+    projected = project(tensor, span) if projected is None else projected
     ahead_bytes = _ahead_bytes(tensor.expression, span)
-    return Piece(tensor, span, offset_bytes, whole, replace(projected, ahead_bytes=ahead_bytes))
+    projected = replace(projected, ahead_bytes=ahead_bytes) if ahead_bytes else projected
+    return Piece(tensor, span, offset_bytes, whole, projected)
 
 
-def _project(tensor: OutputTensor, span: Span) -> Projected:
+def project(tensor: OutputTensor, span: Span) -> Projected:
     """Return what merging a span takes, without what may come ahead."""
     expression, out = tensor.expression, tensor.dtype
     held_bytes = sum(aligned(read.size_bytes) for read in expression.holds(span))
@@ -153,7 +154,7 @@ def count_device_tensors(parts: Sequence[Part], device: str) -> int:
 
 def _ahead_bytes(expression: Expression, span: Span) -> int:
     """What remote ranges of slabs to come may take; nothing where all inputs are local."""
-    if not any(is_remote(read.pin.url) for read in expression.reads(Span(0, 0))):
+    if not any(map(is_remote, {pin.url for pin in expression.iter_pins()})):
         return 0
     step = slab_step(STORED_SLABS * SLAB, expression.block)
     groups = group_slabs(expression, list(iter_slabs(span, step, expression.block)))

@@ -7,8 +7,7 @@ recipe, the method's default. A list of conditions of which none matches gives n
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from mergemill.engine.errors import PlanError
 from mergemill.engine.methods.catalogue import find_methods
@@ -21,8 +20,7 @@ _SET_IT = "set it beside the model, or under 'parameters'"
 _HARMLESS = {"int8_mask"}  # published recipes of sparse methods carry it; masks are never stored here
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
+class Site(NamedTuple):
     """Where settings are looked up for one output tensor."""
 
     tensor: str  # the name that filters match: the output's, or beside a model that model's
@@ -80,7 +78,7 @@ def _resolve(
     named = () if own is None else (own,)
     for tensor, scope in (*named, *((site.tensor, scope) for scope in scopes)):
         setting = scope.get(parameter.name)
-        here = site if tensor == site.tensor or not isinstance(setting, tuple) else replace(site, tensor=tensor)
+        here = site if tensor == site.tensor or not isinstance(setting, tuple) else site._replace(tensor=tensor)
         value = evaluate(setting, here)
         if value is not None:
             return _check(parameter, value, f"{where}: parameter {parameter.name!r}{of} for tensor {site.tensor}")

@@ -3,8 +3,8 @@
 A slot is one tensor name of a stretch of layers, or one outside the layers.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from mergemill.engine.checkpoint.family import Family, find_side, join_layer, split_layer
 from mergemill.engine.errors import PlanError
@@ -17,8 +17,7 @@ from mergemill.engine.recipe import Parameters, Source
 Layers = Mapping[int, Sequence[str]]  # of a stack of a model: what its tensors are called after the layer
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A model's tensor that a slot would take, if the model has it."""
 
     model: str  # the reference as text
@@ -29,8 +28,7 @@ class Candidate:
     importance: str | None = None  # the checkpoint that says how much each of its elements matters
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(NamedTuple):
     """A tensor of the output and its candidates, in the recipe's order."""
 
     site: Site
@@ -60,23 +58,27 @@ def iter_slots(stacks: Sequence[Stack], offers: Mapping[str, Offers], family: Fa
 
 
 def _layer_slots(stack: Stack, rests: Mapping[str, Layers]) -> Iterator[Slot]:
-    offset, count = 0, stack.counted or stack.layers
+    offset, count, alone = 0, stack.counted or stack.layers, _is_alone(stack)
+    orders: dict[frozenset[str], list[str]] = {}  # layers mostly hold the same
     for stretch in stack.stretches:
+        makers = [_prepare_candidate(source, place) for place, source in enumerate(stretch.sources)]
+        found = [rests[str(source.model)] for source in stretch.sources]
         # Of a whole stack only the layers that are there: a number in a name may be far beyond them.
-        there = sorted({layer for found in rests.values() for layer in found}) if stack.whole else range(stretch.layers)
+        there = sorted({layer for own in rests.values() for layer in own}) if stack.whole else range(stretch.layers)
         for i in there:
             t, depth = _find_place(i, stack.counted or stretch.layers), min(1.0, (offset + i) / max(1, count - 1))
-            layers = [(source, source.layer_range[0] + i) for source in stretch.sources]
-            names = {rest for source, layer in layers for rest in rests[str(source.model)].get(layer, ())}
+            layers = [source.layer_range[0] + i for source in stretch.sources]
+            names = frozenset[str]().union(*(own.get(layer, ()) for own, layer in zip(found, layers, strict=True)))
             if not names and not stack.whole:
-                raise PlanError(f"{layers[0][0].model} has no tensors in layer {layers[0][1]} of '{stack.name}.…'")
-            for rest in sorted(names, key=natural_order):
-                candidates = tuple(
-                    make_candidate(source, join_layer(stack.name, layer, rest), place)
-                    for place, (source, layer) in enumerate(layers)
-                )
+                first = stretch.sources[0].model
+                raise PlanError(f"{first} has no tensors in layer {layers[0]} of '{stack.name}.…'")
+            if names not in orders:
+                orders[names] = sorted(names, key=natural_order)
+            numbered = list(zip(makers, layers, strict=True))
+            for rest in orders[names]:
+                candidates = tuple([make(join_layer(stack.name, layer, rest)) for make, layer in numbered])
                 site = Site(join_layer(stack.name, offset + i, rest), t, stretch.scopes, depth)
-                yield Slot(site, candidates, stretch.base, _is_alone(stack))
+                yield Slot(site, candidates, stretch.base, alone)
         offset += stretch.layers
 
 
@@ -93,19 +95,25 @@ def _find_place(layer: int, count: int) -> float:
 
 def make_candidate(source: Source, tensor: str, place: int) -> Candidate:
     """Return a source's tensor as a candidate."""
+    return _prepare_candidate(source, place)(tensor)
+
+
+def _prepare_candidate(source: Source, place: int) -> Callable[[str], Candidate]:
+    """Return what makes candidates of a source's tensors: references are put into words once."""
+    model, parameters = str(source.model), source.parameters
     delta_base = None if source.delta_base is None else str(source.delta_base)
     importance = None if source.importance is None else str(source.importance.model)
-    return Candidate(str(source.model), tensor, source.parameters, place, delta_base, importance)
+    return lambda tensor: Candidate(model, tensor, parameters, place, delta_base, importance)
 
 
 def _sort_into_layers(offers: Mapping[str, Offers]) -> Mapping[str, Mapping[str, Layers]]:
     """Return what each layer of each stack of each model holds."""
     found: dict[str, dict[str, dict[int, list[str]]]] = {model: {} for model in offers}
     for model, names in offers.items():
-        for name in names:
-            if split := split_layer(name):
-                stack, layer, rest = split
-                found[model].setdefault(stack, {}).setdefault(layer, []).append(rest)
+        own = found[model]
+        for split in filter(None, map(split_layer, names)):
+            stack, layer, rest = split
+            own.setdefault(stack, {}).setdefault(layer, []).append(rest)
     return found
 
 

@@ -5,7 +5,7 @@ the one that its output would have, and its other files are its donor's.
 """
 
 import collections
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -120,7 +120,7 @@ def _find_name(name: str, offer: Offer, names: Mapping[str, str]) -> str:
 
 
 def _rename_offer(offer: Offer, names: Mapping[str, str]) -> Offer:
-    parts = tuple(replace(info, name=names.get(info.name, info.name)) for info in offer.parts)
+    parts = tuple(info._replace(name=names.get(info.name, info.name)) for info in offer.parts)
     return replace(offer, uses=tuple(names.get(name, name) for name in offer.uses), parts=parts)
 
 
@@ -152,7 +152,7 @@ def add_stages(draft: Draft, stages: Mapping[str, StageModel], unused: Sequence[
                 for each in (*read, *draft.sources)
             ],
             draft.tensors,
-            stages.values(),
+            list(stages.values()),
         ),
         warnings=(
             *(warning for each in drafts.values() for warning in each.warnings),
@@ -168,9 +168,11 @@ def add_stages(draft: Draft, stages: Mapping[str, StageModel], unused: Sequence[
 
 
 def _count_once(
-    sources: Sequence[SourceUse], tensors: Sequence[OutputTensor], stages: Iterable[StageModel]
+    sources: Sequence[SourceUse], tensors: Sequence[OutputTensor], stages: Sequence[StageModel]
 ) -> list[SourceUse]:
     """Return the sources so that what several stages take of one model for a tensor is read by the first of them."""
+    if not stages:
+        return list(sources)
     models = {each.path: each for stage in stages for each in stage.stored.values()}
     urls = {(each.read_from or each.file).url: path for path in models for each in models[path].tensors.values()}
     ranges = {

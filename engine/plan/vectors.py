@@ -92,13 +92,17 @@ def make_source(offer: Offer, delta_base: Offer | None) -> Expression:
 
 
 def enter_delta_bases(
-    slot: Slot, candidates: Sequence[Candidate], unused: str | None, offers: Mapping[str, Offers], ledger: Ledger
+    slot: Slot,
+    found: Sequence[tuple[Candidate, Offer]],
+    unused: str | None,
+    offers: Mapping[str, Offers],
+    ledger: Ledger,
 ) -> None:
     """Enter into the ledger what becomes of the tensors that task vectors are taken from.
 
     unused: the rule by which they are not read; None where they are.
     """
-    for candidate in candidates:
+    for candidate, _ in found:
         model = candidate.delta_base
         if model is None or model == slot.base or candidate.tensor not in offers[model]:
             continue

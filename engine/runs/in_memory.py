@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mergemill.engine.errors import PlanError
-from mergemill.engine.plan.fill import copies_input
+from mergemill.engine.plan.alike import copies_input
 from mergemill.engine.plan.memory import make_piece
 from mergemill.engine.plan.settings import Site, resolve_settings
 from mergemill.engine.plan.values import OutputTensor, Piece

@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -26,8 +26,7 @@ from mergemill.engine.tensors.stored import STORED_DTYPES
 from mergemill.engine.tensors.workspace import Arena, Workspace, aligned, bytes_of, tensor_of
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(NamedTuple):
     """One contiguous range of one stored file."""
 
     pin: Pin
@@ -138,6 +137,11 @@ class Expression:
         """Yield what slabs of the span need whole, read once for each task: scales, an index, an adapter's factor."""
         for each in self.inputs:
             yield from each.holds(span)
+
+    def iter_pins(self) -> Iterator[Pin]:
+        """Yield the files of what it reads, without what is held beside."""
+        for each in self.reads(Span(0, 0)):
+            yield each.pin
 
     def rounds(self) -> ExpressionRounds:
         """Yield the rounds, be sent the total of each, and return what then gives slabs."""
@@ -256,6 +260,10 @@ class Stored(Leaf):
         """Yield the span's one range."""
         item = item_bytes(self.dtype)
         yield Read(self.read_from or self.pin, self.offset_bytes + span.start * item, span.size * item)
+
+    def iter_pins(self) -> Iterator[Pin]:
+        """Its one file."""
+        return iter((self.read_from or self.pin,))
 
     def find_read(self, span: Span, dtype: str) -> Read | None:
         """Return the span's range, where its dtype is that of the output."""

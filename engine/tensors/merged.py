@@ -1,12 +1,14 @@
 """Expressions that compute: the difference of two tensors, and a merge method over other expressions."""
 
 import functools
-from collections.abc import Generator, Hashable, Mapping, Sequence
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, TypeGuard
 
 import numpy as np
 
+from mergemill.engine.storage.ranges import Pin
 from mergemill.engine.tensors import native
 from mergemill.engine.tensors.device import NO_DOUBLE, device_aligned
 from mergemill.engine.tensors.drift import Watch
@@ -118,15 +120,18 @@ class Merged(Expression):
         """Whether the method or an input does."""
         return self.kernel.takes_matrices or any(each.takes_matrices for each in self.inputs)
 
+    def iter_pins(self) -> Iterator[Pin]:
+        """The inputs' own."""
+        return chain.from_iterable([each.iter_pins() for each in self.inputs])
+
     def find_likeness(self) -> Hashable:
-        """The method, its settings, and the inputs' own."""
-        inputs = tuple(each.find_likeness() for each in self.inputs)
+        """The method, its settings, which tensors of one kind have as one value, and the inputs' own."""
+        inputs = tuple([each.find_likeness() for each in self.inputs])
         if None in inputs:
             return None
-        settings = repr(self.settings)  # of which some are lists
         return (
             id(self.kernel),
-            settings,
+            id(self.settings),
             self.has_base,
             self.dtype,
             self.place.shape,

@@ -10,7 +10,7 @@ from runs.merging import SMALL_PART, hash_output, make_recipe_of, parts_of, run_
 from safetensors.torch import save_file
 
 from mergemill.engine import make_plan, run, verify
-from mergemill.engine.plan import fill
+from mergemill.engine.plan import alike
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.runs.events import Committed
 
@@ -69,7 +69,7 @@ def test_what_has_no_weight_is_not_read_and_changes_no_byte(
     (first, *_) = found.sources
     layer = sum("layers.1." in each for each in read_tensors(family / "A"))
     assert (first.merged, dict(first.dropped)) == (layer, {WEIGHTLESS: first.tensors - layer})
-    monkeypatch.setattr(fill, "find_weightless", lambda merged, steps, guard: [])
+    monkeypatch.setattr(alike, "find_weightless", lambda method, settings, steps, guard: [])
     whole, all_read = merge(recipe, tmp_path / "whole")
     assert whole.read_bytes - found.read_bytes == sizes(family / "A") - second
     assert done.read_bytes < all_read.read_bytes
@@ -83,7 +83,7 @@ def test_one_of_several_without_weight_stays(
     recipe = make_recipe(family, name, (0, 0))
     found, _ = merge(recipe, tmp_path / "out")
     assert [source.merged > 0 for source in found.sources] == [False, True, True]
-    monkeypatch.setattr(fill, "find_weightless", lambda merged, steps, guard: [])
+    monkeypatch.setattr(alike, "find_weightless", lambda method, settings, steps, guard: [])
     merge(recipe, tmp_path / "whole")
     assert hash_output(tmp_path / "out") == hash_output(tmp_path / "whole")
 
