@@ -120,13 +120,13 @@ def _add(adding: _Adding) -> Checkpoint:
                 f"stands for {name} and has shape {list(stored.shape)}, not {list(found.shape)}; an adapter of "
                 f"another vocabulary needs its tokenizer.json beside it",
             )
-    tensors = {**model.tensors, **{name: replace(stored, name=name) for name, (_, stored) in whole.items()}}
+    tensors = {**model.tensors, **{name: stored._replace(name=name) for name, (_, stored) in whole.items()}}
     adding = replace(adding, model=replace(model, tensors=tensors))
     changes: list[Change] = []
     beside: dict[str, StoredTensor] = {}
     for module, parts in adapter.parts.items():
         changes += _make_changes(adding, module, parts)
-        beside |= {(name := adding.keep(module, part)): replace(stored, name=name) for part, stored in parts.items()}
+        beside |= {(name := adding.keep(module, part)): stored._replace(name=name) for part, stored in parts.items()}
     return replace(model, tensors={**tensors, **beside}, changes=(*model.changes, *changes))
 
 

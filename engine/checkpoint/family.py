@@ -9,7 +9,7 @@ import functools
 import json
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase, translate
 from importlib import resources
@@ -124,6 +124,11 @@ def is_of_all_layers(name: str, family: Family) -> bool:
 def is_later(name: str, family: Family) -> bool:
     """Say whether a tensor belongs to what predicts later tokens (MTP), by its name alone."""
     return _matches(name, family.later)
+
+
+def match_later(family: Family) -> Callable[[str], object]:
+    """Return what is true of the names that `is_later` says are later's, for one who asks of very many."""
+    return _compile(family.later).match if family.later else lambda name: None
 
 
 def is_vocabulary(name: str, family: Family) -> bool:

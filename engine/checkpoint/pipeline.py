@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 from mergemill.engine.checkpoint.weights import HEADER_THREADS, StoredTensor, Weights, is_weights, open_folder
 from mergemill.engine.errors import CheckpointError
@@ -32,7 +31,7 @@ def open_pipeline(place: str, found: Mapping[str, Pin], storage: Storage) -> tup
     left_out: list[str] = []
     pins: dict[str, Pin] = {}
     for name, (weights, files) in zip(names, opened, strict=True):
-        tensors |= {f"{name}/{key}": replace(each, name=f"{name}/{key}") for key, each in weights.tensors.items()}
+        tensors |= {f"{name}/{key}": each._replace(name=f"{name}/{key}") for key, each in weights.tensors.items()}
         left_out += weights.left_out
         pins |= {f"{name}/{key}": pin for key, pin in files.items()}
     if not tensors:

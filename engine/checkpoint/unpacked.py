@@ -69,6 +69,6 @@ def _take_apart(stored: StoredTensor, family: Family) -> Iterator[tuple[str, Sto
         return
     offset_bytes = stored.offset_bytes
     for name, shape in name_experts(stored.name, stored.shape, family).items():
-        part = replace(stored, name=name, shape=shape, offset_bytes=offset_bytes)
+        part = stored._replace(name=name, shape=shape, offset_bytes=offset_bytes)
         yield name, part
         offset_bytes += stored.nbytes * math.prod(shape) // math.prod(stored.shape)

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from mergemill.engine.checkpoint.header import read_header
 from mergemill.engine.checkpoint.index import INDEX_NAME, check_index, check_shards, parse_index
@@ -32,8 +33,7 @@ _TRAINERS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
+class StoredTensor(NamedTuple):
     """Where one tensor is stored."""
 
     name: str

@@ -12,7 +12,7 @@ the stack of which others a family's data say (`Layout`), never their shapes. De
 """
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from mergemill.engine.checkpoint.family import Family, Layout, is_packed_otherwise, join_layer, split_layer
@@ -163,7 +163,7 @@ def _find_packed(
 
 def _put_stack(made: dict[str, Offer], packed: str, parts: Apart) -> None:
     if parts.joined:
-        made[packed] = replace(made[packed], matched=parts.names[0])
+        made[packed] = made[packed]._replace(matched=parts.names[0])
         return
     from mergemill.engine.tensors.stacked import stack  # which only other layouts need
 
@@ -210,8 +210,9 @@ def _find_apart(offers: Offers, family: Family) -> dict[str, Apart]:
     layouts = (*plain, *family.layouts)
     places = {member: (layout, at) for layout in reversed(layouts) for at, member in enumerate(layout.parts)}
     lengths = sorted({member.count(".") + 1 for member in places})
+    ends = tuple({member.rpartition("#")[2] for member in places})  # by which most names are known to be none
     parts: dict[tuple[str, Layout], dict[tuple[int, int], str]] = {}
-    for name in offers:
+    for name in (name for name in offers if name.endswith(ends)):
         for beginning, member, number in _iter_endings(name, lengths, places):
             layout, at = places[member]
             parts.setdefault((beginning, layout), {})[number, at] = name

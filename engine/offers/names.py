@@ -116,7 +116,7 @@ def _apply(rule: Rule, name: str) -> str:
 def _rename(checkpoint: Checkpoint, names: Mapping[str, str]) -> Checkpoint:
     if not names:
         return checkpoint
-    found = [replace(stored, name=names.get(name, name)) for name, stored in checkpoint.tensors.items()]
+    found = [stored._replace(name=names.get(name, name)) for name, stored in checkpoint.tensors.items()]
     tensors = {stored.name: stored for stored in sorted(found, key=lambda each: each.name)}
     before = {names.get(name, name): checkpoint.called.get(name, name) for name in checkpoint.tensors}
     return replace(checkpoint, tensors=tensors, called={name: old for name, old in before.items() if name != old})

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.checkpoint.family import Family
@@ -9,8 +10,7 @@ from mergemill.engine.checkpoint.layout import TensorInfo
 from mergemill.engine.tensors.expressions import Expression
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(NamedTuple):
     """What stands for one tensor of a model."""
 
     expression: Expression

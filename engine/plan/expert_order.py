@@ -8,7 +8,7 @@ order changes with them: the router's rows, its biases, and experts that are pac
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -136,7 +136,7 @@ def _reorder(
         ordered |= dict.fromkeys(own.ordered, order)
     for name, offer in offers.items():
         order = ordered.get(name, ())
-        made = replace(offer, expression=_take_rows(offer.expression, order)) if order else offer
+        made = offer._replace(expression=_take_rows(offer.expression, order)) if order else offer
         yield called.get(name, name), made
 
 

@@ -209,7 +209,7 @@ def _tie_head(ready: ModelPair, weight: Weight, tensors: Sequence[OutputTensor])
             f"leave it out with -e"
         )
     if len(tensors) == 1:  # also where peft knows nothing of the tie: then the head is a module of its own
-        return [replace(tensors[0], name=f"base_model.model.{_HEAD}.weight")]
+        return [tensors[0]._replace(name=f"base_model.model.{_HEAD}.weight")]
     if not _ties_by_peft(weight):
         raise PlanError(
             f"{KIND}: tensor {weight.name}: is the head too, and of such peft knows embed_tokens alone; leave "

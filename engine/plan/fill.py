@@ -132,7 +132,7 @@ def _find_site(slot: Slot, filling: Filling) -> Site:
     offers = (filling.offers[candidate.model].get(candidate.tensor) for candidate in slot.candidates)
     first = next((offer for offer in offers if offer is not None), None)
     parts = () if first is None else filling.packs.find(slot.site.tensor, first.shape, first.dtype)
-    return replace(slot.site, tensor=parts[0].name) if parts else slot.site
+    return slot.site._replace(tensor=parts[0].name) if parts else slot.site
 
 
 def _follow(verdict: Verdict, slot: Slot, filling: Filling, ledger: Ledger) -> OutputTensor | None:

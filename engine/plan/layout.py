@@ -7,7 +7,7 @@ import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from mergemill.engine.checkpoint.layout import TensorInfo, file_order, make_header
 from mergemill.engine.plan.memory import Known, find_likeness, make_piece, project
@@ -23,6 +23,7 @@ PARTS = 64  # parts of a merge too small for full ones, so that a few cores are 
 METADATA = {"format": "pt"}
 _NUMBER = re.compile("([0-9]+)")
 
+Infos = Mapping[int, TensorInfo]  # what a tensor would be called as one, by the identity of what is written
 Order = tuple[tuple[int, str, str], ...]
 LayOut = Callable[
     [Sequence[OutputTensor], str | int, Callable[[int, int], str]], tuple[tuple[Shard, ...], tuple[Part, ...]]
@@ -60,9 +61,10 @@ def make_layout(
     tensors: Sequence[OutputTensor], shard_size: str | int, name_shard: Callable[[int, int], str] = number_shard
 ) -> tuple[tuple[Shard, ...], tuple[Part, ...]]:
     """Return the shards, and the parts of all shards in order; `tensors` are in the order of the model."""
-    groups = [_in_file_order(group) for group in _group(tensors, shard_size)]
+    infos = {id(tensor): _info(tensor) for tensor in tensors}
+    groups = [_in_file_order(group, infos) for group in _group(tensors, shard_size, infos)]
     names = _name_groups(groups, name_shard)
-    shards = tuple(_make_shard(group, name) for group, name in zip(groups, names, strict=True))
+    shards = tuple(_make_shard(group, name, infos) for group, name in zip(groups, names, strict=True))
     part_bytes = choose_part_bytes(sum(shard.size_bytes for shard in shards))
     parts: list[Part] = []
     known: Known = {}
@@ -100,13 +102,13 @@ def _name_groups(groups: Sequence[Sequence[OutputTensor]], name_shard: Callable[
     ]
 
 
-def _group(tensors: Iterable[OutputTensor], shard_size: str | int) -> list[list[OutputTensor]]:
+def _group(tensors: Iterable[OutputTensor], shard_size: str | int, infos: Infos) -> list[list[OutputTensor]]:
     """Fill shards one after the other, of one folder each; with ``tensor`` each tensor is a shard."""
     most = 0 if shard_size == "tensor" else parse_size(shard_size, what="--shard-size")
     groups: list[list[OutputTensor]] = []
     filled = 0
     for tensor in tensors:
-        size_bytes = _info(tensor).nbytes
+        size_bytes = infos[id(tensor)].nbytes
         if not groups or filled + size_bytes > most or groups[-1][0].stem != tensor.stem:
             groups.append([])
             filled = 0
@@ -119,21 +121,21 @@ def _info(tensor: OutputTensor) -> TensorInfo:
     return TensorInfo(tensor.stored_name, tensor.dtype, tensor.expression.shape)
 
 
-def _in_file_order(group: Sequence[OutputTensor]) -> list[OutputTensor]:
+def _in_file_order(group: Sequence[OutputTensor], infos: Infos) -> list[OutputTensor]:
     """Order as `save_file` does; what is stored in several dtypes comes first, so that all of it is aligned."""
     mixed = [tensor for tensor in group if len({info.dtype for info in tensor.stored_as}) > 1]
     if mixed:
         others = [tensor for tensor in group if tensor not in mixed]
-        return [*sorted(mixed, key=lambda tensor: tensor.stored_name), *_in_file_order(others)]
-    by_name = {tensor.stored_name: tensor for tensor in group}
-    return [by_name[info.name] for info in file_order(_info(tensor) for tensor in group)]
+        return [*sorted(mixed, key=lambda tensor: tensor.stored_name), *_in_file_order(others, infos)]
+    by_name = {infos[id(tensor)].name: tensor for tensor in group}
+    return [by_name[info.name] for info in file_order([infos[id(tensor)] for tensor in group])]
 
 
-def _make_shard(group: Sequence[OutputTensor], name: str) -> Shard:
-    infos = [info for tensor in group for info in tensor.infos]
-    header = make_header(infos, METADATA)
-    size_bytes = len(header) + sum(info.nbytes for info in infos)
-    return Shard(name, header, size_bytes, tuple(info.name for info in infos))
+def _make_shard(group: Sequence[OutputTensor], name: str, infos: Infos) -> Shard:
+    stored = [info for tensor in group for info in tensor.stored_as or (infos[id(tensor)],)]
+    header = make_header(stored, METADATA)
+    size_bytes = len(header) + sum([info.nbytes for info in stored])
+    return Shard(name, header, size_bytes, tuple([info.name for info in stored]))
 
 
 def cut_shard(

@@ -18,6 +18,7 @@ from mergemill.engine.offers.offer import Offers
 from mergemill.engine.offers.ties import find_copies, warn_of_copies
 from mergemill.engine.plan.adapters import apply_adapters, open_adapters, warn_of_bases
 from mergemill.engine.plan.code import find_code, warn_of_code
+from mergemill.engine.plan.collecting import pause_collector
 from mergemill.engine.plan.coverage import COPY_UNUSED, Ledger
 from mergemill.engine.plan.disagreement import warn_of_disagreement
 from mergemill.engine.plan.draft import SHARD_SIZE, Draft, finish
@@ -77,6 +78,7 @@ def make_plan(
     return plan_recipe(recipe, PlanOptions(seed, methods, storage or {}, round_stages), draft_any, shard_size)
 
 
+@pause_collector()
 def plan_recipe(given: GivenRecipe, asked: PlanOptions, draft_one: DraftOne, shard_size: str | int) -> Plan:
     """Plan a recipe and its stages, of which each is drafted by `draft_one`."""
     recipe = load_document(given)

@@ -41,7 +41,7 @@ def write_as_pipeline(draft: Draft, donor: Checkpoint) -> Draft:
     }
     return replace(
         draft,
-        tensors=[replace(tensor, stem=stems[tensor.name.partition("/")[0]]) for tensor in draft.tensors],
+        tensors=[tensor._replace(stem=stems[tensor.name.partition("/")[0]]) for tensor in draft.tensors],
         files=(*copied, *draft.files),
         indices=make_indices,
         seal=lambda shards, tensors: seal,

@@ -47,11 +47,11 @@ def _count_alike(names: Mapping[str, frozenset[str]]) -> int:
 
 def _take_off(checkpoint: Checkpoint, prefix: str) -> Checkpoint:
     bare = {name.removeprefix(prefix): stored for name, stored in checkpoint.tensors.items()}
-    return replace(checkpoint, tensors={name: replace(stored, name=name) for name, stored in sorted(bare.items())})
+    return replace(checkpoint, tensors={name: stored._replace(name=name) for name, stored in sorted(bare.items())})
 
 
 def _bare_offers(offers: Offers, prefix: str) -> Offers:
     return {
-        name.removeprefix(prefix): replace(offer, uses=tuple(used.removeprefix(prefix) for used in offer.uses))
+        name.removeprefix(prefix): offer._replace(uses=tuple(used.removeprefix(prefix) for used in offer.uses))
         for name, offer in offers.items()
     }

@@ -147,7 +147,7 @@ def _write_mxfp4(tensor: OutputTensor, where: str) -> OutputTensor:
 
 
 def _write(tensor: OutputTensor, expression: Quantized, infos: tuple[TensorInfo, ...]) -> OutputTensor:
-    return replace(tensor, dtype="U8", expression=expression, stored_as=infos)
+    return tensor._replace(dtype="U8", expression=expression, stored_as=infos)
 
 
 def _say(settings: Mapping[str, Any], donor: Checkpoint) -> Changes:

@@ -6,7 +6,7 @@ each is offered as, with adapters put on and dequantised.
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -131,7 +131,7 @@ class Renumbering:
             if made is not None:
                 expression = made.make(expression, parts, which)
             used = (*used, *(part.donor for part in parts))
-            changed[model] = {**offers[model], names[model]: replace(offer, expression=expression)}
+            changed[model] = {**offers[model], names[model]: offer._replace(expression=expression)}
             for other in (models[each] for each in used if each not in holders.inputs):
                 for use in found[other].uses:
                     ledger.use(other, use, "copied")
@@ -203,7 +203,7 @@ class Renumbering:
         """Return the offers with those of the donor as the config that is written makes loaders expect them."""
         made = {tensor.name: tensor.expression for tensor in tensors if is_vocabulary(tensor.name, self.family)}
         own = offers[donor]
-        changed = {name: replace(own[name], expression=each) for name, each in made.items() if name in own}
+        changed = {name: own[name]._replace(expression=each) for name, each in made.items() if name in own}
         return {**offers, donor: {**own, **changed}}
 
     def describe(self) -> OutputTokens:

@@ -24,4 +24,4 @@ def _share(tensors: Mapping[str, StoredTensor], first: dict[str, Pin]) -> Mappin
 def _read_from(stored: StoredTensor, first: dict[str, Pin]) -> StoredTensor:
     content = find_content(stored.file)
     pin = first.setdefault(content, stored.file) if content is not None else stored.file
-    return stored if pin == stored.file else replace(stored, read_from=pin)
+    return stored if pin == stored.file else stored._replace(read_from=pin)

@@ -205,9 +205,9 @@ def _card(
         commits=tell_commits(inputs.stored),
         loader=find_loader(inputs.donor),
         library=find_library(inputs.donor),
-        dtypes=sorted({info.dtype for tensor in tensors for info in tensor.infos}),
-        tensor_count=sum(len(tensor.infos) for tensor in tensors),
-        parameter_count=sum(_size(tensor) for tensor in tensors),
+        dtypes=sorted({each.dtype for tensor in tensors for each in tensor.stored_as or (tensor,)}),
+        tensor_count=sum([len(tensor.stored_as) or 1 for tensor in tensors]),
+        parameter_count=sum(map(_size, tensors)),
     )
     return make_card(card)
 

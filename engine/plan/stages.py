@@ -121,7 +121,7 @@ def _find_name(name: str, offer: Offer, names: Mapping[str, str]) -> str:
 
 def _rename_offer(offer: Offer, names: Mapping[str, str]) -> Offer:
     parts = tuple(info._replace(name=names.get(info.name, info.name)) for info in offer.parts)
-    return replace(offer, uses=tuple(names.get(name, name) for name in offer.uses), parts=parts)
+    return offer._replace(uses=tuple(names.get(name, name) for name in offer.uses), parts=parts)
 
 
 def list_stored(checkpoints: Mapping[str, Checkpoint], stages: Mapping[str, StageModel]) -> Mapping[str, Checkpoint]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from mergemill.engine.checkpoint.layout import TensorInfo
 from mergemill.engine.methods.own import MethodsFile
@@ -15,8 +15,7 @@ from mergemill.engine.tensors.expressions import Expression
 from mergemill.engine.tensors.slabs import Span
 
 
-@dataclass(frozen=True, slots=True)
-class OutputTensor:
+class OutputTensor(NamedTuple):
     """One tensor of the output and what it is made of."""
 
     name: str
@@ -50,8 +49,7 @@ class Projected:
     most_rounds: int  # at most; 0: one pass does all
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """Some elements of one output tensor, and where their bytes go."""
 
     tensor: OutputTensor

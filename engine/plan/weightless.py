@@ -50,6 +50,6 @@ def leave_out(merged: Merged, numbers: Collection[int], settings: Mapping[str, A
         merged,
         inputs=(*merged.inputs[: merged.has_base], *(merged.inputs[merged.has_base + i] for i in kept)),
         settings=settings,
-        place=replace(merged.place, models=tuple(merged.place.models[i] for i in kept)),
+        place=merged.place._replace(models=tuple(merged.place.models[i] for i in kept)),
         factors=tuple(merged.factors[i] for i in kept) if merged.factors else (),
     )

@@ -168,7 +168,7 @@ def _inspect_checkpoint(path: str, storage: Storage, record: "Record | None" = N
 
 def _see(stored: StoredTensor, facts: GgufTensorFacts | None) -> StoredTensor:
     """Return a tensor as it is told of: of a GGUF file, what its bytes mean."""
-    return stored if facts is None else replace(stored, dtype=facts.kind.name, shape=facts.shape)
+    return stored if facts is None else stored._replace(dtype=facts.kind.name, shape=facts.shape)
 
 
 def _count(tensors: Collection[StoredTensor]) -> dict[str, Any]:

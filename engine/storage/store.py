@@ -88,6 +88,7 @@ class Store(Protocol):
         """
 
 
+@functools.lru_cache(maxsize=4096)  # of each tensor of a plan it is asked for each of its inputs
 def is_remote(url: str) -> bool:
     """Whether a place, as `parse_place` returns it, is not of this machine's files."""
     return is_url(url)

@@ -1,13 +1,12 @@
 """Where in the output a slab lies: what position-keyed random numbers and ties are decided by."""
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mergemill.engine.tensors.slabs import BLOCK
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """The output tensor that is being made, and the slab's first element in it."""
 
     tensor: str  # name in the output

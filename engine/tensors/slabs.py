@@ -9,15 +9,14 @@ threads, which hand the interpreter over less often the more there is to do in a
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 BLOCK = 1 << 16  # elements
 SLAB = 4 * BLOCK  # elements
 STORED_SLABS = 4  # slabs that native loops work on at once: they decode nothing to memory, and Python has less to do
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """Elements `start` to `stop` (excluded) of a flattened tensor."""
 
     start: int

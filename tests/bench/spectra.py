@@ -9,7 +9,6 @@ turns, and so do the methods; told are the plain way's CPU seconds over ours. WU
 """
 
 import argparse
-import dataclasses
 import multiprocessing
 import os
 import sys
@@ -113,7 +112,7 @@ PLAIN: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {
 def merge_ours(name: str, deltas: Sequence[Tensor]) -> None:
     """Merge one matrix as a worker does."""
     shape, models = tuple(deltas[0].shape), len(deltas)
-    place = dataclasses.replace(PLACE, shape=shape, models=tuple(range(models)))
+    place = PLACE._replace(shape=shape, models=tuple(range(models)))
     flat = [delta.view(-1) for delta in deltas]
     if name == "svc":
         get_step("svc").apply(sum(flat[1:], flat[0].clone()), flat, place, {"alpha": 1.0})

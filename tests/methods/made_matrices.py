@@ -1,6 +1,5 @@
 """Task vectors for tests of the methods on whole matrices, and what these make of them."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,14 +20,14 @@ def merge_deltas(method: str, *deltas: Tensor, **given: Any) -> Tensor:
     named = {key.removesuffix("_"): value for key, value in given.items()}
     settings = fill_settings(get_method(method), named, len(deltas))
     shape = tuple(deltas[0].shape)
-    place, base = dataclasses.replace(PLACE, shape=shape), torch.zeros(shape, dtype=deltas[0].dtype)
+    place, base = PLACE._replace(shape=shape), torch.zeros(shape, dtype=deltas[0].dtype)
     flat = [delta.clone().reshape(-1) for delta in deltas]
     return get_method(method).combine(flat, base.view(-1), None, place, settings).view(shape)
 
 
 def apply_svc(merged: Tensor, *deltas: Tensor, alpha: float = 1.0) -> Tensor:
     """Return what SVC makes of a merged task vector."""
-    place, flat = dataclasses.replace(PLACE, shape=tuple(merged.shape)), [delta.reshape(-1) for delta in deltas]
+    place, flat = PLACE._replace(shape=tuple(merged.shape)), [delta.reshape(-1) for delta in deltas]
     result = get_step("svc").apply(merged.clone().reshape(-1), flat, place, {"alpha": alpha})
     return result.view(merged.shape)
 

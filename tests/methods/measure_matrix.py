@@ -32,7 +32,7 @@ def express(mill: Mill, name: str, shape: tuple[int, int], dtype: torch.dtype, m
     if name != "svc":
         return expression
     kernel = Stepped(method, ((get_step("svc"), {"alpha": 1.0}),))
-    place = dataclasses.replace(expression.place, block=kernel.block(shape, expression.settings))
+    place = expression.place._replace(block=kernel.block(shape, expression.settings))
     return dataclasses.replace(expression, kernel=kernel, place=place)
 
 

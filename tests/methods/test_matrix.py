@@ -114,7 +114,7 @@ def turn(matrix: Tensor, angle: float, plane: tuple[int, int] = (0, 1)) -> Tenso
 
 def ortho_merge(base: Tensor, *models: Tensor, lambda_: float = 1.0) -> Tensor:
     """Return what OrthoMerge makes of models and their base."""
-    place = dataclasses.replace(PLACE, shape=tuple(base.shape))
+    place = PLACE._replace(shape=tuple(base.shape))
     flat = [(model - base).reshape(-1) for model in models]
     return get_method("orthomerge").combine(flat, base.clone().view(-1), None, place, {"lambda": lambda_}).view_as(base)
 
@@ -241,7 +241,7 @@ def test_svc_after_task_arithmetic_of_equal_models_gives_that_model(mill: Mill) 
         Task("task_arithmetic", (base, model, model), fill_settings(method, {"weight": (1.0, 1.0)}, 2))
     )
     kernel = Stepped(method, ((get_step("svc"), {"alpha": 1.0}),))
-    place = dataclasses.replace(expression.place, block=kernel.block((200, 300), expression.settings))
+    place = expression.place._replace(block=kernel.block((200, 300), expression.settings))
     result = mill.run(dataclasses.replace(expression, kernel=kernel, place=place))
     check_close(result, model, 4e-7)
 

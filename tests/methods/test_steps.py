@@ -52,7 +52,7 @@ def make_task(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.floa
 def express(mill: Mill, task: Task, steps: tuple[tuple[Step, dict[str, float]], ...]) -> Merged:
     """Return the task with steps after it."""
     expression, kernel = mill.express(task), Stepped(get_method(task.method), steps)
-    place = dataclasses.replace(expression.place, block=kernel.block(expression.shape, task.settings))
+    place = expression.place._replace(block=kernel.block(expression.shape, task.settings))
     return dataclasses.replace(expression, kernel=kernel, place=place)
 
 

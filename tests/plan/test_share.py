@@ -56,7 +56,7 @@ def stamp(checkpoint: Checkpoint, place: str, etags: dict[str, str]) -> Checkpoi
         name: Pin(f"{place}/{name}", open_size(checkpoint, name), f'etag:"{etag * 32}"') for name, etag in etags.items()
     }
     tensors = {
-        name: replace(stored, file=pins[Path(stored.file.url).name]) for name, stored in checkpoint.tensors.items()
+        name: stored._replace(file=pins[Path(stored.file.url).name]) for name, stored in checkpoint.tensors.items()
     }
     return replace(checkpoint, tensors=tensors)
 

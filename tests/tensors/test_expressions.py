@@ -231,9 +231,9 @@ def test_a_description_differs_when_anything_differs(store: Callable[[Tensor], S
         change(merged, inputs=(stored, merged)),
         change(merged, has_base=False),
         change(merged, settings={**merged.settings, "lambda": 0.5}),
-        change(merged, place=change(place, seed=6)),
-        change(merged, place=change(place, tensor="y")),
-        change(merged, place=change(place, models=(2,))),
+        change(merged, place=place._replace(seed=6)),
+        change(merged, place=place._replace(tensor="y")),
+        change(merged, place=place._replace(models=(2,))),
         change(merged, dtype="F64"),
     ]
     described = [json.dumps(expression.describe(), sort_keys=True) for expression in expressions]

@@ -81,7 +81,7 @@ def _put(piece: Piece, values: Values) -> Piece:
     given = piece.tensor.expression
     if not isinstance(given, Given):
         return piece
-    return replace(piece, tensor=replace(piece.tensor, expression=given.put(values[given.name])))
+    return piece._replace(tensor=piece.tensor._replace(expression=given.put(values[given.name])))
 
 
 def _read(job: GateJob, arena: Arena, workplace: Workplace, name: str, out: Tensor) -> None:
@@ -105,7 +105,7 @@ def _read_rows(job: GateJob, arena: Arena, workplace: Workplace, name: str, rows
     flat = made.numpy()
     spans = [piece.span] if piece.projected.most_rounds else _find_spans(piece, sorted(wanted), columns)
     for part in spans:
-        for span, values in _merge(replace(piece, span=part, whole=part == piece.span), arena, workplace):
+        for span, values in _merge(piece._replace(span=part, whole=part == piece.span), arena, workplace):
             for row in range(span.start // columns, -(-span.stop // columns)):
                 if row in wanted:
                     low, high = max(row * columns, span.start), min((row + 1) * columns, span.stop)

@@ -5,7 +5,6 @@ Elements of a slab are read, decoded, merged, encoded, and given on to be writte
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 
 from mergemill.engine.plan.memory import gather_bytes
 from mergemill.engine.plan.steps import Scaling
@@ -120,7 +119,7 @@ def with_factors(piece: Piece, factors: Sequence[float] | None) -> Piece:
     """Return the piece with the factors that followed from the norms of all task vectors."""
     if factors is None:
         return piece
-    return replace(piece, tensor=replace(piece.tensor, expression=piece.tensor.expression.with_factors(factors)))
+    return piece._replace(tensor=piece.tensor._replace(expression=piece.tensor.expression.with_factors(factors)))
 
 
 def _alone(piece: Piece) -> Part:
