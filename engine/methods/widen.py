@@ -22,9 +22,11 @@ from mergemill.engine.methods.rows import multiply_rows, view_rows
 from mergemill.engine.tensors.device import add_rows, divide_, put_beside, to_host
 from mergemill.engine.tensors.elementary import exp_
 from mergemill.engine.tensors.exact import ExactSum, Extremes, find_extremes, sum_absolute
-from mergemill.engine.tensors.kernels import Gather
+from mergemill.engine.tensors.fusion import Fusion, Join
+from mergemill.engine.tensors.kernels import Gather, Partial, StoredGather, add_partials
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
+from mergemill.engine.tensors.stored import StoredSlab
 
 Array = npt.NDArray[np.float64]
 _DIGIT, _DIGITS = 2.0**40, 3  # in which sums of columns are added up, of products less than 1
@@ -45,12 +47,19 @@ def _judge(place: Place, ratio: float, calibration: float) -> Generator[Gather, 
         sums = yield _Magnitudes()
         return Significance((), tuple(float(total) / place.size for total in sums))
     extremes = yield _LargestSizes()
-    largest = max(max(abs(each.least), abs(each.most)) for each in extremes)
+    largest = sum(extremes, Extremes()).most
     if not 0 < largest < math.inf:
         return Significance((np.full(_count(place), math.nan if largest else 0.0),) * len(place.models), ())
     unit = 2.0 ** math.frexp(largest)[1]
     squares = yield (_RowSquares(unit) if _is_by_token(place) else _ColumnSquares(unit))
     return Significance(_weigh(_read_squares(squares), ratio, calibration), ())
+
+
+def _fuse(statistics: Significance, place: Place) -> Fusion | None:
+    if not statistics.weights:
+        return None
+    weights = np.stack(statistics.weights).astype(np.float32)
+    return Fusion(Join("lines", (), lines=weights, columns=place.shape[1], by_row=_is_by_token(place)))
 
 
 @merge_method(
@@ -62,6 +71,7 @@ def _judge(place: Place, ratio: float, calibration: float) -> Generator[Gather, 
     extra_slabs=5,
     extra_slabs_each=1,
     extra_bytes=16 << 20,
+    fused=_fuse,
 )
 def widen(
     base: Tensor,
@@ -156,13 +166,18 @@ def _score_ranks(ranks: Array, ratio: float, calibration: float) -> Array:
     return np.where(ranks > ratio * (columns - 1) / 2, calibration, soft)  # the mean of every row
 
 
-class _LargestSizes:
-    """Gathers the extremes of the base and of each task vector."""
+class _LargestSizes(StoredGather):
+    """Gathers the least and the largest magnitude of the base and of each task vector."""
 
     with_base = True
+    whole = True  # they are few numbers
 
     def __call__(self, tensors: Sequence[Tensor], place: Place) -> tuple[Extremes, ...]:
-        return tuple(find_extremes(tensor) for tensor in tensors)
+        return tuple(find_extremes(tensor.abs_()) for tensor in tensors)
+
+    def add_stored(self, slab: StoredSlab, total: Partial) -> Partial:
+        """The same from stored bytes."""
+        return add_partials(total, (slab.find_base_extremes(), *slab.find_extremes()))
 
 
 class _Magnitudes:
@@ -173,7 +188,7 @@ class _Magnitudes:
 
 
 @dataclass(frozen=True)
-class _ColumnSquares:
+class _ColumnSquares(StoredGather):
     """Gathers for each column the sums of W₀², and of W₀·D and D² of each task vector, over the unit's square.
 
     A block's rows are added one after the other, and blocks as integers, exactly.
@@ -190,9 +205,15 @@ class _ColumnSquares:
             total += _take_digits(np.stack([to_host(add_rows(product)) for product in _multiply(block)]))
         return (total,)
 
+    def add_stored(self, slab: StoredSlab, total: Partial) -> Partial:
+        """The same from stored bytes."""
+        (digits,) = total or (np.zeros((2 * slab.count + 1, _DIGITS, slab.place.shape[1]), np.int64),)
+        slab.sum_columns(self.unit, digits)
+        return (digits,)
+
 
 @dataclass(frozen=True)
-class _RowSquares:
+class _RowSquares(StoredGather):
     """Gathers the same for each row; no row is in two slabs."""
 
     with_base = True
@@ -208,6 +229,13 @@ class _RowSquares:
         for at, product in enumerate(_multiply(wide)):
             found[at, here] = to_host(multiply_rows(product, ones, product))
         return (found,)
+
+    def add_stored(self, slab: StoredSlab, total: Partial) -> Partial:
+        """The same from stored bytes."""
+        rows, columns = slab.place.shape
+        (sums,) = total or (np.zeros((2 * slab.count + 1, rows)),)
+        slab.sum_rows(self.unit, columns, sums)
+        return (sums,)
 
 
 def _widen(slab: Tensor, unit: float, place: Place) -> Tensor:

@@ -63,14 +63,18 @@ def _solve_columns(parts: list[TaskVector], ridge: float) -> Tensor:
     """Return ``(Σ DᵢGᵢ)(Σ Gᵢ + ρ)⁻¹``."""
     m, n = parts[0].matrix.shape
     products, grams = (parts[0].matrix.new_zeros((rows, n), dtype=torch.float64) for rows in (m, n))
-    for matrix, norm in ((part.unit(), part.norm) for part in parts):
+    for part in parts:
+        return_freed_pages()
+        matrix, norm = part.unit(), part.norm
         if n <= m:
             gram = matrix.T @ matrix
             grams.add_(gram)
             products.addmm_(matrix, gram, alpha=norm)
+            del gram
         else:
             grams.addmm_(matrix.T, matrix)
             products.addmm_(matrix @ matrix.T, matrix, alpha=norm)
+        del matrix  # before the next is made
     return _divide(products, grams, ridge / n)
 
 

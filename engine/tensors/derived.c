@@ -216,8 +216,7 @@ void find_importances(const Slab *slab, const Chunk *chunk, const float *base, c
     }
 }
 
-/* The sum of a row, the right half of it added to the left until one is left; all of it is overwritten. */
-WIDTHS static double sum_row(double *row, int64_t columns) {
+WIDTHS double fold_row(double *row, int64_t columns) {
     while (columns > 1) {
         const int64_t half = columns - columns / 2;
         const double *right = row + half;
@@ -264,10 +263,10 @@ int32_t mergemill_stored_divergences(const Slab *slab, int64_t columns, double *
         for (int64_t i = 0; i < 2; i++) {
             load(slab, i, start, columns, 0, x);
             take_powers(x, columns, find_most(x, columns), wide + i * columns, scratch);
-            sums[i] = sum_row(scratch, columns);
+            sums[i] = fold_row(scratch, columns);
         }
         take_logs(wide, sums[0], wide + columns, sums[1], columns, scratch);
-        const double divergence = sum_row(scratch, columns);
+        const double divergence = fold_row(scratch, columns);
         const double odd = (sums[0] + sums[1]) * 0; /* of rows that have no softmax, no number */
         *out++ = (divergence < 0 ? 0 : divergence) + odd;
     }

@@ -12,9 +12,10 @@ import numpy as np
 from mergemill.engine.tensors.cut import Cut
 
 JoinKind = Literal[
-    "sum", "add", "agree", "share", "changed", "balance", "exceed", "farthest", "consent", "largest", "near", "turns"
+    "sum", "add", "agree", "share", "changed", "balance", "exceed", "farthest", "consent", "largest", "near", "turns", "lines"
 ]
 Limits = np.ndarray[Any, np.dtype[np.int32]]
+Weights = np.ndarray[Any, np.dtype[np.float32]]  # [tensors, columns], or [tensors, rows]
 Divergences = np.ndarray[Any, np.dtype[np.float64]]
 FUSED_ELEMENTS = 1024  # that native loops take at once: CHUNK of native.h
 SPREAD = -1  # in place of a tensor's number: the standard deviation over all of them
@@ -68,6 +69,7 @@ class Join:
     "near": base + lambda · the one tensor times the threshold over its magnitude, from 0 to 1.
     "turns": base + lambda · ``sum(weight[i] · kept[i])``: one tensor after the other keeps the `kept` largest of
     every `group` of elements that none before it has kept; whole groups make up what loops take at once.
+    "lines": base + the tensors, each column of each, or with `by_row` each row, times its own weight.
     "exceed": the first of two tensors, and the second where its importance reaches the threshold.
     With `masks`, "add" and "agree" add only what at least `votes` tensors agree on (see `methods/consensus.py`).
     """
@@ -82,6 +84,9 @@ class Join:
     votes: int = 0
     group: int = 0
     kept: int = 0
+    lines: Weights | None = None
+    columns: int = 0  # of the whole matrix
+    by_row: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,8 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "stored_changes": ([_POINTER, _FLOAT, _POINTER], _FLAG),
     "stored_compared": ([_POINTER, _FLAG, _SIZE, _POINTER, _POINTER, _SIZE, *[_POINTER] * 3], _FLAG),
     "stored_extremes": ([_POINTER, _POINTER], _FLAG),
+    "stored_columns": ([_POINTER, _SIZE, ctypes.c_double, _POINTER], _FLAG),
+    "stored_row_squares": ([_POINTER, _SIZE, ctypes.c_double, _SIZE, _POINTER], _FLAG),
     "stored_divergences": ([_POINTER, _SIZE, _POINTER], _FLAG),
     "dequantize_rows": ([_POINTER, _SIZE, _POINTER], _FLAG),
     "dequantize_columns": ([_POINTER, *[_SIZE] * 3, *[_POINTER] * 5], _FLAG),

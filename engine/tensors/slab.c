@@ -159,6 +159,7 @@ int64_t mergemill_layout(int64_t *out, int64_t room) {
         OF(Keep, limit), OF(Keep, keys), OF(Keep, mask),
         sizeof(Join), OF(Join, kind), OF(Join, normalize), OF(Join, weight), OF(Join, divisor), OF(Join, lambda),
         OF(Join, threshold), OF(Join, votes), OF(Join, masks), OF(Join, group), OF(Join, kept),
+        OF(Join, lines), OF(Join, columns), OF(Join, line_count), OF(Join, by_row),
         sizeof(Window), OF(Window, which), OF(Window, low), OF(Window, high), OF(Window, above), OF(Window, inside),
         OF(Window, low_counts), OF(Window, high_counts), OF(Window, counts), OF(Window, keys), OF(Window, room),
         sizeof(Rank), OF(Rank, which), OF(Rank, rank), OF(Rank, share), OF(Rank, key), OF(Rank, above), OF(Rank, ties),
@@ -228,9 +229,17 @@ int is_kept(const Slab *slab, const Keep *keep) {
     return !slab->size || ((keep->kind != KEEP_RANDOM || keep->keys) && (keep->kind != KEEP_MASK || keep->mask));
 }
 
+/* Whether there is a weight for every column, or for every row that the slab touches. */
+static int has_weights(const Slab *slab, const Join *join) {
+    if (!join->lines || join->columns < 1 || join->line_count < 1) return 0;
+    if (!join->by_row) return join->line_count == join->columns;
+    return !slab->size || (slab->start + slab->size - 1) / join->columns < join->line_count;
+}
+
 int is_joined(const Slab *slab, const Join *join, const Keep *keeps) {
-    if (join->kind < JOIN_SUM || join->kind > JOIN_TURNS) return 0;
+    if (join->kind < JOIN_SUM || join->kind > JOIN_LINES) return 0;
     if (join->kind == JOIN_TURNS && (join->group < 1 || CHUNK % join->group || join->kept < 0)) return 0;
+    if (join->kind == JOIN_LINES && !has_weights(slab, join)) return 0;
     if (join->kind == JOIN_EXCEED) return is_ranked(slab, IMPORTANCE);
     if (join->kind == JOIN_BALANCE && (!keeps || !is_scored(slab, slab->count))) return 0;
     if (join->masks && join->kind != JOIN_ADD && join->kind != JOIN_AGREE) return 0;

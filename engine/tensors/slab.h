@@ -15,7 +15,7 @@
 enum { F32, BF16, F16, CODED, ADAPTED }; /* the last two are no dtypes: a tensor's data is then a Coded, or an Adapted */
 enum { KEEP_ALL, KEEP_NOTHING, KEEP_CUT, KEEP_RANDOM, KEEP_MASK };
 enum { JOIN_SUM, JOIN_ADD, JOIN_AGREE, JOIN_SHARE, JOIN_CHANGED, JOIN_BALANCE, JOIN_EXCEED, JOIN_FARTHEST, JOIN_CONSENT,
-       JOIN_LARGEST, JOIN_NEAR, JOIN_TURNS };
+       JOIN_LARGEST, JOIN_NEAR, JOIN_TURNS, JOIN_LINES };
 enum { DERIVE_SCORES, DERIVE_IMPORTANCE };
 enum { SPREAD = -1, IMPORTANCE = -2 }; /* in place of a tensor's number; its score has that number and `count` more */
 
@@ -63,6 +63,9 @@ typedef struct {
     float votes;        /* so many masks must agree, where there are any */
     const float *masks; /* the factor of each tensor's, or NULL */
     int64_t group, kept; /* elements of which a tensor keeps so many */
+    const float *lines;  /* of each tensor so many weights: of all columns, or of all rows of the whole matrix */
+    int64_t columns, line_count;
+    int32_t by_row;
 } Join;
 
 /* Codes of a quantised tensor, and what they stand for: (table[code] - zero) * scale * factor. */
@@ -210,6 +213,8 @@ INSIDE int next_chunk(const Slab *slab, Chunk *chunk);
 INSIDE uint32_t *all_counters(void);
 /* The importances of a chunk of two tensors. */
 INSIDE void find_importances(const Slab *slab, const Chunk *chunk, const float *base, const float *other, float *out);
+/* The sum of a row, the right half of it added to the left until one is left; all of it is overwritten. */
+INSIDE double fold_row(double *row, int64_t columns);
 /* A chunk's sum over all tensors. */
 INSIDE void sum_all(float *const *x, int64_t count, int64_t size, double *restrict total);
 /* The scores of the elements of a tensor that may reach `least`; returns how many, `index` gets which, in order. */

@@ -150,6 +150,26 @@ WIDTHS static void take_turns(float *restrict total, float *const *x, const Join
     }
 }
 
+WIDTHS static void add_weighted(float *restrict base, const float *restrict x, const float *restrict weight, int64_t size) {
+    for (int64_t j = 0; j < size; j++) base[j] += x[j] * weight[j];
+}
+
+/* base += the tensors, one after the other, each column or each row of each times its weight. */
+static void add_lines(const Slab *slab, const Join *join, const Chunk *chunk, Room *room) {
+    for (int64_t i = 0; i < slab->count; i++) {
+        const float *weight = join->lines + i * join->line_count;
+        for (int64_t at = 0, here; at < chunk->here; at += here) {
+            const int64_t place = slab->start + chunk->start + at, row = place / join->columns;
+            const int64_t column = place - row * join->columns;
+            here = least(chunk->here - at, join->columns - column);
+            if (join->by_row)
+                add_scaled(room->base + at, room->x[i] + at, here, weight[row]);
+            else
+                add_weighted(room->base + at, room->x[i] + at, weight + column, here);
+        }
+    }
+}
+
 /* Multiply by 0 what the tensors do not all change in one direction. */
 WIDTHS static void keep_consensual(float *restrict total, float *const *x, int64_t count, int64_t size) {
     float rises[CHUNK] = {0}, falls[CHUNK] = {0};
@@ -223,6 +243,10 @@ static const float *join_chunk(const Slab *slab, const Keep *keeps, const Join *
         find_importances(slab, chunk, x[0], x[1], room->total);
         take_over(room->x[0], x[1], room->total, join->threshold, size);
         return room->x[0];
+    }
+    if (join->kind == JOIN_LINES) {
+        add_lines(slab, join, chunk, room);
+        return room->base;
     }
     if (join->kind == JOIN_AGREE)
         sum_agreeing(room->total, x, join->weight, count, 0, size, join->normalize);

@@ -37,6 +37,7 @@ _JOINS = {
     "largest": 9,
     "near": 10,
     "turns": 11,
+    "lines": 12,
 }
 MOST_NEAR = 1 << 18  # keys that a window of a slab has room for
 _CHUNK = 1024  # elements, as native.h has it
@@ -125,6 +126,19 @@ class StoredSlab:
         extremes = np.empty((self.count, 2))
         call_checked("stored_extremes", self.lowered, extremes.ctypes.data)
         return tuple(Extremes(least, most) for least, most in extremes.tolist())
+
+    def find_base_extremes(self) -> Extremes:
+        """Return the least and the largest magnitude of the base."""
+        alone = replace(self, arrays=self.arrays[:1], dtypes=self.dtypes[:1], has_base=False, vectors=(False,), scales=())
+        return alone.find_extremes()[0]
+
+    def sum_columns(self, unit: float, digits: Counts) -> None:
+        """Add to `digits` ``[2·tensors + 1, 3, columns]`` sums over rows, over the unit's square; see ``columns.c``."""
+        call_checked("stored_columns", self.lowered, digits.shape[2], 1 / unit, digits.ctypes.data)
+
+    def sum_rows(self, unit: float, columns: int, sums: native.Sums) -> None:
+        """Write the sums of the slab's rows to their places in `sums` ``[2·tensors + 1, rows]``."""
+        call_checked("stored_row_squares", self.lowered, columns, 1 / unit, sums.shape[1], sums.ctypes.data)
 
     def find_divergences(self, columns: int) -> Divergences:
         """Return the divergence of the second tensor's rows from the first's."""
@@ -388,7 +402,11 @@ def _lower_join(join: Join) -> tuple[structures.NativeJoin, Any]:
         masks=ctypes.addressof(masks) if join.masks else None,
         group=join.group,
         kept=join.kept,
-    ), (weight, masks)
+        lines=None if join.lines is None else join.lines.ctypes.data,
+        columns=join.columns,
+        line_count=0 if join.lines is None else join.lines.shape[1],
+        by_row=join.by_row,
+    ), (weight, masks, join.lines)
 
 
 def call_checked(name: str, *arguments: Any) -> int:

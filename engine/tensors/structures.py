@@ -67,6 +67,10 @@ class NativeJoin(ctypes.Structure):
         ("masks", ctypes.c_void_p),
         ("group", ctypes.c_int64),
         ("kept", ctypes.c_int64),
+        ("lines", ctypes.c_void_p),
+        ("columns", ctypes.c_int64),
+        ("line_count", ctypes.c_int64),
+        ("by_row", ctypes.c_int32),
     ]
 
 
