@@ -21,6 +21,7 @@ from mergemill.engine.methods.matrices import (
     multiply,
     whole_matrices,
 )
+from mergemill.engine.tensors.heap import return_freed_pages
 from mergemill.engine.tensors.lazy import Dtype, Tensor, torch
 from mergemill.engine.tensors.place import Place
 
@@ -48,6 +49,7 @@ def dc_merge(
         parts = zip(*(each.split(counts, -1) for each in joined), strict=True)
         cores = [_keep_largest(_make_core(Triples(*part), left, right), density, size, stored) for part in parts]
         del joined, parts
+        return_freed_pages()
         return multiply(left @ _join_blocks(cores, counts), right.T, stored)
 
     return add_matrix(base, deltas, place, join, lambda_=lambda_, normalize=True)
@@ -63,6 +65,7 @@ def _decompose_each(matrices: Sequence[Tensor], share: int, counts: list[int]) -
 
 
 def _make_core(triples: Triples, left: Tensor, right: Tensor) -> Tensor:
+    return_freed_pages()
     return ((left.T @ triples.left) * triples.values) @ (triples.right.T @ right)
 
 
@@ -70,6 +73,7 @@ def _keep_largest(core: Tensor, density: float, size: int, stored: Dtype) -> Ten
     """Set to 0 what is less than the share of `density` of `size` elements, and what is the rounding of the largest."""
     if not core.numel():
         return core
+    return_freed_pages()
     kept, sizes = min(max(1, int(density * size)), core.numel()), core.abs()
     least = sizes.view(-1).kthvalue(core.numel() - kept + 1).values
     return core.mul_(sizes >= least).mul_(sizes > torch.finfo(stored).eps * sizes.max())

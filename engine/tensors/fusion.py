@@ -12,8 +12,9 @@ import numpy as np
 from mergemill.engine.tensors.cut import Cut
 
 JoinKind = Literal[
-    "sum", "add", "agree", "share", "changed", "balance", "exceed", "farthest", "consent", "largest", "near", "turns", "lines"
-]
+    "sum", "add", "agree", "share", "changed", "balance", "exceed", "farthest", "consent", "largest", "near", "turns",
+    "lines"
+]  # fmt: skip
 Limits = np.ndarray[Any, np.dtype[np.int32]]
 Weights = np.ndarray[Any, np.dtype[np.float32]]  # [tensors, columns], or [tensors, rows]
 Divergences = np.ndarray[Any, np.dtype[np.float64]]

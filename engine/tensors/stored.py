@@ -129,8 +129,8 @@ class StoredSlab:
 
     def find_base_extremes(self) -> Extremes:
         """Return the least and the largest magnitude of the base."""
-        alone = replace(self, arrays=self.arrays[:1], dtypes=self.dtypes[:1], has_base=False, vectors=(False,), scales=())
-        return alone.find_extremes()[0]
+        base = replace(self, arrays=self.arrays[:1], dtypes=self.dtypes[:1], has_base=False, vectors=(False,), scales=())
+        return base.find_extremes()[0]
 
     def sum_columns(self, unit: float, digits: Counts) -> None:
         """Add to `digits` ``[2·tensors + 1, 3, columns]`` sums over rows, over the unit's square; see ``columns.c``."""

@@ -9,7 +9,7 @@ import ctypes
 import itertools
 from collections.abc import Iterator
 
-VERSION = 15  # as native.h has it
+VERSION = 16  # as native.h has it
 
 
 class NativeDerived(ctypes.Structure):

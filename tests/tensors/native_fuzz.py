@@ -236,11 +236,38 @@ class Fuzz:
     def join(self, slab: NativeSlab) -> NativeJoin:
         """Return how a slab is joined."""
         self.alive += [weight := self.floats(slab.count), masks := self.floats(slab.count)]
-        kinds = self.integer(0, 12), self.integer(0, 1)
+        kinds = self.integer(0, 13), self.integer(0, 1)
         join = NativeJoin(*kinds, pointer(weight), *self.two(), *self.two())
         join.masks = self.choose(None, pointer(masks))
         join.group, join.kept = self.choose(1, 2, 64, 256, 1024, 7, 0, 2048), self.choose(0, 1, 40, 2000, -1)
+        join.columns, join.by_row = self.choose(0, 1, 7, 600, 3000, 1 << 62), self.integer(0, 1)
+        last = (slab.start + slab.size - 1) // join.columns if join.columns else 0
+        join.line_count = max(0, last + self.choose(0, 1, 1, 1)) if join.by_row else min(join.columns, 3000)
+        self.alive.append(lines := self.floats(slab.count * join.line_count))
+        join.lines = self.choose(None, pointer(lines), pointer(lines))
         return join
+
+    def whole_rows(self, columns: int) -> NativeSlab:
+        """Return a slab of whole rows, and of blocks of these; now and then not."""
+        slab = self.slab()
+        if 0 < columns <= 3000 and self.integer(0, 9):
+            slab.block = columns * self.choose(1, 3, 2000)
+            slab.size -= slab.size % columns
+            slab.start = slab.block * self.integer(0, 3)
+        return slab
+
+    def stored_columns(self) -> None:
+        columns = self.choose(0, 1, 2, 7, 600, 3000, 1 << 62)
+        slab = self.whole_rows(columns)
+        digits = np.zeros((2 * slab.count + 1, 3, min(columns, 3000)), np.int64)
+        self.call("stored_columns", ref(slab), columns, ctypes.c_double(self.number()), digits)
+
+    def stored_row_squares(self) -> None:
+        columns = self.choose(0, 1, 2, 7, 600, 3000, 1 << 62)
+        slab = self.whole_rows(columns)
+        rows = max(0, (slab.start + slab.size) // columns + self.choose(0, 0, 1, -1)) if columns else 0
+        sums = np.zeros((2 * slab.count + 1, rows))
+        self.call("stored_row_squares", ref(slab), columns, ctypes.c_double(self.number()), rows, sums)
 
     def stored_products(self) -> None:
         slab = self.slab()

@@ -67,6 +67,8 @@ SETTINGS: list[tuple[str, Mapping[str, Any]]] = [
     ("cabs", {"n": 3, "m": 4}),
     ("cabs", {"n": 3, "m": 7}),
     ("nearswap", {"t": 0.2}),
+    ("widen", {}),
+    ("widen", {"ratio": 0.5, "calibration": 0.7}),
     ("localize_stitch", {}),
     ("localize_stitch", {"density": (0.6, 1.0), "lambda": 0.7}),
     ("localize_stitch", {"density": (0.0, 0.4)}),
@@ -74,12 +76,13 @@ SETTINGS: list[tuple[str, Mapping[str, Any]]] = [
 
 
 def merge_both_ways(
-    folder: Path, name: str, inputs: Sequence[Tensor], given: Mapping[str, Any], **how: Any
+    folder: Path, name: str, inputs: Sequence[Tensor], given: Mapping[str, Any], called: str = "", **how: Any
 ) -> tuple[Tensor, Tensor]:
     """Merge natively, and with torch alone."""
     method = get_method(name)
     based = method.base == "optional"
     task = Task(name, tuple(inputs), fill_settings(method, given, 2), optional_base=based)
+    task = replace(task, tensor=called) if called else task
     natively = Mill(folder).merge(task, **how)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "load", lambda: None)
@@ -109,6 +112,12 @@ def test_inputs_of_several_dtypes(name: str, given: Mapping[str, Any], tmp_path:
     values = make_values((97, 1031), dtype=torch.float32, count=count_inputs(name))
     inputs = [value.to(kind) for value, kind in zip(values, KINDS.values(), strict=False)]
     assert_same_bits(*merge_both_ways(tmp_path, name, inputs, given, out="BF16"))
+
+
+def test_rows_of_embeddings_are_judged_by_loops_as_by_torch(tmp_path: Path) -> None:
+    inputs = make_values((301, 700), dtype=torch.bfloat16, count=3)
+    for how in ({}, {"slab": 65536, "parts": 3, "out": "F32"}):
+        assert_same_bits(*merge_both_ways(tmp_path, "widen", inputs, {}, "model.embed_tokens.weight", **how))
 
 
 @pytest.mark.parametrize(("name", "given"), SETTINGS, ids=str)
