@@ -129,7 +129,9 @@ class StoredSlab:
 
     def find_base_extremes(self) -> Extremes:
         """Return the least and the largest magnitude of the base."""
-        base = replace(self, arrays=self.arrays[:1], dtypes=self.dtypes[:1], has_base=False, vectors=(False,), scales=())
+        base = replace(
+            self, arrays=self.arrays[:1], dtypes=self.dtypes[:1], has_base=False, vectors=(False,), scales=()
+        )
         return base.find_extremes()[0]
 
     def sum_columns(self, unit: float, digits: Counts) -> None:
