@@ -15,7 +15,7 @@ from mergemill.engine.tensors.expressions import Expression, Leaf
 from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.rounds import Plain, Ready
 from mergemill.engine.tensors.slabs import Span
-from mergemill.engine.tensors.workspace import Workspace, aligned
+from mergemill.engine.tensors.workspace import Arena, Workspace, aligned
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +79,28 @@ class Interleaving(Plain):
 
     def slab(self, span: Span, work: Workspace, dtype: str, watch: Watch | None = None) -> Tensor:
         """Return the span, which begins and ends at whole heads, in order."""
-        heads, columns = span.size // self.made.own_block, math.prod(self.made.shape[1:])
-        half = self.made.own_block // columns // 2
-        pairs = (half, 2) if self.made.to_halves else (2, half)
-        found = self.inner.slab(span, work, dtype, watch).view(heads, *pairs, columns)
+        heads, (first, second), columns = self._find_sides(span)
+        found = self.inner.slab(span, work, dtype, watch).view(heads, first, second, columns)
         ordered = work.take((span.size,), dtype)
-        ordered.view(heads, *reversed(pairs), columns).copy_(found.transpose(1, 2))
+        ordered.view(heads, second, first, columns).copy_(found.transpose(1, 2))
         return ordered
+
+    def lower(self, span: Span, work: Workspace) -> tuple[Arena, str]:
+        """Return the same as the inner one is lowered, where that is one value after the other: torch is not needed."""
+        inner = self.inner
+        if not isinstance(inner, Leaf) or (inner.is_lowered and not inner.is_plain):
+            return Plain.lower(self, span, work)
+        found, dtype = inner.lower(span, work)
+        heads, (first, second), columns = self._find_sides(span)
+        ordered = work.take_bytes(found.size)
+        of_bytes = columns * item_bytes(dtype)
+        ordered.reshape(heads, second, first, of_bytes)[:] = found.reshape(heads, first, second, of_bytes).swapaxes(
+            1, 2
+        )
+        return ordered, dtype
+
+    def _find_sides(self, span: Span) -> tuple[int, tuple[int, int], int]:
+        """Return heads, what their rows are taken apart into, and columns."""
+        columns = math.prod(self.made.shape[1:])
+        half = self.made.own_block // columns // 2
+        return span.size // self.made.own_block, (half, 2) if self.made.to_halves else (2, half), columns

@@ -3,9 +3,9 @@
     python tests/bench/quantized.py
 
 Two models of the shape of 1.1B parameters (with `--layers` of its layers), whose projections are quantised: block FP8
-with its scales (as DeepSeek's), MXFP4 in rows (as compressed-tensors'), and MXFP4 of packed experts, which loaders turn
-round (as gpt-oss's). The output is bfloat16. `--large` merges a pair of MXFP4 tensors of a billion elements under the
-promise `--memory`.
+with its scales (as DeepSeek's), MXFP4 in rows (as compressed-tensors'), MXFP4 of packed experts, which loaders turn
+round (as gpt-oss's), GPTQ, and GGUF files of three types. The output is bfloat16. `--large` merges a pair of MXFP4
+tensors of a billion elements under the promise `--memory`.
 """
 
 import argparse
@@ -17,13 +17,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from checkpoints import LLAMAS, Llama, list_shapes, make_config
 from programs import find_script, list_weights
 from rounds import find_medians, measure_anew
 from safetensors.torch import save_file
 
-KINDS = ("fp8", "mxfp4", "gpt-oss")
+from mergemill.engine.checkpoint.gguf.families import find_family, list_settings, to_gguf_name
+
+GGUF = {"q8_0": (0,), "q4_k": (0, 2), "q6_k": (208,)}  # and where float16 scales lie in a block
+KINDS = ("fp8", "mxfp4", "gpt-oss", "gptq", *GGUF)
 LARGE = (64, 4096, 4096)  # experts, rows and columns, as they lie
 _BLOCK, _GROUP = 128, 32
 
@@ -42,9 +46,10 @@ def main() -> None:
         folder = options.folder or Path(made)
         llama = replace(LLAMAS["1.1B"], layers=options.layers)
         for kind in options.kinds.split(","):
-            pair = [folder / f"{kind}-{options.layers}-{number}" for number in range(2)]
+            ending = ".gguf" if kind in GGUF else ""
+            pair = [folder / f"{kind}-{options.layers}-{number}{ending}" for number in range(2)]
             for number, model in enumerate(pair):
-                if not (model / "config.json").exists():
+                if not model.exists():
                     write_model(model, kind, llama, number)
             compare(kind, pair, count_elements(llama, kind), folder, options.memory, options.runs)
         if options.large:
@@ -59,7 +64,7 @@ def compare(title: str, pair: Sequence[Path], elements: int, folder: Path, memor
     entries = [{"model": str(model), "parameters": {"weight": 0.5}} for model in pair]
     recipe, out = folder / "recipe.yml", folder / "out"
     recipe.write_text(json.dumps({"merge_method": "linear", "models": entries, "dtype": "bfloat16"}))
-    sources = [str(file) for model in pair for file in list_weights(model)]
+    sources = [str(file) for model in pair for file in (list_weights(model) if model.is_dir() else [model])]
     floor = [sys.executable, "-S", "-E", str(Path(__file__).with_name("floor.py")), "after", str(out)]
     merge = [find_script("mergemill"), "merge", str(recipe), str(out), "--quiet", "--memory", memory, *more]
     commands = {"floor": [*floor, str(2 * elements), *sources], "mergemill": merge}
@@ -90,6 +95,9 @@ def write_model(folder: Path, kind: str, llama: Llama, number: int) -> None:
     if kind == "gpt-oss":
         write_experts(folder, gather_experts(llama), make_config(llama), number)
         return
+    if kind in GGUF:
+        write_gguf(folder, kind, llama, number)
+        return
     drawn, tensors = torch.Generator().manual_seed(number), {}
     for name, shape in list_shapes(llama).items():
         if not name.endswith("_proj.weight"):
@@ -99,10 +107,38 @@ def write_model(folder: Path, kind: str, llama: Llama, number: int) -> None:
             codes |= torch.randint(0, 2, shape, generator=drawn, dtype=torch.uint8) << 7
             tensors[name] = codes.view(torch.float8_e4m3fn)
             tensors[f"{name}_scale_inv"] = torch.rand([-(-side // _BLOCK) for side in shape], generator=drawn) * 1e-3
+        elif kind == "gptq":
+            tensors |= {f"{name.removesuffix('weight')}{part}": each for part, each in _draw_gptq(shape, drawn)}
         else:
             tensors |= {f"{name}{ending}": each for ending, each in _draw_mxfp4(shape, drawn)}
-    settings = {"fp8": {"quant_method": "fp8", "weight_block_size": [_BLOCK] * 2}, "mxfp4": {"quant_method": "mxfp4"}}
-    _save(folder, tensors, {**make_config(llama), "quantization_config": settings[kind]})
+    more = {"fp8": {"weight_block_size": [_BLOCK] * 2}, "gptq": {"bits": 4, "group_size": _BLOCK, "desc_act": False}}
+    settings = {"quant_method": kind, **more.get(kind, {})}
+    _save(folder, tensors, {**make_config(llama), "quantization_config": settings})
+
+
+def write_gguf(path: Path, kind: str, llama: Llama, seed: int) -> None:
+    """Write a GGUF file whose matrices are of one type."""
+    import gguf
+
+    family, drawn, config = find_family("llama", where="here"), np.random.default_rng(seed), make_config(llama)
+    config = {**config, "max_position_embeddings": 2048}
+    type_of = gguf.GGMLQuantizationType[kind.upper()]
+    elements, block_bytes = gguf.GGML_QUANT_SIZES[type_of]
+    writer = gguf.GGUFWriter(path, "llama")
+    for key, value in list_settings(config, family, where="here"):
+        writer.add_float32(key, value) if isinstance(value, float) else writer.add_uint32(key, value)
+    for name, shape in list_shapes(llama).items():
+        if len(shape) == 1:
+            writer.add_tensor(to_gguf_name(name, family), np.ones(shape, np.float32))
+            continue
+        blocks = drawn.integers(0, 256, (math.prod(shape) // elements, block_bytes), np.uint8)
+        for at in GGUF[kind]:
+            blocks[:, at : at + 2] = np.array([1e-4], np.float16).view(np.uint8)
+        writer.add_tensor(to_gguf_name(name, family), blocks.reshape(shape[0], -1), raw_dtype=type_of)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def write_experts(folder: Path, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, object], seed: int) -> None:
@@ -125,6 +161,15 @@ def _draw_mxfp4(shape: Sequence[int], drawn: torch.Generator) -> Iterator[tuple[
     blocks = (*outer, columns // _GROUP)
     yield "_blocks", torch.randint(0, 256, (*blocks, _GROUP // 2), generator=drawn, dtype=torch.uint8)
     yield "_scales", torch.randint(110, 122, blocks, generator=drawn, dtype=torch.uint8)
+
+
+def _draw_gptq(shape: Sequence[int], drawn: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield words of eight inputs, of eight outputs, and scales, for a group of inputs each."""
+    rows, columns = shape
+    groups = columns // _BLOCK
+    for name, side in (("qweight", (columns // 8, rows)), ("qzeros", (groups, rows // 8))):
+        yield name, torch.randint(-(1 << 31), 1 << 31, side, generator=drawn, dtype=torch.int64).int()
+    yield "scales", (torch.rand((groups, rows), generator=drawn) * 1e-3).half()
 
 
 def _save(folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, object]) -> None:
