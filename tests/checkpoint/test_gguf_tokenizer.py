@@ -8,6 +8,7 @@ from models import write_tokenizer
 from tokenizers import Tokenizer
 
 from mergemill.engine.checkpoint.gguf.header import GgufList
+from mergemill.engine.checkpoint.gguf.opening import tell_of_tokens
 from mergemill.engine.checkpoint.gguf.stored_tokens import CONTROL, NORMAL, UNUSED
 from mergemill.engine.checkpoint.gguf.tokenizer import PATTERNS, make_tokenizer
 from mergemill.engine.checkpoint.made import MadeFiles
@@ -100,3 +101,21 @@ def test_no_file_is_made_before_it_is_read(stored: dict[str, Any], monkeypatch: 
     assert ids == parse_tokenizer(json.loads(files["tokenizer.json"]), "here")
     assert files["tokenizer.json"] is files["tokenizer.json"]
     assert asked == ["made"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": "t5"}, "('t5' cut as 'llama-bpe')"),
+        ({"model": "bert", "pre": "x" * 999}, f"('bert' cut as '{'x' * 40}')"),
+        ({"pre": "of-its-own"}, "('gpt2' cut as 'of-its-own')"),
+        ({"model": None, "pre": 7}, "its tokens are not read"),
+    ],
+)
+def test_tokens_of_another_kind_are_told_by_name(stored: dict[str, Any], changes: dict[str, Any], said: str) -> None:
+    changed = {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
+    settings = make_settings(stored, "llama-bpe", 600) | changed
+    assert make_tokenizer(settings) == {}
+    told = tell_of_tokens(settings, "model.gguf")
+    assert said in told
+    assert "take tokenizer and config of another model" in told

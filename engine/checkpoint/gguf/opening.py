@@ -78,9 +78,18 @@ def open_gguf(pin: Pin, where: str, storage: Storage) -> GgufModel:
     }
     _check_heads(facts, where)
     tensors = {name: _store(name, places[name], pin) for name in facts}
-    told = f"{where}: its tokens are not read: take tokenizer and config of another model for an output that needs them"
     files = make_tokenizer(header.settings)
-    return GgufModel(tensors, facts, config, () if files else (told,), files)
+    left_out = () if files else (tell_of_tokens(header.settings, where),)
+    return GgufModel(tensors, facts, config, left_out, files)
+
+
+def tell_of_tokens(settings: Mapping[str, Any], where: str) -> str:
+    """Return that its tokens are not read, of which kind they are (``t5``, ``bert``, a cut of its own), what to do."""
+    kinds = [settings.get(f"tokenizer.ggml.{key}") for key in ("model", "pre")]
+    named = " cut as ".join(repr(kind[:40]) for kind in kinds if isinstance(kind, str) and kind)
+    said = f" ({named})" if named else ""
+    way = "take tokenizer and config of another model for an output that needs them"
+    return f"{where}: its tokens{said} are not read: {way}"
 
 
 def find_kind(facts: Mapping[str, GgufTensorFacts]) -> str:
