@@ -46,7 +46,7 @@ def dc_merge(
         joined = join_triples(_decompose_each(matrices, share, counts), matrices[0], share * len(matrices))
         left, right = (make_orthonormal(each, stored) for each in (joined.left, joined.right))
         size = (share * len(counts)) ** 2
-        parts = zip(*(each.split(counts, -1) for each in joined), strict=True)
+        parts = zip(*(torch.split(each, counts, -1) for each in joined), strict=True)
         cores = [_keep_largest(_make_core(Triples(*part), left, right), density, size, stored) for part in parts]
         del joined, parts
         return_freed_pages()
