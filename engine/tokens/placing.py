@@ -59,9 +59,9 @@ class Placed:
 
 def list_ids(joined: Joined, vocabulary: Vocabulary) -> Ints:
     """Return for each id of the output a model's own id of that token, or NONE."""
-    ids = np.full(joined.size, NONE, np.int64)
-    for token, number in joined.ids.items():
-        ids[number] = vocabulary.ids.get(token, NONE)
+    ids, get, count = np.full(joined.size, NONE, np.int64), vocabulary.ids.get, len(joined.ids)
+    numbers = np.fromiter(joined.ids.values(), np.int64, count)
+    ids[numbers] = np.fromiter((get(token, NONE) for token in joined.ids), np.int64, count)
     return ids
 
 
