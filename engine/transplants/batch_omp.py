@@ -19,7 +19,7 @@ import numpy as np
 from mergemill.engine.tensors import native
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES
 from mergemill.engine.tensors.lazy import Tensor, torch
-from mergemill.engine.transplants.gram_file import ONE, GramFile, unit_rows
+from mergemill.engine.transplants.gram_file import ONE, GramFile, count_summed, multiply, unit_rows
 from mergemill.engine.transplants.omp import LEAST
 from mergemill.engine.transplants.streams import NONE, Combination, Passes
 
@@ -107,7 +107,7 @@ def correlate(targets: Tensor, atoms: Atoms) -> Tensor:
     found = torch.empty(len(targets), len(atoms.rows))
     for first in range(0, len(atoms.rows), _STEP):
         rows = unit_rows(atoms.rows, atoms.inverse, first, _STEP)
-        torch.mm(targets, rows.T, out=found[:, first : first + _STEP])
+        multiply(targets, rows, found[:, first : first + _STEP])
     return found
 
 
@@ -116,7 +116,7 @@ def _pursue_one(target: Doubles, start: Floats, atoms: Atoms, room: Room) -> tup
     left, length = target.copy(), math.sqrt(target @ target)
     k, width = room.basis.shape
     weights, lengths, taken = np.zeros(k), np.zeros(k), list[int]()
-    unsure = _ROUNDING * (width + k + 16)
+    unsure = _ROUNDING * (count_summed(width) + k + 16)
     for step in range(k):
         if not math.sqrt(left @ left) > LEAST * length:
             break

@@ -18,6 +18,7 @@ from mergemill.engine.tensors.lazy import Tensor, torch
 ONE = 32767  # what a cosine of 1 is stored as
 _SIDE = 1024  # rows of a tile
 _ITEM_BYTES = 2
+SLICE = 256  # of a row's width that is summed by itself: so rounding leaves fewer rows that may be the best
 
 Cosines = np.ndarray[tuple[int, ...], np.dtype[np.int16]]
 
@@ -97,7 +98,7 @@ class GramFile:
         upper = unit_rows(rows, inverse, top, _SIDE) * ONE
         for left in range(top, self.count, _SIDE):
             right = unit_rows(rows, inverse, left, _SIDE)
-            whole = torch.mm(upper, right.T, out=tile[: len(upper), : len(right)])
+            whole = multiply(upper, right, tile[: len(upper), : len(right)])
             cosines = whole.round_().clamp_(-ONE, ONE).to(torch.int16)
             self._write(cosines, top, left)
             if left > top:
@@ -116,6 +117,19 @@ class GramFile:
                     f"{tempfile.gettempdir()}: has no room for the {count_gram_bytes(self.count)} bytes that matching "
                     "pursuit keeps beside its memory; TMPDIR names another folder"
                 )
+
+
+def multiply(one: Tensor, other: Tensor, out: Tensor) -> Tensor:
+    """Return the products of rows with rows in `out`, summed slice by slice of the width."""
+    for first in range(0, one.shape[1], SLICE):
+        here = slice(first, first + SLICE)
+        torch.addmm(out, one[:, here], other[:, here].T, beta=min(first, 1), out=out)
+    return out
+
+
+def count_summed(width: int) -> int:
+    """Return how many numbers are added one after the other at most, by which the rounding of a product is bounded."""
+    return min(width, SLICE) + -(-width // SLICE)
 
 
 def unit_rows(rows: Tensor, inverse: Tensor, first: int, count: int) -> Tensor:

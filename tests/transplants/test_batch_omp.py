@@ -49,7 +49,8 @@ def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 
 @pytest.mark.parametrize(("k", "stored"), [(1, "F32"), (20, "BF16")])
-def test_it_is_the_formula(k: int, stored: str, loops: str) -> None:
+def test_it_is_the_formula(k: int, stored: str, loops: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gram_file, "SLICE", 20)
     rows, targets = make(stored=stored)
     found = chase(rows, targets, k)
     x, w = rows.double().numpy(), np.random.default_rng(1).standard_normal((SHARED, 5))
