@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from mergemill.engine.checkpoint.layout import TensorInfo, file_order, make_header
-from mergemill.engine.plan.memory import Known, find_likeness, make_piece, project
+from mergemill.engine.plan.memory import Known, find_likeness, make_piece, project, reads_remotely
 from mergemill.engine.plan.sizes import parse_size
 from mergemill.engine.plan.values import OutputTensor, Part, Piece, Shard
 from mergemill.engine.tensors.dtypes import item_bytes
@@ -170,8 +170,9 @@ def _cut_tensors(group: Sequence[OutputTensor], offset_bytes: int, part_bytes: i
             if likeness is not None:
                 known[likeness] = cuts
         whole, item = len(cuts) == 1, item_bytes(tensor.dtype)
+        remote = bool(cuts) and reads_remotely(tensor.expression)  # a stack of experts has hundreds of inputs
         for span, projected in cuts:
-            yield make_piece(tensor, span, offset_bytes + span.start * item, projected, whole=whole)
+            yield make_piece(tensor, span, offset_bytes + span.start * item, projected, whole=whole, remote=remote)
         if cuts:
             offset_bytes += cuts[-1][0].stop * item
 

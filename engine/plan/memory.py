@@ -36,13 +36,28 @@ def find_likeness(tensor: OutputTensor) -> Hashable:
 
 
 def make_piece(
-    tensor: OutputTensor, span: Span, offset_bytes: int, projected: Projected | None = None, *, whole: bool
+    tensor: OutputTensor,
+    span: Span,
+    offset_bytes: int,
+    projected: Projected | None = None,
+    *,
+    whole: bool,
+    remote: bool | None = None,
 ) -> Piece:
-    """Return a piece of a tensor with what merging it takes; projected: the same as of a piece alike."""
+    """Return a piece of a tensor with what merging it takes.
+
+    projected: what a piece alike takes, without what may come ahead; remote: `reads_remotely`, where that is known.
+    """
     projected = project(tensor, span) if projected is None else projected
-    ahead_bytes = _ahead_bytes(tensor.expression, span)
+    remote = reads_remotely(tensor.expression) if remote is None else remote
+    ahead_bytes = _ahead_bytes(tensor.expression, span) if remote else 0
     projected = replace(projected, ahead_bytes=ahead_bytes) if ahead_bytes else projected
     return Piece(tensor, span, offset_bytes, whole, projected)
+
+
+def reads_remotely(expression: Expression) -> bool:
+    """Whether an input is not of this machine's files."""
+    return any(map(is_remote, {pin.url for pin in expression.iter_pins()}))
 
 
 def project(tensor: OutputTensor, span: Span) -> Projected:
@@ -153,9 +168,7 @@ def count_device_tensors(parts: Sequence[Part], device: str) -> int:
 
 
 def _ahead_bytes(expression: Expression, span: Span) -> int:
-    """What remote ranges of slabs to come may take; nothing where all inputs are local."""
-    if not any(map(is_remote, {pin.url for pin in expression.iter_pins()})):
-        return 0
+    """What remote ranges of slabs to come may take."""
     step = slab_step(STORED_SLABS * SLAB, expression.block)
     groups = group_slabs(expression, list(iter_slabs(span, step, expression.block)))
     return SLOTS * slot_bytes(expression, groups) if groups else 0

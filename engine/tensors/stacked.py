@@ -7,9 +7,10 @@ projections that are stored as one: a stack reads ranges of its parts, and a ran
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
+from mergemill.engine.storage.ranges import Pin
 from mergemill.engine.tensors.drift import Watch
 from mergemill.engine.tensors.dtypes import item_bytes, promote
 from mergemill.engine.tensors.expressions import Expression, Leaf, Read, Stored
@@ -44,6 +45,10 @@ class Stacked(Expression):
         for number, inner in touched:
             each = self.inputs[number]
             yield from each.reads(widen(each, inner))
+
+    def iter_pins(self) -> Iterator[Pin]:
+        """The tensors' own."""
+        return chain.from_iterable([each.iter_pins() for each in self.inputs])
 
     def find(self, span: Span) -> Touched:
         """Yield the tensors that the span touches, and which elements of each."""
