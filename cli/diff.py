@@ -131,7 +131,7 @@ def show(found: "values.Diff", *, tensors: bool) -> None:
         console.say()
     listed = found.tensors if tensors else reports.list_most_changed(found, MOST_CHANGED)
     if not listed:
-        console.say("nothing changed")
+        console.say("nothing changed" if found.tensors else "nothing to compare: no tensor of one shape is in both")
         return
     console.say("tensors:" if tensors else "changed most:")
     changes = ["change"] if len(found.models) == 2 else ["first", "second"]

@@ -186,11 +186,15 @@ def _describe_side(side: SideTotals, model: str, less: str, size: int) -> Delta:
 
 
 def _find_cosine(found: Gathered | None) -> float | None:
+    """Return the cosine of the pair; NaN where they hold what is not finite, None where either is 0."""
     if found is None or not found.sides:
         return None
     first, second, product = found.squares
     both = math.sqrt(first) * math.sqrt(second) if first >= 0 and second >= 0 else math.nan
-    return max(-1.0, min(1.0, product / both)) if both else None
+    if not both:
+        return None
+    cosine = product / both
+    return max(-1.0, min(1.0, cosine)) if math.isfinite(cosine) else math.nan
 
 
 def _root(squares: float) -> float:

@@ -1,6 +1,7 @@
 """What is told of two models is true: against float64 in NumPy, for any cut, on processes; and the page shows it."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -262,3 +263,17 @@ def test_a_page_without_a_place_is_an_error_before_anything_is_read(
     assert "its folder is not there" in capsys.readouterr().err
     assert execute(["diff", str(mixtures / "a"), str(mixtures / "b"), "--html", str(tmp_path)]) == 2
     assert f"is a folder; name a file, such as {tmp_path}/report.html" in capsys.readouterr().err
+
+
+def test_a_tensor_that_is_not_finite_has_no_cosine_and_no_common_tensor_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {"one": torch.ones(4, 4), "other": torch.full((4, 4), torch.nan), "small": torch.ones(2, 4)}
+    for name, values in sizes.items():
+        (tmp_path / name).mkdir()
+        save_file({"model.norm.weight": values}, tmp_path / name / "model.safetensors")
+    (tensor,) = diff(str(tmp_path / "one"), str(tmp_path / "other")).tensors
+    assert tensor.cosine is not None
+    assert math.isnan(tensor.cosine)
+    assert execute(["diff", str(tmp_path / "one"), str(tmp_path / "small")]) == 0
+    assert "nothing to compare" in capsys.readouterr().out
