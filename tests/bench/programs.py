@@ -148,5 +148,6 @@ def find_script(program: str) -> str:
 
 
 def make_environ() -> dict[str, str]:
-    """Return the environment of every program: nothing is looked for on the network."""
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    """Return the environment of every program: nothing is looked for on the network, and what is compiled is kept."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
