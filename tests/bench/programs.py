@@ -118,8 +118,12 @@ def knows(program: str, method: str) -> bool:
 
 def find_missing(program: str) -> str | None:
     """Return why a program cannot run here, or None where it can."""
-    if program == URING and find_spec("liburing") is None:
-        return "the package liburing is not installed"
+    if program == URING:
+        if find_spec("liburing") is None:
+            return "the package liburing is not installed"
+        code = "import liburing as u; u.io_uring_queue_init(1, u.Ring())"
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode
+        return f"the package liburing does not run on this machine (it ended with {ended})" if ended else None
     if program != MERGEKIT:
         return None
     python = os.environ.get(PYTHON_VARIABLE)
