@@ -20,6 +20,7 @@ from mergemill.engine.tensors.workspace import Arena
 SHAPES = {
     "_reshape_alias _unsafe_view alias as_strided cat clone contiguous copy_ detach diagonal empty_like expand",
     "fill_ flip masked_fill_ movedim new_empty new_full new_zeros permute select slice split squeeze stack t unbind",
+    "split_with_sizes",
     "transpose unfold unsqueeze view zero_ zeros_like ones_like _to_copy new_empty_strided",
 }
 """They move elements, or set them; `_to_copy` and `copy_` round once, to nearest even."""
