@@ -199,6 +199,16 @@ def test_what_has_no_name_there_is_refused(model: Path, tmp_path: Path) -> None:
         make_convert_plan(str(strange), gguf="x.gguf")
 
 
+def test_heads_that_the_settings_tell_wrongly_are_refused(model: Path, tmp_path: Path) -> None:
+    path = convert(model, tmp_path / "out")
+    data, key = path.read_bytes(), b"llama.attention.head_count_kv"
+    at = data.index(key) + len(key) + 4  # after the type of the value
+    twice = 2 * int.from_bytes(data[at : at + 4], "little")
+    path.write_bytes(data[:at] + twice.to_bytes(4, "little") + data[at + 4 :])
+    with pytest.raises(CheckpointError, match=rf"k_proj\.weight of .* does not suit {twice} heads of 16 elements"):
+        make_convert_plan(str(path), dtype="bfloat16")
+
+
 def read_expression(expression: Expression, step: int) -> torch.Tensor:
     """Return all of it, read in spans of `step` elements with no more memory than it says."""
     pieces = []

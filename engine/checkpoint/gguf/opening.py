@@ -76,7 +76,7 @@ def open_gguf(pin: Pin, where: str, storage: Storage) -> GgufModel:
         )
         for name, place in sorted(places.items())
     }
-    _check_heads(facts, where)
+    _check_heads(facts, config, where)
     tensors = {name: _store(name, places[name], pin) for name in facts}
     files = make_tokenizer(header.settings)
     left_out = () if files else (tell_of_tokens(header.settings, where),)
@@ -209,8 +209,14 @@ def _read_factors(place: GgufPlace | None, read: Any, where: str) -> tuple[float
     return found
 
 
-def _check_heads(facts: Mapping[str, GgufTensorFacts], where: str) -> None:
+def _check_heads(facts: Mapping[str, GgufTensorFacts], config: Mapping[str, Any], where: str) -> None:
+    """Refuse queries and keys that are not as many heads, of as many elements, as the settings say."""
+    counts = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     for name, each in facts.items():
+        count = counts.get(name.split(".")[-2], 0)
+        if count and each.shape and each.shape[0] != count * config["head_dim"]:
+            said = f"{count} heads of {config['head_dim']} elements, as its settings say"
+            raise CheckpointError(f"{where}: tensor {name} of {list(each.shape)} does not suit {said}")
         if each.heads and (not each.shape or each.shape[0] % (2 * each.heads)):
             raise CheckpointError(f"{where}: tensor {name} of {list(each.shape)} does not suit {each.heads} heads")
 
