@@ -1,6 +1,7 @@
 """GGUF files are written as llama.cpp's own converter does, and read as the package gguf and transformers do."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -201,12 +202,27 @@ def test_what_has_no_name_there_is_refused(model: Path, tmp_path: Path) -> None:
 
 def test_heads_that_the_settings_tell_wrongly_are_refused(model: Path, tmp_path: Path) -> None:
     path = convert(model, tmp_path / "out")
-    data, key = path.read_bytes(), b"llama.attention.head_count_kv"
-    at = data.index(key) + len(key) + 4  # after the type of the value
-    twice = 2 * int.from_bytes(data[at : at + 4], "little")
-    path.write_bytes(data[:at] + twice.to_bytes(4, "little") + data[at + 4 :])
+    twice = 2 * edit_setting(path, "llama.attention.head_count_kv", lambda heads: 2 * heads)
     with pytest.raises(CheckpointError, match=rf"k_proj\.weight of .* does not suit {twice} heads of 16 elements"):
         make_convert_plan(str(path), dtype="bfloat16")
+
+
+def test_a_special_token_beyond_the_rows_is_ignored_as_llama_cpp_does(model: Path, tmp_path: Path) -> None:
+    path = convert(model, tmp_path / "out")
+    eos = edit_setting(path, "tokenizer.ggml.eos_token_id", lambda eos: eos)
+    edit_setting(path, "tokenizer.ggml.bos_token_id", lambda bos: bos + 1_000_000)
+    run(make_convert_plan(str(path), dtype="bfloat16"), tmp_path / "again", workers=0)
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert ("bos_token_id" in config, config["eos_token_id"]) == (False, eos)
+
+
+def edit_setting(path: Path, key: str, change: Callable[[int], int]) -> int:
+    """Change a setting of 32 bits in a file; return what it was."""
+    data = path.read_bytes()
+    at = data.index(key.encode()) + len(key) + 4  # after the type of the value
+    was = int.from_bytes(data[at : at + 4], "little")
+    path.write_bytes(data[:at] + change(was).to_bytes(4, "little") + data[at + 4 :])
+    return was
 
 
 def read_expression(expression: Expression, step: int) -> torch.Tensor:

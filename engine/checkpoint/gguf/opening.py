@@ -157,7 +157,8 @@ def make_config(
     if any(name.endswith("self_attn.q_proj.bias") for name in places):
         config["attention_bias"] = True
     for key in ("bos", "eos"):
-        if type(found := settings.get(f"tokenizer.ggml.{key}_token_id")) is int:
+        found = settings.get(f"tokenizer.ggml.{key}_token_id")
+        if type(found) is int and 0 <= found < embedding.shape[0]:  # others are ignored, as llama.cpp does
             config[f"{key}_token_id"] = found
     config["rope_parameters"] |= _find_scaling(header, arch, where)
     if family.is_gemma:
