@@ -112,6 +112,7 @@ class Method(Documented):
     extra_bytes: int
     check: Callable[..., str | None] | None  # given the settings, what is wrong with them
     fused: Callable[..., Fusion | None] | None  # the method as native loops do it
+    at_once: Callable[..., Any] | None  # the statistics, where these find ranks in a whole tensor themselves
     unread_at_zero: str  # the parameter per model with which, at 0, an input changes nothing; empty: there is none
 
     @property
@@ -167,6 +168,17 @@ class Method(Documented):
         known = {"statistics": statistics, "place": place, **self._arguments(settings)}
         return self.fused(**{name: known[name] for name in names_of(self.fused)})
 
+    def fuse_whole(self, size: int, settings: Mapping[str, Any]) -> Fusion | None:
+        """Return how native loops merge any whole tensor of so many elements, without a round; None where they cannot."""
+        if self.fused is None or "place" in names_of(self.fused):
+            return None
+        known = {"size": size, "statistics": None, **self._arguments(settings)}
+        if self.at_once is not None:
+            known["statistics"] = self.at_once(**{name: known[name] for name in names_of(self.at_once)})
+        if self.statistics is not None and known["statistics"] is None:
+            return None
+        return self.fused(**{name: known[name] for name in names_of(self.fused)})
+
     def combine(
         self,
         tensors: list[Tensor],
@@ -204,6 +216,7 @@ def merge_method(
     extra_bytes: int = 0,
     check: Callable[..., str | None] | None = None,
     fused: Callable[..., Fusion | None] | None = None,
+    at_once: Callable[..., Any] | None = None,
     unread_at_zero: str = "",
 ) -> Callable[[F], F]:
     """Declare a function to be a merge method; the function itself stays as it is.
@@ -217,6 +230,9 @@ def merge_method(
     how many more for each input; `extra_bytes` what the statistics hold for each input. `check` is given the settings
     and returns what is wrong with them.
     `fused` is given what it names of `statistics`, `place` and the settings, and says how native loops do the same.
+    `at_once` is given what it names of `size`, the tensor's elements, and the settings, and returns what `statistics`
+    would but for ranks in place of cuts (`Keep.ranks`), which native loops find themselves in a slab that is the whole
+    tensor; None where more must be known.
     `unread_at_zero` names a parameter per model: an input for which it is 0 changes no bit of the result, and is not
     read.
     """
@@ -247,6 +263,7 @@ def merge_method(
             extra_bytes=extra_bytes,
             check=check,
             fused=fused,
+            at_once=at_once,
             unread_at_zero=unread_at_zero,
         )
         return function

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from mergemill.engine.methods.changes import drop_unchanged, mean_of_changes
 from mergemill.engine.methods.contract import Density, PerModel, merge_method
-from mergemill.engine.methods.trim import TRIM_BYTES, Trim, apply_trims, keeps_of, trim_to_largest
+from mergemill.engine.methods.trim import TRIM_BYTES, Trim, apply_trims, keeps_of, trim_to_largest, trim_whole_to_largest
 from mergemill.engine.tensors.fusion import Fusion, Join
 from mergemill.engine.tensors.kernels import Rounds
 from mergemill.engine.tensors.lazy import Tensor
@@ -24,6 +24,10 @@ from mergemill.engine.tensors.select import SELECT_ROUNDS, USUAL_ROUNDS
 def _localize(place: Place, dtype: str, density: Sequence[float]) -> Rounds:
     """Find for each task vector its ``max(1, floor(density · n))`` largest elements."""
     return trim_to_largest(place, dtype, density, rescale=False)
+
+
+def _localize_whole(size: int, density: Sequence[float]) -> Sequence[Trim] | None:
+    return trim_whole_to_largest(size, density, rescale=False)
 
 
 def _fuse(statistics: Sequence[Trim], lambda_: float) -> Fusion:
@@ -37,6 +41,7 @@ def _fuse(statistics: Sequence[Trim], lambda_: float) -> Fusion:
     rounds=(USUAL_ROUNDS, max(SELECT_ROUNDS.values())),
     extra_bytes=TRIM_BYTES,
     fused=_fuse,
+    at_once=_localize_whole,
 )
 def localize_stitch(
     base: Tensor,

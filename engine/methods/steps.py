@@ -169,6 +169,10 @@ class Stepped:
         """The method's, where no step changes a tensor of this shape."""
         return None if self._steps_for(place.shape) else self.method.fuse(statistics, place, settings)
 
+    def fuse_whole(self, size: int, settings: Mapping[str, Any]) -> Fusion | None:
+        """Not known: steps look at the shape."""
+        return None
+
     def combine(
         self,
         tensors: list[Tensor],

@@ -32,15 +32,24 @@ class Trim:
     cut: Cut | None  # its elements are kept; None: all of them
     factor: float
     outliers: Cut | None = None  # but not these, the largest
+    ranks: tuple[int, ...] = ()  # until both are found: how many these are together, and how many of them outliers
 
 
 def trim_to_largest(
     place: Place, dtype: str, density: Sequence[float], rescale: bool
 ) -> Generator[Gather, Any, tuple[Trim, ...]]:
     """Find for each task vector its ``max(1, floor(density · n))`` largest elements and, with `rescale`, the factor."""
-    ranks = [(max(1, math.floor(d * place.size)),) if 0 < d < 1 else () for d in density]
-    plain = [Trim(None, 1.0 if d > 0 else 0.0) for d in density]
-    return (yield from _find_trims(place, dtype, plain, ranks, rescale))
+    return (yield from _find_trims(place, dtype, _ask_largest(place.size, density), rescale))
+
+
+def trim_whole_to_largest(size: int, density: Sequence[float], rescale: bool) -> Sequence[Trim] | None:
+    """Return the trims of `trim_to_largest` with their ranks; None where a factor hangs on what is kept."""
+    return None if rescale else _ask_largest(size, density)
+
+
+def _ask_largest(size: int, density: Sequence[float]) -> list[Trim]:
+    ranks = [(max(1, math.floor(d * size)),) if 0 < d < 1 else () for d in density]
+    return [Trim(None, 1.0 if d > 0 else 0.0, ranks=asked) for d, asked in zip(density, ranks, strict=True)]
 
 
 def trim_outliers(
@@ -50,24 +59,35 @@ def trim_outliers(
 
     These are the ``floor(gamma · n)`` largest; fewer, where m elements would not be left.
     """
-    ranks, plain = [], []
+    return (yield from _find_trims(place, dtype, _ask_under_outliers(place.size, density, gamma), rescale))
+
+
+def trim_whole_outliers(
+    size: int, density: Sequence[float], gamma: Sequence[float], rescale: bool
+) -> Sequence[Trim] | None:
+    """Return the trims of `trim_outliers` with their ranks; None where a factor hangs on what is kept."""
+    return None if rescale else _ask_under_outliers(size, density, gamma)
+
+
+def _ask_under_outliers(size: int, density: Sequence[float], gamma: Sequence[float]) -> list[Trim]:
+    asked = []
     for d, g in zip(density, gamma, strict=True):
-        kept = math.floor(d * place.size)
-        outliers = min(math.floor(g * place.size), place.size - kept)
-        asked = (kept + outliers, outliers) if outliers else (kept,)
-        ranks.append(asked if kept and d < 1 else ())
-        plain.append(Trim(None, 1.0 if kept else 0.0))
-    return (yield from _find_trims(place, dtype, plain, ranks, rescale))
+        kept = math.floor(d * size)
+        outliers = min(math.floor(g * size), size - kept)
+        ranks = (kept + outliers, outliers) if outliers else (kept,)
+        asked.append(Trim(None, 1.0 if kept else 0.0, ranks=ranks if kept and d < 1 else ()))
+    return asked
 
 
 def _find_trims(
-    place: Place, dtype: str, plain: Sequence[Trim], ranks: Sequence[tuple[int, ...]], rescale: bool
+    place: Place, dtype: str, asked: Sequence[Trim], rescale: bool
 ) -> Generator[Gather, Any, tuple[Trim, ...]]:
-    """Find the trims to ``ranks[i]``, how many stay with the outliers, and how many these are; else ``plain[i]``."""
+    """Find the cuts of the trims that have ranks."""
+    ranks = [trim.ranks for trim in asked]
     if not any(ranks):
-        return tuple(plain)
+        return tuple(asked)
     cuts = yield from select_largest(place, ranks, dtype)
-    trims = tuple(_make_trim(*found) if found else trim for trim, found in zip(plain, cuts, strict=True))
+    trims = tuple(_make_trim(*found) if found else trim for trim, found in zip(asked, cuts, strict=True))
     if not rescale:
         return trims
     norms = yield _TrimNorms(trims)
@@ -91,7 +111,7 @@ def apply_trims(deltas: Sequence[Tensor], trims: Sequence[Trim], place: Place) -
 
 def keeps_of(trims: Sequence[Trim]) -> tuple[Keep, ...]:
     """Return `apply_trims` as native loops do it."""
-    return tuple(Keep(trim.factor, cut=trim.cut, outliers=trim.outliers) for trim in trims)
+    return tuple(Keep(trim.factor, cut=trim.cut, outliers=trim.outliers, ranks=trim.ranks) for trim in trims)
 
 
 def _keep(delta: Tensor, trim: Trim, place: Place) -> Tensor:

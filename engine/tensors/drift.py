@@ -134,6 +134,13 @@ class Watch:
         return np.concatenate(found, axis=1) if found else np.zeros((0, 0))
 
 
+def make_drifts(squares: Sums, broken: Sequence[int]) -> list[Drift]:
+    """Return the drifts of whole tensors: of each its sums, as `Watch.make_squares` has them, and what broke."""
+    rows = [[add_up(row) for row in of_one] for of_one in squares.tolist()]
+    drifts = zip(broken, rows, strict=True)
+    return [Drift(count, moved, base, tuple(inputs)) for count, (base, *inputs, moved) in drifts]
+
+
 def make_drift(partial: Sequence[int | ExactSum]) -> Drift:
     """Return the drift of what `Watch.partial` gathered."""
     broken, *sums = partial

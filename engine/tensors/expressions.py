@@ -186,7 +186,7 @@ class Expression:
         """Return what is equal for expressions that take the same memory and rounds; None where nothing says so."""
         return None
 
-    def find_company(self, dtype: str) -> Hashable:
+    def find_company(self, dtype: str) -> tuple[object, ...] | None:
         """Return what is equal for tensors that native loops make as `dtype` in one call; None: it is made alone."""
         return None
 

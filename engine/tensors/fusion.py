@@ -32,6 +32,7 @@ class Keep:
     cut: Cut | None = None  # of its magnitudes
     outliers: Cut | None = None  # but not these, the largest of the cut
     limit: int | None = None  # the elements whose random number, an int32, is under it
+    ranks: tuple[int, ...] = ()  # of a slab that is a whole tensor, in place of cut and outliers: see `Trim`
     limits: Limits | None = None  # the same, by the rank of the magnitude in its row; they only rise, or only fall
 
 
@@ -108,3 +109,8 @@ class Fusion:
         """Whether something is made of the slab for it: then it is not merged in one call with others."""
         ranked = self.marked is not None or self.derived is not None
         return ranked or any(keep.limits is not None for keep in self.keeps)
+
+    @property
+    def is_keyed(self) -> bool:
+        """Whether the same fusion gives another tensor other random numbers."""
+        return any(keep.limit is not None for keep in self.keeps)

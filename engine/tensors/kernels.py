@@ -105,6 +105,9 @@ class Kernel(Protocol):
     def fuse(self, statistics: Any, place: Place, settings: Mapping[str, Any]) -> Fusion | None:
         """Return how native loops make a slab from what is stored; None where they cannot."""
 
+    def fuse_whole(self, size: int, settings: Mapping[str, Any]) -> Fusion | None:
+        """Return how they make a slab that is a whole tensor of so many elements, any, without a round before."""
+
     def combine(
         self,
         tensors: list[Tensor],

@@ -1,7 +1,7 @@
 """Expressions that compute: the difference of two tensors, and a merge method over other expressions."""
 
 import functools
-from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, TypeGuard
@@ -11,17 +11,17 @@ import numpy as np
 from mergemill.engine.storage.ranges import Pin
 from mergemill.engine.tensors import native
 from mergemill.engine.tensors.device import NO_DOUBLE, device_aligned
-from mergemill.engine.tensors.drift import Watch
+from mergemill.engine.tensors.drift import Drift, Watch, make_drifts
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES, item_bytes
-from mergemill.engine.tensors.exact import ExactSum, sum_products
-from mergemill.engine.tensors.expressions import Expression, join_blocks
+from mergemill.engine.tensors.exact import ExactSum, count_cuts, sum_products
+from mergemill.engine.tensors.expressions import Expression, Leaf, join_blocks
 from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.kernels import Gather, Kernel, Partial, Rounds, StoredGather, add_partials
 from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
 from mergemill.engine.tensors.rounds import ExpressionRounds, Plain, Ready, Round, join_rounds
 from mergemill.engine.tensors.slabs import SLAB, STORED_SLABS, Span, slab_step
-from mergemill.engine.tensors.stored import STORED_DTYPES, StoredSlab, merge_slabs, subtract_stored
+from mergemill.engine.tensors.stored import STORED_DTYPES, StoredSlab, merge_alike, merge_slabs, subtract_stored
 from mergemill.engine.tensors.workspace import Arena, Workspace, aligned, bytes_of, tensor_of
 
 DEVICE_SLABS = 4  # float64 ones that sums, ranks and results take on a device beside what a kernel says
@@ -140,12 +140,13 @@ class Merged(Expression):
             inputs,
         )
 
-    def find_company(self, dtype: str) -> Hashable:
-        """What the slab is of which native loops take several: size, block, dtypes, factors."""
+    def find_company(self, dtype: str) -> tuple[object, ...] | None:
+        """What the slab is of which native loops take several: method, settings, size, block, dtypes, factors."""
         if not self.size or not self._is_stored or not self.makes_natively(dtype):
             return None
-        vectors = tuple((each.dtype, each.is_vector) for each in self.inputs)
-        return self.size, self.place.block, self.has_base, self.factors, vectors, dtype
+        vectors = tuple([(each.dtype, each.is_vector) for each in self.inputs])
+        known = self.size, self.place.block, self.has_base, self.factors, vectors, dtype
+        return self.kernel, self.settings, *known
 
     def count_rounds(self) -> tuple[int, int]:
         """The inputs' rounds, which they go through at the same time, and then the method's."""
@@ -242,12 +243,27 @@ class Merged(Expression):
     @property
     def _is_stored(self) -> bool:
         """Whether native loops take all inputs as they are stored."""
-        return all(each.is_plain for each in self.inputs)
+        return all([isinstance(each, Leaf) and each.is_plain for each in self.inputs])
 
     @property
     def steps(self) -> int:
         """How many slabs native loops take at once; one, where inputs are decoded for them into the core's cache."""
         return STORED_SLABS if all(each.is_lowered for each in self.inputs) else 1
+
+    def make_slab(self, lowered: Iterable[tuple[Arena, str]], span: Span, work: Workspace) -> StoredSlab:
+        """Return the slab that native loops take, of that of every input."""
+        arrays, dtypes = zip(*lowered, strict=True)
+        return StoredSlab(
+            arrays=arrays,
+            dtypes=dtypes,
+            has_base=self.has_base,
+            vectors=tuple(each.is_vector for each in self.inputs[self.has_base :]),
+            scales=self.factors,
+            place=self.place.at(span.start),
+            size=span.size,
+            work=work,
+            owner=id(self),
+        )
 
     def _start(self) -> Rounds | None:
         """Begin the method's statistics; of no elements nothing can be known, nor need be."""
@@ -330,19 +346,7 @@ class Merging:
 
     def store(self, span: Span, work: Workspace) -> StoredSlab:
         """Return the slab of every input as native loops take it."""
-        merged = self.merged
-        arrays, dtypes = zip(*(each.lower(span, work) for each in self.inputs), strict=True)
-        return StoredSlab(
-            arrays=arrays,
-            dtypes=dtypes,
-            has_base=merged.has_base,
-            vectors=tuple(each.is_vector for each in merged.inputs[merged.has_base :]),
-            scales=merged.factors,
-            place=merged.place.at(span.start),
-            size=span.size,
-            work=work,
-            owner=id(merged),
-        )
+        return self.merged.make_slab((each.lower(span, work) for each in self.inputs), span, work)
 
     def _is_fused(self, work: Workspace, dtype: str) -> bool:
         return self.fusion is not None and work.lanes is None and dtype in STORED_DTYPES
@@ -382,6 +386,25 @@ class Merging:
             if factor != 1.0:
                 tensor.mul_(factor)
         return tensors
+
+
+def merge_company(
+    company: Sequence[Expression], span: Span, work: Workspace, dtype: str
+) -> tuple[Arena, list[Drift]] | None:
+    """Return the bytes of whole tensors of one company, one after the other, and how far each drifts from its base.
+
+    None where more must be known of each than the settings say: then they have rounds.
+    """
+    first = company[0]
+    assert isinstance(first, Merged), "only merges have company"
+    fusion = first.kernel.fuse_whole(span.size, first.settings)
+    if fusion is None or fusion.is_alone or fusion.is_keyed:
+        return None
+    lowered = [[each.lower(span, work) for each in merge.inputs if isinstance(each, Leaf)] for merge in company]
+    squares = np.empty((len(company), len(first.inputs) + 1, count_cuts(span.size, first.block)))
+    slab, arrays = first.make_slab(lowered[0], span, work), [[array for array, _ in of_one] for of_one in lowered]
+    encoded, broken = merge_alike(slab, arrays, fusion.with_base(first.has_base), dtype, squares)
+    return encoded, make_drifts(squares, broken)
 
 
 def are_fused_together(merges: Sequence[Ready]) -> TypeGuard[Sequence[Merging]]:

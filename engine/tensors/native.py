@@ -53,6 +53,7 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "stored_sample": ([_POINTER, _SIZE, _SIZE, _SIZE, _SIZE, _POINTER], _FLAG),
     "stored_windows": ([_POINTER, _POINTER, _SIZE], _FLAG),
     "stored_ranks": ([_POINTER, _POINTER, _SIZE, _POINTER, _SIZE], _FLAG),
+    "find_cuts": ([_POINTER, _SIZE, _POINTER, _POINTER, _SIZE], _FLAG),
     "stored_upper": ([_POINTER, _POINTER, _POINTER, _SIZE], _FLAG),
     "stored_lower": ([_POINTER, _SIZE, _WORD, _POINTER], _FLAG),
     "stored_equal": ([_POINTER, _SIZE, _FLOAT, _POINTER], _FLAG),

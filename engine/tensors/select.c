@@ -106,3 +106,28 @@ int32_t mergemill_stored_ranks(const Slab *slab, Rank *ranks, int64_t many, uint
     }
     return 0;
 }
+
+static int32_t find_cut(const Slab *slab, int64_t which, Keep *keep, uint32_t *keys, int64_t room_keys) {
+    Rank ranks[] = {{.which = which, .rank = keep->rank}, {.which = which, .rank = keep->outlier_rank}};
+    if (keep->rank < 1) return REFUSED;
+    const int32_t done = mergemill_stored_ranks(slab, ranks, 1 + (keep->outlier_rank != 0), keys, room_keys);
+    if (done < 0) return done;
+    keep->kind = KEEP_CUT, keep->has_outliers = keep->outlier_rank != 0;
+    keep->cut = (Cut){bits_to_float(ranks[0].key), ranks[0].block, ranks[0].block_ties};
+    keep->outliers = (Cut){bits_to_float(ranks[1].key), ranks[1].block, ranks[1].block_ties};
+    return 0;
+}
+
+/* Make cuts of what is kept by rank, of so many slabs that are whole tensors: their data and keeps follow one another.
+ * `keys` has room for whole chunks of one tensor, twice. */
+int32_t mergemill_find_cuts(const Slab *slab, int64_t many, Keep *keeps, uint32_t *keys, int64_t room_keys) {
+    if (many < 0 || slab->count < 1) return REFUSED;
+    Slab own = *slab;
+    for (int64_t n = 0; n < many * slab->count; n++) {
+        own.data = slab->data + n / slab->count * (slab->count + slab->has_base);
+        if (keeps[n].kind != KEEP_RANK) continue;
+        const int32_t done = find_cut(&own, n % slab->count, keeps + n, keys, room_keys);
+        if (done < 0) return done;
+    }
+    return 0;
+}

@@ -156,7 +156,7 @@ int64_t mergemill_layout(int64_t *out, int64_t room) {
         OF(Derived, rows), OF(Derived, columns),
         sizeof(Cut), OF(Cut, threshold), OF(Cut, block), OF(Cut, ties),
         sizeof(Keep), OF(Keep, kind), OF(Keep, factor), OF(Keep, cut), OF(Keep, outliers), OF(Keep, has_outliers),
-        OF(Keep, limit), OF(Keep, keys), OF(Keep, mask),
+        OF(Keep, limit), OF(Keep, keys), OF(Keep, mask), OF(Keep, rank), OF(Keep, outlier_rank),
         sizeof(Join), OF(Join, kind), OF(Join, normalize), OF(Join, weight), OF(Join, divisor), OF(Join, lambda),
         OF(Join, threshold), OF(Join, votes), OF(Join, masks), OF(Join, group), OF(Join, kept),
         OF(Join, lines), OF(Join, columns), OF(Join, line_count), OF(Join, by_row),

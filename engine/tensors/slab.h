@@ -13,7 +13,7 @@
 #define INFINITE 0x7F800000u /* the bits of infinity: what has more is no number */
 
 enum { F32, BF16, F16, CODED, ADAPTED }; /* the last two are no dtypes: a tensor's data is then a Coded, or an Adapted */
-enum { KEEP_ALL, KEEP_NOTHING, KEEP_CUT, KEEP_RANDOM, KEEP_MASK };
+enum { KEEP_ALL, KEEP_NOTHING, KEEP_CUT, KEEP_RANDOM, KEEP_MASK, KEEP_RANK }; /* the last becomes a cut: select.c */
 enum { JOIN_SUM, JOIN_ADD, JOIN_AGREE, JOIN_SHARE, JOIN_CHANGED, JOIN_BALANCE, JOIN_EXCEED, JOIN_FARTHEST, JOIN_CONSENT,
        JOIN_LARGEST, JOIN_NEAR, JOIN_TURNS, JOIN_LINES };
 enum { DERIVE_SCORES, DERIVE_IMPORTANCE };
@@ -52,6 +52,7 @@ typedef struct {
     int32_t limit;
     const uint32_t *keys; /* two for each BLOCK that the slab touches */
     const uint8_t *mask;  /* a bit for each element of the slab, the lowest of each byte first */
+    int64_t rank, outlier_rank; /* how many belong to the cut that is to be found, and to the outliers, or 0 */
 } Keep;
 
 typedef struct {

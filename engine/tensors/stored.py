@@ -23,7 +23,7 @@ STORED_DTYPES = {"F32": 0, "BF16": 1, "F16": 2}
 CODED = "codes"  # no dtype: a slab's bytes are then a `structures.NativeCoded`, of which loops decode what they need
 ADAPTED = "adapted"  # nor is this: a `structures.NativeAdapted`, a weight in any of these forms and two factors
 LOWERED = {**STORED_DTYPES, CODED: 3, ADAPTED: 4}
-_KINDS = {"all": 0, "nothing": 1, "cut": 2, "random": 3, "mask": 4}
+_KINDS = {"all": 0, "nothing": 1, "cut": 2, "random": 3, "mask": 4, "rank": 5}
 _JOINS = {
     "sum": 0,
     "add": 1,
@@ -275,6 +275,8 @@ class StoredSlab:
             lowered.kind, lowered.cut = _KINDS["cut"], _lower_cut(keep.cut)
             lowered.has_outliers = keep.outliers is not None
             lowered.outliers = _lower_cut(keep.outliers or _NO_CUT)
+        elif keep.ranks:
+            lowered.kind, lowered.rank, lowered.outlier_rank = _KINDS["rank"], *keep.ranks, *(0,) * (2 - len(keep.ranks))
         elif keep.limit is not None:
             alive = keys = self._find_keys(which)
             lowered.kind, lowered.limit, lowered.keys = _KINDS["random"], keep.limit, keys.ctypes.data
@@ -315,32 +317,60 @@ def merge_slabs(
     objects want it: for each slab a row for the base, each tensor and the result.
     """
     first = slabs[0] if fusions[0].derived is slabs[0].derived else replace(slabs[0], derived=fusions[0].derived)
-    out = first.work.take_bytes(len(slabs) * first.size * (4 if dtype == "F32" else 2))
     keeps, alive = zip(*(slab.lower_keeps(fusion) for slab, fusion in zip(slabs, fusions, strict=True)), strict=True)
     joins, floats = zip(*(_lower_join(fusion.join) for fusion in fusions), strict=True)
-    broken = (ctypes.c_int64 * len(slabs))()
+    merged = _merge_lowered(first, [each.arrays for each in slabs], keeps, joins, dtype, squares)
+    del alive, floats  # until here the structures point into them
+    return merged
+
+
+def merge_alike(
+    first: StoredSlab, arrays: Sequence[Sequence[Arena]], fusion: Fusion, dtype: str, squares: native.Sums
+) -> tuple[Arena, list[int]]:
+    """The same of slabs that are whole tensors, of which one is given and the arrays of all, by one fusion."""
+    keeps, alive = first.lower_keeps(fusion)
+    join, floats = _lower_join(fusion.join)
+    merged = _merge_lowered(first, arrays, [keeps] * len(arrays), [join] * len(arrays), dtype, squares)
+    del alive, floats
+    return merged
+
+
+def _merge_lowered(
+    first: StoredSlab,
+    arrays: Sequence[Sequence[Arena]],
+    keeps: Sequence[Sequence[structures.NativeKeep]],
+    joins: Sequence[structures.NativeJoin],
+    dtype: str,
+    squares: native.Sums | None,
+) -> tuple[Arena, list[int]]:
+    many, broken = len(arrays), (ctypes.c_int64 * len(arrays))()
+    out = first.work.take_bytes(many * first.size * (4 if dtype == "F32" else 2))
+    slab, lowered = _lower_slabs(first, arrays), _lower_all_keeps(keeps, first.count)
+    if any(keep.kind == _KINDS["rank"] for keep in keeps[0]):
+        room = 2 * -(-first.size // _CHUNK) * _CHUNK
+        with first.work.scratch():
+            call_checked("find_cuts", slab, many, lowered, first.work.take_bytes(4 * room).ctypes.data, room)
     call_checked(
         "merge_stored",
-        _lower_slabs(first, slabs),
-        len(slabs),
-        _lower_all_keeps(keeps, first.count),
-        (structures.NativeJoin * len(slabs))(*joins),
+        slab,
+        many,
+        lowered,
+        (structures.NativeJoin * many)(*joins),
         out.ctypes.data,
         STORED_DTYPES[dtype],
         None if squares is None else squares.ctypes.data,
         0 if squares is None else squares.shape[2],
         broken,
     )
-    del alive, floats  # until here the structures point into them
     return out, list(broken)
 
 
-def _lower_slabs(first: StoredSlab, slabs: Sequence[StoredSlab]) -> Any:
+def _lower_slabs(first: StoredSlab, arrays: Sequence[Sequence[Arena]]) -> Any:
     """Return a pointer to the first slab, whose data are followed by those of the others."""
-    if len(slabs) == 1:
+    if len(arrays) == 1:
         return first.lowered
-    data = (ctypes.c_void_p * (len(slabs) * len(first.arrays)))(
-        *(array.ctypes.data for slab in slabs for array in slab.arrays)
+    data = (ctypes.c_void_p * (len(arrays) * len(first.arrays)))(
+        *[array.ctypes.data for of_one in arrays for array in of_one]
     )
     slab = structures.NativeSlab.from_buffer_copy(first.lowered._obj)
     slab.data, slab.alive = ctypes.addressof(data), (data, first)

@@ -9,7 +9,7 @@ import ctypes
 import itertools
 from collections.abc import Iterator
 
-VERSION = 16  # as native.h has it
+VERSION = 17  # as native.h has it
 
 
 class NativeDerived(ctypes.Structure):
@@ -52,6 +52,8 @@ class NativeKeep(ctypes.Structure):
         ("limit", ctypes.c_int32),
         ("keys", ctypes.c_void_p),
         ("mask", ctypes.c_void_p),
+        ("rank", ctypes.c_int64),
+        ("outlier_rank", ctypes.c_int64),
     ]
 
 

@@ -29,8 +29,24 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def plan_part(method: str, models: Path) -> Part:
-    given = {"weight": 0.5} | ({"density": 0.5} if method != "linear" else {})
+DENSITY = {"density": [{"filter": ".03.", "value": 1.0}, {"filter": ".04.", "value": 0.0}, {"value": 0.5}]}
+OUTLIERS = {"density": 0.4, "gamma": 0.1}
+CASES = {
+    "linear": ("linear", {}),
+    "ties": ("ties", {"density": 0.5}),
+    "ties, densities of their own": ("ties", DENSITY),
+    "ties, rescaled": ("ties", {"density": 0.5, "rescale": True}),
+    "consensus_ties": ("consensus_ties", {"density": 0.5}),
+    "localize_stitch": ("localize_stitch", {"density": 0.05}),
+    "breadcrumbs": ("breadcrumbs", OUTLIERS),
+    "breadcrumbs_ties": ("breadcrumbs_ties", OUTLIERS),
+    "dare_ties": ("dare_ties", {"density": 0.5}),
+}
+
+
+def plan_part(case: str, models: Path) -> Part:
+    method, given = CASES[case]
+    given = given if method == "localize_stitch" else {"weight": 0.5, **given}
     recipe = {
         "merge_method": method,
         "models": [{"model": str(models / number), "parameters": given} for number in "12"],
@@ -46,11 +62,11 @@ def merge(part: Part) -> tuple[Receipt, bytes]:
     return receipt, bytes(written)
 
 
-@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties"])
+@pytest.mark.parametrize("case", CASES)
 def test_tensors_merged_together_have_the_bytes_of_each_alone(
-    method: str, models: Path, monkeypatch: pytest.MonkeyPatch
+    case: str, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part = plan_part(method, models)
+    part = plan_part(case, models)
     together, data = merge(part)
     monkeypatch.setattr(task, "iter_groups", lambda pieces, *_, **__: ([piece] for piece in pieces))
     alone, expected = merge(part)
@@ -67,3 +83,5 @@ def test_those_of_one_shape_go_together_as_far_as_memory_allows(models: Path) ->
     assert count(1 << 30, alone=False) == [8, 8, 1]
     assert count(1 << 30, alone=True) == [1] * 17
     assert count(part.pieces[0].projected.slab_bytes, alone=False) == [1] * 17
+    own = plan_part("ties, densities of their own", models).pieces
+    assert [len(group) for group in iter_groups(own, 1 << 30, SLAB, alone=False)] == [3, 1, 1, 3, 8, 1]

@@ -136,10 +136,11 @@ class Fuzz:
         return keys
 
     def keep(self, slab: NativeSlab) -> NativeKeep:
-        keep = NativeKeep(kind=self.integer(0, 4), factor=self.number(), cut=self.cut(slab), outliers=self.cut(slab))
+        keep = NativeKeep(kind=self.integer(0, 5), factor=self.number(), cut=self.cut(slab), outliers=self.cut(slab))
         keep.has_outliers, keep.limit = self.integer(0, 1), self.integer(-(2**31), 2**31 - 1)
         self.alive.append(mask := self.bits(-(-slab.size // 8)).astype(np.uint8))
         keep.keys, keep.mask = pointer(self.keys(slab)), pointer(mask)
+        keep.rank, keep.outlier_rank = self.integer(0, slab.size), self.integer(0, slab.size)
         return keep
 
     def which(self, slab: NativeSlab, least: int = -1) -> int:
@@ -218,9 +219,7 @@ class Fuzz:
     # ------------------------------------------------------------------------------------ over slabs as they are stored
     def merge_stored(self) -> None:
         slab, many = self.slab(), self.integer(0, 3)
-        inputs, count = slab.count + slab.has_base, slab.count * many
-        self.alive.append(data := (ctypes.c_void_p * (inputs * many))(*self.find_data(slab, inputs) * many))
-        slab.data = ctypes.addressof(data)
+        inputs, count = self.repeat(slab, many), slab.count * many
         keeps = (NativeKeep * count)(*(self.keep(slab) for _ in range(count))) if self.integer(0, 3) else None
         joins = (NativeJoin * many)(*(self.join(slab) for _ in range(many)))
         dtype = self.integer(0, 2)
@@ -228,6 +227,13 @@ class Fuzz:
         chunks = count_cuts(slab.size, slab.block)
         squares = self.choose(None, np.zeros((many, inputs + 1, chunks)))
         self.call("merge_stored", ref(slab), many, keeps, joins, out, dtype, squares, chunks, np.zeros(many, np.int64))
+
+    def repeat(self, slab: NativeSlab, many: int) -> int:
+        """Have the slab be followed by others of the same data; returns how many these are of each."""
+        inputs = slab.count + slab.has_base
+        self.alive.append(data := (ctypes.c_void_p * (inputs * many))(*self.find_data(slab, inputs) * many))
+        slab.data = ctypes.addressof(data)
+        return inputs
 
     def find_data(self, slab: NativeSlab, inputs: int) -> list[int | None]:
         """Return where the data of the slab's tensors lie."""
@@ -360,6 +366,15 @@ class Fuzz:
         self.alive.append(keys := np.zeros((many + 1) * row, np.uint32))
         self.call("stored_ranks", ref(slab), ranks, many, keys, len(keys))
         assert all(0 <= rank.above <= slab.size and 0 <= rank.block_ties <= rank.ties for rank in ranks)
+
+    def find_cuts(self) -> None:
+        slab, many = self.slab(), self.integer(0, 3)
+        self.repeat(slab, many)
+        keeps = (NativeKeep * (slab.count * many))(*(self.keep(slab) for _ in range(slab.count * many)))
+        ranked = [keep.kind == 5 for keep in keeps]
+        self.alive.append(keys := np.zeros(2 * -(-slab.size // CHUNK) * CHUNK, np.uint32))
+        done = self.call("find_cuts", ref(slab), many, keeps, keys, len(keys))
+        assert done == REFUSED or all(keep.kind == 2 for keep, was in zip(keeps, ranked, strict=True) if was)
 
     def stored_upper(self) -> None:
         slab, many = self.slab(), self.integer(0, 3)

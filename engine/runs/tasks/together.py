@@ -13,7 +13,7 @@ from mergemill.engine.runs.worker.workplace import Workplace
 from mergemill.engine.storage.ranges import read_ahead
 from mergemill.engine.tensors.expressions import Read
 from mergemill.engine.tensors.kernels import Partial
-from mergemill.engine.tensors.merged import are_fused_together, fuse_together
+from mergemill.engine.tensors.merged import are_fused_together, fuse_together, merge_company
 from mergemill.engine.tensors.rounds import Ready, Round, finish_rounds
 from mergemill.engine.tensors.workspace import Arena, Workspace
 
@@ -55,6 +55,11 @@ def merge_together(
     workplace.check_going()
     _read_inputs(pieces, work)
     dtype, span = pieces[0].tensor.dtype, pieces[0].span
+    made = merge_company([piece.tensor.expression for piece in pieces], span, work, dtype)
+    if made is not None:
+        yield pieces[0].offset_bytes, made[0]
+        drifts.extend(to_row(drift, kept_base=False) for drift in made[1])
+        return
     ready = [_settle(piece, work) for piece in pieces]
     watches = [watch for each in ready if (watch := each.make_watch(dtype)) is not None]
     work.next_slab()
