@@ -12,7 +12,15 @@ from collections.abc import Sequence
 
 from mergemill.engine.methods.contract import Density, PerModel, merge_method
 from mergemill.engine.methods.task_vectors import add_deltas, fuse_sum
-from mergemill.engine.methods.trim import OUTLIER_BYTES, TRIM_ROUNDS, Trim, apply_trims, keeps_of, trim_outliers, trim_whole_outliers
+from mergemill.engine.methods.trim import (
+    OUTLIER_BYTES,
+    TRIM_ROUNDS,
+    Trim,
+    apply_trims,
+    keeps_of,
+    rank_under_outliers,
+    trim_outliers,
+)
 from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
@@ -29,7 +37,7 @@ def _fuse(statistics: Sequence[Trim], weight: Sequence[float], normalize: bool, 
     rounds=TRIM_ROUNDS,
     extra_bytes=OUTLIER_BYTES,
     fused=_fuse,
-    at_once=trim_whole_outliers,
+    at_once=rank_under_outliers,
     unread_at_zero="weight",
 )
 def breadcrumbs(

@@ -14,7 +14,15 @@ from typing import Annotated
 from mergemill.engine.methods.consensus import add_agreed, fuse_agreed
 from mergemill.engine.methods.contract import Density, PerModel, Within, merge_method
 from mergemill.engine.methods.task_vectors import add_agreeing_deltas, fuse_agreeing
-from mergemill.engine.methods.trim import TRIM_BYTES, TRIM_ROUNDS, Trim, apply_trims, keeps_of, trim_to_largest, trim_whole_to_largest
+from mergemill.engine.methods.trim import (
+    TRIM_BYTES,
+    TRIM_ROUNDS,
+    Trim,
+    apply_trims,
+    keeps_of,
+    rank_largest,
+    trim_to_largest,
+)
 from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
@@ -41,7 +49,7 @@ def _fuse(
     extra_slabs_each=1,
     extra_bytes=TRIM_BYTES,
     fused=_fuse,
-    at_once=trim_whole_to_largest,
+    at_once=rank_largest,
 )
 def consensus_ties(
     base: Tensor,

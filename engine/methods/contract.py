@@ -169,7 +169,7 @@ class Method(Documented):
         return self.fused(**{name: known[name] for name in names_of(self.fused)})
 
     def fuse_whole(self, size: int, settings: Mapping[str, Any]) -> Fusion | None:
-        """Return how native loops merge any whole tensor of so many elements, without a round; None where they cannot."""
+        """Return how native loops merge any whole tensor of so many elements without a round; None: they cannot."""
         if self.fused is None or "place" in names_of(self.fused):
             return None
         known = {"size": size, "statistics": None, **self._arguments(settings)}

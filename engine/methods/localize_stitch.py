@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from mergemill.engine.methods.changes import drop_unchanged, mean_of_changes
 from mergemill.engine.methods.contract import Density, PerModel, merge_method
-from mergemill.engine.methods.trim import TRIM_BYTES, Trim, apply_trims, keeps_of, trim_to_largest, trim_whole_to_largest
+from mergemill.engine.methods.trim import TRIM_BYTES, Trim, apply_trims, keeps_of, rank_largest, trim_to_largest
 from mergemill.engine.tensors.fusion import Fusion, Join
 from mergemill.engine.tensors.kernels import Rounds
 from mergemill.engine.tensors.lazy import Tensor
@@ -27,7 +27,7 @@ def _localize(place: Place, dtype: str, density: Sequence[float]) -> Rounds:
 
 
 def _localize_whole(size: int, density: Sequence[float]) -> Sequence[Trim] | None:
-    return trim_whole_to_largest(size, density, rescale=False)
+    return rank_largest(size, density, rescale=False)
 
 
 def _fuse(statistics: Sequence[Trim], lambda_: float) -> Fusion:

@@ -11,7 +11,15 @@ from collections.abc import Sequence
 
 from mergemill.engine.methods.contract import Density, PerModel, merge_method
 from mergemill.engine.methods.task_vectors import add_agreeing_deltas, fuse_agreeing
-from mergemill.engine.methods.trim import TRIM_BYTES, TRIM_ROUNDS, Trim, apply_trims, keeps_of, trim_to_largest, trim_whole_to_largest
+from mergemill.engine.methods.trim import (
+    TRIM_BYTES,
+    TRIM_ROUNDS,
+    Trim,
+    apply_trims,
+    keeps_of,
+    rank_largest,
+    trim_to_largest,
+)
 from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place
@@ -28,7 +36,7 @@ def _fuse(statistics: Sequence[Trim], weight: Sequence[float], normalize: bool, 
     rounds=TRIM_ROUNDS,
     extra_bytes=TRIM_BYTES,
     fused=_fuse,
-    at_once=trim_whole_to_largest,
+    at_once=rank_largest,
     unread_at_zero="weight",
 )
 def ties(

@@ -42,7 +42,7 @@ def trim_to_largest(
     return (yield from _find_trims(place, dtype, _ask_largest(place.size, density), rescale))
 
 
-def trim_whole_to_largest(size: int, density: Sequence[float], rescale: bool) -> Sequence[Trim] | None:
+def rank_largest(size: int, density: Sequence[float], rescale: bool) -> Sequence[Trim] | None:
     """Return the trims of `trim_to_largest` with their ranks; None where a factor hangs on what is kept."""
     return None if rescale else _ask_largest(size, density)
 
@@ -62,7 +62,7 @@ def trim_outliers(
     return (yield from _find_trims(place, dtype, _ask_under_outliers(place.size, density, gamma), rescale))
 
 
-def trim_whole_outliers(
+def rank_under_outliers(
     size: int, density: Sequence[float], gamma: Sequence[float], rescale: bool
 ) -> Sequence[Trim] | None:
     """Return the trims of `trim_outliers` with their ranks; None where a factor hangs on what is kept."""

@@ -243,7 +243,7 @@ class Merged(Expression):
     @property
     def _is_stored(self) -> bool:
         """Whether native loops take all inputs as they are stored."""
-        return all([isinstance(each, Leaf) and each.is_plain for each in self.inputs])
+        return all(isinstance(each, Leaf) and each.is_plain for each in self.inputs)
 
     @property
     def steps(self) -> int:

@@ -276,7 +276,8 @@ class StoredSlab:
             lowered.has_outliers = keep.outliers is not None
             lowered.outliers = _lower_cut(keep.outliers or _NO_CUT)
         elif keep.ranks:
-            lowered.kind, lowered.rank, lowered.outlier_rank = _KINDS["rank"], *keep.ranks, *(0,) * (2 - len(keep.ranks))
+            lowered.kind, lowered.rank = _KINDS["rank"], keep.ranks[0]
+            lowered.outlier_rank = keep.ranks[1] if len(keep.ranks) > 1 else 0
         elif keep.limit is not None:
             alive = keys = self._find_keys(which)
             lowered.kind, lowered.limit, lowered.keys = _KINDS["random"], keep.limit, keys.ctypes.data
