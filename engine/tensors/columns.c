@@ -39,7 +39,8 @@ static void add_digits(double *sums, int64_t size, int64_t *digits, int64_t colu
             if (!(fabs(left) < 0x1p62)) break; /* no integer */
             int64_t whole = (int64_t)left;
             whole -= (double)whole > left;
-            digits[at * columns + j] += whole;
+            int64_t *digit = digits + at * columns + j;
+            *digit = (int64_t)((uint64_t)*digit + (uint64_t)whole); /* of random bits the sum is too large: it wraps */
             left = (left - (double)whole) * DIGIT;
         }
     }

@@ -9,7 +9,7 @@ import ctypes
 import functools
 import importlib.machinery
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from mergemill.engine.tensors.lazy import Dtype, Tensor, torch
 from mergemill.engine.tensors.structures import find_layout
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
-Shorts = np.ndarray[Any, np.dtype[np.int16]]
 Sums = np.ndarray[Any, np.dtype[np.float64]]
 Counts = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -69,7 +68,8 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "decode_blocks": ([_FLAG, _POINTER, *[_SIZE] * 3, _POINTER], _FLAG),
     "stored_marks": ([_POINTER, _SIZE, _POINTER, _POINTER, _POINTER], _FLAG),
     "decode": ([_POINTER, _FLAG, _SIZE, _POINTER], _FLAG),
-    "find_largest": ([_POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _POINTER, _FLOAT, _SIZE, _POINTER, _POINTER], _SIZE),
+    "pursuit_bytes": ([_SIZE] * 3, _SIZE),
+    "pursue": ([_POINTER, _FLAG, *[_SIZE] * 3, _POINTER, _FLAG, ctypes.c_double, *[_POINTER] * 5], _SIZE),
 }
 
 
@@ -227,30 +227,6 @@ def plain_floats() -> tuple[bool, int]:
 def restore_floats(before: int) -> None:
     """Have this thread compute as it did before `plain_floats`."""
     call("restore_floats", before)
-
-
-def make_finder(
-    products: Shorts, weights: Floats, lengths: Floats, found: Counts, bounds: Floats
-) -> Callable[[Floats, int, float], int]:
-    """Return what finds the rows whose ``|start - weights · products| · length`` may be the largest.
-
-    It takes `start`, the number of products and weights that count, and `slack`, within which what is between the bars
-    is known. The rows' numbers are written to `found`, ascending, and what theirs is at most to `bounds`; it returns
-    how many there are, or -1 where there is no room for them. All arrays are to stay where they are.
-    """
-    library = load()
-    assert library is not None
-    loop = library.mergemill_find_largest
-    of_products, of_weights, of_lengths, of_found, of_bounds = (
-        each.ctypes.data for each in (products, weights, lengths, found, bounds)
-    )
-    size, most = len(lengths), len(found)
-
-    def find(start: Floats, terms: int, slack: float) -> int:
-        rest = of_lengths, slack, most, of_found, of_bounds
-        return int(loop(start.ctypes.data, of_products, size, of_weights, terms, *rest))
-
-    return find
 
 
 def call(name: str, *arguments: Any) -> Any:

@@ -7,9 +7,13 @@ it is found by <r, x_j> in float64, r from an orthonormal basis of A in float64.
 rounding nor batch (decided 2026-11-30).
 
 The Gram matrix lies in a file without a name that the tasks of a process share (gram_file.py), and a target's rows of
-it in memory, one target after the other, so that they stay in the cache while a step after the other needs all of them.
+it in memory. A native loop pursues one target after the other (tensors/pursuit.c), and goes over these rows once for
+eight steps instead of once a step, which are tried among few rows first and then checked among all. So what is chosen
+does not change by it; weights are those of another order of additions, the same on every processor (decided
+2026-11-30). Without it, the same is done below, with NumPy.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,20 +23,17 @@ import numpy as np
 from mergemill.engine.tensors import native
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES
 from mergemill.engine.tensors.lazy import Tensor, torch
-from mergemill.engine.transplants.gram_file import ONE, GramFile, count_summed, multiply, unit_rows
+from mergemill.engine.tensors.pursuit import Doubles, Floats, Numbers, Pursuer
+from mergemill.engine.transplants.gram_file import ONE, Cosines, GramFile, count_summed, multiply, unit_rows
 from mergemill.engine.transplants.omp import LEAST
 from mergemill.engine.transplants.streams import NONE, Combination, Passes
 
-AT_ONCE = 64  # targets whose correlations are made together
+AT_ONCE = 128  # targets whose correlations are made together
 _ROUNDING = 2.0**-24 * 1.25  # of float32, and of what bounds it
 _MUCH = 0.5  # of a square
-_MOST = 1024  # rows that may be the best, of which one is; of more all are looked at
 _STEP = 1024  # rows at once
 
-Doubles = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 Shorts = np.ndarray[tuple[int, ...], np.dtype[np.uint16]]
-Numbers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,34 +55,31 @@ class Atoms:
 
 
 class Room:
-    """What a pursuit works in, one target after the other."""
+    """What a pursuit without the native loop works in, one target after the other."""
 
-    def __init__(self, k: int, width: int, lengths: Floats) -> None:
-        """lengths: of the shared rows, NaN for those that are none."""
-        self.lengths = lengths
+    def __init__(self, k: int, atoms: Atoms) -> None:
+        rows, width = atoms.rows.shape
         self.basis = np.empty((k, width))  # orthonormal, of the rows taken
         self.inverse = np.zeros((k, k))  # the rows taken are Rᵀ · basis, and this is R⁻¹
-        self.cosines = np.empty((k, len(lengths)), np.int16)  # of the rows taken with all
-        self.shares = np.zeros(k, np.float32)
-        self.found = np.empty(_MOST, np.int64)
-        self.bounds = np.empty(_MOST, np.float32)
-        self.find = None
-        if native.load() is not None:
-            self.find = native.make_finder(self.cosines, self.shares, lengths, self.found, self.bounds)
+        self.cosines = np.empty((k, rows), np.int16)  # of the rows taken with all
 
 
 def pursue_by_gram(targets: Tensor, atoms: Atoms, k: int) -> Combination:
     """Return each of `targets`, ``[new, width]``, float32, as a sum of at most k shared rows, as `pursue` does."""
     count, width = targets.shape
-    room = Room(k, width, atoms.lengths)
+    unsure = _ROUNDING * (count_summed(width) + k + 16)
+    if native.load() is not None:
+        pursue = Pursuer(atoms.rows, atoms.lengths, atoms.gram.descriptor, k, unsure).pursue
+    else:
+        pursue = functools.partial(_pursue_one, atoms=atoms, room=Room(k, atoms), unsure=unsure)
     numbers = torch.full((count, k), NONE, dtype=torch.int64)
     weights = torch.zeros(count, k, dtype=torch.float64)
     for first in range(0, count, AT_ONCE):
         here = targets[first : first + AT_ONCE]
         starts = correlate(here, atoms).numpy()
         for i, (target, start) in enumerate(zip(here.double().numpy(), starts, strict=True), first):
-            taken, shares = _pursue_one(target, start, atoms, room)
-            numbers[i, : len(taken)] = torch.tensor(taken, dtype=torch.int64)
+            taken, shares = pursue(target, start)
+            numbers[i, : len(taken)] = torch.from_numpy(taken)
             weights[i, : len(taken)] = torch.from_numpy(shares)
     return Combination(numbers, weights)
 
@@ -111,19 +109,19 @@ def correlate(targets: Tensor, atoms: Atoms) -> Tensor:
     return found
 
 
-def _pursue_one(target: Doubles, start: Floats, atoms: Atoms, room: Room) -> tuple[list[int], Doubles]:
+def _pursue_one(target: Doubles, start: Floats, atoms: Atoms, room: Room, unsure: float) -> tuple[Numbers, Doubles]:
     """Return the numbers of the rows of one target, in the order in which they were taken, and their weights."""
     left, length = target.copy(), math.sqrt(target @ target)
-    k, width = room.basis.shape
+    k = len(room.basis)
     weights, lengths, taken = np.zeros(k), np.zeros(k), list[int]()
-    unsure = _ROUNDING * (count_summed(width) + k + 16)
     for step in range(k):
         if not math.sqrt(left @ left) > LEAST * length:
             break
         shares = weights[:step] * lengths[:step]
         explains = float(np.abs(shares).sum())
         slack = unsure * (length + explains) + explains / ONE
-        best, row = _choose(_find_largest(start, shares / ONE, slack, room), taken, left, atoms)
+        cosines = _correlate_left(start, (shares / ONE).astype(np.float32), room.cosines)
+        best, row = _choose(_find_largest(cosines, slack, atoms.lengths), taken, left, atoms)
         if best == NONE:
             break
         part, shares = _take_off(row, room.basis[:step])
@@ -140,7 +138,7 @@ def _pursue_one(target: Doubles, start: Floats, atoms: Atoms, room: Room) -> tup
         taken.append(best)
         if step + 1 < k:
             atoms.gram.read(best, room.cosines[step])
-    return taken, weights[: len(taken)]
+    return np.array(taken, np.int64), weights[: len(taken)]
 
 
 def _choose(near: Numbers, taken: Sequence[int], left: Doubles, atoms: Atoms) -> tuple[int, Doubles]:
@@ -163,16 +161,19 @@ def _take_off(row: Doubles, basis: Doubles) -> tuple[Doubles, Doubles]:
     return part, shares
 
 
-def _find_largest(start: Floats, shares: Doubles, slack: float, room: Room) -> Numbers:
-    """Return the numbers of the rows whose ``|start - shares · cosines| · length`` may be the largest, ascending.
+def _correlate_left(start: Floats, shares: Floats, cosines: Cosines) -> Floats:
+    """Return ``|start - shares · cosines|``, some rows at a time."""
+    found = start.copy()
+    for first in range(0, len(start), _STEP):
+        here = slice(first, first + _STEP)
+        found[here] -= shares @ cosines[: len(shares), here].astype(np.float32)
+    return np.abs(found)
 
-    What is between the bars is known to within `slack`.
+
+def _find_largest(cosines: Floats, slack: float, lengths: Floats) -> Numbers:
+    """Return the numbers of the rows whose ``cosine · length`` may be the largest, ascending.
+
+    The cosines are known to within `slack`.
     """
-    room.shares[: len(shares)] = shares
-    if room.find is None:
-        few = room.shares[: len(shares)]
-        cosines = np.abs(start - few @ room.cosines[: len(few)].astype(np.float32))
-        least = np.nan_to_num((cosines - slack) * room.lengths, nan=-1.0).max(initial=0.0)
-        return np.flatnonzero((cosines + slack) * room.lengths >= least)
-    count = room.find(start, len(shares), slack)
-    return room.found[:count] if count >= 0 else np.flatnonzero(room.lengths == room.lengths)
+    least = np.nan_to_num((cosines - slack) * lengths, nan=-1.0).max(initial=0.0)
+    return np.flatnonzero((cosines + slack) * lengths >= least)

@@ -44,22 +44,24 @@ class GramFile:
         self.count = count
         try:
             with tempfile.TemporaryFile(buffering=0) as file:
-                self._descriptor = os.dup(file.fileno())
+                self.descriptor = os.dup(file.fileno())
         except OSError as error:
             raise RunError(
                 f"no file can be made for the {count_gram_bytes(count)} bytes that matching pursuit keeps beside "
                 f"its memory: {error}; TMPDIR names another folder"
             ) from error
-        weakref.finalize(self, os.close, self._descriptor)
+        weakref.finalize(self, os.close, self.descriptor)
         self._left = list(range(0, count, _SIDE))[::-1]  # rows at which tiles begin that nobody has made yet
         self._busy = 0  # tasks that make some now
         self._changed = threading.Condition()
 
     def read(self, number: int, out: Cosines) -> None:
-        """Read a row into `out`, ``[rows]``."""
+        """Read a row into `out`, ``[rows]``; raises OSError."""
         raw, start = out.view(np.uint8).data, number * self.count * _ITEM_BYTES
         while raw:
-            got = os.preadv(self._descriptor, [raw], start)
+            got = os.preadv(self.descriptor, [raw], start)
+            if not got:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
             raw, start = raw[got:], start + got
 
     def fill(self, rows: Tensor, inverse: Tensor) -> None:
@@ -107,7 +109,7 @@ class GramFile:
     def _write(self, cosines: Tensor, top: int, left: int) -> None:
         for i, line in enumerate(cosines.numpy(), top):
             try:
-                whole = os.pwrite(self._descriptor, line, (i * self.count + left) * _ITEM_BYTES) == line.nbytes
+                whole = os.pwrite(self.descriptor, line, (i * self.count + left) * _ITEM_BYTES) == line.nbytes
             except OSError as error:
                 if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
                     raise

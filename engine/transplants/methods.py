@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mergemill.engine.tensors.dtypes import item_bytes
 from mergemill.engine.tensors.lazy import Tensor, torch
+from mergemill.engine.tensors.pursuit import count_room_bytes
 from mergemill.engine.tensors.row_maps import Ints
 from mergemill.engine.tensors.workspace import Lasting
 from mergemill.engine.transplants.affine import Affine
@@ -265,9 +266,8 @@ def _count_beside_pursuits(sizes: Sizes, k: int) -> int:
     """Return what shared rows take that are held, their products while they are made, and what a pursuit works in."""
     width, _, shared = sizes
     held = min(4 * width * shared, HELD_BYTES)
-    return (
-        held + count_filling_bytes(width) + shared * (4 * AT_ONCE + 2 * k + 64) + 16 * AT_ONCE * width + 16 * k * width
-    )
+    correlations = AT_ONCE * (4 * shared + 16 * width) + 64 * shared
+    return held + count_filling_bytes(width) + correlations + count_room_bytes(shared, width, k)
 
 
 SURGEON = "Goddard and Fernandes Neto, arXiv:2506.06607"

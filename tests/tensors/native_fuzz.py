@@ -5,7 +5,9 @@ size that the loop may touch, and no larger. The seed is printed, so that what w
 """
 
 import ctypes
+import errno
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -509,14 +511,25 @@ class Fuzz:
         done = self.call("dequantize_columns", ref(given), start, size, columns, *at, np.zeros(size, np.float32))
         assert done == (0 if given.bits in (4, 8) else REFUSED)
 
-    def find_largest(self) -> None:
-        size, terms, room = self.integer(0, 3000), self.integer(0, 9), self.integer(0, 40)
-        cosines = np.random.default_rng(size).integers(-32767, 32768, (terms, size), np.int16)
-        found, bounds = np.zeros(room, np.int64), np.zeros(room, np.float32)
-        given = (self.floats(size), cosines, size, self.floats(terms), terms, self.floats(size), abs(self.number()))
-        count = self.call("find_largest", *given, room, found, bounds)
-        assert -1 <= count <= room
-        assert ((found[: max(count, 0)] >= 0) & (found[: max(count, 0)] < max(size, 1))).all()
+    def pursue(self) -> None:
+        rows, width, terms = self.integer(1, 700), self.integer(1, 40), self.integer(1, 30)
+        dtype = self.integer(0, 2)
+        values = self.floats(rows * width) if dtype == 0 else self.bits(rows * width).astype(np.uint16)
+        room = np.zeros(self.call("pursuit_bytes", rows, width, terms), np.uint8)
+        products = np.random.default_rng(rows).integers(-32767, 32768, rows * rows - self.choose(0, 0, rows), np.int16)
+        numbers, weights, target = np.zeros(terms, np.int64), np.zeros(terms), self.floats(width).astype(np.float64)
+        unsure = abs(self.number())
+        with tempfile.TemporaryFile() as file:
+            file.write(products)
+            file.flush()
+            given = values, dtype, rows, width, terms, self.floats(rows), file.fileno(), unsure, room, target
+            count = self.call("pursue", *given, self.floats(rows), numbers, weights)
+        taken = numbers[: max(count, 0)].tolist()
+        assert count == -errno.EIO or 0 <= count <= terms
+        assert len(set(taken)) == len(taken)
+        assert not taken or (min(taken) >= 0 and max(taken) < rows)
+
+    pursuit_bytes = pursue
 
     # ----------------------------------------------------------------------------------------------- over none
     def plain_floats(self) -> None:

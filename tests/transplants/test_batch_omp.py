@@ -14,6 +14,7 @@ from oracles import transplants as oracles
 
 from mergemill.engine.errors import RunError
 from mergemill.engine.tensors import native
+from mergemill.engine.tensors.pursuit import count_room_bytes
 from mergemill.engine.transplants import batch_omp, gram_file
 from mergemill.engine.transplants.batch_omp import hold_atoms, pursue_by_gram
 from mergemill.engine.transplants.gram_file import ONE, GramFile, count_gram_bytes
@@ -92,6 +93,38 @@ def test_many_equals_are_all_looked_at(loops: str) -> None:
     rows, targets = make(1500, "F32")
     rows[9:] = targets[0]
     assert chase(rows, targets[:1], 3).numbers.tolist() == [[9, NONE, NONE]]
+
+
+def test_a_row_that_was_not_looked_at_ahead_is_chosen(loops: str) -> None:
+    """It comes after a hundred that are nearer to the target at first, and before them once one of these is taken."""
+    rng = np.random.default_rng(3)
+    one, other, third, *rest = np.linalg.qr(rng.standard_normal((64, 64)))[0]
+    near = [one + 0.01 * rest[i % 60] + 0.001 * rng.standard_normal(64) for i in range(100)]
+    few = [0.05 * each for each in rest[:30]]
+    rows = torch.from_numpy(np.array([other, third, *near, *few])).float()
+    targets = torch.from_numpy(np.array([one + 0.2 * other, 2 * one + 0.3 * other - 0.2 * third])).float()
+    found, plain = chase(rows, targets, 20), pursue(targets, pass_over(rows), 20)
+    assert torch.equal(found.numbers, plain.numbers)
+    assert found.numbers[0, 1].item() == 0
+    assert found.numbers[1, 1:3].tolist() == [0, 1]
+    torch.testing.assert_close(found.weights, plain.weights, atol=1e-9, rtol=0)
+
+
+def test_what_a_pursuit_works_in_is_counted() -> None:
+    if native.load() is None:
+        pytest.skip("not built")
+    for rows, width, terms in ((30_000, 2048, 64), (1, 1, 1), (300, 16, 300), (30_000, 2048, 2048)):
+        took = native.call("pursuit_bytes", rows, width, terms)
+        assert took <= count_room_bytes(rows, width, terms) < took + (rows << 4) + (terms << 11) + (1 << 14)
+
+
+def test_a_file_that_ends_early_is_told(loops: str) -> None:
+    rows, targets = make(90)
+    gram = GramFile(90)
+    atoms = hold_atoms(pass_over(rows.float()), WIDTH, "BF16", gram)
+    os.ftruncate(gram.descriptor, 0)
+    with pytest.raises(OSError, match="Input/output"):
+        pursue_by_gram(targets, atoms, 3)
 
 
 def test_a_file_without_room_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
