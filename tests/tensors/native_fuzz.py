@@ -517,7 +517,7 @@ class Fuzz:
         values = self.floats(rows * width) if dtype == 0 else self.bits(rows * width).astype(np.uint16)
         room = np.zeros(self.call("pursuit_bytes", rows, width, terms), np.uint8)
         products = np.random.default_rng(rows).integers(-32767, 32768, rows * rows - self.choose(0, 0, rows), np.int16)
-        numbers, weights, target = np.zeros(terms, np.int64), np.zeros(terms), self.floats(width).astype(np.float64)
+        numbers, weights, target = np.zeros(terms, np.int64), np.zeros(terms), self.bits(2 * width).view(np.float64)
         unsure = abs(self.number())
         with tempfile.TemporaryFile() as file:
             file.write(products)
