@@ -44,7 +44,7 @@ def dc_merge(
         stored, share = matrices[0].dtype, max(1, min(place.shape) // len(matrices))
         counts: list[int] = []
         joined = join_triples(_decompose_each(matrices, share, counts), matrices[0], share * len(matrices))
-        left, right = (make_orthonormal(each, stored) for each in (joined.left, joined.right))
+        left, right = (make_orthonormal(each, stored).to(torch.float64) for each in (joined.left, joined.right))
         size = (share * len(counts)) ** 2
         parts = zip(*(torch.split(each, counts, -1) for each in joined), strict=True)
         cores = [_keep_largest(_make_core(Triples(*part), left, right), density, size, stored) for part in parts]

@@ -9,7 +9,7 @@ Evidence: none known beyond vision models (the source: CLIP ViTs).
 """
 
 from mergemill.engine.methods.contract import merge_method
-from mergemill.engine.methods.matrices import SVD_SLABS, add_matrix, find_side, whole_matrices, with_spectrum
+from mergemill.engine.methods.matrices import SVD_SLABS, add_matrix, find_polar, whole_matrices
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 
@@ -30,6 +30,5 @@ def _flatten_spectrum(deltas: list[Tensor]) -> Tensor:
     total = deltas[0].to(torch.float64)
     for delta in deltas[1:]:
         total.add_(delta)
-    side = find_side(total, stored)
-    values = side.values[: side.clear]
-    return with_spectrum(total, side, values.sum().div(min(total.shape)).expand_as(values))
+    factor, sum_of_values = find_polar(total, stored)
+    return factor.mul_(sum_of_values / min(total.shape))

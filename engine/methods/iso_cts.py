@@ -73,7 +73,7 @@ def _join_directions(matrices: list[Tensor], common: int, own: int) -> Tensor:
         found = (_find_own(matrix, shared.left, rest, own) for matrix in matrices)
         like = total if rest is None else total[: rest.shape[1]]
         joined = join_triples(found, like, own * len(matrices))
-        left = make_orthonormal(joined.left, stored)  # as these are orthogonal to the common ones
+        left = make_orthonormal(joined.left, stored).to(torch.float64)  # as these are orthogonal to the common ones
         parts.insert(0, joined._replace(left=left if rest is None else rest @ left))
     values = torch.cat([part.values for part in parts])
     left, right = (torch.cat([part[at] for part in parts], 1) for at in (0, 2))

@@ -22,8 +22,9 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from mergemill.engine.errors import MergeError
-from mergemill.engine.methods import leading
+from mergemill.engine.methods import leading, polar
 from mergemill.engine.methods.contract import Grain
+from mergemill.engine.methods.polar import Polar
 from mergemill.engine.methods.task_vectors import add_deltas
 from mergemill.engine.tensors.heap import return_freed_pages
 from mergemill.engine.tensors.lazy import Dtype, Tensor, torch
@@ -231,11 +232,25 @@ def join_triples(found: Iterable[Triples], like: Tensor, most: int) -> Triples:
 
 
 def make_orthonormal(joined: Tensor, stored: Dtype) -> Tensor:
-    """Return the nearest matrix of orthonormal columns; its columns are as dependent as the given ones."""
-    if not joined.numel():
-        return torch.zeros_like(joined)
-    side = find_side(joined, stored)
-    return with_spectrum(joined, side, torch.ones_like(side.values[: side.clear]))
+    """Return the nearest matrix of orthonormal columns; its columns are as dependent as the given ones.
+
+    Float64, or float32 where `stored` is and the matrix is large.
+    """
+    return find_polar(joined, stored).factor if joined.numel() else torch.zeros_like(joined)
+
+
+def find_polar(matrix: Tensor, stored: Dtype) -> Polar:
+    """Return the nearest matrix of orthonormal columns or rows, and the sum of the singular values.
+
+    Without directions that are numerically zero (`find_side`). Dtypes as in `make_orthonormal`.
+    """
+    if stored == torch.float32 and is_large(matrix.shape):
+        found = polar.find_polar(matrix, max(matrix.shape) * torch.finfo(stored).eps)
+        if found:
+            return found
+    side = find_side(matrix, stored)
+    values = side.values[: side.clear]
+    return Polar(with_spectrum(matrix, side, torch.ones_like(values)), float(values.sum()))
 
 
 def find_norm(matrix: Tensor) -> float:
