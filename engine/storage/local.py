@@ -6,7 +6,7 @@ file with its pin when it opens it and after each read.
 
 import functools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from mergemill.engine.errors import Absent, CheckpointError, SourceChanged, StorageError
@@ -85,17 +85,39 @@ def read_each(pin: Pin, offsets: Iterable[int], buffers: Iterable[memoryview]) -
     _check_open(descriptor, pin)
 
 
+def read_with(pin: Pin, read: Callable[[int, int], tuple[int, int, int]]) -> None:
+    """Have `read` fill memory from the descriptor of the pinned file.
+
+    It is given how many bytes of the file its calls have asked for in this process so far. It returns how many more
+    it did; the number of an error, 0 for none and less at the end of the file; and at which byte that was.
+    """
+    descriptor = _open_pinned(pin)
+    asked_bytes, error, at = read(descriptor.number, descriptor.asked_bytes)
+    descriptor.asked_bytes += asked_bytes
+    if error > 0:
+        raise _failed(pin, at, os.strerror(error))
+    if error < 0:
+        raise _ended(pin, at)
+    _check_open(descriptor, pin)
+
+
+def _failed(pin: Pin, at: int, why: str | None) -> StorageError:
+    return StorageError(f"{pin.url}: reading at byte {at}: {why}")
+
+
+def _ended(pin: Pin, at: int) -> SourceChanged:
+    return SourceChanged(f"{pin.url}: ends at byte {at}; it was {pin.size_bytes} bytes at planning")
+
+
 def _fill(descriptor: "_Descriptor", pin: Pin, offset_bytes: int, buffer: memoryview) -> None:
     done = 0
     while done < len(buffer):
         try:
             got = system.read_at(descriptor.number, buffer[done : done + PIECE_BYTES], offset_bytes + done)
         except OSError as error:
-            raise StorageError(f"{pin.url}: reading at byte {offset_bytes + done}: {error.strerror}") from error
+            raise _failed(pin, offset_bytes + done, error.strerror) from error
         if got == 0:
-            raise SourceChanged(
-                f"{pin.url}: ends at byte {offset_bytes + done}; it was {pin.size_bytes} bytes at planning"
-            )
+            raise _ended(pin, offset_bytes + done)
         done += got
 
 
@@ -130,6 +152,7 @@ class _Descriptor:
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.asked_bytes = 0  # by `read_with`
 
     def __del__(self) -> None:
         os.close(self.number)

@@ -7,7 +7,7 @@ from mergemill.engine.errors import Absent, CheckpointError, StorageError
 from mergemill.engine.storage import fetch, local
 from mergemill.engine.storage.bounds import COPIED_BYTES
 from mergemill.engine.storage.cache import RangeCache
-from mergemill.engine.storage.local import read_each
+from mergemill.engine.storage.local import read_each, read_with
 from mergemill.engine.storage.pin import Pin, changed
 from mergemill.engine.storage.sample import is_sampled
 from mergemill.engine.storage.store import ENVIRONMENT, Storage, close_stores, is_remote, reader_of, store_of
@@ -27,6 +27,7 @@ __all__ = [
     "read_into",
     "read_pieces",
     "read_whole",
+    "read_with",
     "reads_apart",
 ]
 
@@ -92,7 +93,7 @@ def read_into(
 
 
 def reads_apart(pin: Pin, storage: Storage = ENVIRONMENT) -> bool:
-    """Whether a file is one of this machine whose ranges `read_each` reads for little each."""
+    """Whether a file is one of this machine whose ranges `read_each` and `read_with` read."""
     return not is_remote(pin.url) and not storage.reads_plainly("file")
 
 

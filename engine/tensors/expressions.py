@@ -133,6 +133,10 @@ class Expression:
         for each in self.inputs:
             yield from each.reads(span)
 
+    def reads_ahead(self, span: Span) -> Iterator[Read]:
+        """Yield of this what a disk is best asked for before a slab is there that needs it."""
+        return self.reads(span)
+
     def holds(self, span: Span) -> Iterator[Read]:
         """Yield what slabs of the span need whole, read once for each task: scales, an index, an adapter's factor."""
         for each in self.inputs:

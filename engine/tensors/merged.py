@@ -14,7 +14,7 @@ from mergemill.engine.tensors.device import NO_DOUBLE, device_aligned
 from mergemill.engine.tensors.drift import Drift, Watch, make_drifts
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES, item_bytes
 from mergemill.engine.tensors.exact import ExactSum, count_cuts, sum_products
-from mergemill.engine.tensors.expressions import Expression, Leaf, join_blocks
+from mergemill.engine.tensors.expressions import Expression, Leaf, Read, join_blocks
 from mergemill.engine.tensors.fusion import Fusion
 from mergemill.engine.tensors.kernels import Gather, Kernel, Partial, Rounds, StoredGather, add_partials
 from mergemill.engine.tensors.lazy import Tensor
@@ -123,6 +123,10 @@ class Merged(Expression):
     def iter_pins(self) -> Iterator[Pin]:
         """The inputs' own."""
         return chain.from_iterable([each.iter_pins() for each in self.inputs])
+
+    def reads_ahead(self, span: Span) -> Iterator[Read]:
+        """The inputs' own."""
+        return chain.from_iterable([each.reads_ahead(span) for each in self.inputs])
 
     def find_likeness(self) -> Hashable:
         """The method, its settings, which tensors of one kind have as one value, and the inputs' own."""

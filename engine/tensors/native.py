@@ -70,6 +70,7 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "decode": ([_POINTER, _FLAG, _SIZE, _POINTER], _FLAG),
     "pursuit_bytes": ([_SIZE] * 3, _SIZE),
     "pursue": ([_POINTER, _FLAG, *[_SIZE] * 3, _POINTER, _FLAG, ctypes.c_double, *[_POINTER] * 5], _SIZE),
+    "read_ranges": ([_FLAG, *[_POINTER] * 3, _SIZE, _SIZE, *[_POINTER] * 3], _SIZE),
 }
 
 

@@ -9,7 +9,6 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -105,13 +104,13 @@ def _find_most(counts: Places, window: int) -> int:
     return int((sums[window:] - sums[:-window]).max())
 
 
-def cut_runs(rows: Places, hole: int, chunks: Places) -> list[tuple[int, int]]:
-    """Return where sorted rows are cut: no more than `hole` rows lie between two of a run, which are of one chunk.
+def cut_runs(rows: Places, hole: int, chunks: Places) -> list[int]:
+    """Return where sorted rows are cut, from 0 on: no more than `hole` lie between two of a run, all of one chunk.
 
     >>> cut_runs(np.array([3, 4, 4, 9, 11, 40]), 4, np.array([0, 0, 0, 0, 1, 4]))
-    [(0, 4), (4, 5), (5, 6)]
+    [0, 4, 5, 6]
     """
     if not len(rows):
-        return []
+        return [0]
     cuts = np.flatnonzero((np.diff(rows) > hole + 1) | (np.diff(chunks) != 0)) + 1
-    return list(pairwise([0, *cuts.tolist(), len(rows)]))
+    return [0, *cuts.tolist(), len(rows)]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, repeat
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -47,11 +47,10 @@ def sort_rows(wanted: Ints, counts: Sequence[int]) -> Iterator[tuple[int, Places
 
 
 def list_reads(stored: Stored, firsts: Places, lasts: Places, columns: int) -> Iterator[Read]:
-    """Yield what is read for runs of rows, each from its first to its last."""
+    """Return what is read for runs of rows, each from its first to its last."""
     whole, row_bytes = next(stored.reads(Span(0, 0))), columns * item_bytes(stored.dtype)
     offsets, sizes = whole.offset_bytes + firsts * row_bytes, (lasts - firsts + 1) * row_bytes
-    for offset_bytes, size_bytes in zip(offsets.tolist(), sizes.tolist(), strict=True):
-        yield Read(whole.pin, offset_bytes, size_bytes)
+    return map(Read, repeat(whole.pin), offsets.tolist(), sizes.tolist())
 
 
 def read_in_place(stored: Stored, rows: Places, places: Places, found: Matrix, work: Workspace) -> bool:
@@ -63,12 +62,10 @@ def read_in_place(stored: Stored, rows: Places, places: Places, found: Matrix, w
     read, row_bytes = next(stored.reads(Span(0, 0))), found.shape[1]
     if not work.reads_apart(read.pin):
         return False
-    bounds = [0, *_find_cuts(rows, places), len(rows)]
-    lows = bounds[:-1]
-    firsts, targets = (read.offset_bytes + rows[lows] * row_bytes).tolist(), (places[lows] * row_bytes).tolist()
-    raw: memoryview = found.reshape(-1).data
-    into = [raw[at : at + (high - low) * row_bytes] for at, (low, high) in zip(targets, pairwise(bounds), strict=True)]
-    work.read_apart(read.pin, firsts, into)
+    bounds = np.array([0, *_find_cuts(rows, places), len(rows)])
+    lows, counts = bounds[:-1], np.diff(bounds)
+    offsets, targets = read.offset_bytes + rows[lows] * row_bytes, places[lows] * row_bytes
+    work.read_apart(read.pin, offsets, targets, counts * row_bytes, found.reshape(-1))
     return True
 
 

@@ -12,7 +12,7 @@ The mean of all rows, for rows of padding, is gathered in a round of its own (`c
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -66,6 +66,16 @@ class Rows(Expression):
         """Any: no piece reads more than its rows."""
         return 1
 
+    @property
+    def is_lowered(self) -> bool:
+        """Where rows are joined as they are stored; a mean is one of few."""
+        return all(each.is_plain and each.dtype == self.dtype for each in self.inputs)
+
+    def lowered_bytes(self, elements: int) -> int:
+        """The rows as they are stored; where some are means, all may be float32."""
+        made = self.map.has_mean or len(self.map.members) or not self.is_lowered
+        return self.slab_bytes(elements, "F32" if made else self.dtype)
+
     def count_rounds(self) -> tuple[int, int]:
         """The inputs', and one for the mean."""
         usual, most = Expression.count_rounds(self)
@@ -80,13 +90,18 @@ class Rows(Expression):
                 yield from each.reads(self._scale(number, span))
         wanted = self.map.find_wanted(*self.find_rows(span))[0] if span.size else self.map.rows[:0]
         for number, rows, _ in self.sort_rows(wanted):
-            each, cuts = self.inputs[number], self._cut(self.inputs[number], rows)
-            firsts, lasts = (rows[[side[i] - i for side in cuts]] for i in (0, 1))
+            each = self.inputs[number]
+            bounds = np.array(self._cut(each, rows))
+            firsts, lasts = rows[bounds[:-1]], rows[bounds[1:] - 1]
             if isinstance(each, Stored):
                 yield from list_reads(each, firsts, lasts, self.columns)
             else:
                 for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
                     yield from each.reads(self._span_rows(each, first, last))
+
+    def reads_ahead(self, span: Span) -> Iterator[Read]:
+        """Yield what is long enough: `read_ranges` asks for the many short ones itself."""
+        return (read for read in self.reads(span) if read.size_bytes > MOST_HOLE_BYTES)
 
     def holds(self, span: Span) -> Iterator[Read]:
         """Yield what the inputs hold for all that the span takes of them."""
@@ -140,14 +155,14 @@ class Rows(Expression):
     def find_runs(self, wanted: Ints) -> Iterator[tuple[int, Run]]:
         """Yield the runs in which rows are read, with the number of the input."""
         for number, rows, places in self.sort_rows(wanted):
-            for low, high in self._cut(self.inputs[number], rows):
+            for low, high in pairwise(self._cut(self.inputs[number], rows)):
                 yield number, self._make_run(self.inputs[number], rows[low:high], places[low:high])
 
     def sort_rows(self, wanted: Ints) -> Iterator[tuple[int, Places, Places]]:
         """Yield the number of each input of which rows are wanted, these in their order, and their places."""
         return sort_rows(wanted, [each.shape[0] for each in self.inputs])
 
-    def _cut(self, each: Expression, rows: Places) -> list[tuple[int, int]]:
+    def _cut(self, each: Expression, rows: Places) -> list[int]:
         return cut_runs(rows, self._find_hole(each), rows * self.columns // SLAB)
 
     def _iter_runs(self, span: Span) -> Iterator[tuple[int, Run]]:

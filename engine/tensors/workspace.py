@@ -13,10 +13,11 @@ import numpy as np
 
 from mergemill.engine.storage.cache import RangeCache
 from mergemill.engine.storage.fetch import Fetch
-from mergemill.engine.storage.ranges import Pin, is_remote, read_each, read_into, reads_apart
+from mergemill.engine.storage.ranges import Pin, is_remote, read_into, reads_apart
 from mergemill.engine.storage.store import ENVIRONMENT, Storage
 from mergemill.engine.tensors.device import Lanes
 from mergemill.engine.tensors.dtypes import TORCH_DTYPES
+from mergemill.engine.tensors.gathered import Places, read_ranges
 from mergemill.engine.tensors.lazy import Tensor, torch
 
 T = TypeVar("T")
@@ -271,11 +272,11 @@ class Workspace:
         """Whether ranges of a file may be read where they belong: it is of this machine, and no range of it is kept."""
         return not self._keep and pin.url not in self._held and reads_apart(pin, self._storage)
 
-    def read_apart(self, pin: Pin, offsets: Sequence[int], into: Sequence[memoryview]) -> None:
-        """Fill each of `into`, memory that was taken here, with what begins at its offset in bytes."""
+    def read_apart(self, pin: Pin, offsets: Places, places: Places, sizes: Places, into: Arena) -> None:
+        """Fill `sizes[i]` bytes from `places[i]` of `into`, memory that was taken here, with the file's."""
         self.pins.add(pin)
-        read_each(pin, offsets, into)
-        self.read_bytes += sum(map(len, into))
+        read_ranges(pin, offsets, places, sizes, into)
+        self.read_bytes += int(sizes.sum())
 
     @contextmanager
     def scratch(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ nobody has. So an id hangs on nothing but the recipe.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import filterfalse
 
 from mergemill.engine.tokens.extending import find_extension
 from mergemill.engine.tokens.reading import FLAGS, AddedToken, Vocabulary
@@ -50,10 +50,10 @@ def join_vocabularies(
     order = {source: own, **vocabularies}
     others = {model: each for model, each in vocabularies.items() if model != source} if union else {}
     adders = _find_adders(order)
-    regular = _list_new(others, own.ids, lambda token: token not in adders)
-    added = _list_new(others, own.ids, lambda token: token in adders)
-    known = {*own.ids, *regular, *added}
-    asked = [token for token in dict.fromkeys(asked) if token not in known]
+    new = _list_new(others, own.ids)
+    regular = [token for token in new if token not in adders]
+    added = [token for token in new if token in adders]
+    asked = [token for token in dict.fromkeys(asked) if token not in own.ids and token not in new]
     start = own.size
     ids = {**own.ids, **{token: start + i for i, token in enumerate([*regular, *added, *asked])}}
     marked = {
@@ -96,12 +96,13 @@ def _find_adders(order: Mapping[str, Vocabulary]) -> dict[str, list[tuple[str, A
     return adders
 
 
-def _list_new(others: Mapping[str, Vocabulary], known: Collection[str], wanted: Any) -> list[str]:
+def _list_new(others: Mapping[str, Vocabulary], known: Collection[str]) -> dict[str, None]:
+    """Return the tokens that are not known, in the order of the models and within one by id."""
     found: dict[str, None] = {}
     for each in others.values():
-        new = [token for token in each.ids if token not in known and wanted(token)]
-        found |= dict.fromkeys(sorted(new, key=lambda token: each.ids[token]))
-    return list(found)
+        new = filterfalse(known.__contains__, each.ids)
+        found |= dict.fromkeys(sorted(new, key=each.ids.__getitem__))
+    return found
 
 
 def warn_of_joined(joined: Joined, vocabularies: Mapping[str, Vocabulary]) -> Iterator[str]:

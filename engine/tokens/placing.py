@@ -7,7 +7,7 @@ the same rules; zeros. An id of no token, which is padding, has the mean of the 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, repeat
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,7 @@ def list_ids(joined: Joined, vocabulary: Vocabulary) -> Ints:
     """Return for each id of the output a model's own id of that token, or NONE."""
     ids, get, count = np.full(joined.size, NONE, np.int64), vocabulary.ids.get, len(joined.ids)
     numbers = np.fromiter(joined.ids.values(), np.int64, count)
-    ids[numbers] = np.fromiter((get(token, NONE) for token in joined.ids), np.int64, count)
+    ids[numbers] = np.fromiter(map(get, joined.ids, repeat(NONE)), np.int64, count)
     return ids
 
 

@@ -62,9 +62,25 @@ def write_config(joined: Joined, config: Mapping[str, Any]) -> dict[str, Any]:
 def to_bytes(value: Mapping[str, Any]) -> bytes:
     """Return JSON as the libraries write it; half a surrogate pair, which no UTF-8 has, as its escape."""
     try:
-        return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+        return (_write(value, 0, ascii_alone=False) + "\n").encode()
     except UnicodeEncodeError:
-        return (json.dumps(value, indent=2) + "\n").encode()
+        return (_write(value, 0, ascii_alone=True) + "\n").encode()
+
+
+def _write(value: Any, depth: int, *, ascii_alone: bool) -> str:
+    """Return what ``json.dumps`` gives with an indent of 2: it then is written in Python, and slow for 256k tokens."""
+    if not value or not isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=ascii_alone)
+    inner, outer = "\n" + (depth + 1) * "  ", "\n" + depth * "  "
+    if {*map(type, value.values() if isinstance(value, dict) else value)}.isdisjoint((dict, list)):
+        text = json.dumps(value, ensure_ascii=ascii_alone, separators=("," + inner, ": "))
+        return text[0] + inner + text[1:-1] + outer + text[-1]
+    if isinstance(value, list):
+        entries = [_write(each, depth + 1, ascii_alone=ascii_alone) for each in value]
+        return "[" + inner + ("," + inner).join(entries) + outer + "]"
+    named = {json.dumps(key, ensure_ascii=ascii_alone): each for key, each in value.items()}
+    entries = [f"{key}: {_write(each, depth + 1, ascii_alone=ascii_alone)}" for key, each in named.items()]
+    return "{" + inner + ("," + inner).join(entries) + outer + "}"
 
 
 def _is_known(merge: Any, ids: Mapping[str, int]) -> bool:

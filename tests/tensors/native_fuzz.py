@@ -6,6 +6,7 @@ size that the loop may touch, and no larger. The seed is printed, so that what w
 
 import ctypes
 import errno
+import os
 import sys
 import tempfile
 import time
@@ -538,6 +539,21 @@ class Fuzz:
         self.call("restore_floats", int(before[0]))
 
     restore_floats = plain_floats
+
+    def read_ranges(self) -> None:
+        count, window, into = self.integer(0, 1100), self.choose(1, 4096, 1 << 17), np.zeros(5000, np.uint8)
+        sizes = self.random.integers(0, 200, count)
+        places, offsets = (
+            self.random.integers(0, 4800, count),
+            self.random.integers(0, self.choose(5000, 1 << 16), count),
+        )
+        asked, error = np.zeros(1, np.int64), np.zeros(1, np.int32)
+        with open(__file__, "rb") as file:
+            end = os.fstat(file.fileno()).st_size
+            given = (file.fileno(), offsets, places, sizes, count, window, into, asked, error)
+            done = self.call("read_ranges", *given)
+        assert (done == count) == bool(((offsets + sizes <= end) | (sizes == 0)).all())
+        assert done == count or (error[0] == -1 and offsets[done] + sizes[done] > end)
 
 
 def pointer(array: Array) -> int:

@@ -140,6 +140,15 @@ def test_neighbours_are_one_read_and_small_holes_are_read_over() -> None:
     assert runs == [(10, 10), (39, 2)]
 
 
+def test_a_disk_is_asked_ahead_for_long_runs_alone() -> None:
+    """Rows that are read one by one are asked for where they are read, a slab's together."""
+    stored = Stored(pin_file(Path(__file__)), 0, "BF16", (100_000, 4096))
+    rows = Rows((stored,), make_row_map([*range(100, 120), *range(890, 0, -20)]), "BF16")
+    runs = [(read.offset_bytes >> 13, read.size_bytes >> 13) for read in rows.reads_ahead(Span(0, rows.size))]
+    assert runs == [(100, 20)]
+    assert (rows.is_lowered, Rows((stored,), rows.map, "F32").is_lowered) == (True, False)
+
+
 def test_the_same_rows_are_the_input_itself() -> None:
     stored = Stored(pin_file(Path(__file__)), 0, "BF16", (5, 4096))
     assert map_rows([stored], make_row_map(range(5)), "BF16") is stored

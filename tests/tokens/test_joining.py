@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import AddedToken as LibraryToken
 from tokenizers import Tokenizer
 from trained import KINDS, SENTENCES, make_corpus, train, write_tokenizer_files
@@ -15,7 +17,7 @@ from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.storage.ranges import pin_file
 from mergemill.engine.tokens.joining import Joined, join_vocabularies, warn_of_joined
 from mergemill.engine.tokens.reading import FLAGS, AddedToken, Vocabulary, read_vocabulary_of
-from mergemill.engine.tokens.writing import write_config, write_tokenizer
+from mergemill.engine.tokens.writing import to_bytes, write_config, write_tokenizer
 
 CHATML = ("<|im_start|>", "<|im_end|>")
 
@@ -187,3 +189,12 @@ def test_27_000_new_tokens_take_less_than_ten_seconds(tmp_path: Path) -> None:
     seconds = time.process_time() - began_s
     assert (len(joined.regular), made.get_vocab_size()) == (30_000, 60_000)
     assert seconds < 10
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4)))
+def test_json_is_written_as_libraries_write_it(value: Any) -> None:
+    assert to_bytes({"x": value}) == (json.dumps({"x": value}, indent=2, ensure_ascii=False) + "\n").encode()

@@ -81,7 +81,7 @@ def iter_pass(piece: Piece, reading: Expression, work: Workspace, workplace: Wor
 
 
 def _read_ahead(expression: Expression, span: Span) -> None:
-    for read in expression.reads(span):
+    for read in expression.reads_ahead(span):
         read_ahead(read.pin, read.offset_bytes, read.size_bytes)
 
 
