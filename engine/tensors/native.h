@@ -24,7 +24,7 @@
 #define LAST 32
 #define SAMPLE 1024
 
-#define VERSION 19 /* of structures and signatures, as structures.py has it */
+#define VERSION 20 /* of structures and signatures, as structures.py has it */
 
 _Static_assert(CHUNK == SAMPLE && SAMPLE == LANES, "a chunk is a sample, and a row of lanes");
 _Static_assert(BLOCK % CHUNK == 0 && LANES % LAST == 0, "a block is whole chunks, and lanes are whole rows of the last");

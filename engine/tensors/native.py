@@ -56,7 +56,7 @@ SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "stored_upper": ([_POINTER, _POINTER, _POINTER, _SIZE], _FLAG),
     "stored_lower": ([_POINTER, _SIZE, _WORD, _POINTER], _FLAG),
     "stored_equal": ([_POINTER, _SIZE, _FLOAT, _POINTER], _FLAG),
-    "stored_rows": ([_POINTER, _SIZE, _SIZE, *[_POINTER] * 6], _FLAG),
+    "stored_rows": ([_POINTER, _SIZE, _SIZE, *[_POINTER] * 5], _FLAG),
     "stored_changes": ([_POINTER, _FLOAT, _POINTER], _FLAG),
     "stored_compared": ([_POINTER, _FLAG, _SIZE, _POINTER, _POINTER, _SIZE, *[_POINTER] * 3], _FLAG),
     "stored_extremes": ([_POINTER, _POINTER], _FLAG),

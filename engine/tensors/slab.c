@@ -319,6 +319,16 @@ void pack_bits(const uint8_t *marks, int64_t size, uint8_t *bits) {
     for (int64_t k = j; k < size; k++) bits[j / 8] = (uint8_t)(bits[j / 8] | marks[k] << (k - j));
 }
 
+WIDTHS void keep_by_bits(const float *restrict x, const uint8_t *bits, int64_t start, int64_t size, float *restrict out) {
+    int64_t j = 0;
+    for (; start % 8 == 0 && j + 32 <= size; j += 32) {
+        uint32_t many;
+        memcpy(&many, bits + (start + j) / 8, sizeof many);
+        for (int64_t k = 0; k < 32; k++) out[j + k] = x[j + k] * (float)(int32_t)(many >> k & 1);
+    }
+    for (; j < size; j++) out[j] = x[j] * (float)(bits[(start + j) / 8] >> (start + j) % 8 & 1);
+}
+
 WIDTHS static void thin_by_bits(float *restrict x, const uint8_t *bits, int64_t start, int64_t size) {
     int64_t j = 0;
     for (; start % 8 == 0 && j + 32 <= size; j += 32) {

@@ -237,6 +237,8 @@ INSIDE void collect(Window *window, const uint32_t *keys, const uint8_t *inside,
 INSIDE void pack_bits(const uint8_t *marks, int64_t size, uint8_t *bits);
 /* Multiply by 0 or 1. */
 INSIDE void thin_by_mask(float *restrict x, const uint8_t *restrict mask, int64_t size);
+/* The same with a bit for each element, the first at `start`, to `out`. */
+INSIDE void keep_by_bits(const float *restrict x, const uint8_t *bits, int64_t start, int64_t size, float *restrict out);
 /* Mark a cut's elements; `seen` counts those that equal the threshold in the block of its last tie. */
 INSIDE void mark_cut(const float *x, const Chunk *chunk, const Cut *cut, int64_t *seen, uint8_t *mark);
 /* Multiply by 0 what is not kept; `seen` holds two counts for each tensor. */

@@ -295,8 +295,8 @@ class StoredSlab:
         note = None if sums is not None else self.work.find_note(key)
         if note is not None:
             return note
-        mask, bits, keys = self.work.take_bytes(self.size), self._make_bits(), self._find_keys(which)
-        pointers = (limits.ctypes.data, keys.ctypes.data, mask.ctypes.data, bits.ctypes.data)
+        bits, keys = self._make_bits(), self._find_keys(which)
+        pointers = (limits.ctypes.data, keys.ctypes.data, bits.ctypes.data)
         norms = (None, None) if sums is None else (sums[0].ctypes.data, sums[1].ctypes.data)
         call_checked("stored_rows", self.lowered, which, len(limits), *pointers, *norms)
         self.work.note(key, bits)

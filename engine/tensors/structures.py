@@ -9,7 +9,7 @@ import ctypes
 import itertools
 from collections.abc import Iterator
 
-VERSION = 19  # as native.h has it
+VERSION = 20  # as native.h has it
 
 
 class NativeDerived(ctypes.Structure):

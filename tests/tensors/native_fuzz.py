@@ -442,9 +442,9 @@ class Fuzz:
         if self.integer(0, 1):
             limits = limits[::-1].copy()
         norms = [np.zeros((count_cuts(slab.size, slab.block), LAST)) for _ in range(2)]
-        mask, bits = np.zeros(slab.size, np.uint8), np.zeros(-(-slab.size // 8), np.uint8)
+        bits = np.zeros(-(-slab.size // 8), np.uint8)
         which, given = self.which(slab, 0), norms if self.integer(0, 1) else [None, None]
-        done = self.call("stored_rows", ref(slab), which, columns, limits, self.keys(slab), mask, bits, *given)
+        done = self.call("stored_rows", ref(slab), which, columns, limits, self.keys(slab), bits, *given)
         assert done == REFUSED or 0 < columns <= 3000
 
     def stored_marks(self) -> None:

@@ -313,7 +313,7 @@ class Given:
             "windows": native.call("stored_windows", slab, ctypes.byref(window), 1),
             "marks": native.call("stored_marks", slab, which, cut, *marks),
             "rows": native.call(
-                "stored_rows", slab, which, SIZE, limits.ctypes.data, keys.ctypes.data, *marks, None, None
+                "stored_rows", slab, which, SIZE, limits.ctypes.data, keys.ctypes.data, marks[0], None, None
             ),
             "norms": native.call("stored_norms", slab, which, self.keeps, sums[0].ctypes.data, sums[1].ctypes.data),
         }
@@ -412,7 +412,7 @@ def test_rows_have_columns_that_can_be_ranked(columns: int) -> None:
     given, zeros = Given(), np.zeros(SIZE, np.int32)
     some = zeros.ctypes.data
     assert SIZE % 7
-    done = native.call("stored_rows", ctypes.byref(given.slab), 0, columns, some, some, some, some, None, None)
+    done = native.call("stored_rows", ctypes.byref(given.slab), 0, columns, some, some, some, None, None)
     assert done == REFUSED
 
 
