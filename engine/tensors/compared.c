@@ -95,7 +95,7 @@ WIDTHS static Seen subtract_bf16s(const uint16_t *restrict a, const uint16_t *re
 WIDTHS static void count_signs(const float *x, const float *y, int64_t size, int64_t *both, int64_t *opposite) {
     int32_t with_sign = 0, apart = 0;
     for (int64_t j = 0; j < size; j++) {
-        const int32_t counts = (fabsf(x[j]) > 0) & (fabsf(y[j]) > 0);
+        const int32_t counts = (int32_t)(fabsf(x[j]) > 0) & (int32_t)(fabsf(y[j]) > 0);
         with_sign += counts;
         apart += counts & (int32_t)((float_to_bits(x[j]) ^ float_to_bits(y[j])) >> 31);
     }

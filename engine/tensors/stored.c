@@ -70,7 +70,7 @@ WIDTHS static void farthest_agreeing(float *restrict total, float *const *x, int
         const float *restrict own = x[i];
         for (int64_t j = 0; j < size; j++) {
             const float along = own[j] * sign[j];
-            total[j] = (along > total[j]) | (along != along) ? along : total[j];
+            total[j] = ((along > total[j]) | (along != along)) ? along : total[j];
         }
     }
     for (int64_t j = 0; j < size; j++) total[j] *= sign[j];
@@ -123,7 +123,7 @@ WIDTHS static void keep_largest(float *x, int64_t size, int64_t kept) {
     }
     if (found == kept) {
         for (int64_t j = 0; j < size; j++)
-            x[j] *= (keys[j] >= least_key) & (keys[j] <= (int32_t)INFINITE) ? 1.0f : 0.0f;
+            x[j] *= ((keys[j] >= least_key) & (keys[j] <= (int32_t)INFINITE)) ? 1.0f : 0.0f;
         return;
     }
     int64_t room = kept;
@@ -181,7 +181,7 @@ WIDTHS static void keep_consensual(float *restrict total, float *const *x, int64
         }
     }
     const float all = (float)count;
-    for (int64_t j = 0; j < size; j++) total[j] *= (rises[j] >= all) | (falls[j] >= all) ? 1.0f : 0.0f;
+    for (int64_t j = 0; j < size; j++) total[j] *= ((rises[j] >= all) | (falls[j] >= all)) ? 1.0f : 0.0f;
 }
 
 WIDTHS static void drop_signs_of_zeros(float *total, int64_t size) {
