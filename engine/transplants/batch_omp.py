@@ -9,14 +9,15 @@ rounding nor batch (decided 2026-11-30).
 The Gram matrix lies in a file without a name that the tasks of a process share (gram_file.py), and a target's rows of
 it in memory. A native loop pursues one target after the other (tensors/pursuit.c), and goes over these rows once for
 eight steps instead of once a step, which are tried among few rows first and then checked among all. So what is chosen
-does not change by it; weights are those of another order of additions, the same on every processor (decided
-2026-11-30). Without it, the same is done below, with NumPy.
+does not change by it. Without it the same is done below, with NumPy; sums of float64 are taken in the same lanes either
+way, so every processor has the same weights to the last bit (decided 2026-11-30).
 """
 
 import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,7 @@ AT_ONCE = 128  # targets whose correlations are made together
 _ROUNDING = 2.0**-24 * 1.25  # of float32, and of what bounds it
 _MUCH = 0.5  # of a square
 _STEP = 1024  # rows at once
+_LANES = 16  # of a sum, as pursuit.c has them
 
 Shorts = np.ndarray[tuple[int, ...], np.dtype[np.uint16]]
 
@@ -60,7 +62,7 @@ class Room:
     def __init__(self, k: int, atoms: Atoms) -> None:
         rows, width = atoms.rows.shape
         self.basis = np.empty((k, width))  # orthonormal, of the rows taken
-        self.inverse = np.zeros((k, k))  # the rows taken are Rᵀ · basis, and this is R⁻¹
+        self.inverse = np.zeros((k, k))  # the rows taken are Rᵀ · basis, and this is R⁻ᵀ
         self.cosines = np.empty((k, rows), np.int16)  # of the rows taken with all
 
 
@@ -111,11 +113,11 @@ def correlate(targets: Tensor, atoms: Atoms) -> Tensor:
 
 def _pursue_one(target: Doubles, start: Floats, atoms: Atoms, room: Room, unsure: float) -> tuple[Numbers, Doubles]:
     """Return the numbers of the rows of one target, in the order in which they were taken, and their weights."""
-    left, length = target.copy(), math.sqrt(target @ target)
+    left, length = target.copy(), _find_length(target)
     k = len(room.basis)
     weights, lengths, taken = np.zeros(k), np.zeros(k), list[int]()
     for step in range(k):
-        if not math.sqrt(left @ left) > LEAST * length:
+        if not _find_length(left) > LEAST * length:
             break
         shares = weights[:step] * lengths[:step]
         explains = float(np.abs(shares).sum())
@@ -125,16 +127,19 @@ def _pursue_one(target: Doubles, start: Floats, atoms: Atoms, room: Room, unsure
         if best == NONE:
             break
         part, shares = _take_off(row, room.basis[:step])
-        lengths[step], size = math.sqrt(row @ row), math.sqrt(part @ part)
+        lengths[step], size = _find_length(row), _find_length(part)
         if not size > LEAST * lengths[step]:
             break
         part /= size
-        explained = part @ left
+        explained = multiply_rows(part, left)
         left -= explained * part
         room.basis[step] = part
-        room.inverse[:step, step] = room.inverse[:step, :step] @ shares / -size
-        room.inverse[step, step] = 1 / size
-        weights[: step + 1] += explained * room.inverse[: step + 1, step]
+        column = room.inverse[step]
+        column[:] = 0.0
+        for i, share in enumerate(shares):
+            column[: i + 1] += -share / size * room.inverse[i, : i + 1]
+        column[step] = 1 / size
+        weights[: step + 1] += explained * column[: step + 1]
         taken.append(best)
         if step + 1 < k:
             atoms.gram.read(best, room.cosines[step])
@@ -147,17 +152,44 @@ def _choose(near: Numbers, taken: Sequence[int], left: Doubles, atoms: Atoms) ->
     if not free:
         return NONE, left
     rows = atoms.take(free)
-    best = 0 if len(free) == 1 else int(np.abs((rows * left).sum(1)).argmax())
+    best = 0 if len(free) == 1 else int(np.abs(multiply_rows(rows, left)).argmax())
     return free[best], rows[best]
+
+
+def multiply_rows(rows: Doubles, other: Doubles) -> Any:
+    """Return the product of each row, ``[..., width]``, with another, in the native loop's order of additions."""
+    products = rows * other
+    whole = products.shape[-1] // _LANES * _LANES
+    lanes = products[..., :whole].reshape(*products.shape[:-1], whole // _LANES, 4, _LANES // 4)
+    sums = np.add.reduce(lanes, axis=-3)  # one after the other: along an axis that is not the last
+    four = (sums[..., 0, :] + sums[..., 1, :]) + (sums[..., 2, :] + sums[..., 3, :])
+    total = (four[..., 0] + four[..., 1]) + (four[..., 2] + four[..., 3])
+    for i in range(whole, products.shape[-1]):
+        total = total + products[..., i]
+    return total
+
+
+def _find_length(row: Doubles) -> float:
+    return math.sqrt(multiply_rows(row, row))
 
 
 def _take_off(row: Doubles, basis: Doubles) -> tuple[Doubles, Doubles]:
     """Return what of a row is orthogonal to the basis, and its shares in it; again where much was taken off."""
-    shares = basis @ row
-    part = row - shares @ basis
-    if part @ part < _MUCH * (row @ row):  # rounding has left more than there should be
-        more = basis @ part
-        return part - more @ basis, shares + more
+    part, shares = _take_off_once(row, basis)
+    if multiply_rows(part, part) < _MUCH * multiply_rows(row, row):  # rounding has left more than there should be
+        part, more = _take_off_once(part, basis)
+        shares += more
+    return part, shares
+
+
+def _take_off_once(row: Doubles, basis: Doubles) -> tuple[Doubles, Doubles]:
+    part, shares = row.copy(), multiply_rows(basis, row)
+    whole = len(basis) // 4 * 4
+    for i in range(0, whole, 4):
+        a, b, c, d = shares[i : i + 4, None] * basis[i : i + 4]
+        part -= (a + b) + (c + d)
+    for i in range(whole, len(basis)):
+        part -= shares[i] * basis[i]
     return part, shares
 
 

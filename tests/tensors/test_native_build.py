@@ -49,8 +49,7 @@ def test_other_machines_compile_it(target: str, tmp_path: Path) -> None:
     names = {
         "string.h": "void *memcpy(void *, const void *, size_t); void *memset(void *, int, size_t);"
         "void *memmove(void *, const void *, size_t);",
-        "math.h": "double fabs(double); float fabsf(float); double sqrt(double);"
-        "double floor(double);",
+        "math.h": "double fabs(double); float fabsf(float); double sqrt(double);double floor(double);",
         "stdlib.h": "void *malloc(size_t); void *calloc(size_t, size_t); void *aligned_alloc(size_t, size_t);"
         "void free(void *); void qsort(void *, size_t, size_t, int (*)(const void *, const void *));",
         "errno.h": "extern int errno;\n#define EINTR 4\n#define EIO 5",

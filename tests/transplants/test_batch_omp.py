@@ -95,6 +95,18 @@ def test_many_equals_are_all_looked_at(loops: str) -> None:
     assert chase(rows, targets[:1], 3).numbers.tolist() == [[9, NONE, NONE]]
 
 
+@pytest.mark.skipif(native.load() is None, reason="not built")
+@pytest.mark.parametrize(("width", "k", "stored"), [(41, 30, "BF16"), (9, 12, "F32")])
+def test_both_loops_have_the_same_bits(width: int, k: int, stored: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, targets = make(600, stored)
+    rows, targets = rows[:, :width].contiguous(), targets[:30, :width].contiguous()
+    found = chase(rows, targets, k)
+    monkeypatch.setattr(batch_omp.native, "load", lambda: None)
+    again = chase(rows, targets, k)
+    assert torch.equal(found.numbers, again.numbers)
+    assert torch.equal(found.weights, again.weights)
+
+
 def test_a_row_that_was_not_looked_at_ahead_is_chosen(loops: str) -> None:
     """It comes after a hundred that are nearer to the target at first, and before them once one of these is taken."""
     rng = np.random.default_rng(3)
