@@ -196,8 +196,9 @@ def _open(ref: str, place: str, chosen: str, storage: Storage) -> Checkpoint:
     config_text = read_small(found[CONFIG_NAME], CONFIG_NAME, storage) if CONFIG_NAME in found else b""
     config = parse_config(config_text, where=join(place, CONFIG_NAME)) if CONFIG_NAME in found else {}
     tensors = join_ties(weights.tensors, config)
-    check_counts(config, choose_family(config), layer_stacks(tensors), where=ref)
-    check_layers(tensors, config, ref)
+    stacks = layer_stacks(tensors)
+    check_counts(config, choose_family(config), stacks, where=ref)
+    check_layers(stacks, config, ref)
     pins = dict(sorted((_pick_small(found) | beneath).items()))
     return Checkpoint(ref, place, tensors, config, config_text, pins, storage, left_out=weights.left_out)
 
@@ -207,7 +208,7 @@ def _open_gguf(ref: str, place: str, storage: Storage) -> Checkpoint:
 
     with _explained():
         model = open_gguf(pin_file(place, storage), ref, storage)
-    check_layers(model.tensors, model.config, ref)
+    check_layers(layer_stacks(model.tensors), model.config, ref)
     text = write_config(model.config)
     folder = place.rpartition("/")[0]
     stored = Checkpoint(ref, folder, model.tensors, model.config, text, {}, storage, False, model.left_out)

@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from mergemill.engine.checkpoint.layout import (
@@ -26,6 +27,8 @@ from mergemill.engine.storage.store import ENVIRONMENT, Storage
 FIRST_BYTES = 64 << 10  # read at once, which is the whole header of most files
 _FIELDS = ("dtype", "shape", "data_offsets")
 _KNOWN = frozenset(_FIELDS)
+_BY_PLACE = itemgetter(0, 1)
+_INTEGER = {int}  # and not bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ def parse_header(blob: bytes, *, file_bytes: int, where: str) -> Header:
     fields = _parse_json(blob[LENGTH_BYTES:size_bytes], where)
     metadata = _parse_metadata(fields.pop("__metadata__", None), where)
     entries = [_parse_entry(name, entry, where) for name, entry in fields.items()]
-    entries.sort(key=lambda entry: entry[:2])
+    entries.sort(key=_BY_PLACE)
     _check_cover(entries, file_bytes - size_bytes, where)
     tensors = tuple(tensor for _, _, tensor in entries)
     return Header(tensors, tuple(size_bytes + begin for begin, _, _ in entries), metadata, size_bytes)
@@ -150,8 +153,9 @@ def _parse_entry(name: str, entry: object, where: str) -> tuple[int, int, Tensor
 
 
 def _are_counts(found: object) -> bool:
-    # isinstance would let True pass
-    return isinstance(found, list) and all(type(count) is int and 0 <= count < 2**64 for count in found)
+    if not isinstance(found, list) or not {*map(type, found)} <= _INTEGER:
+        return False
+    return not found or (min(found) >= 0 and max(found) < 2**64)
 
 
 def _explain(name: str, entry: object, where: str) -> HeaderError:

@@ -12,15 +12,17 @@ from mergemill.engine.checkpoint.family import Family, match_later, split_layer
 
 def list_later(names: Iterable[str], config: Mapping[str, Any], family: Family) -> frozenset[str]:
     """Return the names of a model's tensors that predict later tokens."""
+    is_later = match_later(family)
+    if not _predicts(config):
+        return frozenset(filter(is_later, names))
     counts: dict[str, int] = {}
     found = []
-    is_later, predicts = match_later(family), _predicts(config)
     for name in names:
         split = split_layer(name)
         if split is not None and split[0] not in counts:
             count = find_layer_count(config, family, split[0])
             counts[split[0]] = 0 if count is None else count.count
-        if is_later(name) or (predicts and split is not None and split[1] >= counts[split[0]] > 0):
+        if is_later(name) or (split is not None and split[1] >= counts[split[0]] > 0):
             found.append(name)
     return frozenset(found)
 

@@ -42,7 +42,7 @@ class TensorInfo(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Size of the data in bytes."""
-        return self.elements * DTYPE_BITS[self.dtype] // 8
+        return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
 
 def file_order(tensors: Iterable[TensorInfo]) -> tuple[TensorInfo, ...]:

@@ -15,6 +15,8 @@ from mergemill.engine.checkpoint.weights import StoredTensor
 
 def join_ties(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> Mapping[str, StoredTensor]:
     """Return the tensors without those at whose place lies the one that loaders take for them."""
+    if len({(each.file.url, each.offset_bytes) for each in tensors.values()}) == len(tensors):
+        return tensors  # as all safetensors do: none lies in the place of another
     places: dict[tuple[object, ...], list[str]] = defaultdict(list)
     for name, each in tensors.items():
         places[each.file, each.offset_bytes, each.dtype, each.shape, each.axes].append(name)

@@ -6,11 +6,11 @@ of its journal, in object storage by an object; a commit to the Hub brings its j
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from mergemill.engine.checkpoint.config import find_layer_count
-from mergemill.engine.checkpoint.family import choose_family, layer_stacks
+from mergemill.engine.checkpoint.family import choose_family
 from mergemill.engine.errors import CheckpointError
 from mergemill.engine.storage.ranges import Pin, join, pin_file, read_into
 from mergemill.engine.storage.store import Storage
@@ -77,13 +77,13 @@ the others; is the download complete?
             )
 
 
-def check_layers(names: Collection[str], config: Mapping[str, Any], where: str) -> None:
+def check_layers(stacks: Mapping[str, Sequence[int]], config: Mapping[str, Any], where: str) -> None:
     """Raise `CheckpointError` where a stack has fewer layers than the config says.
 
     Only where that is certain: the model has one stack, the config counts it by a plain key of its own, and no key says
-    that layers are shared. More layers than are counted are those that predict later tokens.
+    that layers are shared. More layers than are counted are those that predict later tokens. stacks: the layers of
+    each, ascending.
     """
-    stacks = layer_stacks(names)
     if len(stacks) != 1 or any(key in config for key in _SHARING_KEYS):
         return
     ((stack, layers),) = stacks.items()

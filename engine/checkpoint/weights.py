@@ -163,9 +163,7 @@ def _open_shard(pin: Pin, where: str, storage: Storage, chosen: str = "") -> Wei
         return Weights(tensors, (left_out,) if left_out else ())
     header = read_header(pin, storage, where=where)
     places = zip(header.tensors, header.offsets_bytes, strict=True)
-    return Weights(
-        {each.name: StoredTensor(each.name, each.dtype, each.shape, pin, at, each.nbytes) for each, at in places}
-    )
+    return Weights({each.name: StoredTensor(*each, pin, at, each.nbytes) for each, at in places})
 
 
 def _join(shards: Iterable[Weights]) -> Weights:

@@ -185,6 +185,8 @@ def _find(plain: str, known: Known, find_key: Callable[[str], str]) -> str:
 
 
 def _without_clashes(made: Mapping[str, str], names: Mapping[str, object]) -> dict[str, str]:
+    if not made:
+        return {}
     counts = Counter(made.get(name, name) for name in names)
     return {name: other for name, other in made.items() if counts[other] == 1}
 

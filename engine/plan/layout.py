@@ -123,7 +123,7 @@ def _info(tensor: OutputTensor) -> TensorInfo:
 
 def _in_file_order(group: Sequence[OutputTensor], infos: Infos) -> list[OutputTensor]:
     """Order as `save_file` does; what is stored in several dtypes comes first, so that all of it is aligned."""
-    mixed = [tensor for tensor in group if len({info.dtype for info in tensor.stored_as}) > 1]
+    mixed = [each for each in group if each.stored_as and len({info.dtype for info in each.stored_as}) > 1]
     if mixed:
         others = [tensor for tensor in group if tensor not in mixed]
         return [*sorted(mixed, key=lambda tensor: tensor.stored_name), *_in_file_order(others, infos)]

@@ -18,10 +18,13 @@ def share_reads(checkpoints: Mapping[str, Checkpoint]) -> Mapping[str, Checkpoin
 
 
 def _share(tensors: Mapping[str, StoredTensor], first: dict[str, Pin]) -> Mapping[str, StoredTensor]:
-    return {name: _read_from(stored, first) for name, stored in tensors.items()}
+    files = {stored.file.url: stored.file for stored in tensors.values()}
+    others = {url: pin for url, file in files.items() if (pin := _find_first(file, first)) != file}
+    if not others:
+        return tensors
+    return {name: stored._replace(read_from=others.get(stored.file.url)) for name, stored in tensors.items()}
 
 
-def _read_from(stored: StoredTensor, first: dict[str, Pin]) -> StoredTensor:
-    content = find_content(stored.file)
-    pin = first.setdefault(content, stored.file) if content is not None else stored.file
-    return stored if pin == stored.file else stored._replace(read_from=pin)
+def _find_first(file: Pin, first: dict[str, Pin]) -> Pin:
+    content = find_content(file)
+    return file if content is None else first.setdefault(content, file)

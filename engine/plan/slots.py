@@ -40,9 +40,8 @@ class Slot(NamedTuple):
 def iter_slots(stacks: Sequence[Stack], offers: Mapping[str, Offers], family: Family) -> Iterator[Slot]:
     """Yield the output's slots in the order of the model: before the layers, the layers, after them."""
     names = {stack.name for stack in stacks if stack.layered}
-    sides: dict[str, str] = {}
-    for found in offers.values():
-        sides |= {name: find_side(name, family) for name in found if split_stack(name, names) is None}
+    every = {name: None for found in offers.values() for name in found}
+    sides = {name: find_side(name, family) for name in every if split_stack(name, names) is None}
     owners = {name: find_owner(name, stacks, family) for name in sides}
     # Also names that only other models store: a tied model has no head of its own, but its embedding stands for it.
     order = sorted(sides, key=natural_order)

@@ -33,6 +33,9 @@ def join_spellings(
     recipe: R, checkpoints: Mapping[str, Checkpoint], *, where: str
 ) -> tuple[R, Mapping[str, Checkpoint], list[str]]:
     """Return the recipe and its models with one spelling, the first, for each model; and a warning for each other."""
+    places = {name: _find_place(checkpoint) for name, checkpoint in checkpoints.items()}
+    if len(set(places.values())) == len(places):
+        return recipe, checkpoints, []
     first: dict[Any, str] = {}
     names = {name: first.setdefault(_identify(checkpoint), name) for name, checkpoint in checkpoints.items()}
     others = {name: kept for name, kept in names.items() if name != kept}
@@ -69,16 +72,19 @@ def _is_there(path: str) -> bool:
 def _identify(checkpoint: Checkpoint) -> Any:
     """Return what two spellings of one model have in common: its place, where its weights lie, and what changes them.
 
-    Of one file of ``torch.save`` there may be several models. A commit on the Hub and its folder in the Hub's cache are
-    one place.
+    Of one file of ``torch.save`` there may be several models.
     """
-    place = checkpoint.path if is_remote(checkpoint.path) else str(Path(checkpoint.path).resolve())
-    stored = checkpoint.tensors.values()
-    if cached := _CACHED.fullmatch(place):
-        place = "hf://{owner}/{name}@{commit}".format_map(cached.groupdict())
+    place, stored = _find_place(checkpoint), checkpoint.tensors.values()
     if place.startswith("hf://"):
         return place, frozenset((each.name, each.offset_bytes, each.nbytes) for each in stored), checkpoint.changes
     return place, frozenset((each.file, each.offset_bytes) for each in stored), checkpoint.changes
+
+
+def _find_place(checkpoint: Checkpoint) -> str:
+    """Return where a model is: a commit on the Hub and its folder in the Hub's cache are one place."""
+    place = checkpoint.path if is_remote(checkpoint.path) else str(Path(checkpoint.path).resolve())
+    cached = _CACHED.fullmatch(place)
+    return "hf://{owner}/{name}@{commit}".format_map(cached.groupdict()) if cached else place
 
 
 def _replace_models(recipe: R, change: Callable[[ModelRef], ModelRef]) -> R:

@@ -4,6 +4,7 @@ Not every number in a name counts layers: those of a projector's ``mlp.0`` and `
 calculation, and such tensors lie outside the layers.
 """
 
+from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -96,10 +97,16 @@ def make_stacks(
     policies: Policies = MERGE_ALL,
 ) -> tuple[Stack, ...]:
     """Return the output's stacks of layers, by name; one without layers where the models have none."""
-    stacks = {stack for model, names in offers.items() for stack in _find_layers(checkpoints[model], names, family)}
     numbers = {model: layer_stacks(names) for model, names in offers.items()}
+    stacks = {
+        stack
+        for model, found in numbers.items()
+        for stack, own in found.items()
+        if _has_layers(stack, own, checkpoints[model], offers[model], family)
+    }
     layers = {model: {name: each for name, each in own.items() if name in stacks} for model, own in numbers.items()}
-    outside = {name: None for names in offers.values() for name in names if split_stack(name, stacks) is None}
+    every = {name: None for names in offers.values() for name in names}
+    outside = [name for name in every if split_stack(name, stacks) is None]
     found = _Found(recipe, checkpoints, family, layers, tuple(outside), offers, policies)
     if recipe.modules is None:
         module = Module.model_construct(models=recipe.models, slices=recipe.slices, parameters=Parameters())
@@ -140,27 +147,23 @@ def find_main(stacks: Sequence[Stack], family: Family) -> Stack:
     return max(stacks, key=place)
 
 
-def _find_layers(checkpoint: Checkpoint, offers: Offers, family: Family) -> list[str]:
-    """Return the names of a model's stacks of layers."""
-    kinds: dict[str, dict[int, set[tuple[str, Shape]]]] = {}
-    for name, offer in offers.items():
-        if split := split_layer(name):
-            kinds.setdefault(split[0], {}).setdefault(split[1], set()).add((split[2], offer.shape))
-    return [stack for stack, found in kinds.items() if _has_layers(stack, found, checkpoint, family)]
+def _has_layers(stack: str, layers: Sequence[int], checkpoint: Checkpoint, offers: Offers, family: Family) -> bool:
+    """Whether numbers count layers: as the config counts them, or without gaps and of one kind here and there.
 
-
-def _has_layers(
-    stack: str, kinds: Mapping[int, set[tuple[str, Shape]]], checkpoint: Checkpoint, family: Family
-) -> bool:
-    """Whether numbers count layers: as the config counts them, or without gaps and of one kind here and there."""
+    layers: the numbers in the stack's names, ascending.
+    """
     if any(is_counted(stack, pattern) and not keys for pattern, keys in family.layer_counts):
         return False
-    last, gaps = max(kinds), len(kinds) <= max(kinds)
+    last, gaps = layers[-1], len(layers) <= layers[-1]
     count = find_layer_count(checkpoint.config, family, stack)
     if count is not None and last + 1 >= count.count:
         return True
     if count is None or gaps:
         return not gaps
+    kinds: dict[int, set[tuple[str, Shape]]] = defaultdict(set)
+    for name, offer in offers.items():
+        if split := split_stack(name, (stack,)):
+            kinds[split[1]].add((split[2], offer.shape))
     return any(kinds[number] == kinds[number + 1] for number in range(last))
 
 

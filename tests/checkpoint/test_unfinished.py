@@ -10,6 +10,7 @@ import pytest
 from models import read_tensors, write_llama
 
 from mergemill.engine.checkpoint.checkpoint import open_checkpoint
+from mergemill.engine.checkpoint.family import layer_stacks
 from mergemill.engine.checkpoint.unfinished import check_layers, check_names
 from mergemill.engine.errors import CheckpointError
 
@@ -92,7 +93,7 @@ LAYERS = [f"model.layers.{i}.weight" for i in range(3)]
     ids=str,
 )
 def test_a_count_that_may_mean_something_else_refuses_nothing(names: list[str], config: Mapping[str, Any]) -> None:
-    check_layers(names, config, "model")
+    check_layers(layer_stacks(names), config, "model")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_a_count_that_may_mean_something_else_refuses_nothing(names: list[str], 
 )
 def test_a_plain_count_of_the_only_stack_is_believed(config: Mapping[str, Any]) -> None:
     with pytest.raises(CheckpointError, match=r"has 3 layers in 'model\.layers', and config\.json says 4"):
-        check_layers(LAYERS, config, "model")
+        check_layers(layer_stacks(LAYERS), config, "model")
 
 
 @pytest.mark.parametrize("journal", [None, b"", b'{"part": 0}\n', b'{"committed": true', b'{"committed": true}\nx\n'])
