@@ -9,7 +9,7 @@ import functools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 from mergemill.engine.errors import HeaderError
@@ -75,8 +75,8 @@ def make_header(
     """
     _check_writable(tensors)
     fields: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    for tensor, begin in zip(tensors, make_offsets(tensors), strict=True):
-        offsets = (begin, begin + tensor.nbytes)
+    bounds = accumulate((tensor.nbytes for tensor in tensors), initial=0)
+    for tensor, offsets in zip(tensors, pairwise(bounds), strict=True):
         fields[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": offsets}
     text = _encode(fields)
     text += b" " * (-(LENGTH_BYTES + len(text)) % align_bytes)

@@ -29,16 +29,17 @@ VECTOR_UNUSED = "of a delta_base, where no task vector is taken"
 class Ledger:
     """What happens to each input tensor, filled while the plan is made."""
 
-    _fate: dict[tuple[str, str], str] = field(default_factory=dict)  # (model, tensor) -> merged, copied or a rule
+    _fates: dict[str, dict[str, str]] = field(default_factory=dict)  # model -> tensor -> merged, copied or a rule
 
     def use(self, model: str, tensor: str, how: Use) -> None:
         """Note that an output tensor reads this one; merging counts before copying."""
-        if self._fate.get((model, tensor)) != "merged":
-            self._fate[model, tensor] = how
+        fates = self._fates.setdefault(model, {})
+        if fates.get(tensor) != "merged":
+            fates[tensor] = how
 
     def drop(self, model: str, tensor: str, rule: str) -> None:
         """Note that nothing reads this one, by a named rule."""
-        self._fate.setdefault((model, tensor), rule)
+        self._fates.setdefault(model, {}).setdefault(tensor, rule)
 
     def drop_all(self, model: str, tensors: Iterable[str], rule: str) -> None:
         """Note that nothing reads these, by a named rule."""
@@ -53,14 +54,13 @@ class Ledger:
         sources = [source for stack in stacks for stretch in stack.stretches for source in stretch.sources]
         taken_from = {str(source.delta_base) for source in sources if source.delta_base is not None}
         for model, checkpoint in checkpoints.items():
-            for name in checkpoint.tensors:
-                if (model, name) not in self._fate:
-                    rule = _rule(model, name, wanted, stacks, family)
-                    if rule is None and model in taken_from and is_optional(name, family):
-                        rule = VECTOR_UNUSED
-                    if rule is None:
-                        raise PlanError(f"{model}: tensor {name} would be lost: nothing merges, copies or drops it")
-                    self.drop(model, name, rule)
+            for name in [each for each in checkpoint.tensors if each not in self._fates.get(model, ())]:
+                rule = _rule(model, name, wanted, stacks, family)
+                if rule is None and model in taken_from and is_optional(name, family):
+                    rule = VECTOR_UNUSED
+                if rule is None:
+                    raise PlanError(f"{model}: tensor {name} would be lost: nothing merges, copies or drops it")
+                self.drop(model, name, rule)
         return self.summarise(checkpoints)
 
     def summarise(self, checkpoints: Mapping[str, Checkpoint]) -> tuple[SourceUse, ...]:
@@ -68,7 +68,8 @@ class Ledger:
         return tuple(self._summarise(model, checkpoint) for model, checkpoint in checkpoints.items())
 
     def _summarise(self, model: str, checkpoint: Checkpoint) -> SourceUse:
-        fates = {name: self._fate[model, name] for name in checkpoint.tensors}
+        known = self._fates.get(model, {})
+        fates = {name: known[name] for name in checkpoint.tensors}
         counts = Counter(fates.values())
         read = sum(checkpoint.tensors[name].nbytes for name, fate in fates.items() if fate in ("merged", "copied"))
         merged, copied = counts.pop("merged", 0), counts.pop("copied", 0)

@@ -28,11 +28,12 @@ from mergemill.engine.plan.values import (
     SourceUse,
 )
 from mergemill.engine.recipe import Guard
-from mergemill.engine.storage.ranges import Pin
+from mergemill.engine.storage.ranges import Pin, is_remote
 from mergemill.engine.tensors.expressions import Expression
 from mergemill.engine.tensors.slabs import Span
 
 SHARD_SIZE = "5GB"
+_NOTHING = Span(0, 0)
 
 Seal = Callable[[Sequence[Shard], Sequence[OutputTensor]], SmallFile]
 Indices = Callable[[Sequence[Shard], Sequence[OutputTensor]], Sequence[SmallFile]]
@@ -73,7 +74,9 @@ class Draft:
 def finish(draft: Draft, shard_size: str | int) -> Plan:
     """Return the plan of a draft; shard_size: the most bytes of a shard, or ``"tensor"``."""
     size, read_as = read_shard_size(shard_size)
-    shards, parts = draft.lay_out(draft.tensors, size, draft.name_shard)
+    pins = _list_pins(draft)
+    remote = any(is_remote(pin.url) for pin in pins)
+    shards, parts = draft.lay_out(draft.tensors, size, draft.name_shard, remote)
     if draft.scaling is not None:
         _check_norms(draft.scaling, parts)
     files = (*draft.files, *draft.indices(shards, draft.tensors), draft.seal(shards, draft.tensors))
@@ -87,7 +90,7 @@ def finish(draft: Draft, shard_size: str | int) -> Plan:
         parts=parts,
         files=files,
         sources=tuple(draft.sources),
-        pins=_list_pins(draft),
+        pins=pins,
         donor=draft.donor,
         dtype_from=draft.dtype_from,
         guard=draft.guard,
@@ -125,4 +128,4 @@ def _list_pins(draft: Draft) -> tuple[Pin, ...]:
 
 def _iter_pins(expression: Expression) -> Iterator[Pin]:
     yield from expression.iter_pins()
-    yield from [read.pin for read in expression.holds(Span(0, 0))]
+    yield from [read.pin for read in expression.holds(_NOTHING)]

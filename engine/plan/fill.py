@@ -215,7 +215,7 @@ def _has_role(slot: Slot, filling: Filling) -> bool:
 
 
 def _is_buffer_without_base(slot: Slot, found: Sequence[Found], filling: Filling) -> bool:
-    return slot.base not in {c.model for c, _ in found} and is_optional(slot.site.tensor, filling.family)
+    return slot.base not in [each.model for each, _ in found] and is_optional(slot.site.tensor, filling.family)
 
 
 def _check_shapes(slot: Slot, found: Sequence[Found], filling: Filling) -> None:
@@ -254,9 +254,9 @@ def _tell_of_rows(first: Found, second: Found, filling: Filling) -> str:
 
 
 def _check_known(tensor: str, dtypes: Sequence[str], where: str) -> None:
-    unknown = next((dtype for dtype in dtypes if dtype not in TORCH_DTYPES), None)
-    if unknown is not None:
-        raise PlanError(f"{where}: tensor {tensor}: dtype {unknown} cannot be merged or copied yet")
+    for dtype in dtypes:
+        if dtype not in TORCH_DTYPES:
+            raise PlanError(f"{where}: tensor {tensor}: dtype {dtype} cannot be merged or copied yet")
 
 
 def _make_expression(
@@ -323,23 +323,20 @@ def _merge(
 def _split_base(slot: Slot, found: Sequence[Found], filling: Filling) -> tuple[list[Found], list[Found]]:
     """Return the base and the other inputs, as the method takes them; `PlanError` where they do not suit it."""
     method = filling.method
-    bases = [(candidate, offer) for candidate, offer in found if candidate.model == slot.base]
-    needed = method.base in ("required", "first of two") or (method.base == "optional" and slot.base is not None)
-    if needed and not bases:
+    bases = [each for each in found if each[0].model == slot.base]
+    if not bases and (_has_role(slot, filling) or method.base == "first of two"):
         _raise_without_base(slot, filling)
     if method.base in ("required", "optional") and len(bases) > 1:
         raise PlanError(
             f"{filling.where}: the base model {slot.base} is {len(bases)} of the sources of the slice that makes "
             f"{slot.site.tensor}; {method.name} needs it once, or which of them is the base would be a guess"
         )
-    others = [(candidate, offer) for candidate, offer in found if candidate.model != slot.base]
-    if method.base == "first of two":
-        inputs: list[Found] = [*bases, *others]
-        bases = []
+    if method.base == "none":
+        inputs, bases = list(found), []
     else:
-        apart = method.base in ("required", "optional")
-        inputs = others if apart else list(found)
-        bases = bases if apart else []
+        inputs = [each for each in found if each[0].model != slot.base]
+    if method.base == "first of two":
+        inputs, bases = [*bases, *inputs], []
     _check_count(slot, inputs, filling)
     return bases, inputs
 

@@ -4,7 +4,7 @@ Types: matrices in the one that is asked for, norms and biases in F32, as there;
 F16. The model's card is written last, beside the file: the file alone would look whole before it is.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -36,7 +36,7 @@ from mergemill.engine.checkpoint.terms import CARD_NAME, read_card
 from mergemill.engine.errors import PlanError
 from mergemill.engine.offers.offer import Offers
 from mergemill.engine.plan.draft import Draft
-from mergemill.engine.plan.layout import choose_part_bytes, cut_shard
+from mergemill.engine.plan.layout import LayOut, choose_part_bytes, cut_shard
 from mergemill.engine.plan.values import OutputTensor, Part, Shard, SmallFile
 from mergemill.engine.tensors.codes_made import find_coding
 from mergemill.engine.tensors.constant import Constant
@@ -149,7 +149,7 @@ def _make_card(checkpoint: Checkpoint, coding: str) -> SmallFile:
 
 def _make_lay_out(
     name: str, settings: Sequence[tuple[str, Value]], kinds: Mapping[str, tuple[int, tuple[int, ...]]]
-) -> Callable[[Sequence[OutputTensor], Any, Any], tuple[tuple[Shard, ...], tuple[Part, ...]]]:
+) -> LayOut:
     def lay_out(tensors: Sequence[OutputTensor], *_: Any) -> tuple[tuple[Shard, ...], tuple[Part, ...]]:
         infos = [
             GgufTensor(each.name, kinds[each.name][1], kinds[each.name][0], each.expression.size) for each in tensors

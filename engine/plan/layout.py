@@ -25,8 +25,8 @@ _NUMBER = re.compile("([0-9]+)")
 
 Infos = Mapping[int, TensorInfo]  # what a tensor would be called as one, by the identity of what is written
 Order = tuple[tuple[int, str, str], ...]
-LayOut = Callable[
-    [Sequence[OutputTensor], str | int, Callable[[int, int], str]], tuple[tuple[Shard, ...], tuple[Part, ...]]
+LayOut = Callable[  # of tensors, of which some may lie elsewhere than on this machine, or none does
+    [Sequence[OutputTensor], str | int, Callable[[int, int], str], bool], tuple[tuple[Shard, ...], tuple[Part, ...]]
 ]
 
 
@@ -58,9 +58,15 @@ def number_shard(place: int, count: int) -> str:
 
 
 def make_layout(
-    tensors: Sequence[OutputTensor], shard_size: str | int, name_shard: Callable[[int, int], str] = number_shard
+    tensors: Sequence[OutputTensor],
+    shard_size: str | int,
+    name_shard: Callable[[int, int], str] = number_shard,
+    remote: bool = True,
 ) -> tuple[tuple[Shard, ...], tuple[Part, ...]]:
-    """Return the shards, and the parts of all shards in order; `tensors` are in the order of the model."""
+    """Return the shards, and the parts of all shards in order; `tensors` are in the order of the model.
+
+    remote: whether one of them may read what lies elsewhere than on this machine.
+    """
     infos = {id(tensor): _info(tensor) for tensor in tensors}
     groups = [_in_file_order(group, infos) for group in _group(tensors, shard_size, infos)]
     names = _name_groups(groups, name_shard)
@@ -69,7 +75,7 @@ def make_layout(
     parts: list[Part] = []
     known: Known = {}
     for i, (group, shard) in enumerate(zip(groups, shards, strict=True)):
-        parts.extend(cut_shard(group, len(shard.header), i, part_bytes, len(parts), known))
+        parts.extend(cut_shard(group, len(shard.header), i, part_bytes, len(parts), known, remote))
     return shards, tuple(parts)
 
 
@@ -139,12 +145,18 @@ def _make_shard(group: Sequence[OutputTensor], name: str, infos: Infos) -> Shard
 
 
 def cut_shard(
-    group: Sequence[OutputTensor], start_bytes: int, shard: int, part_bytes: int, first: int, known: Known
+    group: Sequence[OutputTensor],
+    start_bytes: int,
+    shard: int,
+    part_bytes: int,
+    first: int,
+    known: Known,
+    remote: bool = True,
 ) -> Iterator[Part]:
     """Glue pieces until a part is full, or as large as it must be; a tensor larger than a part is cut evenly."""
     held: list[Piece] = []
     start_of_part = end_of_part = start_bytes
-    for piece in _cut_tensors(group, start_bytes, part_bytes, known):
+    for piece in _cut_tensors(group, start_bytes, part_bytes, known, remote):
         end = _end(piece)
         full = end_of_part - start_of_part >= LEAST_PART_BYTES and end - start_of_part > part_bytes
         if full and not _are_made_together(held[-1], piece):
@@ -161,7 +173,9 @@ def _are_made_together(one: Piece, other: Piece) -> bool:
     return made_with is not None and made_with is other.tensor.expression.made_with
 
 
-def _cut_tensors(group: Sequence[OutputTensor], offset_bytes: int, part_bytes: int, known: Known) -> Iterator[Piece]:
+def _cut_tensors(
+    group: Sequence[OutputTensor], offset_bytes: int, part_bytes: int, known: Known, some_remote: bool
+) -> Iterator[Piece]:
     for tensor in group:
         likeness = find_likeness(tensor)
         cuts = known.get(likeness) if likeness is not None else None
@@ -170,7 +184,9 @@ def _cut_tensors(group: Sequence[OutputTensor], offset_bytes: int, part_bytes: i
             if likeness is not None:
                 known[likeness] = cuts
         whole, item = len(cuts) == 1, item_bytes(tensor.dtype)
-        remote = bool(cuts) and reads_remotely(tensor.expression)  # a stack of experts has hundreds of inputs
+        remote = (
+            some_remote and bool(cuts) and reads_remotely(tensor.expression)
+        )  # a stack of experts has hundreds of inputs
         for span, projected in cuts:
             yield make_piece(tensor, span, offset_bytes + span.start * item, projected, whole=whole, remote=remote)
         if cuts:

@@ -73,11 +73,11 @@ def _layer_slots(stack: Stack, rests: Mapping[str, Layers]) -> Iterator[Slot]:
                 raise PlanError(f"{first} has no tensors in layer {layers[0]} of '{stack.name}.…'")
             if names not in orders:
                 orders[names] = sorted(names, key=natural_order)
-            numbered = list(zip(makers, layers, strict=True))
+            numbered, numbers = list(zip(makers, layers, strict=True)), {offset + i, *layers}
             for rest in orders[names]:
-                candidates = tuple([make(join_layer(stack.name, layer, rest)) for make, layer in numbered])
-                site = Site(join_layer(stack.name, offset + i, rest), t, stretch.scopes, depth)
-                yield Slot(site, candidates, stretch.base, alone)
+                called = {layer: join_layer(stack.name, layer, rest) for layer in numbers}
+                candidates = tuple([make(called[layer]) for make, layer in numbered])
+                yield Slot(Site(called[offset + i], t, stretch.scopes, depth), candidates, stretch.base, alone)
         offset += stretch.layers
 
 

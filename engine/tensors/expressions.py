@@ -215,6 +215,10 @@ class Leaf(Plain, Expression):
         """Any will do."""
         return BLOCK
 
+    def holds(self, span: Span) -> Iterator[Read]:
+        """Nothing."""
+        return iter(())
+
     def rounds(self) -> ExpressionRounds:
         """None."""
         yield from ()
