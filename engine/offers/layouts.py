@@ -154,7 +154,7 @@ def _find_packed(
     """Return which models offer the whole of stacks of which kind, and under which names."""
     packed: dict[Kind, dict[str, list[str]]] = {}
     endings = tuple({kind.rest.rpartition(".")[2] for kind in kinds})
-    for model, found in offers.items():
+    for model, found in offers.items() if kinds else ():
         for name, offer in found.items():
             if not offer.parts and name.endswith(endings) and (kind := _split(name)[1]) in kinds:
                 packed.setdefault(kind, {}).setdefault(model, []).append(name)

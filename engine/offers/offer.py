@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.checkpoint.family import Family
 from mergemill.engine.checkpoint.layout import TensorInfo
 from mergemill.engine.tensors.expressions import Expression
+
+T = TypeVar("T")
 
 
 class Offer(NamedTuple):
@@ -30,6 +32,15 @@ class Offer(NamedTuple):
 
 
 Offers = Mapping[str, Offer]  # by tensor name, in the order of the names
+
+
+def find_by_names(offers: Mapping[str, Offers], find: Callable[[Collection[str]], T]) -> dict[str, T]:
+    """Return by model what `find` makes of its names, in any order; models of the same names, as most are, share it."""
+    made: dict[str, T] = {}
+    for model, found in offers.items():
+        same = next((other for other in made if offers[other].keys() == found.keys()), None)
+        made[model] = find(found) if same is None else made[same]
+    return made
 
 
 @dataclass(frozen=True, slots=True)

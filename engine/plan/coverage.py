@@ -33,9 +33,14 @@ class Ledger:
 
     def use(self, model: str, tensor: str, how: Use) -> None:
         """Note that an output tensor reads this one; merging counts before copying."""
+        self.use_all(model, (tensor,), how)
+
+    def use_all(self, model: str, tensors: Iterable[str], how: Use) -> None:
+        """Note that an output tensor reads these."""
         fates = self._fates.setdefault(model, {})
-        if fates.get(tensor) != "merged":
-            fates[tensor] = how
+        for tensor in tensors:
+            if fates.get(tensor) != "merged":
+                fates[tensor] = how
 
     def drop(self, model: str, tensor: str, rule: str) -> None:
         """Note that nothing reads this one, by a named rule."""

@@ -4,8 +4,9 @@ A merge, and every tool that builds a model, is a planner: a function that looks
 all plans have in common is done here: names of shards, their layout, the file that is written last, the digest.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from mergemill.engine.checkpoint.index import INDEX_NAME
@@ -29,7 +30,6 @@ from mergemill.engine.plan.values import (
 )
 from mergemill.engine.recipe import Guard
 from mergemill.engine.storage.ranges import Pin, is_remote
-from mergemill.engine.tensors.expressions import Expression
 from mergemill.engine.tensors.slabs import Span
 
 SHARD_SIZE = "5GB"
@@ -118,14 +118,11 @@ def _check_norms(scaling: Scaling, parts: Sequence[Part]) -> None:
 
 def _list_pins(draft: Draft) -> tuple[Pin, ...]:
     """Return every file that the tensors and their gates read, in order."""
+    expressions = [tensor.expression for tensor in draft.tensors]
+    read = chain.from_iterable(each.iter_pins() for each in expressions)
+    held = (each.pin for each in chain.from_iterable(each.holds(_NOTHING) for each in expressions))
     # Many tensors read few files: a pin is looked at by its identity before its fields are.
-    read = {id(pin): pin for tensor in draft.tensors for pin in _iter_pins(tensor.expression)}
-    found = set(read.values())
+    found = set({id(pin): pin for pin in chain(read, held)}.values())
     if draft.gates is not None:
         found.update(draft.gates.pins)
     return tuple(sorted(found, key=lambda pin: pin.url))
-
-
-def _iter_pins(expression: Expression) -> Iterator[Pin]:
-    yield from expression.iter_pins()
-    yield from [read.pin for read in expression.holds(_NOTHING)]

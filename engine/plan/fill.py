@@ -108,8 +108,7 @@ def fill_slot(slot: Slot, filling: Filling, ledger: Ledger) -> OutputTensor | No
     how: Use = "merged" if expression.is_merged else "copied"
     read = [each for each in found if each not in unread] if unread else found
     for candidate, offer in read:
-        for name in offer.uses:
-            ledger.use(candidate.model, name, how)
+        ledger.use_all(candidate.model, offer.uses, how)
     _drop(unread, WEIGHTLESS, ledger)
     unused = None if how == "merged" else VECTOR_UNUSED
     enter_delta_bases(slot, read, unused, filling.offers, ledger)

@@ -3,12 +3,12 @@
 A slot is one tensor name of a stretch of layers, or one outside the layers.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from mergemill.engine.checkpoint.family import Family, find_side, join_layer, split_layer
 from mergemill.engine.errors import PlanError
-from mergemill.engine.offers.offer import Offers
+from mergemill.engine.offers.offer import Offers, find_by_names
 from mergemill.engine.plan.layout import natural_order
 from mergemill.engine.plan.settings import Site
 from mergemill.engine.plan.stacks import Stack, Stretch, find_owner, split_stack
@@ -45,7 +45,7 @@ def iter_slots(stacks: Sequence[Stack], offers: Mapping[str, Offers], family: Fa
     owners = {name: find_owner(name, stacks, family) for name in sides}
     # Also names that only other models store: a tied model has no head of its own, but its embedding stands for it.
     order = sorted(sides, key=natural_order)
-    rests = _sort_into_layers(offers)
+    rests = find_by_names(offers, _sort_into_layers)
     yield from (
         _outside_slot(name, owners[name].stretches[0], 0.0, owners[name]) for name in order if sides[name] == "before"
     )
@@ -105,14 +105,12 @@ def _prepare_candidate(source: Source, place: int) -> Callable[[str], Candidate]
     return lambda tensor: Candidate(model, tensor, parameters, place, delta_base, importance)
 
 
-def _sort_into_layers(offers: Mapping[str, Offers]) -> Mapping[str, Mapping[str, Layers]]:
-    """Return what each layer of each stack of each model holds."""
-    found: dict[str, dict[str, dict[int, list[str]]]] = {model: {} for model in offers}
-    for model, names in offers.items():
-        own = found[model]
-        for split in filter(None, map(split_layer, names)):
-            stack, layer, rest = split
-            own.setdefault(stack, {}).setdefault(layer, []).append(rest)
+def _sort_into_layers(names: Iterable[str]) -> Mapping[str, Layers]:
+    """Return what each layer of each stack of a model holds."""
+    found: dict[str, dict[int, list[str]]] = {}
+    for split in filter(None, map(split_layer, names)):
+        stack, layer, rest = split
+        found.setdefault(stack, {}).setdefault(layer, []).append(rest)
     return found
 
 

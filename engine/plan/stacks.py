@@ -12,7 +12,7 @@ from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.checkpoint.config import find_layer_count
 from mergemill.engine.checkpoint.family import Family, is_counted, layer_stacks, split_layer
 from mergemill.engine.errors import PlanError
-from mergemill.engine.offers.offer import Offers
+from mergemill.engine.offers.offer import Offers, find_by_names
 from mergemill.engine.plan.modules import choose_module
 from mergemill.engine.plan.policy import MERGE_ALL, Policies
 from mergemill.engine.recipe import ModelEntry, ModelRef, Module, Parameters, Recipe, Slice, Source
@@ -97,7 +97,7 @@ def make_stacks(
     policies: Policies = MERGE_ALL,
 ) -> tuple[Stack, ...]:
     """Return the output's stacks of layers, by name; one without layers where the models have none."""
-    numbers = {model: layer_stacks(names) for model, names in offers.items()}
+    numbers = find_by_names(offers, layer_stacks)
     stacks = {
         stack
         for model, found in numbers.items()

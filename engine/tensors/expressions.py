@@ -9,6 +9,7 @@ import functools
 import math
 from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -130,8 +131,7 @@ class Expression:
 
     def reads(self, span: Span) -> Iterator[Read]:
         """Yield what a slab of `span` reads; for a part of the span, parts of these ranges."""
-        for each in self.inputs:
-            yield from each.reads(span)
+        return chain.from_iterable([each.reads(span) for each in self.inputs])
 
     def reads_ahead(self, span: Span) -> Iterator[Read]:
         """Yield of this what a disk is best asked for before a slab is there that needs it."""
@@ -139,8 +139,7 @@ class Expression:
 
     def holds(self, span: Span) -> Iterator[Read]:
         """Yield what slabs of the span need whole, read once for each task: scales, an index, an adapter's factor."""
-        for each in self.inputs:
-            yield from each.holds(span)
+        return chain.from_iterable([each.holds(span) for each in self.inputs])
 
     def iter_pins(self) -> Iterator[Pin]:
         """Yield the files of what it reads, without what is held beside."""
@@ -266,8 +265,12 @@ class Stored(Leaf):
 
     def reads(self, span: Span) -> Iterator[Read]:
         """Yield the span's one range."""
+        return iter((self.find_range(span),))
+
+    def find_range(self, span: Span) -> Read:
+        """Return the span's range."""
         item = item_bytes(self.dtype)
-        yield Read(self.read_from or self.pin, self.offset_bytes + span.start * item, span.size * item)
+        return Read(self.read_from or self.pin, self.offset_bytes + span.start * item, span.size * item)
 
     def iter_pins(self) -> Iterator[Pin]:
         """Its one file."""
@@ -275,17 +278,15 @@ class Stored(Leaf):
 
     def find_read(self, span: Span, dtype: str) -> Read | None:
         """Return the span's range, where its dtype is that of the output."""
-        return next(self.reads(span)) if dtype == self.dtype else None
+        return self.find_range(span) if dtype == self.dtype else None
 
     def read(self, span: Span, work: Workspace) -> Arena:
         """Return the span's bytes, not to be changed."""
-        (wanted,) = self.reads(span)
-        return work.read_array(wanted.pin, wanted.offset_bytes, wanted.size_bytes)
+        return work.read_array(*self.find_range(span))
 
     def slab(self, span: Span, work: Workspace, dtype: str, watch: Watch | None = None) -> Tensor:
         """Return the span decoded to `dtype`."""
-        (wanted,) = self.reads(span)
-        raw = work.read(wanted.pin, wanted.offset_bytes, wanted.size_bytes)
+        raw = work.read(*self.find_range(span))
         return work.decode(raw, self.dtype, dtype)
 
     def slab_bytes(self, elements: int, dtype: str) -> int:
