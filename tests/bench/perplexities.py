@@ -201,7 +201,7 @@ def judge_merge(recipe: Mapping[str, Any], out: Path, tokens: Mapping[str, torch
     """Merge and judge; return what is kept of a row."""
     shutil.rmtree(out, ignore_errors=True)
     started = time.process_time()
-    merge(dict(recipe), out, memory="4GiB")  # regmean takes 3.4 GiB of the embedding
+    merge(dict(recipe), out, memory="12GiB")  # orthomerge takes 9.4 GiB of the embedding
     seconds = time.process_time() - started
     found = judge(out, tokens)
     shutil.rmtree(out)
