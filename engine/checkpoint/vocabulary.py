@@ -1,7 +1,7 @@
 """The ids that a model's tokenizer gives, and whether two models' agree."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint, digest_file, read_file
@@ -69,9 +69,27 @@ def parse_tokenizer(tokenizer: Any, where: str) -> dict[str, int]:
         added = tokenizer.get("added_tokens") or ()
         if not isinstance(tokenizer["model"].get("merges", []), list):
             raise TypeError("merges are no list")
-        return dict(vocabulary) | {token["content"]: token["id"] for token in added}
+        return number_added(dict(vocabulary), [(token["content"], token["id"]) for token in added])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{where}: has no model.vocab, or added_tokens that are none: {error}") from error
+
+
+def number_added(vocabulary: dict[str, int], added: Sequence[tuple[str, int]]) -> dict[str, int]:
+    """Return the ids with those of added tokens as the `tokenizers` library numbers them (decided 2026-11-30).
+
+    A token that the vocabulary has keeps its id there, whatever the file says beside; one without text is none; and
+    others follow each other from the vocabulary's size on. Rows by the ids in the file were not those that loaders use.
+
+    >>> number_added({"a": 0, "b": 1}, [("<s>", 7), ("b", 9), ("", 3)])
+    {'a': 0, 'b': 1, '<s>': 2}
+    """
+    following = len(vocabulary)
+    for token, number in added:
+        if type(number) is not int or number < 0:
+            vocabulary[token] = number  # which is told where ids are looked at
+        elif token and token not in vocabulary:
+            vocabulary[token], following = following, following + 1
+    return vocabulary
 
 
 def _read_added(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from mergemill.engine.errors import PlanError
 from mergemill.engine.tokens.matching import By
+from mergemill.engine.tokens.placing import MOST_MULTIPLE
 from mergemill.engine.transplants.methods import METHODS
 from mergemill.engine.transplants.nearest import Metric, Weights
 from mergemill.engine.transplants.subword import Subword
@@ -62,6 +63,10 @@ def parse_options(given: Mapping[str, Any], *, where: str = "transplant") -> Tra
     for name in ("k", "pad_to_multiple_of"):
         if type(getattr(options, name)) is not int or getattr(options, name) < 1:
             raise PlanError(f"{where}: {name} is {getattr(options, name)!r}; it must be a whole number from 1 on")
+    if options.pad_to_multiple_of > MOST_MULTIPLE:
+        raise PlanError(
+            f"{where}: pad_to_multiple_of is {options.pad_to_multiple_of}; it may be {MOST_MULTIPLE} at most"
+        )
     if not (math.isfinite(options.noise) and options.noise >= 0 and math.isfinite(options.scale)):
         raise PlanError(f"{where}: noise {options.noise}, scale {options.scale}: must be finite, noise not under 0")
     return options

@@ -12,7 +12,7 @@ from mergemill.engine.plan.renumbering import Renumbering
 from mergemill.engine.recipe import ModelRef, Recipe
 from mergemill.engine.tokens import read_vocabulary_of
 from mergemill.engine.tokens.joining import join_vocabularies
-from mergemill.engine.tokens.placing import list_ids
+from mergemill.engine.tokens.placing import MOST_MULTIPLE, list_ids
 from mergemill.engine.tokens.writing import find_fault, find_half
 
 _SAVE = "AutoTokenizer.from_pretrained(…).save_pretrained(…) of transformers writes one"
@@ -30,6 +30,10 @@ def make_renumbering(
     settings, where = recipe.tokenizer, recipe.file or "recipe"
     if settings is None:
         return None
+    if (settings.pad_to_multiple_of or 1) > MOST_MULTIPLE:
+        raise PlanError(
+            f"{where}: pad_to_multiple_of is {settings.pad_to_multiple_of}; it may be {MOST_MULTIPLE} at most"
+        )
     source = str(settings.source) if isinstance(settings.source, ModelRef) else donor
     for text, token in settings.tokens.items():
         if token.force and token.source is None:

@@ -19,6 +19,7 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 NONE, ZERO, MEAN, SEVERAL = -1, -1, -2, -3  # of `tensors/row_maps.py`; here NONE as well: that a model has no such row
 OWN, FORCED, CONFIGURED, ONE, BASE, AVERAGE, ELSEWHERE, NOBODY, PADDING = range(9)  # why a row is what it is
+MOST_MULTIPLE = 1 << 20  # rows that a vocabulary is padded to a multiple of; more is a slip, and no memory's size
 TAKEN = (ONE, BASE, AVERAGE, ELSEWHERE)  # from another model, by a rule
 
 

@@ -151,7 +151,8 @@ def _iter_added(
         found = [_make_added(entry) for entry in entries]
     except (TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{where}: an added token is not as it should be: {error}") from error
-    yield from ((each.content, each) for each in sorted(found, key=lambda each: ids[each.content]))
+    known = {each.content: each for each in reversed(found) if each.content}  # of two with one text the first counts
+    yield from sorted(known.items(), key=lambda each: ids[each[0]])
 
 
 def _make_added(entry: Mapping[str, Any]) -> AddedToken:

@@ -8,6 +8,7 @@ the source. A WordPiece has no such place. Added tokens are entries too, since l
 
 import json
 from collections.abc import Iterator, Mapping
+from operator import itemgetter
 from typing import Any
 
 from mergemill.engine.tokens.extending import split_merge
@@ -40,7 +41,7 @@ def write_tokenizer(joined: Joined, vocabularies: Mapping[str, Vocabulary]) -> b
     own, like = vocabularies[joined.source], vocabularies[joined.like]
     model = dict(like.model)
     if own.kind in DICTIONARIES:
-        model["vocab"] = dict(sorted(joined.ids.items(), key=lambda each: each[1]))
+        model["vocab"] = dict(sorted(joined.ids.items(), key=itemgetter(1)))
         if "merges" in model:
             model["merges"] = [each for each in model["merges"] if _is_known(each, joined.ids)]
     else:

@@ -278,6 +278,7 @@ def test_a_quantised_donor_in_a_bucket_gives_the_rows_of_its_values(
     [
         ({"method": "onp"}, r"transplant: method is 'onp'; did you mean 'omp'\? It must be one of omp, "),
         ({"k": 0}, r"transplant: k is 0; it must be a whole number from 1 on"),
+        ({"pad_to_multiple_of": 1 << 31}, r"pad_to_multiple_of is 2147483648; it may be 1048576 at most"),
         ({"kk": 3}, r"transplant: unknown option 'kk'; did you mean 'k'\?"),
         ({"noise": -1.0}, r"transplant: noise -1.0, scale 1.0: must be finite, noise not under 0"),
     ],

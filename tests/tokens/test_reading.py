@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from trained import KINDS, SENTENCES, make_corpus, train, write_tokenizer_files
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
+from mergemill.engine.checkpoint.vocabulary import parse_tokenizer
 from mergemill.engine.errors import CheckpointError
 from mergemill.engine.storage.ranges import pin_file
 from mergemill.engine.tokens import Vocabulary, read_vocabulary_of, spell_bytes
@@ -83,3 +86,26 @@ def test_ids_alone_are_read_where_there_is_no_tokenizer_json(tmp_path: Path) -> 
     found = read(tmp_path)
     assert found.ids == {"a": 0, "b": 1, "<|x|>": 2}
     assert (found.kind, found.added["<|x|>"].special) == ("", True)
+
+
+NAMED = st.sampled_from(["", "t0", "t1", "<a>", "<b>", "<c>"])
+ADDED = st.lists(st.tuples(NAMED, st.integers(0, 15), st.booleans()), max_size=6)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.permutations(range(7)), st.integers(1, 7), st.sampled_from(["BPE", "Unigram", "WordPiece"]), ADDED)
+def test_added_tokens_have_the_ids_that_the_library_gives_them(
+    ids: list[int], count: int, kind: str, added: list[tuple[str, int, bool]]
+) -> None:
+    """Whatever the file says: some are in the vocabulary with another id, twice, without text, or leave holes."""
+    vocab = {f"t{i}": number for i, number in enumerate(ids[:count])}
+    models = {
+        "BPE": {"vocab": vocab, "merges": []},
+        "Unigram": {"vocab": [[token, -1.0] for token in vocab], "unk_id": 0},
+        "WordPiece": {"vocab": vocab, "unk_token": "t0", "continuing_subword_prefix": "##"}
+        | {"max_input_chars_per_word": 9},
+    }
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    entries = [{"id": number, "content": text, "special": special, **flags} for text, number, special in added]
+    written = {"version": "1.0", "added_tokens": entries, "model": {"type": kind, **models[kind]}}
+    assert parse_tokenizer(written, "here") == Tokenizer.from_str(json.dumps(written)).get_vocab()

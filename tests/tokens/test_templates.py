@@ -73,6 +73,11 @@ def test_a_template_that_no_loader_could_compile_is_refused_with_its_line() -> N
     )
 
 
+def test_what_is_constant_in_the_recipes_template_is_not_calculated() -> None:
+    check_template('{{ "a" * 10**11 }}{{ "b" ~ "c" * 10**11 }}{{ messages }}', "here", given=True)
+    assert render("{{ 'a' * 3 ~ 1 }}", []) == "aaa1"
+
+
 def test_another_models_template_is_not_calculated_with() -> None:
     """What is constant in a template is calculated when it is compiled: this one would take all memory."""
     check_template("{{ 'a' * 10 ** 12 }}", "recipe.yml", given=False)
