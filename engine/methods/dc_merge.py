@@ -58,7 +58,7 @@ def dc_merge(
 def _decompose_each(matrices: Sequence[Tensor], share: int, counts: list[int]) -> Iterator[Triples]:
     """Yield each matrix's largest triples, and note how many there are."""
     for matrix in matrices:
-        found = decompose(matrix, matrix.dtype, share)
+        found = decompose(matrix, matrix.dtype, share, apart=True)
         counts.append(len(found.values))
         yield found
         del found

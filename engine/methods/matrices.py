@@ -25,6 +25,7 @@ from mergemill.engine.errors import MergeError
 from mergemill.engine.methods import leading, polar
 from mergemill.engine.methods.contract import Grain
 from mergemill.engine.methods.polar import Polar
+from mergemill.engine.methods.products import mirror, split_lower, sum_gram, take_rows
 from mergemill.engine.methods.task_vectors import add_deltas
 from mergemill.engine.tensors.heap import return_freed_pages
 from mergemill.engine.tensors.lazy import Dtype, Tensor, torch
@@ -32,10 +33,14 @@ from mergemill.engine.tensors.place import Place
 
 # Of a square matrix LAPACK's SVD takes a copy, both vectors and four more for its work; rounded up.
 SVD_SLABS = 8
+FAINT = 1 / 128  # of all singular values may be so small that rounding shows in them, where their sum is asked for
 
 
 class Triples(NamedTuple):
-    """Singular values, the largest first, and their vectors: ``left · diag(values) · rightᵀ``, all float64."""
+    """Singular values, the largest first, and their vectors: ``left · diag(values) · rightᵀ``.
+
+    Values are float64, and so are vectors, if not the largest of a large matrix of float32.
+    """
 
     left: Tensor  # [m, r], orthonormal columns
     values: Tensor  # [r]
@@ -45,8 +50,8 @@ class Triples(NamedTuple):
 class Side(NamedTuple):
     """Singular values, the largest first, and the vectors of the smaller side: of rows, where these are no more."""
 
-    vectors: Tensor  # [s, s], s = min(m, n), or fewer columns; orthonormal, also those of what is zero; float64 as all
-    values: Tensor  # one for each
+    vectors: Tensor  # [s, s], s = min(m, n), or fewer columns; orthonormal, also of what is zero; as `Triples`
+    values: Tensor  # one for each, or more
     others: Tensor | None  # the other side's, [max(m, n), s], where a decomposition of the matrix itself gave them
     clear: int  # so many values are not numerically zero
 
@@ -103,10 +108,18 @@ def on_one_thread(place: Place) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def find_side(matrix: Tensor, stored: Dtype, *, unit: float = 0.0, most: int | None = None) -> Side:
+def find_side(
+    matrix: Tensor,
+    stored: Dtype,
+    *,
+    unit: float = 0.0,
+    most: int | Callable[[Tensor], int] | None = None,
+    apart: bool = False,
+) -> Side:
     """Return the singular values and the vectors of the smaller side of a matrix that is exact to `stored`'s rounding.
 
-    Of these the `most` largest are needed (all by default); others may be left out.
+    Of these the `most` largest are needed (all by default), or as many as `most` says of all values; other vectors may
+    be left out. Which is which among these is exact only if they are to be `apart`: their space always is.
 
     Numerically zero are singular values of at most ``max(m, n) · eps`` of the largest, or of `unit` where that is
     larger (the norm of what the matrix is a difference of), with the eps of `stored`: rounding decides their vectors.
@@ -116,22 +129,56 @@ def find_side(matrix: Tensor, stored: Dtype, *, unit: float = 0.0, most: int | N
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
         vectors, others = (left, right.T) if _is_wide(matrix) else (right.T, left)
     else:
-        squares, vectors = _decompose_gram(_gram(matrix), most)
-        values, others = squares.clamp_(min=0.0).sqrt_(), None
+        found = None if most is None or apart else _find_space(matrix, most)
+        vectors, values, others = found or _decompose_gram(matrix, most if isinstance(most, int) else None)
     least = max(matrix.shape) * torch.finfo(stored).eps * values[:1].clamp(min=unit)
     return Side(vectors, values, others, int((values > least).sum()))
 
 
-def _decompose_gram(gram: Tensor, most: int | None) -> tuple[Tensor, Tensor]:
-    """Return the eigenvalues and vectors, the largest first: at least the `most` largest."""
+def _find_space(matrix: Tensor, most: int | Callable[[Tensor], int]) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return vectors of the smaller side, singular values and vectors of the other side: the largest, by float32.
+
+    Where `most` is told of all values, all are returned. None where float32 does not find them, or no faster.
+    """
+    count = 1 if callable(most) else most
+    if not leading.has_room(min(matrix.shape), count):
+        return None
+    rows, unit = take_rows(matrix)
+    gram = sum_gram(rows)
+    rough = leading.find_rough(gram)
+    if rough is None:
+        return None
+    needed = len(gram) if callable(most) else count + leading.count_near_cut(len(gram))
+    vectors = rough.vectors[:, :needed].to(torch.float64)
+    images = mirror(gram) @ vectors
+    squares = (vectors * images).sum(0)
+    if callable(most):
+        if int((squares < leading.LEAST * squares.mean()).sum()) > FAINT * len(gram):
+            return None
+        count = most(squares.clamp_(min=0.0).sqrt())
+        if not leading.has_room(len(vectors), count):
+            return None
+    found = leading.find_space(rough, vectors, images, count)
+    if found is None:
+        return None
+    basis = found.to(torch.float32)
+    others = rows.T @ basis
+    lengths = torch.linalg.vector_norm(others, dim=0)
+    squares[:count] = lengths.to(torch.float64).square_()
+    return basis, squares.sqrt_().mul_(unit), others.div_(lengths)
+
+
+def _decompose_gram(matrix: Tensor, most: int | None) -> tuple[Tensor, Tensor, None]:
+    """Return the vectors of the smaller side and the singular values: at least the `most` largest."""
+    gram = _gram(matrix)
     if most is not None and leading.has_room(len(gram), most):
         rough = leading.find_rough(gram)
         found = leading.refine(gram, rough, most) if rough else None
         if found:
-            return found
+            return found[1], found[0].clamp_(min=0.0).sqrt_(), None
     return_freed_pages()
     squares, vectors = torch.linalg.eigh(gram)
-    return squares.flip(0), vectors.flip(1)
+    return vectors.flip(1), squares.flip(0).clamp_(min=0.0).sqrt_(), None
 
 
 def with_spectrum(matrix: Tensor, side: Side, values: Tensor) -> Tensor:
@@ -143,7 +190,7 @@ def with_spectrum(matrix: Tensor, side: Side, values: Tensor) -> Tensor:
     return_freed_pages()
     kept = len(values)
     if side.others is not None:
-        parts = side.vectors[:, :kept] * values, side.others[:, :kept].T
+        parts = side.vectors[:, :kept] * values.to(side.others.dtype), side.others[:, :kept].T
         return torch.mm(*parts) if _is_wide(matrix) else torch.mm(parts[1].T, parts[0].T)
     wide, vectors = matrix.to(torch.float64), side.vectors[:, :kept]
     scaled = vectors * (values / side.values[:kept])
@@ -180,12 +227,14 @@ def is_large(shape: Sequence[int]) -> bool:
     return min(shape) >= leading.SMALLEST
 
 
-def decompose(matrix: Tensor, stored: Dtype, most: int | None = None, *, unit: float = 0.0) -> Triples:
+def decompose(
+    matrix: Tensor, stored: Dtype, most: int | None = None, *, unit: float = 0.0, apart: bool = False
+) -> Triples:
     """Return the `most` largest singular triples (all by default), without what is numerically zero (`find_side`).
 
     So there may be fewer triples than asked for, of a matrix of zeros none.
     """
-    side = find_side(matrix, stored, unit=unit, most=most)
+    side = find_side(matrix, stored, unit=unit, most=most, apart=apart)
     return take_triples(matrix, side, side.clear if most is None else min(most, side.clear))
 
 
@@ -210,11 +259,9 @@ def _gram(matrix: Tensor) -> Tensor:
     """Return the Gram matrix of the smaller side, float64, of which the lower triangle is what is meant."""
     wide = matrix.to(torch.float64)
     rows = wide if _is_wide(matrix) else wide.T
-    side = len(rows)
-    gram, step = wide.new_zeros((side, side)), max(64, -(-side // 4))
-    for start in range(0, side, step):
-        stop = min(start + step, side)
-        gram[start:stop, :stop] = rows[start:stop] @ rows[:stop].T
+    gram = wide.new_zeros((len(rows),) * 2)
+    for own, above in split_lower(len(rows)):
+        torch.mm(rows[own], rows[above].T, out=gram[own, above])
     return gram
 
 

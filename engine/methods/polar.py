@@ -17,9 +17,9 @@ more exact), sums of shifted inverses (8), a step of Newton and Schulz (4 to 5, 
 between large and small directions stays).
 """
 
-import math
 from typing import NamedTuple
 
+from mergemill.engine.methods.products import mirror, split_lower, sum_gram, take_rows
 from mergemill.engine.tensors.heap import return_freed_pages
 from mergemill.engine.tensors.lazy import Tensor, torch
 
@@ -27,7 +27,6 @@ SMALL = 1 / 16  # of the root of the mean square of the singular values: what is
 FEW = 1 / 6  # of all directions; of more, float64 for all is as fast
 ANGLES = 2.5e-7  # for each row, the sum of the squared cosines
 CLOSE = 16.0  # the largest eigenvalue over the smallest
-CHUNK = 512  # products that are added up in float32
 
 
 class Polar(NamedTuple):
@@ -43,9 +42,7 @@ def find_polar(matrix: Tensor, least: float) -> Polar | None:
     Numerically zero are singular values of at most `least` of the largest.
     """
     return_freed_pages()
-    unit = 2.0 ** math.frexp(max(map(abs, torch.stack(torch.aminmax(matrix)).tolist())))[1]
-    wide = matrix.shape[0] <= matrix.shape[1]
-    rows = (matrix if wide else matrix.T).div(unit).to(torch.float32)
+    rows, unit = take_rows(matrix)
     squares, vectors = torch.linalg.eigh(sum_gram(rows).to(torch.float32))
     small = int((squares < squares.mean() * SMALL**2).sum())
     if not float(squares[-1]) or small > FEW * len(squares):
@@ -61,32 +58,8 @@ def find_polar(matrix: Tensor, least: float) -> Polar | None:
             return None
         angles.mul_(-values).div_((values[:, None] + values).clamp_(min=1e-30)).fill_diagonal_(1.0)
         vectors = vectors @ angles
-    factor = vectors @ images if wide else images.T @ vectors.T
+    factor = vectors @ images if matrix.shape[0] <= matrix.shape[1] else images.T @ vectors.T
     return Polar(factor, float(values.sum(dtype=torch.float64)) * unit)
-
-
-def sum_gram(rows: Tensor) -> Tensor:
-    """Return the Gram matrix ``[s, s]`` of rows ``[s, n]`` of float32 as float64, of which the lower triangle is meant.
-
-    Sums of a few hundred products are float32's, the sum of these is float64's: the error is that of one rounding.
-    """
-    gram = rows.new_zeros((len(rows),) * 2, dtype=torch.float64)
-    for start in range(0, rows.shape[1], CHUNK):
-        columns = rows[:, start : start + CHUNK]
-        for own, above in split_lower(len(rows)):
-            gram[own, above] += columns[own] @ columns[above].T
-    return gram
-
-
-def split_lower(side: int) -> list[tuple[slice, slice]]:
-    """Return rows and columns of the blocks that make up the lower triangle of a square matrix.
-
-    >>> split_lower(100)
-    [(slice(0, 64, None), slice(0, 64, None)), (slice(64, 100, None), slice(0, 100, None))]
-    """
-    step = max(64, -(-side // 4))
-    stops = [min(start + step, side) for start in range(0, side, step)]
-    return [(slice(start, stop), slice(0, stop)) for start, stop in zip(range(0, side, step), stops, strict=True)]
 
 
 def _tell_apart(vectors: Tensor, images: Tensor, rows: Tensor, small: int) -> None:
@@ -108,7 +81,7 @@ def _tell_apart(vectors: Tensor, images: Tensor, rows: Tensor, small: int) -> No
 
 def _make_unit(images: Tensor, least: float) -> Tensor:
     """Return the lengths of the rows, and divide by them; rows that are numerically zero are set to 0."""
-    values = torch.linalg.vector_norm(images, dim=1)
+    values: Tensor = torch.linalg.vector_norm(images, dim=1)
     values.mul_(values > least * values.max())
     images.mul_(torch.where(values > 0, 1 / values, 0.0)[:, None])
     return values
@@ -116,8 +89,7 @@ def _make_unit(images: Tensor, least: float) -> Tensor:
 
 def _find_angles(images: Tensor) -> Tensor:
     """Return the cosines of the angles between rows of unit length, 0 on the diagonal."""
-    angles = images.new_zeros((len(images),) * 2)
+    angles = images.new_empty((len(images),) * 2)
     for own, above in split_lower(len(images)):
         torch.mm(images[own], images[above].T, out=angles[own, above])
-    angles.tril_(-1)
-    return angles.add_(angles.T.clone())
+    return mirror(angles).fill_diagonal_(0.0)

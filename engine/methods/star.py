@@ -22,14 +22,18 @@ def star(base: Tensor, deltas: list[Tensor], place: Place, *, eta: Density = 0.4
     count as zero. Shapes: all ``[n]``; of what is no matrix the mean task vector is added.
     """
 
+    def find_rank(values: Tensor) -> int:
+        sums = values.cumsum(0)
+        return int((sums < eta * sums[-1]).sum()) + 1
+
     def join(matrices: list[Tensor]) -> Tensor:
         total = matrices[0].new_zeros(place.shape, dtype=torch.float64)
         for matrix in matrices:
-            side = find_side(matrix, matrix.dtype)
-            sums = side.values[: side.clear].cumsum(0)
+            side = find_side(matrix, matrix.dtype, most=find_rank)
+            values = side.values[: side.clear]
             if side.clear:
-                rank = min(int((sums < eta * sums[-1]).sum()) + 1, side.clear)
-                total.add_(truncate(matrix, side, rank, float(sums[-1] / sums[rank - 1])))
+                rank = min(find_rank(values), side.clear)
+                total.add_(truncate(matrix, side, rank, float(values.sum() / values[:rank].sum())))
         return total.div_(len(matrices))
 
     return add_matrix(base, deltas, place, join, lambda_=lambda_, normalize=True)

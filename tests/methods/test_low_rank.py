@@ -180,6 +180,19 @@ def test_the_largest_eigenvectors_are_right_though_float32_finds_them(most: int)
     assert (inexact.T @ inexact - torch.eye(most)).abs().max() > 1e-8
 
 
+@pytest.mark.parametrize("most", [1, SIDE // 20, SIDE // 4])
+def test_the_space_of_the_largest_is_right_though_float32_finds_it(most: int) -> None:
+    gram, vectors = make_gram(torch.arange(1, SIDE + 1, dtype=torch.float64).pow(-1))
+    rough = leading.find_rough(gram)
+    assert rough is not None
+    given = rough.vectors[:, : most + leading.count_near_cut(SIDE)].double()
+    found = leading.find_space(rough, given, gram @ given, most)
+    assert found is not None
+    wanted, inexact = vectors[:, :most] @ vectors[:, :most].T, rough.vectors[:, :most].double()
+    check_close(found @ found.T, wanted, 1e-6)
+    assert (inexact @ inexact.T - wanted).abs().max() > 2 * (found @ found.T - wanted).abs().max()
+
+
 def test_what_float32_does_not_tell_apart_has_no_answer() -> None:
     """Of a spectrum that falls by 20 orders of magnitude; one with a gap has an answer at the gap."""
     steep = torch.logspace(0, -20, SIDE, dtype=torch.float64)
@@ -190,6 +203,8 @@ def test_what_float32_does_not_tell_apart_has_no_answer() -> None:
         rough = leading.find_rough(gram)
         assert rough is not None
         assert (leading.refine(gram, rough, most) is not None) == found, (float(values[-1]), most)
+        given = rough.vectors.double()
+        assert (leading.find_space(rough, given, gram @ given, most) is not None) == found
     assert leading.find_rough(torch.zeros(SIDE, SIDE)) is None
 
 
