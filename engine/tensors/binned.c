@@ -22,11 +22,11 @@ typedef struct {
 
 /* ------------------------------------------------------------------------------------------------------------- bins */
 
-/* More columns have more bins; the middle one is that of the mean of the first magnitudes that are not 0. */
+/* More columns have more bins; the middle one is that of the mean of 64 magnitudes, without those that are 0. */
 static Scale choose_scale(const float *row, int64_t columns) {
     int32_t steps = 1, sum = 0, count = 0;
     while (steps < MOST_STEPS && (int64_t)64 << steps < columns) steps++;
-    for (int64_t j = 0; j < least(columns, 256); j++) {
+    for (int64_t j = 0; j < columns; j += columns / 64 + 1) {
         const uint32_t bits = float_to_bits(row[j]);
         sum += (int32_t)(bits >> 16), count += bits != 0;
     }

@@ -76,9 +76,20 @@ WIDTHS static void take_magnitudes(const float *restrict x, int64_t size, float 
     for (int64_t j = 0; j < size; j++) out[j] = fabsf(x[j]);
 }
 
-/* Load a row's magnitudes. */
+WIDTHS static void take_differences(const uint16_t *restrict data, const uint16_t *restrict less, int64_t size,
+                                    float *restrict out) {
+    for (int64_t j = 0; j < size; j++) out[j] = fabsf(decode_bf16(data[j]) - decode_bf16(less[j]));
+}
+
+/* Load a row's magnitudes; of two plain bfloat16 tensors, as most are, in one go. */
 static void load_row(const Slab *slab, int64_t which, int64_t start, int64_t columns, float *row) {
     float base[CHUNK], x[CHUNK];
+    const int64_t at = which + slab->has_base;
+    const int less = slab->has_base && !slab->vectors[which] && slab->scales[which] == 1.0f;
+    if (less && slab->dtypes[0] == BF16 && slab->dtypes[at] == BF16) {
+        take_differences((const uint16_t *)slab->data[at] + start, (const uint16_t *)slab->data[0] + start, columns, row);
+        return;
+    }
     for (int64_t j = 0, here; j < columns; j += here) {
         here = least(CHUNK, columns - j);
         load_base(slab, start + j, here, base);
