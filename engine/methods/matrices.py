@@ -162,10 +162,16 @@ def _find_space(matrix: Tensor, most: int | Callable[[Tensor], int]) -> tuple[Te
     if found is None:
         return None
     basis = found.to(torch.float32)
-    others = rows.T @ basis
+    others, lengths = find_others(rows, basis)
+    squares[:count] = lengths.square()
+    return basis, squares.sqrt_().mul_(unit), others
+
+
+def find_others(rows: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the vectors of the other side, and the singular values, float64, that belong to these of the smaller."""
+    others = rows.T @ vectors
     lengths = torch.linalg.vector_norm(others, dim=0)
-    squares[:count] = lengths.to(torch.float64).square_()
-    return basis, squares.sqrt_().mul_(unit), others.div_(lengths)
+    return others.div_(lengths), lengths.to(torch.float64)
 
 
 def _decompose_gram(matrix: Tensor, most: int | None) -> tuple[Tensor, Tensor, None]:

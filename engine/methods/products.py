@@ -2,20 +2,24 @@
 
 import math
 
-from mergemill.engine.tensors.lazy import Tensor, torch
+from mergemill.engine.tensors.lazy import Dtype, Tensor, torch
 
 CHUNK = 512  # products that are added up in float32
 
 
-def take_rows(matrix: Tensor) -> tuple[Tensor, float]:
-    """Return the rows of the smaller side of a matrix in a unit, a power of two, as float32 ``[s, l]``; and the unit.
+def take_units(matrix: Tensor, dtype: Dtype) -> tuple[Tensor, float]:
+    """Return a matrix in a unit, a power of two, as `dtype`; and the unit.
 
     The largest element is then between 1 and 2; of a matrix of zeros the unit is 0.
     """
     largest = max(map(abs, torch.stack(torch.aminmax(matrix)).tolist()))
     unit = math.ldexp(1.0, math.frexp(largest)[1] - 1) if largest else 0.0
-    rows = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    return rows.div(unit or 1.0).to(torch.float32), unit
+    return matrix.div(unit or 1.0).to(dtype), unit
+
+
+def take_rows(matrix: Tensor) -> tuple[Tensor, float]:
+    """Return the rows of the smaller side, ``[s, l]``, in a unit as float32; and the unit (`take_units`)."""
+    return take_units(matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T, torch.float32)
 
 
 def sum_gram(rows: Tensor) -> Tensor:
