@@ -11,15 +11,8 @@ Evidence: CLIP ViTs and RoBERTa (the source); none known for LLMs.
 import math
 
 from mergemill.engine.methods.contract import Density, merge_method
-from mergemill.engine.methods.matrices import (
-    SVD_SLABS,
-    are_finite,
-    find_side,
-    is_matrix,
-    on_one_thread,
-    truncate,
-    whole_matrices,
-)
+from mergemill.engine.methods.matrices import SVD_SLABS, are_finite, is_matrix, on_one_thread, truncate, whole_matrices
+from mergemill.engine.methods.sides import find_side
 from mergemill.engine.methods.sums import sum_weighted
 from mergemill.engine.tensors.device import divide_
 from mergemill.engine.tensors.lazy import Tensor, torch

@@ -16,13 +16,13 @@ from mergemill.engine.methods.matrices import (
     add_matrix,
     decompose,
     find_norm,
-    find_side,
     join_triples,
     make_orthonormal,
     multiply,
     take_triples,
     whole_matrices,
 )
+from mergemill.engine.methods.sides import find_side
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 

@@ -1,16 +1,12 @@
-"""What the methods on whole matrices share: singular values in float64 on one thread, and what is no matrix.
+"""What the methods on whole matrices share: their triples, products and polar factors on one thread; what is no matrix.
 
-For float32 the singular vectors come from the eigenvectors of the Gram matrix of the smaller side, in float64: half
-the time of LAPACK's own SVD in float64 or less, and far more exact than that in float32. The Gram matrix squares the
-condition, which float64 has room for as long as singular values under ``max(m, n) · eps`` of the largest count as
-zero (eps of float32); float64 itself has no such room and goes through LAPACK's SVD.
+Singular values and vectors come from the Gram matrix of the smaller side (`sides`); what only changes the spectrum
+needs no vectors of the larger side (2026-11-29): it is a product of the matrix with one of the smaller side.
 
-What only changes the spectrum needs no vectors of the larger side (2026-11-29): it is a product of the matrix with one
-of the smaller side. With that, half the Gram matrix, and Iso-CTS's own directions found beside the common ones only,
-results have other last bits than in versions before that. Where only the largest singular values are asked for,
-`leading` finds their vectors in float32 and makes them exact, and products in which no direction is divided by a small
-singular value are taken in float32 (2026-11-30). How far results are from float64, and what all this gains, is in
-tests/bench/README.md.
+Of large matrices of float32 (2026-11-30) products are float32's where no direction is divided by a small singular
+value, and so are polar factors (`polar`) and the largest vectors (`leading`) where they can be made exact; else
+decompositions are in float64. What decides is in the data, so bytes do not hang on anything else. How far results are
+from float64, and what all this gains, is in tests/bench/README.md.
 
 Before each decomposition and product what is free goes back to the kernel (2026-11-30): blocks of several sizes leave
 holes in glibc's heap that the next do not fit, which took up to as much again as what was alive.
@@ -22,10 +18,10 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from mergemill.engine.errors import MergeError
-from mergemill.engine.methods import leading, polar
+from mergemill.engine.methods import polar
 from mergemill.engine.methods.contract import Grain
 from mergemill.engine.methods.polar import Polar
-from mergemill.engine.methods.products import mirror, split_lower, sum_gram, take_rows
+from mergemill.engine.methods.sides import Side, find_side, is_large, is_wide
 from mergemill.engine.methods.task_vectors import add_deltas
 from mergemill.engine.tensors.heap import return_freed_pages
 from mergemill.engine.tensors.lazy import Dtype, Tensor, torch
@@ -33,7 +29,6 @@ from mergemill.engine.tensors.place import Place
 
 # Of a square matrix LAPACK's SVD takes a copy, both vectors and four more for its work; rounded up.
 SVD_SLABS = 8
-FAINT = 1 / 128  # of all singular values may be so small that rounding shows in them, where their sum is asked for
 
 
 class Triples(NamedTuple):
@@ -45,15 +40,6 @@ class Triples(NamedTuple):
     left: Tensor  # [m, r], orthonormal columns
     values: Tensor  # [r]
     right: Tensor  # [n, r], orthonormal columns
-
-
-class Side(NamedTuple):
-    """Singular values, the largest first, and the vectors of the smaller side: of rows, where these are no more."""
-
-    vectors: Tensor  # [s, s], s = min(m, n), or fewer columns; orthonormal, also of what is zero; as `Triples`
-    values: Tensor  # one for each, or more
-    others: Tensor | None  # the other side's, [max(m, n), s], where a decomposition of the matrix itself gave them
-    clear: int  # so many values are not numerically zero
 
 
 def is_matrix(shape: tuple[int, ...]) -> bool:
@@ -108,85 +94,6 @@ def on_one_thread(place: Place) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def find_side(
-    matrix: Tensor,
-    stored: Dtype,
-    *,
-    unit: float = 0.0,
-    most: int | Callable[[Tensor], int] | None = None,
-    apart: bool = False,
-) -> Side:
-    """Return the singular values and the vectors of the smaller side of a matrix that is exact to `stored`'s rounding.
-
-    Of these the `most` largest are needed (all by default), or as many as `most` says of all values; other vectors may
-    be left out. Which is which among these is exact only if they are to be `apart`: their space always is.
-
-    Numerically zero are singular values of at most ``max(m, n) · eps`` of the largest, or of `unit` where that is
-    larger (the norm of what the matrix is a difference of), with the eps of `stored`: rounding decides their vectors.
-    """
-    return_freed_pages()
-    if stored == torch.float64:
-        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-        vectors, others = (left, right.T) if _is_wide(matrix) else (right.T, left)
-    else:
-        found = None if most is None or apart else _find_space(matrix, most)
-        vectors, values, others = found or _decompose_gram(matrix, most if isinstance(most, int) else None)
-    least = max(matrix.shape) * torch.finfo(stored).eps * values[:1].clamp(min=unit)
-    return Side(vectors, values, others, int((values > least).sum()))
-
-
-def _find_space(matrix: Tensor, most: int | Callable[[Tensor], int]) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Return vectors of the smaller side, singular values and vectors of the other side: the largest, by float32.
-
-    Where `most` is told of all values, all are returned. None where float32 does not find them, or no faster.
-    """
-    count = 1 if callable(most) else most
-    if not leading.has_room(min(matrix.shape), count):
-        return None
-    rows, unit = take_rows(matrix)
-    gram = sum_gram(rows)
-    rough = leading.find_rough(gram)
-    if rough is None:
-        return None
-    needed = len(gram) if callable(most) else count + leading.count_near_cut(len(gram))
-    vectors = rough.vectors[:, :needed].to(torch.float64)
-    images = mirror(gram) @ vectors
-    squares = (vectors * images).sum(0)
-    if callable(most):
-        if int((squares < leading.LEAST * squares.mean()).sum()) > FAINT * len(gram):
-            return None
-        count = most(squares.clamp_(min=0.0).sqrt())
-        if not leading.has_room(len(vectors), count):
-            return None
-    found = leading.find_space(rough, vectors, images, count)
-    if found is None:
-        return None
-    basis = found.to(torch.float32)
-    others, lengths = find_others(rows, basis)
-    squares[:count] = lengths.square()
-    return basis, squares.sqrt_().mul_(unit), others
-
-
-def find_others(rows: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the vectors of the other side, and the singular values, float64, that belong to these of the smaller."""
-    others = rows.T @ vectors
-    lengths = torch.linalg.vector_norm(others, dim=0)
-    return others.div_(lengths), lengths.to(torch.float64)
-
-
-def _decompose_gram(matrix: Tensor, most: int | None) -> tuple[Tensor, Tensor, None]:
-    """Return the vectors of the smaller side and the singular values: at least the `most` largest."""
-    gram = _gram(matrix)
-    if most is not None and leading.has_room(len(gram), most):
-        rough = leading.find_rough(gram)
-        found = leading.refine(gram, rough, most) if rough else None
-        if found:
-            return found[1], found[0].clamp_(min=0.0).sqrt_(), None
-    return_freed_pages()
-    squares, vectors = torch.linalg.eigh(gram)
-    return vectors.flip(1), squares.flip(0).clamp_(min=0.0).sqrt_(), None
-
-
 def with_spectrum(matrix: Tensor, side: Side, values: Tensor) -> Tensor:
     """Return the matrix ``[m, n]`` with `values` for its largest singular values, and 0 for the others, float64.
 
@@ -197,13 +104,13 @@ def with_spectrum(matrix: Tensor, side: Side, values: Tensor) -> Tensor:
     kept = len(values)
     if side.others is not None:
         parts = side.vectors[:, :kept] * values.to(side.others.dtype), side.others[:, :kept].T
-        return torch.mm(*parts) if _is_wide(matrix) else torch.mm(parts[1].T, parts[0].T)
+        return torch.mm(*parts) if is_wide(matrix) else torch.mm(parts[1].T, parts[0].T)
     wide, vectors = matrix.to(torch.float64), side.vectors[:, :kept]
     scaled = vectors * (values / side.values[:kept])
     if 2 * kept > len(side.vectors):
         factor = scaled @ vectors.T
-        return factor @ wide if _is_wide(matrix) else wide @ factor
-    return scaled @ (vectors.T @ wide) if _is_wide(matrix) else (wide @ vectors) @ scaled.T
+        return factor @ wide if is_wide(matrix) else wide @ factor
+    return scaled @ (vectors.T @ wide) if is_wide(matrix) else (wide @ vectors) @ scaled.T
 
 
 def truncate(matrix: Tensor, side: Side, most: int, scale: float = 1.0) -> Tensor:
@@ -215,7 +122,7 @@ def truncate(matrix: Tensor, side: Side, most: int, scale: float = 1.0) -> Tenso
         return with_spectrum(matrix, side, side.values[:most] * scale)
     narrow, vectors = matrix.to(torch.float32), side.vectors[:, :most].to(torch.float32)
     scaled = vectors * scale
-    return scaled @ (vectors.T @ narrow) if _is_wide(matrix) else (narrow @ vectors) @ scaled.T
+    return scaled @ (vectors.T @ narrow) if is_wide(matrix) else (narrow @ vectors) @ scaled.T
 
 
 def multiply(left: Tensor, right: Tensor, stored: Dtype) -> Tensor:
@@ -226,11 +133,6 @@ def multiply(left: Tensor, right: Tensor, stored: Dtype) -> Tensor:
     if stored == torch.float64 or not is_large((len(left), right.shape[1])):
         return left @ right
     return left.to(torch.float32) @ right.to(torch.float32)
-
-
-def is_large(shape: Sequence[int]) -> bool:
-    """Whether the time of a matrix is that of its products and decompositions, in float64 or in float32."""
-    return min(shape) >= leading.SMALLEST
 
 
 def decompose(
@@ -251,24 +153,10 @@ def take_triples(matrix: Tensor, side: Side, most: int) -> Triples:
         values, others = side.values[:most], side.others[:, :most]
     else:
         wide = matrix.to(torch.float64)
-        others = (wide.T if _is_wide(matrix) else wide) @ vectors
+        others = (wide.T if is_wide(matrix) else wide) @ vectors
         values = others.square().sum(0).sqrt_()
         others.div_(values)
-    return Triples(vectors, values, others) if _is_wide(matrix) else Triples(others, values, vectors)
-
-
-def _is_wide(matrix: Tensor) -> bool:
-    return matrix.shape[0] <= matrix.shape[1]
-
-
-def _gram(matrix: Tensor) -> Tensor:
-    """Return the Gram matrix of the smaller side, float64, of which the lower triangle is what is meant."""
-    wide = matrix.to(torch.float64)
-    rows = wide if _is_wide(matrix) else wide.T
-    gram = wide.new_zeros((len(rows),) * 2)
-    for own, above in split_lower(len(rows)):
-        torch.mm(rows[own], rows[above].T, out=gram[own, above])
-    return gram
+    return Triples(vectors, values, others) if is_wide(matrix) else Triples(others, values, vectors)
 
 
 def join_triples(found: Iterable[Triples], like: Tensor, most: int) -> Triples:

@@ -9,7 +9,8 @@ Evidence: LoRAs of Flan-T5, Llama 3.2 3B and Mistral 7B (the source).
 """
 
 from mergemill.engine.methods.contract import Density, merge_method
-from mergemill.engine.methods.matrices import SVD_SLABS, add_matrix, find_side, truncate, whole_matrices
+from mergemill.engine.methods.matrices import SVD_SLABS, add_matrix, truncate, whole_matrices
+from mergemill.engine.methods.sides import find_side
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
 

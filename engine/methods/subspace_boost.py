@@ -14,12 +14,12 @@ from mergemill.engine.methods.contract import Density
 from mergemill.engine.methods.matrices import (
     SVD_SLABS,
     are_finite,
-    find_side,
     is_matrix,
     on_one_thread,
     whole_matrices,
     with_spectrum,
 )
+from mergemill.engine.methods.sides import find_side
 from mergemill.engine.methods.steps import post_step
 from mergemill.engine.tensors.lazy import Tensor
 from mergemill.engine.tensors.place import Place

@@ -16,15 +16,13 @@ from mergemill.engine.methods.matrices import (
     Triples,
     are_finite,
     decompose,
-    find_others,
-    find_side,
-    is_large,
     is_matrix,
     multiply,
     on_one_thread,
     whole_matrices,
 )
 from mergemill.engine.methods.products import take_rows, take_units
+from mergemill.engine.methods.sides import find_others, find_side, is_large
 from mergemill.engine.methods.steps import post_step
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
@@ -99,4 +97,5 @@ def _find_shares(left: Tensor, images: Tensor, delta: Tensor) -> Tensor:
 
 def _multiply_rows(left: Tensor, right: Tensor) -> Tensor:
     """Return the inner product of each row with the other's, float64."""
-    return torch.linalg.vecdot(left, right).to(torch.float64)
+    products: Tensor = torch.linalg.vecdot(left, right)
+    return products.to(torch.float64)

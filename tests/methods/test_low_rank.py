@@ -155,6 +155,14 @@ def test_large_matrices_are_exact_to_two_millionths_of_the_largest_value(
     check_close(result, join(), 2e-6)
 
 
+def test_svc_is_exact_in_directions_that_a_large_task_vector_hardly_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    full, first, second = make_deltas((520, 530), 3, torch.float32)
+    deltas = [full, 1e-3 * first + second[:, :40] @ first[:40], torch.zeros_like(full)]
+    result = apply_svc(sum(deltas), *deltas)
+    monkeypatch.setattr(leading, "SMALLEST", 10_000)
+    check_close(result, apply_svc(sum(deltas), *deltas), 2e-6)
+
+
 # ---------------------------------------------------------------------------- the largest of a spectrum, and no others
 SIDE = leading.SMALLEST
 
