@@ -17,7 +17,7 @@ from mergemill.engine.tokens.byte_marks import byte_table
 
 TOKENIZER_NAME = "tokenizer.json"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
-ROLES = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
+ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 DICTIONARIES = ("BPE", "WordPiece", "WordLevel")  # kinds of models whose vocabulary is a map
 KINDS = (*DICTIONARIES, "Unigram")
@@ -84,6 +84,9 @@ def read_vocabulary_of(checkpoint: Checkpoint) -> Vocabulary | None:
     where, config = f"{checkpoint.path}/{TOKENIZER_NAME}", _read_object(checkpoint, TOKENIZER_CONFIG_NAME)
     tokenizer = _read_object(checkpoint, TOKENIZER_NAME) or _convert(checkpoint, config)
     ids = parse_tokenizer(tokenizer, where) if tokenizer else read_vocabulary(checkpoint)
+    if tokenizer and (more := _list_configured(config, ids or {}, checkpoint.path)):
+        tokenizer = {**tokenizer, "added_tokens": [*(tokenizer.get("added_tokens") or ()), *more]}
+        ids = parse_tokenizer(tokenizer, where)
     if ids is None:
         return None
     if any(type(number) is not int or number < 0 for number in ids.values()):
@@ -153,6 +156,24 @@ def _iter_added(
         raise CheckpointError(f"{where}: an added token is not as it should be: {error}") from error
     known = {each.content: each for each in reversed(found) if each.content}  # of two with one text the first counts
     yield from sorted(known.items(), key=lambda each: ids[each[0]])
+
+
+def _list_configured(config: Mapping[str, Any], ids: Mapping[str, int], where: str) -> list[Mapping[str, Any]]:
+    """Return the tokens that a ``tokenizer_config.json`` alone has, as entries, in the order in which loaders add them.
+
+    Those that it lists, by their ids there; the roles'; further special ones (as of transformers 5.24). Without them
+    another model's tokens got the ids, and so the rows, that these have once the tokenizer is loaded.
+    """
+    listed = parse_decoder(config, where)
+    entries = {str(each["content"]): each for each in (config.get("added_tokens_decoder") or {}).values()}
+    further = [find_role(config, role) for role in ROLES]
+    for key in ("extra_special_tokens", "additional_special_tokens"):
+        found = config.get(key) or ()
+        each = found.values() if isinstance(found, Mapping) else found if isinstance(found, list) else ()
+        further += [find_role({"x_token": token}, "x") for token in each]
+    texts = dict.fromkeys((*sorted(listed, key=listed.__getitem__), *further))
+    special = {"special": True, "id": 0}  # an id that is not looked at
+    return [{**special, "content": text, **entries.get(text, {})} for text in texts if text and text not in ids]
 
 
 def _make_added(entry: Mapping[str, Any]) -> AddedToken:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from servers.s3 import S3
 
 from mergemill.cli.main import execute
-from mergemill.engine import describe_plan, make_transplant_plan, run, verify
+from mergemill.engine import describe_plan, make_plan, make_transplant_plan, run, verify
 from mergemill.engine.errors import InputError, RunError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.transplants import methods
@@ -195,6 +195,24 @@ def test_transformers_loads_it_strictly(omp: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(omp))
     ids = torch.tensor([[tokenizer.convert_tokens_to_ids("own1234"), 0]])
     assert model(ids).logits.shape == (1, 2, DONOR_ROWS)
+
+
+def test_tokens_of_a_config_alone_have_the_ids_that_a_loader_gives_them(tmp_path: Path) -> None:
+    """A source's keep their rows: in a union another model's tokens had got them."""
+    transformers = pytest.importorskip("transformers")
+    words, end = [f"word{i}" for i in range(20)], {"content": "<|end|>", "special": True}
+    alone = {"additional_special_tokens": ["<q>"], "pad_token": "[PAD]", "added_tokens_decoder": {"20": end}}
+    for seed, (name, tokens) in enumerate({"own": words, "other": [*words, "new1", "new2"]}.items()):
+        write_llama(tmp_path / name, seed=seed, layers=1, hidden=16, vocab=24, dtype="float32", heads=2, kv_heads=1)
+        write_tokenizer(tmp_path / name, tokens)
+    path = tmp_path / "own" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | alone))
+    models = [{"model": str(tmp_path / name), "parameters": {"weight": 1.0}} for name in ("own", "other")]
+    run(make_plan({"merge_method": "linear", "models": models, "tokenizer_source": "union"}), tmp_path / "out")
+    ids = {name: transformers.AutoTokenizer.from_pretrained(tmp_path / name).get_vocab() for name in ("own", "out")}
+    assert ids["out"] == {**ids["own"], "new1": 23, "new2": 24}
+    found, own, other = (load(tmp_path / name)[EMBEDDING] for name in ("out", "own", "other"))
+    assert np.array_equal(found, np.vstack([(own[:20] + other[:20]) / 2, own[20:23], other[20:22]]).astype(np.float32))
 
 
 def test_the_command_shows_counts_and_lists_tokens(
