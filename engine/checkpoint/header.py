@@ -145,17 +145,16 @@ def _parse_entry(name: str, entry: object, where: str) -> tuple[int, int, Tensor
     """Return where a tensor's data begin and end, and the tensor; what is wrong is put into words only then."""
     if isinstance(entry, dict) and entry.keys() == _KNOWN:
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if isinstance(dtype, str) and dtype in DTYPE_BITS and _are_counts(shape) and _are_counts(offsets):
+        known = isinstance(dtype, str) and dtype in DTYPE_BITS and isinstance(shape, list) and isinstance(offsets, list)
+        if known and len(offsets) == 2 and _are_counts([*offsets, *shape]):
             tensor = TensorInfo(name, dtype, tuple(shape))
-            if len(offsets) == 2 and 0 <= offsets[1] - offsets[0] == count_bytes(tensor):
+            if 0 <= offsets[1] - offsets[0] == count_bytes(tensor):
                 return offsets[0], offsets[1], tensor
     raise _explain(name, entry, where)
 
 
-def _are_counts(found: object) -> bool:
-    if not isinstance(found, list) or not {*map(type, found)} <= _INTEGER:
-        return False
-    return not found or (min(found) >= 0 and max(found) < 2**64)
+def _are_counts(found: Sequence[object]) -> bool:
+    return {*map(type, found)} == _INTEGER and min(found) >= 0 and max(found) < 2**64  # type: ignore[type-var]
 
 
 def _explain(name: str, entry: object, where: str) -> HeaderError:

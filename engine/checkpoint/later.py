@@ -12,17 +12,28 @@ from mergemill.engine.checkpoint.family import Family, match_later, split_layer
 
 def list_later(names: Iterable[str], config: Mapping[str, Any], family: Family) -> frozenset[str]:
     """Return the names of a model's tensors that predict later tokens."""
-    is_later = match_later(family)
+    return list_named_later(names, family) | list_layers_beyond(names, config, family)
+
+
+def list_named_later(names: Iterable[str], family: Family) -> frozenset[str]:
+    """Return those that a name of its own tells."""
+    return frozenset(filter(match_later(family), names))
+
+
+def list_layers_beyond(names: Iterable[str], config: Mapping[str, Any], family: Family) -> frozenset[str]:
+    """Return those in layers after the last that the config counts, where it says that there are such."""
     if not _predicts(config):
-        return frozenset(filter(is_later, names))
+        return frozenset()
     counts: dict[str, int] = {}
     found = []
     for name in names:
         split = split_layer(name)
-        if split is not None and split[0] not in counts:
+        if split is None:
+            continue
+        if split[0] not in counts:
             count = find_layer_count(config, family, split[0])
             counts[split[0]] = 0 if count is None else count.count
-        if is_later(name) or (split is not None and split[1] >= counts[split[0]] > 0):
+        if split[1] >= counts[split[0]] > 0:
             found.append(name)
     return frozenset(found)
 

@@ -27,7 +27,7 @@ from mergemill.engine.plan.vectors import (
 )
 from mergemill.engine.plan.weightless import leave_out
 from mergemill.engine.recipe import Guard, Recipe
-from mergemill.engine.tensors.dtypes import RECIPE_DTYPES, TORCH_DTYPES, compute_dtype, is_mergeable, promote
+from mergemill.engine.tensors.dtypes import RECIPE_DTYPES, TORCH_DTYPES, is_mergeable, promote
 from mergemill.engine.tensors.expressions import Agreed, Expression
 from mergemill.engine.tensors.merged import Merged
 from mergemill.engine.tensors.place import Place
@@ -266,7 +266,7 @@ def _make_expression(
     _check_known(slot.site.tensor, dtypes, filling.where)
     if all(map(is_mergeable, dtypes)):
         dtype = filling.dtype or promote(dtypes)
-        expression, unread = _merge(slot, found, filling, [*dtypes, *(["F64"] if filling.wide else [])], ledger)
+        expression, unread = _merge(slot, found, filling, ledger)
         return expression, dtype, unread
     if len(set(dtypes)) > 1:
         raise PlanError(
@@ -277,9 +277,7 @@ def _make_expression(
     return Agreed(slot.site.tensor, tuple(offer.expression for _, offer in found), models), dtypes[0], []
 
 
-def _merge(
-    slot: Slot, found: Sequence[Found], filling: Filling, dtypes: Sequence[str], ledger: Ledger
-) -> tuple[Expression, list[Found]]:
+def _merge(slot: Slot, found: Sequence[Found], filling: Filling, ledger: Ledger) -> tuple[Expression, list[Found]]:
     if filling.method.base != "none" and len(found) == 1 < len(slot.candidates):
         return found[0][1].expression, []  # an optional buffer that one model stores: nothing to merge it with
     if slot.alone and (filling.method.least_inputs > 1 or filling.method.base in ("required", "first of two")):
@@ -296,22 +294,22 @@ def _merge(
     named = spell(slot.site.tensor, filling.family)  # random masks do not depend on the donor's spelling
     named = f"{filling.stage}/{named}" if filling.stage else named
     place = Place(named, shape, filling.seed, tuple([each.place for each, _ in inputs]), block=alike.block)
-    deltas = [
-        find_delta_base(slot, candidate, offer, filling.offers, where=filling.where) for candidate, offer in inputs
-    ]
+    delta_bases = [find_delta_base(slot, *each, filling.offers, where=filling.where) for each in inputs]
     importances = filling.importances.find(inputs, filling.method, slot.site.tensor, ledger)
-    wide = compute_dtype([*dtypes, *[delta.dtype for delta in deltas if delta is not None]])
+    sources = [make_source(offer, own) for (_, offer), own in zip(inputs, delta_bases, strict=True)]
+    read = [each for _, each in found] + [each for each in delta_bases if each is not None]
+    wide = filling.wide or "F64" in [each.dtype for each in read]
     merged = Merged(
         alike.kernel,
         (
             *[offer.expression for _, offer in base],
-            *[make_source(offer, delta) for (_, offer), delta in zip(inputs, deltas, strict=True)],
+            *sources,
             *importances,
         ),
         bool(base),
         alike.settings,
         place,
-        wide,
+        "F64" if wide else "F32",
         alike.factors,
         find_numbers(filling.vectors, [each for each, _ in inputs]) if filling.steps.takes_squares else (),
         len(importances),

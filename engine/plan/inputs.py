@@ -11,7 +11,7 @@ from mergemill.engine.checkpoint.family import Family, find_ties, is_vocabulary,
 from mergemill.engine.checkpoint.quantized import find_quantization, find_unread, read_settings
 from mergemill.engine.errors import PlanError
 from mergemill.engine.offers.beside import is_activation
-from mergemill.engine.offers.offer import Offers
+from mergemill.engine.offers.offer import Offers, find_by_names
 from mergemill.engine.plan.filters import iter_parameters
 from mergemill.engine.plan.policy import Policies
 from mergemill.engine.plan.stacks import Stack
@@ -29,13 +29,25 @@ def check_models(
     checkpoints: Mapping[str, Checkpoint], offers: Mapping[str, Offers], family: Family, *, copied: bool, where: str
 ) -> None:
     """Raise `PlanError` for a model that cannot be read as it is stored; copied: what is quantised is only copied."""
+    factors = find_by_names(offers, find_factors)
     for model, checkpoint in checkpoints.items():
-        check_input(checkpoint, offers[model], family, where, copied=copied)
+        check_input(checkpoint, offers[model], family, where, copied=copied, factors=factors[model])
 
 
-def check_input(checkpoint: Checkpoint, offers: Offers, family: Family, where: str, *, copied: bool = False) -> None:
-    """Raise `PlanError` for a model that is not whole, or no numbers unless it is `copied` as it is stored."""
-    _check_factors(checkpoint, offers, where)
+def check_input(
+    checkpoint: Checkpoint,
+    offers: Offers,
+    family: Family,
+    where: str,
+    *,
+    copied: bool = False,
+    factors: Sequence[str] | None = None,
+) -> None:
+    """Raise `PlanError` for a model that is not whole, or no numbers unless it is `copied` as it is stored.
+
+    factors: those of adapters among its names, where they are known.
+    """
+    _check_factors(checkpoint, find_factors(offers) if factors is None else factors, where)
     _check_empty(checkpoint, family, where)
     if not copied:
         _check_quantized(checkpoint, offers, where)
@@ -82,8 +94,7 @@ def _may_be_tied(name: str, family: Family) -> bool:
     return split_layer(name) is None and any(fnmatchcase(name, tied) for tied, _ in family.ties)
 
 
-def _check_factors(checkpoint: Checkpoint, offers: Offers, where: str) -> None:
-    factors = find_factors(offers)
+def _check_factors(checkpoint: Checkpoint, factors: Sequence[str], where: str) -> None:
     if not factors:
         return
     more = f" and {len(factors) - 1} more" if len(factors) > 1 else ""

@@ -4,13 +4,14 @@ Decided on 2026-11-29: a head for later tokens was trained beside the weights of
 serve a merge badly, and a loader refuses one whose config asks for it and finds none.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mergemill.engine.checkpoint.checkpoint import Checkpoint
 from mergemill.engine.checkpoint.family import Family, is_later
-from mergemill.engine.checkpoint.later import list_later
-from mergemill.engine.offers.offer import Offers
+from mergemill.engine.checkpoint.later import list_layers_beyond, list_named_later
+from mergemill.engine.offers.offer import Offers, find_by_names
 from mergemill.engine.plan.coverage import LATER_UNUSED, Ledger
 from mergemill.engine.recipe import Recipe
 
@@ -55,6 +56,10 @@ def find_later(
         return Later(
             {model: frozenset(n for n in names if is_later(n, family)) for model, names in offers.items()}, True
         )
-    found = {model: list_later(names, checkpoints[model].config, family) for model, names in offers.items()}
+    named = find_by_names(offers, functools.partial(list_named_later, family=family))
+    found = {
+        model: named[model] | list_layers_beyond(names, checkpoints[model].config, family)
+        for model, names in offers.items()
+    }
     same = len(set(found.values())) == 1
     return Later(dict.fromkeys(found, frozenset()) if same else found, False)
