@@ -24,6 +24,7 @@ from mergemill.engine.transplants.methods import METHODS, Manner
 from mergemill.engine.transplants.transplanted import transplant
 
 KIND = "transplant"
+MOST_ROWS = 1 << 24  # far more than any vocabulary has, and what a slip would take all memory for
 Storage = Mapping[str, Mapping[str, Any]] | None
 
 
@@ -133,6 +134,8 @@ def _match(pair: Pair, site: VocabularyTensor, options: TransplantOptions) -> tu
     model, donor = pair.model_vocabulary.within(model_rows), pair.donor_vocabulary
     rows = donor_rows if options.rows == "donor" else donor.size
     each = options.pad_to_multiple_of
+    if rows > MOST_ROWS:
+        raise PlanError(f"{pair.donor.path}: has a token of the id {rows - 1}; a matrix has {MOST_ROWS} rows at most")
     sides = Sides(model, donor, model_rows, donor_rows, -(-rows // each) * each, pair.model_bad, pair.donor_bad)
     matches = match_tokens(donor, model, options.match)
     taken = "lm_head" if site.is_head else "embed"

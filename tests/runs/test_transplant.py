@@ -315,6 +315,10 @@ def test_too_little_memory_and_too_few_tokens_are_told_before(pair: Path, tmp_pa
     write_tokenizer(tmp_path / "other", [f"foreign{i}" for i in range(8)])
     with pytest.raises(InputError, match=r"no token is in both, so omp has nothing to go by; --method mean"):
         make_transplant_plan(str(pair / "model"), str(tmp_path / "other"))
-    (tmp_path / "other" / "tokenizer.json").unlink()
+    path = tmp_path / "other" / "tokenizer.json"
+    path.write_text(path.read_text().replace('"foreign7": 7', '"own7": 2147483646'))
+    with pytest.raises(InputError, match=r"other: has a token of the id 2147483646; a matrix has 16777216 rows at"):
+        make_transplant_plan(str(pair / "model"), str(tmp_path / "other"), rows="tokens")
+    path.unlink()
     with pytest.raises(InputError, match=r"other: has no tokenizer.json"):
         make_transplant_plan(str(pair / "model"), str(tmp_path / "other"))
