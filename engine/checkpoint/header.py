@@ -153,8 +153,8 @@ def _parse_entry(name: str, entry: object, where: str) -> tuple[int, int, Tensor
     raise _explain(name, entry, where)
 
 
-def _are_counts(found: Sequence[object]) -> bool:
-    return {*map(type, found)} == _INTEGER and min(found) >= 0 and max(found) < 2**64  # type: ignore[type-var]
+def _are_counts(found: Sequence[Any]) -> bool:
+    return {*map(type, found)} == _INTEGER and min(found) >= 0 and max(found) < 2**64
 
 
 def _explain(name: str, entry: object, where: str) -> HeaderError:
