@@ -2,10 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -15,9 +16,10 @@ from runs.buckets import found_by_environment, new_place
 from runs.merging import hash_output, parts_of, run_until
 from safetensors.torch import load_file, save_file
 from servers.s3 import S3
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from mergemill.cli.main import execute
-from mergemill.engine import describe_plan, make_plan, make_transplant_plan, run, verify
+from mergemill.engine import describe_plan, make_convert_plan, make_plan, make_transplant_plan, run, verify
 from mergemill.engine.errors import InputError, RunError
 from mergemill.engine.plan.values import Plan
 from mergemill.engine.transplants import methods
@@ -289,6 +291,43 @@ def test_a_quantised_donor_in_a_bucket_gives_the_rows_of_its_values(
     assert all((found[name] == expected[name]).all() for name in expected)
     with pytest.raises(InputError, match=rf"{EMBEDDING} is F8_E4M3; a transplant needs BF16, F16, F32, F64"):
         make_transplant_plan(str(folder / "donor"), str(folder / "model"))
+
+
+def write_quantised_donors(folder: Path, donor: Path) -> Iterator[tuple[Path, np.ndarray]]:
+    """Yield the donor with an embedding of MXFP4, and as a file of Q8_0, with what packages make of that."""
+    (path,) = donor.glob("*.safetensors")
+    tensors, stream = load_file(path), torch.Generator().manual_seed(0)
+    rows, columns = tensors.pop(EMBEDDING).shape
+    blocks = torch.randint(0, 256, (rows, columns // 32, 16), generator=stream, dtype=torch.uint8)
+    scales = torch.randint(118, 124, (rows, columns // 32), generator=stream, dtype=torch.uint8)
+    shutil.copytree(donor, folder / "mxfp4")
+    stored = {f"{EMBEDDING}_blocks": blocks, f"{EMBEDDING}_scales": scales}
+    save_file(tensors | stored, folder / "mxfp4" / path.name, metadata={"format": "pt"})
+    config = json.loads((donor / "config.json").read_text()) | {"quantization_config": {"quant_method": "mxfp4"}}
+    (folder / "mxfp4" / "config.json").write_text(json.dumps(config))
+    yield folder / "mxfp4", convert_moe_packed_tensors(blocks[None], scales[None])[0].T.float().numpy()
+    run(make_convert_plan(str(donor), gguf="donor.gguf", quantize="q8_0"), folder / "file", workers=0)
+    file = folder / "file" / "donor.gguf"
+    (found,) = (each for each in gguf.GGUFReader(file).tensors if each.name == "token_embd.weight")
+    assert found.tensor_type.name == "Q8_0"
+    yield file, gguf.quants.dequantize(found.data, found.tensor_type)
+
+
+def test_donors_of_mxfp4_and_of_q8_0_give_the_rows_of_their_values(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"layers": 1, "heads": 2, "kv_heads": 1, "intermediate": 32, "dtype": "float32"}
+    for name, first, hidden in (("model", 0, 32), ("donor", 40, 64)):
+        write_llama(tmp_path / name, seed=first, hidden=hidden, vocab=100, tied=True, **sizes)
+        write_tokenizer(tmp_path / name, [f"word{i}" for i in range(first, first + 100)])
+    path = tmp_path / "donor" / "tokenizer.json"
+    path.write_text(path.read_text().replace('"use_regex": false', '"use_regex": true'))  # which llama.cpp has
+    model = load(tmp_path / "model")[EMBEDDING]
+    for donor, values in write_quantised_donors(tmp_path, tmp_path / "donor"):
+        out = tmp_path / f"of_{donor.stem}"
+        run(make_transplant_plan(str(tmp_path / "model"), str(donor), k=K), out, workers=0)
+        found, x = load(out)[EMBEDDING], values.astype(np.float64)
+        assert (found[:60] == model[40:]).all()
+        for row in (60, 77, 99):
+            np.testing.assert_allclose(found[row], oracles.omp(x[row], x[:60], model[40:], K), atol=2e-6)
 
 
 @pytest.mark.parametrize(
