@@ -196,6 +196,29 @@ def test_methods_take_rows_as_they_take_what_is_stored(tmp_path: Path) -> None:
         assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("apart", [True, False], ids=["of this machine", "from afar"])
+def test_native_loops_take_several_slabs_of_rows_in_the_memory_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apart: bool
+) -> None:
+    columns, stream = 4096, np.random.default_rng(4)
+    stored = [store(tmp_path, make_matrix(seed, 600, columns, torch.bfloat16), str(seed)) for seed in (1, 2)]
+    wanted = [stream.permutation(1200)[:580], np.concatenate([np.arange(290), stream.permutation(1200)[:290]])]
+    moved = [Rows(tuple(stored), make_row_map(each), "BF16") for each in wanted]
+    kernel = get_method("linear")
+    values = {"weight": (0.25, 0.75), "normalize": False}
+    place = Place("x", moved[0].shape, 5, (0, 1), block=kernel.block(moved[0].shape, values))
+    made = Merged(kernel, tuple(moved), False, values, place, "F32")
+    assert made.steps == 4
+    if not apart:
+        monkeypatch.setattr(Workspace, "reads_apart", lambda self, pin: False)
+    whole = torch.cat([make_matrix(seed, 600, columns, torch.bfloat16) for seed in (1, 2)]).float()
+    expected = (0.25 * whole[wanted[0]] + 0.75 * whole[wanted[1]]).bfloat16().view(-1)
+    ready, room = settle(made), np.full(made.step_bytes(made.size, "BF16"), 0xFF, np.uint8)
+    for span in iter_slabs(Span(0, made.size), made.steps * SLAB):
+        found = torch.from_numpy(ready.encode(span, Workspace(room), "BF16").copy()).view(torch.bfloat16)
+        assert torch.equal(found, expected[span.start : span.stop])
+
+
 def test_equal_maps_have_equal_digests_and_a_pickle_keeps_them() -> None:
     first, second = make_row_map([0, 1, SEVERAL], [[1, 2]]), make_row_map([0, 1, SEVERAL], [[1, 2]])
     assert first.digest == second.digest == pickle.loads(pickle.dumps(first)).digest
