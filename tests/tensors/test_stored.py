@@ -168,7 +168,8 @@ def test_every_pattern_is_decoded_and_encoded_as_torch_does(stored: str, out: st
 
 
 def test_ranks_in_rows_are_those_of_a_stable_sort() -> None:
-    """Rows of distinct values, of ties, of one value only, and with more in one bin than are counted one by one."""
+    """Rows of distinct values, of ties, of one value only, with more in one bin than are counted one by one, and with a
+    value far larger than all others."""
     stream = np.random.default_rng(11)
     rows = np.stack(
         [
@@ -177,8 +178,12 @@ def test_ranks_in_rows_are_those_of_a_stable_sort() -> None:
             np.full(3000, -0.5),
             1 + 1e-6 * stream.integers(0, 50, 3000),
             np.where(stream.random(3000) < 0.5, 0, stream.standard_normal(3000)),
+            np.round(64 * stream.standard_normal(3000)) / 64,
+            np.where(stream.random(3000) < 0.97, 0, 1e-40 * stream.standard_normal(3000)),
+            stream.standard_normal(3000),
         ]
     ).astype(np.float32)
+    rows[-2:, 17] = 1e30
     rank = np.argsort(np.argsort(np.abs(rows), axis=1, kind="stable"), axis=1, kind="stable")
     for limits in (np.linspace(-(2**31), 2**31 - 1, 3000), np.linspace(2**30, -(2**30), 3000)):
         limits = limits.astype(np.int32)
