@@ -11,10 +11,8 @@ small directions, are first told from the others, and from each other, in float6
 Where there are many of these, or the angles are so far from right that their second order counts, there is no answer,
 and the caller decomposes in float64. Where all singular values lie close together, the angles are not looked at.
 
-2026-11-30: tried beside it; one unit is a product in float32 of the smaller side's square, of which eigenvectors take 6
-to 7 in float32 and 12 to 14 in float64: QDWH on the Gram matrix by Cholesky's inverses (8 for a condition of 12, no
-more exact), sums of shifted inverses (8), a step of Newton and Schulz (4 to 5, as the angles, and half of an error
-between large and small directions stays).
+2026-11-30: QDWH in float32, on the Gram matrix and on the matrix itself, and Newton and Schulz were tried beside it: no
+faster at this error, and of square matrices inexact (tests/bench/README.md).
 """
 
 from typing import NamedTuple
