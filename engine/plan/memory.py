@@ -6,8 +6,10 @@ that its passes read them once.
 """
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from operator import attrgetter
 
 from mergemill.engine.errors import PlanError
 from mergemill.engine.plan.sizes import format_size, say_enough
@@ -66,7 +68,8 @@ def project(tensor: OutputTensor, span: Span) -> Projected:
     held_bytes = sum(aligned(read.size_bytes) for read in expression.holds(span))
     slab_bytes = expression.step_bytes(span.size, out) + held_bytes
     ends = 64 * math.ceil(span.size / slab_step(SLAB, expression.block))  # what aligning each slab's kept bytes can add
-    kept_bytes = sum(aligned(read.size_bytes) + ends for read in expression.reads(span))
+    sizes = Counter(map(attrgetter("size_bytes"), expression.reads(span)))
+    kept_bytes = sum(count * (aligned(size_bytes) + ends) for size_bytes, count in sizes.items())
     usual, most = expression.count_rounds()
     guarded = tensor.most_growth is not None
     return Projected(slab_bytes, slab_bytes + kept_bytes, 0, usual + guarded, most + guarded)

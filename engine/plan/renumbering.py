@@ -110,7 +110,7 @@ class Renumbering:
 
         models, holders = known
         made = self._start_making(tensor, known, found)
-        tokens = np.array(sorted(self.joined.ids.values()), np.int64)
+        tokens = np.sort(np.fromiter(self.joined.ids.values(), np.int64, len(self.joined.ids)))
         fixed = {
             self.joined.ids[text]: self._fix(text, token, tensor, models, holders)
             for text, token in self.settings.tokens.items()

@@ -89,7 +89,7 @@ def read_vocabulary_of(checkpoint: Checkpoint) -> Vocabulary | None:
         ids = parse_tokenizer(tokenizer, where)
     if ids is None:
         return None
-    if any(type(number) is not int or number < 0 for number in ids.values()):
+    if not {*map(type, ids.values())} <= {int} or min(ids.values(), default=0) < 0:
         raise CheckpointError(f"{checkpoint.path}: its tokenizer has ids that are not whole numbers from 0 on")
     kind = str(tokenizer["model"].get("type") or _guess_kind(tokenizer["model"])) if tokenizer else ""
     roles = {role: token for role in ROLES if (token := find_role(config, role)) in ids}
