@@ -160,7 +160,7 @@ static int64_t decide(const RowRoom *room, int64_t columns, Scale scale) {
             const int less = half < (a < b ? a : b);
             stays |= (uint64_t)less << place;
             room->index[count] = (uint32_t)(j + place);
-            count += !less & (half <= (a < b ? b : a));
+            count += (less ^ 1) & (half <= (a < b ? b : a));
         }
         memcpy(room->stays + j / 8, &stays, (size_t)bytes);
     }
@@ -186,7 +186,6 @@ WIDTHS static int64_t count_up_to(const float *row, int64_t columns, int32_t mos
     for (int64_t k = 0, here; k < columns; k += here) {
         int32_t count = 0;
         here = least(BLOCK, columns - k);
-#pragma GCC unroll 4
         for (int64_t i = k; i < k + here; i++) count += (int32_t)float_to_bits(row[i]) <= most;
         found += count;
     }
