@@ -75,9 +75,9 @@ class Expression:
 
     def iter_blocks(self) -> Iterator[int]:
         """Yield its block and those of all that it is made of, as far as its own spans are spans of them."""
-        yield self.own_block
-        for each in self.inputs:
-            yield from each.iter_blocks()
+        # A leaf may be cut anywhere, and a stack of experts has hundreds of them.
+        inner = [each.iter_blocks() for each in self.inputs if not isinstance(each, Leaf)]
+        return chain((self.own_block,), *inner)
 
     @property
     def grain(self) -> int:

@@ -103,7 +103,7 @@ class Merged(Expression):
     @property
     def block(self) -> int:
         """As the method needs it, and what is inside it."""
-        return join_blocks(list(self.iter_blocks()), self.size)
+        return join_blocks(sorted({*self.iter_blocks()}), self.size)  # few, also where hundreds of experts are inputs
 
     @property
     def own_block(self) -> int:
