@@ -90,6 +90,11 @@ class Expression:
         return False
 
     @property
+    def is_watched(self) -> bool:
+        """Whether the guard counts what is not finite in it, also where it is not cast."""
+        return self.is_merged
+
+    @property
     def is_vector(self) -> bool:
         """Whether it is a task vector already, from which no base is to be taken."""
         return False

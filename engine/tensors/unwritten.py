@@ -47,6 +47,11 @@ class Unwritten(Expression):
         return self.made.is_merged
 
     @property
+    def is_watched(self) -> bool:
+        """As what it is made of is."""
+        return self.made.is_watched
+
+    @property
     def made_with(self) -> object:
         """As of what it is made of."""
         return self.made.made_with

@@ -103,6 +103,11 @@ class Transplanted(Expression):
         return grain if self.method.is_costly and grain < self.size else self.block
 
     @property
+    def is_watched(self) -> bool:
+        """Rows are calculated."""
+        return True
+
+    @property
     def gathers(self) -> bool:
         """Whether sums over rows are needed first."""
         return bool(len(self.matrices.changes.means)) or self.method.sums != ""

@@ -254,9 +254,11 @@ def write_broken(pair: Path, folder: Path) -> Path:
 def test_of_rows_without_numbers_none_is_made_that_looks_like_one(pair: Path, tmp_path: Path) -> None:
     broken = write_broken(pair, tmp_path / "pair")
     for method in ("omp", "common_interpolation", "focus"):
-        run(plan(broken, method), tmp_path / method, workers=0)
+        committed = run(plan(broken, method), tmp_path / method, workers=0)
         found = np.isfinite(load(tmp_path / method)[EMBEDDING]).all(1)
         assert np.flatnonzero(~found).tolist() == [3]
+        assert [(each.tensor, each.broken) for each in committed.guard.faults] == [(HEAD, 64), (EMBEDDING, 64)]
+        assert committed.guard.most_changed == ()
     with pytest.raises(RunError, match="rows that landmark_pca goes by hold NaN or infinity"):
         run(plan(broken, "landmark_pca"), tmp_path / "out", workers=0)
 

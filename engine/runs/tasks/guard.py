@@ -1,7 +1,7 @@
 """The guard: which tensors came out broken or changed far more than their inputs, and what changed most.
 
-It watches what is calculated: merged tensors, and those that are only cast, which may make infinities. A tensor that is
-copied holds what its source held.
+It watches what is calculated: merged tensors, rows that are made for another tokenizer, and tensors that are only cast,
+which may make infinities. A tensor that is copied holds what its source held.
 """
 
 import math
@@ -77,8 +77,8 @@ def find_growth(drift: Drift) -> float:
 
 def make_report(plan: Plan, receipts: Iterable[Receipt]) -> Report:
     """Sum up what the receipts of all parts say of the tensors, whatever the order in which the parts ended."""
-    changes, casts = _find_changes(plan, receipts)
-    merged = [change for change in changes if change.tensor not in casts]
+    changes, unmerged = _find_changes(plan, receipts)
+    merged = [change for change in changes if change.tensor not in unmerged]
     return Report(tuple(change for change in changes if change.fault), tuple(merged[:MOST_CHANGED]))
 
 
@@ -86,21 +86,21 @@ def find_losses(plan: Plan, receipts: Iterable[Receipt]) -> Mapping[str, float |
     """Return ‖D − BA‖ / ‖D‖ of each module of an adapter that is cut from a change D, the largest first."""
     tensors = [piece.tensor for part in plan.parts for piece in part.pieces]
     factors = {each.name for each in tensors if getattr(each.expression.made_with, "tells_loss", False)}
-    changes, casts = _find_changes(plan, receipts)
+    changes, unmerged = _find_changes(plan, receipts)
     return {
         change.tensor.removeprefix(PREFIX).partition(FACTOR)[0]: change.change
         for change in changes
-        if change.tensor in factors and change.tensor not in casts
+        if change.tensor in factors and change.tensor not in unmerged
     }
 
 
 def _find_changes(plan: Plan, receipts: Iterable[Receipt]) -> tuple[list[TensorChange], Mapping[str, str]]:
-    """Return what the receipts say of each tensor, the most changed first, and which are only cast, from what to what.
+    """Return what the receipts say of each tensor, the most changed first, and which no method merges.
 
     Any order of the receipts gives the same.
     """
     rows: dict[str, list[Row]] = {}
-    casts: dict[str, str] = {}  # of tensors that are only cast: what to what
+    unmerged: dict[str, str] = {}  # tensors that no method merges: of a cast what to what
     for receipt in sorted(receipts, key=lambda receipt: receipt.part):
         pieces = [piece for piece in plan.parts[receipt.part].pieces if _is_watched(piece.tensor)]
         if len(receipt.drifts) != len(pieces):
@@ -109,9 +109,11 @@ def _find_changes(plan: Plan, receipts: Iterable[Receipt]) -> tuple[list[TensorC
             if _is_row(row) and len(row) == len(rows.get(piece.tensor.name, [row])[0]):
                 rows.setdefault(piece.tensor.name, []).append(row)
             if is_cast(piece.tensor):
-                casts[piece.tensor.name] = f", cast from {piece.tensor.expression.dtype} to {piece.tensor.dtype}"
-    changes = [_make_change(name, found, plan.guard.growth, casts.get(name, "")) for name, found in rows.items()]
-    return sorted(changes, key=lambda change: (-_rank(change), change.tensor)), casts
+                unmerged[piece.tensor.name] = f", cast from {piece.tensor.expression.dtype} to {piece.tensor.dtype}"
+            elif not piece.tensor.expression.is_merged:
+                unmerged[piece.tensor.name] = ""
+    changes = [_make_change(name, found, plan.guard.growth, unmerged.get(name, "")) for name, found in rows.items()]
+    return sorted(changes, key=lambda change: (-_rank(change), change.tensor)), unmerged
 
 
 def is_cast(tensor: OutputTensor) -> bool:
@@ -120,7 +122,7 @@ def is_cast(tensor: OutputTensor) -> bool:
 
 
 def _is_watched(tensor: OutputTensor) -> bool:
-    return tensor.expression.is_merged or is_cast(tensor)
+    return tensor.expression.is_watched or is_cast(tensor)
 
 
 def check_report(report: Report, policy: str, out: str) -> None:
