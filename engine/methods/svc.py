@@ -48,13 +48,13 @@ def svc(
     with on_one_thread(place):
         matrix = merged.view(place.shape)
         left, values, right = _decompose(matrix)
-        images = right.T * values.div(values[:1]).to(right.dtype)[:, None]
+        images = right.T.mul_(values.div(values[:1]).to(right.dtype)[:, None])
         total = torch.zeros_like(values)
         for delta in deltas:
             shares = _find_shares(left, images, delta.view(place.shape))
             total.add_(torch.where(shares.isnan(), alpha, shares.mul_(values[:1])).clamp_(min=alpha))
         factors = torch.where(total > 0, len(deltas) / total, 1.0)
-        change = multiply(left * (values * factors.sub_(1)).to(left.dtype), right.T, merged.dtype)
+        change = multiply(left.mul_(factors.sub_(1).mul_(values[:1]).to(left.dtype)), images, merged.dtype)
         return matrix.add_(change).view(-1)
 
 
