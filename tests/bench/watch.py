@@ -59,6 +59,8 @@ class Watch:
         elif isinstance(event, PartFinished):
             self.task_s += event.receipt.seconds
             if event.parts_done == self._parts:
+                # One that the machine took was replaced, and nobody saw how the new one began.
+                self.base_bytes = {pid: base for pid, base in self.base_bytes.items() if psutil.pid_exists(pid)}
                 self._mark()
                 self.peak_bytes = {pid: read_peak(pid) for pid in self.base_bytes}
 

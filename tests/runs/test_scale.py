@@ -57,7 +57,7 @@ def test_a_layer_of_70b_from_far_away_takes_no_more_memory_than_was_promised(mod
     reads, dropped = drop.read_counts(counts, "read"), drop.read_counts(out / "counts", "drop")
     most = max(each["most_in_flight"] for each in reads)
     print(f"\ntaken {[size >> 20 for size in taken]} MiB of {MEMORY >> 20}, {most} reads in flight")  # noqa: T201
-    assert len(taken) == WORKERS
+    assert 1 <= len(taken) <= WORKERS  # without one that ended on the way, which is replaced
     assert 16 << 20 < max(taken) <= MEMORY
     assert most > 4, "the latency is met by reading ahead"
     assert sum(each["bytes"] for each in dropped) == sum(part.size_bytes for part in plan.parts)
