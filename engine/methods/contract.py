@@ -159,14 +159,14 @@ class Method(Documented):
         if self.statistics is None:
             return None
         known = {"place": place, "dtype": dtype, **self._arguments(settings)}
-        return self.statistics(**{name: known[name] for name in names_of(self.statistics)})
+        return call_with(self.statistics, known)
 
     def fuse(self, statistics: Any, place: Place, settings: Mapping[str, Any]) -> Fusion | None:
         """Return how native loops merge a slab; None where they cannot."""
         if self.fused is None:
             return None
         known = {"statistics": statistics, "place": place, **self._arguments(settings)}
-        return self.fused(**{name: known[name] for name in names_of(self.fused)})
+        return call_with(self.fused, known)
 
     def fuse_whole(self, size: int, settings: Mapping[str, Any]) -> Fusion | None:
         """Return how native loops merge any whole tensor of so many elements without a round; None: they cannot."""
@@ -174,10 +174,10 @@ class Method(Documented):
             return None
         known = {"size": size, "statistics": None, **self._arguments(settings)}
         if self.at_once is not None:
-            known["statistics"] = self.at_once(**{name: known[name] for name in names_of(self.at_once)})
+            known["statistics"] = call_with(self.at_once, known)
         if self.statistics is not None and known["statistics"] is None:
             return None
-        return self.fused(**{name: known[name] for name in names_of(self.fused)})
+        return call_with(self.fused, known)
 
     def combine(
         self,
@@ -277,11 +277,16 @@ def names_of(function: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(inspect.signature(function).parameters)
 
 
+def call_with(function: Callable[..., T], known: Mapping[str, Any]) -> T:
+    """Return what a function gives for what it names of all that is known."""
+    return function(**{name: known[name] for name in names_of(function)})
+
+
 def find_block(grain: Grain | Callable[..., Grain | int], shape: tuple[int, ...], arguments: Mapping[str, Any]) -> int:
     """Return the elements at whose multiples a tensor of `shape` may be cut, so that slabs hold whole grains."""
     if callable(grain):
         known = {"shape": shape, **arguments}
-        found = grain(**{name: known[name] for name in names_of(grain)})
+        found = call_with(grain, known)
         if isinstance(found, int):
             return row_block((math.prod(shape) // found + 1, found))
         grain = found

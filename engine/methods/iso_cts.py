@@ -22,6 +22,7 @@ from mergemill.engine.methods.matrices import (
     take_triples,
     whole_matrices,
 )
+from mergemill.engine.methods.products import is_wide
 from mergemill.engine.methods.sides import find_side
 from mergemill.engine.tensors.lazy import Tensor, torch
 from mergemill.engine.tensors.place import Place
@@ -67,7 +68,7 @@ def _join_directions(matrices: list[Tensor], common: int, own: int) -> Tensor:
         total.add_(matrix)
     side = find_side(total, stored)
     shared = take_triples(total, side, min(common, side.clear))
-    rest = side.vectors[:, len(shared.values) :] if total.shape[0] <= total.shape[1] else None
+    rest = side.vectors[:, len(shared.values) :] if is_wide(total) else None
     parts = [shared]
     if own:
         found = (_find_own(matrix, shared.left, rest, own) for matrix in matrices)

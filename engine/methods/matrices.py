@@ -21,7 +21,8 @@ from mergemill.engine.errors import MergeError
 from mergemill.engine.methods import polar
 from mergemill.engine.methods.contract import Grain
 from mergemill.engine.methods.polar import Polar
-from mergemill.engine.methods.sides import Side, find_side, is_large, is_wide
+from mergemill.engine.methods.products import is_wide
+from mergemill.engine.methods.sides import Side, find_side, is_large
 from mergemill.engine.methods.task_vectors import add_deltas
 from mergemill.engine.tensors.heap import return_freed_pages
 from mergemill.engine.tensors.lazy import Dtype, Tensor, torch

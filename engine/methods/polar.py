@@ -17,7 +17,7 @@ faster at this error, and of square matrices inexact (tests/bench/README.md).
 
 from typing import NamedTuple
 
-from mergemill.engine.methods.products import mirror, split_lower, sum_gram, take_rows
+from mergemill.engine.methods.products import is_wide, mirror, split_lower, sum_gram, take_rows
 from mergemill.engine.tensors.heap import return_freed_pages
 from mergemill.engine.tensors.lazy import Tensor, torch
 
@@ -56,7 +56,7 @@ def find_polar(matrix: Tensor, least: float) -> Polar | None:
             return None
         angles.mul_(-values).div_((values[:, None] + values).clamp_(min=1e-30)).fill_diagonal_(1.0)
         vectors = vectors @ angles
-    factor = vectors @ images if matrix.shape[0] <= matrix.shape[1] else images.T @ vectors.T
+    factor = vectors @ images if is_wide(matrix) else images.T @ vectors.T
     return Polar(factor, float(values.sum(dtype=torch.float64)) * unit)
 
 

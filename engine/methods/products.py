@@ -7,6 +7,11 @@ from mergemill.engine.tensors.lazy import Dtype, Tensor, torch
 CHUNK = 512  # products that are added up in float32
 
 
+def is_wide(matrix: Tensor) -> bool:
+    """Whether rows are the smaller side."""
+    return matrix.shape[0] <= matrix.shape[1]
+
+
 def take_units(matrix: Tensor, dtype: Dtype) -> tuple[Tensor, float]:
     """Return a matrix in a unit, a power of two, as `dtype`; and the unit.
 
@@ -19,7 +24,7 @@ def take_units(matrix: Tensor, dtype: Dtype) -> tuple[Tensor, float]:
 
 def take_rows(matrix: Tensor) -> tuple[Tensor, float]:
     """Return the rows of the smaller side, ``[s, l]``, in a unit as float32; and the unit (`take_units`)."""
-    return take_units(matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T, torch.float32)
+    return take_units(matrix if is_wide(matrix) else matrix.T, torch.float32)
 
 
 def sum_gram(rows: Tensor) -> Tensor:

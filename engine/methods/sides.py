@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from mergemill.engine.methods import leading
-from mergemill.engine.methods.products import mirror, split_lower, sum_gram, take_rows
+from mergemill.engine.methods.products import is_wide, mirror, split_lower, sum_gram, take_rows
 from mergemill.engine.tensors.heap import return_freed_pages
 from mergemill.engine.tensors.lazy import Dtype, Tensor, torch
 
@@ -24,11 +24,6 @@ class Side(NamedTuple):
     values: Tensor  # one for each, or more
     others: Tensor | None  # the other side's, [max(m, n), s], where a decomposition of the matrix itself gave them
     clear: int  # so many values are not numerically zero
-
-
-def is_wide(matrix: Tensor) -> bool:
-    """Whether rows are the smaller side."""
-    return matrix.shape[0] <= matrix.shape[1]
 
 
 def is_large(shape: tuple[int, ...]) -> bool:

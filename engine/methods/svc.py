@@ -21,7 +21,7 @@ from mergemill.engine.methods.matrices import (
     on_one_thread,
     whole_matrices,
 )
-from mergemill.engine.methods.products import take_rows, take_units
+from mergemill.engine.methods.products import is_wide, take_rows, take_units
 from mergemill.engine.methods.sides import find_others, find_side, is_large
 from mergemill.engine.methods.steps import post_step
 from mergemill.engine.tensors.lazy import Tensor, torch
@@ -72,7 +72,7 @@ def _decompose(matrix: Tensor) -> Triples:
     rows, unit = take_rows(matrix)
     others, lengths = find_others(rows, vectors)
     values = lengths.mul_(unit)
-    return Triples(vectors, values, others) if len(matrix) <= len(matrix.T) else Triples(others, values, vectors)
+    return Triples(vectors, values, others) if is_wide(matrix) else Triples(others, values, vectors)
 
 
 def _find_shares(left: Tensor, images: Tensor, delta: Tensor) -> Tensor:
